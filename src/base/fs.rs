@@ -1,0 +1,224 @@
+//! The one owner of `std::fs`: every error names the path, every file that others may read appears
+//! whole (written beside its place, then renamed), every listing is sorted.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use super::{Error, Place, Result};
+
+/// What tells an unchanged file from a changed one without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Stat {
+    pub size: u64,
+    pub mtime_ns: u64,
+    pub inode: u64,
+}
+
+pub fn open(path: &Path) -> Result<File> {
+    let file = File::open(path).map_err(|e| Error::io("open", path, &e))?;
+    match file.metadata() {
+        Ok(meta) if meta.is_dir() => {
+            Err(Error::input(format!("`{}` is a directory, expected a file", path.display())))
+        }
+        _ => Ok(file),
+    }
+}
+
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(path)?.read_to_end(&mut bytes).map_err(|e| Error::io("read", path, &e))?;
+    Ok(bytes)
+}
+
+/// A file that must be UTF-8.
+///
+/// # Errors
+/// When it cannot be read, or with line and column where it is not UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
+    String::from_utf8(read(path)?).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        let bytes = e.as_bytes();
+        Error::input(format!("byte {at} (0x{:02X}) is not valid UTF-8", bytes[at]))
+            .at(place_of_byte(&path.display().to_string(), bytes, at))
+            .help("save the file as UTF-8")
+    })
+}
+
+/// Line and column of byte `at` in `bytes`, for messages about a file.
+pub fn place_of_byte(file: &str, bytes: &[u8], at: usize) -> Place {
+    let start = bytes[..at].iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1);
+    let end = bytes[at..].iter().position(|b| *b == b'\n').map_or(bytes.len(), |i| at + i);
+    Place {
+        file: file.to_string(),
+        line: bytes[..at].iter().filter(|b| **b == b'\n').count() + 1,
+        column: String::from_utf8_lossy(&bytes[start..at]).chars().count() + 1,
+        excerpt: String::from_utf8_lossy(&bytes[start..end]).trim_end_matches('\r').to_string(),
+        width: 1,
+    }
+}
+
+/// A new file for a writer inside a folder that nobody else reads yet (a stage's output folder).
+pub fn create(path: &Path) -> Result<File> {
+    create_parent(path)?;
+    File::create(path).map_err(|e| Error::io("create", path, &e))
+}
+
+/// [`create`] and write in one go.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    create(path)?.write_all(bytes).map_err(|e| Error::io("write", path, &e))
+}
+
+/// Readers see the old content or the new, never a part.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    create_parent(path)?;
+    let parent = path.parent().unwrap_or(Path::new("."));
+    let mut file =
+        tempfile::NamedTempFile::new_in(parent).map_err(|e| Error::io("create a file in", parent, &e))?;
+    file.write_all(bytes).map_err(|e| Error::io("write", path, &e))?;
+    // A temporary is private to its owner; what takes its place is not.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let _ = file.as_file().set_permissions(fs::Permissions::from_mode(0o644));
+    }
+    file.persist(path).map(drop).map_err(|e| Error::io("replace", path, &e.error))
+}
+
+pub fn append(path: &Path) -> Result<File> {
+    create_parent(path)?;
+    File::options().append(true).create(true).open(path).map_err(|e| Error::io("open", path, &e))
+}
+
+pub fn create_dir(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).map_err(|e| Error::io("create the folder", path, &e))
+}
+
+fn create_parent(path: &Path) -> Result<()> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => create_dir(parent),
+        _ => Ok(()),
+    }
+}
+
+/// Gone afterwards, whether it was there or not.
+pub fn remove(path: &Path) -> Result<()> {
+    let result = match path.symlink_metadata() {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(_) => return Ok(()),
+    };
+    result.map_err(|e| Error::io("remove", path, &e))
+}
+
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    create_parent(to)?;
+    fs::rename(from, to).map_err(|e| Error::io("move a file to", to, &e))
+}
+
+/// No more writes to what others link to.
+pub fn make_read_only(path: &Path) -> Result<()> {
+    let mut permissions = fs::metadata(path).map_err(|e| Error::io("read", path, &e))?.permissions();
+    permissions.set_readonly(true);
+    fs::set_permissions(path, permissions).map_err(|e| Error::io("make read-only", path, &e))
+}
+
+/// The same bytes under a second name: a reflink where the file system has them (an edit of one
+/// leaves the other alone), else a hard link, else a copy.
+pub fn link(from: &Path, to: &Path) -> Result<()> {
+    create_parent(to)?;
+    remove(to)?;
+    if reflink_copy::reflink(from, to).is_ok() || fs::hard_link(from, to).is_ok() {
+        return Ok(());
+    }
+    fs::copy(from, to).map(drop).map_err(|e| Error::io("copy a file to", to, &e))
+}
+
+/// `None` when there is no file at `path`.
+pub fn stat(path: &Path) -> Option<Stat> {
+    let meta = fs::metadata(path).ok().filter(|m| m.is_file())?;
+    let since = meta.modified().ok()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+    #[cfg(unix)]
+    let inode = std::os::unix::fs::MetadataExt::ino(&meta);
+    #[cfg(not(unix))]
+    let inode = 0;
+    Some(Stat { size: meta.len(), mtime_ns: since.as_nanos() as u64, inode })
+}
+
+/// The size of the file at `path`.
+pub fn size(path: &Path) -> Result<u64> {
+    fs::metadata(path).map(|m| m.len()).map_err(|e| Error::io("read", path, &e))
+}
+
+/// Every file below `folder`, in byte order of the path.
+pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut open = vec![folder.to_path_buf()];
+    while let Some(dir) = open.pop() {
+        for path in children(&dir)? {
+            if path.is_dir() {
+                open.push(path);
+            } else {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// What lies directly in `folder`, sorted.
+pub fn children(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).map_err(|e| Error::io("list", folder, &e))?;
+    let mut paths = entries
+        .map(|entry| entry.map(|e| e.path()).map_err(|e| Error::io("list", folder, &e)))
+        .collect::<Result<Vec<_>>>()?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// A private folder in `parent` that removes itself when dropped.
+pub fn temp_dir(parent: &Path, prefix: &str) -> Result<tempfile::TempDir> {
+    create_dir(parent)?;
+    tempfile::Builder::new()
+        .prefix(prefix)
+        .tempdir_in(parent)
+        .map_err(|e| Error::io("create a folder in", parent, &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_are_not_utf8_are_located() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.txt");
+        write(&path, b"good\nse\xC3\xA9 bad\xFFbyte\n").unwrap();
+        let error = read_text(&path).unwrap_err();
+        let place = error.place().unwrap();
+        assert_eq!((place.line, place.column), (2, 8), "{error}");
+        assert!(error.message().contains("0xFF"), "{error}");
+    }
+
+    #[test]
+    fn an_atomic_write_replaces_and_leaves_nothing_beside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/er/a.txt");
+        write_atomic(&path, b"one").unwrap();
+        write_atomic(&path, b"two").unwrap();
+        assert_eq!(read(&path).unwrap(), b"two");
+        assert_eq!(files_below(dir.path()).unwrap(), [path]);
+    }
+
+    #[test]
+    fn a_link_shows_the_same_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("x/b"));
+        write(&a, b"bytes").unwrap();
+        link(&a, &b).unwrap();
+        link(&a, &b).unwrap();
+        assert_eq!(read(&b).unwrap(), b"bytes");
+    }
+}

@@ -1,0 +1,19 @@
+//! What every room may use: digests, errors with a place, YAML with positions, the owner of the
+//! file system, seeded randomness, and the handle through which long work reports and is stopped.
+//!
+//! Knows neither language models nor pipelines, and never prints.
+
+pub mod canonical;
+pub mod digest;
+pub mod error;
+pub mod fs;
+pub mod monitor;
+pub mod rng;
+pub mod suggest;
+pub mod units;
+pub mod yaml;
+
+pub use digest::Digest;
+pub use error::{Error, Place, Result};
+pub use monitor::{Monitor, Progress, Quiet};
+pub use rng::Rng;

@@ -1,0 +1,766 @@
+//! YAML as a tree in which every key and value knows its line and column, read defensively: depth,
+//! size and alias expansion are bounded, duplicate keys and second documents refused.
+//!
+//! [`parse`] makes the tree, [`decode`] turns a node into any serde type, with errors that point at
+//! the node at fault. Reading events is left to `saphyr-parser`; writing YAML is not done here.
+//! Scalars follow the YAML 1.2 core schema (so `no` is a string).
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use saphyr_parser::{Event, Parser, ScalarStyle, Span as RawSpan};
+use serde::de::{self, IntoDeserializer, Visitor};
+
+use super::{Error, Place, Result, suggest};
+
+/// A text with the name under which messages speak of it: a path, or `--set`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Source {
+    pub name: String,
+    pub text: String,
+}
+
+/// A stretch of one line of a source.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Span {
+    source: Arc<Source>,
+    /// From 1.
+    pub line: usize,
+    /// From 1, in characters.
+    pub column: usize,
+    width: usize,
+}
+
+/// A value and where it stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    pub value: Value,
+    pub span: Span,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    Null,
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    Str(String),
+    Seq(Vec<Node>),
+    /// In the order of the file; keys are distinct.
+    Map(Vec<(Key, Node)>),
+}
+
+/// A key of a map and where it stands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Key {
+    pub name: String,
+    pub span: Span,
+}
+
+/// How much YAML is too much.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub bytes: usize,
+    pub depth: usize,
+    /// Values in all, each expansion of an alias counted anew.
+    pub nodes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { bytes: 16 << 20, depth: 64, nodes: 1_000_000 }
+    }
+}
+
+/// Reads one document. An empty text is an empty map's place holder: `Null`.
+///
+/// # Errors
+/// Malformed YAML, a duplicate or non-scalar key, a second document, an unknown alias, or more than
+/// `limits` allow; each with its place.
+pub fn parse(name: &str, text: &str, limits: Limits) -> Result<Node> {
+    let source = Arc::new(Source { name: name.to_string(), text: text.to_string() });
+    if text.len() > limits.bytes {
+        return Err(Error::usage(format!(
+            "`{name}` has {} bytes of YAML; at most {} are read",
+            text.len(),
+            limits.bytes
+        )));
+    }
+    Builder { parser: Parser::new_from_str(text), source, limits, nodes: 0, anchors: HashMap::new() }
+        .document()
+}
+
+/// Reads a file as [`parse`] does.
+///
+/// # Errors
+/// As [`parse`], or when the file cannot be read.
+pub fn load(path: &std::path::Path, limits: Limits) -> Result<Node> {
+    parse(&path.display().to_string(), &super::fs::read_text(path)?, limits)
+}
+
+struct Builder<'a> {
+    parser: Parser<'a, saphyr_parser::StrInput<'a>>,
+    source: Arc<Source>,
+    limits: Limits,
+    nodes: usize,
+    anchors: HashMap<usize, Node>,
+}
+
+impl<'a> Builder<'a> {
+    fn document(mut self) -> Result<Node> {
+        let mut root = None;
+        loop {
+            let (event, span) = self.next()?;
+            match event {
+                Event::StreamEnd => break,
+                Event::StreamStart | Event::DocumentStart(_) | Event::DocumentEnd | Event::Nothing => {}
+                _ if root.is_some() => {
+                    return Err(self
+                        .error(&span, "a second document in one file")
+                        .help("keep one, remove `---`"));
+                }
+                event => root = Some(self.node(event, span, 0)?),
+            }
+        }
+        let start = Span { source: self.source, line: 1, column: 1, width: 1 };
+        Ok(root.unwrap_or(Node { value: Value::Null, span: start }))
+    }
+
+    fn next(&mut self) -> Result<(Event<'a>, RawSpan)> {
+        match self.parser.next_event() {
+            Some(Ok(event)) => Ok(event),
+            Some(Err(e)) => {
+                let mark = *e.marker();
+                Err(self.error(&RawSpan::empty(mark), format!("this is not YAML: {}", e.info())))
+            }
+            None => Err(Error::bug("the YAML parser ended without an end")),
+        }
+    }
+
+    fn node(&mut self, event: Event<'a>, span: RawSpan, depth: usize) -> Result<Node> {
+        if depth > self.limits.depth {
+            return Err(self.error(&span, format!("nested deeper than {} levels", self.limits.depth)));
+        }
+        self.count(1, &span)?;
+        let place = self.span(&span);
+        let (value, anchor) = match event {
+            Event::Alias(id) => {
+                let node = self.anchors.get(&id).cloned();
+                let node = node.ok_or_else(|| self.error(&span, "this alias has no anchor before it"))?;
+                self.count(size(&node), &span)?;
+                if depth + height(&node) > self.limits.depth {
+                    return Err(self.error(&span, format!("nested deeper than {} levels", self.limits.depth)));
+                }
+                return Ok(node);
+            }
+            Event::Scalar(text, style, anchor, tag) => {
+                if let Some(tag) = tag {
+                    return Err(self
+                        .error(&span, format!("the tag `{tag}` means nothing here"))
+                        .help("remove it"));
+                }
+                (scalar(&text, style).ok_or_else(|| self.too_big(&span, &text))?, anchor)
+            }
+            Event::SequenceStart(anchor, _) => {
+                let mut items = Vec::new();
+                loop {
+                    match self.next()? {
+                        (Event::SequenceEnd, _) => break (Value::Seq(items), anchor),
+                        (event, span) => items.push(self.node(event, span, depth + 1)?),
+                    }
+                }
+            }
+            Event::MappingStart(anchor, _) => (Value::Map(self.map(depth)?), anchor),
+            _ => return Err(self.error(&span, "this is not a value")),
+        };
+        let node = Node { value, span: place };
+        if anchor > 0 {
+            self.anchors.insert(anchor, node.clone());
+        }
+        Ok(node)
+    }
+
+    fn map(&mut self, depth: usize) -> Result<Vec<(Key, Node)>> {
+        let mut entries: Vec<(Key, Node)> = Vec::new();
+        let mut seen: HashMap<String, usize> = HashMap::new();
+        loop {
+            let key = match self.next()? {
+                (Event::MappingEnd, _) => return Ok(entries),
+                (Event::Scalar(text, ..), span) => Key { name: text.into_owned(), span: self.span(&span) },
+                (_, span) => return Err(self.error(&span, "a key must be a plain word")),
+            };
+            if let Some(line) = seen.insert(key.name.clone(), key.span.line) {
+                return Err(Error::usage(format!("the key `{}` stands here a second time", key.name))
+                    .at(key.span.place())
+                    .help(format!("its first is on line {line}; remove one")));
+            }
+            let (event, span) = self.next()?;
+            entries.push((key, self.node(event, span, depth + 1)?));
+        }
+    }
+
+    fn count(&mut self, n: usize, span: &RawSpan) -> Result<()> {
+        self.nodes += n;
+        if self.nodes > self.limits.nodes {
+            let what = format!("more than {} values once aliases are expanded", self.limits.nodes);
+            return Err(self.error(span, what));
+        }
+        Ok(())
+    }
+
+    fn too_big(&self, span: &RawSpan, text: &str) -> Error {
+        self.error(span, format!("the number {text} does not fit in 64 bits"))
+    }
+
+    fn span(&self, raw: &RawSpan) -> Span {
+        let (start, end) = (raw.start, raw.end);
+        let width = if start.line() == end.line() { end.col().saturating_sub(start.col()) } else { 1 };
+        Span { source: self.source.clone(), line: start.line(), column: start.col() + 1, width: width.max(1) }
+    }
+
+    fn error(&self, raw: &RawSpan, message: impl Into<String>) -> Error {
+        Error::usage(message).at(self.span(raw).place())
+    }
+}
+
+fn size(node: &Node) -> usize {
+    1 + match &node.value {
+        Value::Seq(items) => items.iter().map(size).sum(),
+        Value::Map(entries) => entries.iter().map(|(_, n)| size(n)).sum(),
+        _ => 0,
+    }
+}
+
+fn height(node: &Node) -> usize {
+    1 + match &node.value {
+        Value::Seq(items) => items.iter().map(height).max().unwrap_or(0),
+        Value::Map(entries) => entries.iter().map(|(_, n)| height(n)).max().unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// The core schema's reading of a plain scalar; `None` for an integer beyond 64 bits.
+fn scalar(text: &str, style: ScalarStyle) -> Option<Value> {
+    if style != ScalarStyle::Plain {
+        return Some(Value::Str(text.to_string()));
+    }
+    Some(match text {
+        "" | "~" | "null" | "Null" | "NULL" => Value::Null,
+        "true" | "True" | "TRUE" => Value::Bool(true),
+        "false" | "False" | "FALSE" => Value::Bool(false),
+        ".inf" | ".Inf" | "+.inf" => Value::Float(f64::INFINITY),
+        "-.inf" | "-.Inf" => Value::Float(f64::NEG_INFINITY),
+        ".nan" | ".NaN" => Value::Float(f64::NAN),
+        _ => {
+            let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+            if let Some(hex) = text.strip_prefix("0x").filter(|h| h.chars().all(|c| c.is_ascii_hexdigit())) {
+                Value::Int(i64::from_str_radix(hex, 16).ok()?)
+            } else if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
+                Value::Int(text.parse().ok()?)
+            } else if is_float(digits) {
+                Value::Float(text.parse().ok()?)
+            } else {
+                Value::Str(text.to_string())
+            }
+        }
+    })
+}
+
+/// `[0-9]*\.?[0-9]*([eE][-+]?[0-9]+)?` with at least one digit in front of the exponent.
+fn is_float(text: &str) -> bool {
+    let (mantissa, exponent) = match text.find(['e', 'E']) {
+        Some(i) => (&text[..i], Some(&text[i + 1..])),
+        None => (text, None),
+    };
+    let exponent_ok = exponent.is_none_or(|e| {
+        let e = e.strip_prefix(['-', '+']).unwrap_or(e);
+        !e.is_empty() && e.bytes().all(|b| b.is_ascii_digit())
+    });
+    exponent_ok
+        && mantissa.bytes().filter(|b| *b == b'.').count() <= 1
+        && mantissa.bytes().any(|b| b.is_ascii_digit())
+        && mantissa.bytes().all(|b| b.is_ascii_digit() || b == b'.')
+}
+
+impl Span {
+    /// A place for values that come from nowhere in a file, such as a default.
+    pub fn named(name: &str) -> Span {
+        let source = Arc::new(Source { name: name.to_string(), text: String::new() });
+        Span { source, line: 1, column: 1, width: 1 }
+    }
+
+    pub fn place(&self) -> Place {
+        let excerpt = self.source.text.lines().nth(self.line.saturating_sub(1)).unwrap_or("").to_string();
+        Place {
+            file: self.source.name.clone(),
+            line: self.line,
+            column: self.column,
+            excerpt,
+            width: self.width,
+        }
+    }
+
+    /// The name of the source it stands in.
+    pub fn file(&self) -> &str {
+        &self.source.name
+    }
+}
+
+impl fmt::Debug for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.source.name, self.line, self.column)
+    }
+}
+
+impl Node {
+    pub fn error(&self, message: impl Into<String>) -> Error {
+        Error::usage(message).at(self.span.place())
+    }
+
+    pub fn get(&self, key: &str) -> Option<&Node> {
+        self.entries().iter().find(|(k, _)| k.name == key).map(|(_, n)| n)
+    }
+
+    /// The entries of a map; of anything else none.
+    pub fn entries(&self) -> &[(Key, Node)] {
+        match &self.value {
+            Value::Map(entries) => entries,
+            _ => &[],
+        }
+    }
+
+    pub fn as_str(&self) -> Option<&str> {
+        match &self.value {
+            Value::Str(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Follows `a.b.0.c` through maps and lists, as far as it goes.
+    pub fn locate(&self, path: &str) -> &Node {
+        let mut node = self;
+        for part in path.split('.').filter(|p| !p.is_empty()) {
+            let next = match &node.value {
+                Value::Seq(items) => part.parse::<usize>().ok().and_then(|i| items.get(i)),
+                _ => node.get(part),
+            };
+            match next {
+                Some(found) => node = found,
+                None => break,
+            }
+        }
+        node
+    }
+
+    /// What was found, for "expected a number, found …".
+    pub fn describe(&self) -> String {
+        match &self.value {
+            Value::Null => "nothing".into(),
+            Value::Bool(b) => format!("the boolean {b}"),
+            Value::Int(n) => format!("the number {n}"),
+            Value::Float(x) => format!("the number {x}"),
+            Value::Str(s) => format!("the text {s:?}"),
+            Value::Seq(_) => "a list".into(),
+            Value::Map(_) => "a map".into(),
+        }
+    }
+
+    pub fn to_json(&self) -> serde_json::Value {
+        use serde_json::Value as Json;
+        match &self.value {
+            Value::Null => Json::Null,
+            Value::Bool(b) => Json::Bool(*b),
+            Value::Int(n) => Json::from(*n),
+            Value::Float(x) => Json::from(*x),
+            Value::Str(s) => Json::String(s.clone()),
+            Value::Seq(items) => Json::Array(items.iter().map(Node::to_json).collect()),
+            Value::Map(entries) => entries.iter().map(|(k, n)| (k.name.clone(), n.to_json())).collect(),
+        }
+    }
+}
+
+/// A node as any serde type. `Null` where a map is expected reads as an empty map, so that
+/// `params:` with nothing below it is no mistake.
+///
+/// # Errors
+/// What does not fit, at the node that does not fit: unknown and missing fields, wrong types.
+pub fn decode<T: de::DeserializeOwned>(node: &Node) -> Result<T> {
+    T::deserialize(node).map_err(|e| e.into_error(node))
+}
+
+/// serde's errors, with the place filled in by the innermost node that knows it.
+#[derive(Debug)]
+pub struct DecodeError {
+    message: String,
+    help: Option<String>,
+    span: Option<Span>,
+}
+
+impl DecodeError {
+    fn into_error(self, node: &Node) -> Error {
+        let span = self.span.as_ref().unwrap_or(&node.span);
+        let error = Error::usage(self.message).at(span.place());
+        match self.help {
+            Some(help) => error.help(help),
+            None => error,
+        }
+    }
+
+    fn or_at(mut self, span: &Span) -> Self {
+        self.span.get_or_insert_with(|| span.clone());
+        self
+    }
+
+    fn unknown(what: &str, found: &str, expected: &'static [&'static str]) -> Self {
+        let known = suggest::list(expected.iter().copied());
+        let help = match suggest::closest(found, expected.iter().copied()) {
+            Some(name) => format!("did you mean `{name}`? (known: {known})"),
+            None => format!("known: {known}"),
+        };
+        DecodeError { message: format!("unknown {what} `{found}`"), help: Some(help), span: None }
+    }
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for DecodeError {}
+
+impl de::Error for DecodeError {
+    fn custom<T: fmt::Display>(message: T) -> Self {
+        DecodeError { message: message.to_string(), help: None, span: None }
+    }
+
+    fn invalid_type(found: de::Unexpected, expected: &dyn de::Expected) -> Self {
+        Self::custom(format!("expected {expected}, found {}", unexpected(&found)))
+    }
+
+    fn invalid_value(found: de::Unexpected, expected: &dyn de::Expected) -> Self {
+        Self::custom(format!("expected {expected}, found {}", unexpected(&found)))
+    }
+
+    fn unknown_field(found: &str, expected: &'static [&'static str]) -> Self {
+        Self::unknown("key", found, expected)
+    }
+
+    fn unknown_variant(found: &str, expected: &'static [&'static str]) -> Self {
+        Self::unknown("value", found, expected)
+    }
+
+    fn missing_field(field: &'static str) -> Self {
+        Self::custom(format!("the key `{field}` is missing"))
+    }
+}
+
+fn unexpected(found: &de::Unexpected) -> String {
+    match found {
+        de::Unexpected::Str(s) => format!("the text {s:?}"),
+        de::Unexpected::Signed(n) => format!("the number {n}"),
+        de::Unexpected::Unsigned(n) => format!("the number {n}"),
+        de::Unexpected::Float(x) => format!("the number {x}"),
+        de::Unexpected::Bool(b) => format!("the boolean {b}"),
+        de::Unexpected::Map => "a map".into(),
+        de::Unexpected::Seq => "a list".into(),
+        de::Unexpected::Unit => "nothing".into(),
+        other => other.to_string(),
+    }
+}
+
+impl<'de> de::Deserializer<'de> for &'de Node {
+    type Error = DecodeError;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        match &self.value {
+            Value::Null => visitor.visit_unit(),
+            Value::Bool(b) => visitor.visit_bool(*b),
+            Value::Int(n) => visitor.visit_i64(*n),
+            Value::Float(x) => visitor.visit_f64(*x),
+            Value::Str(s) => visitor.visit_borrowed_str(s),
+            Value::Seq(items) => visitor.visit_seq(Items(items.iter())),
+            Value::Map(entries) => visitor.visit_map(Entries { entries: entries.iter(), value: None }),
+        }
+        .map_err(|e| e.or_at(&self.span))
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        match &self.value {
+            Value::Null => visitor.visit_none(),
+            _ => visitor.visit_some(self),
+        }
+    }
+
+    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        match &self.value {
+            Value::Int(n) => visitor.visit_f64(*n as f64),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_f32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        self.deserialize_f64(visitor)
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
+        match &self.value {
+            Value::Null => visitor.visit_map(Entries { entries: [].iter(), value: None }),
+            _ => return self.deserialize_any(visitor),
+        }
+        .map_err(|e: DecodeError| e.or_at(&self.span))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, DecodeError> {
+        self.deserialize_map(visitor)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, DecodeError> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, DecodeError> {
+        match &self.value {
+            Value::Str(text) => visitor.visit_enum(text.as_str().into_deserializer()),
+            Value::Map(entries) if entries.len() == 1 => {
+                let (key, value) = &entries[0];
+                visitor.visit_enum(Variant { key, value })
+            }
+            _ => Err(DecodeError {
+                message: format!(
+                    "expected one of {}, found {}",
+                    suggest::list(variants.iter().copied()),
+                    self.describe()
+                ),
+                help: None,
+                span: None,
+            }),
+        }
+        .map_err(|e| e.or_at(&self.span))
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 char str string bytes byte_buf unit unit_struct
+        seq tuple tuple_struct identifier ignored_any
+    }
+}
+
+struct Items<'de>(std::slice::Iter<'de, Node>);
+
+impl<'de> de::SeqAccess<'de> for Items<'de> {
+    type Error = DecodeError;
+
+    fn next_element_seed<T: de::DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, DecodeError> {
+        self.0.next().map(|node| seed.deserialize(node).map_err(|e| e.or_at(&node.span))).transpose()
+    }
+
+    fn size_hint(&self) -> Option<usize> {
+        Some(self.0.len())
+    }
+}
+
+struct Entries<'de> {
+    entries: std::slice::Iter<'de, (Key, Node)>,
+    value: Option<&'de Node>,
+}
+
+impl<'de> de::MapAccess<'de> for Entries<'de> {
+    type Error = DecodeError;
+
+    fn next_key_seed<K: de::DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, DecodeError> {
+        let Some((key, value)) = self.entries.next() else { return Ok(None) };
+        self.value = Some(value);
+        let name: de::value::BorrowedStrDeserializer<DecodeError> =
+            de::value::BorrowedStrDeserializer::new(&key.name);
+        seed.deserialize(name).map(Some).map_err(|e| e.or_at(&key.span))
+    }
+
+    fn next_value_seed<V: de::DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, DecodeError> {
+        let node =
+            self.value.take().ok_or_else(|| de::Error::custom("a value was asked for before its key"))?;
+        seed.deserialize(node).map_err(|e| e.or_at(&node.span))
+    }
+}
+
+struct Variant<'de> {
+    key: &'de Key,
+    value: &'de Node,
+}
+
+impl<'de> de::EnumAccess<'de> for Variant<'de> {
+    type Error = DecodeError;
+    type Variant = &'de Node;
+
+    fn variant_seed<V: de::DeserializeSeed<'de>>(
+        self,
+        seed: V,
+    ) -> Result<(V::Value, &'de Node), DecodeError> {
+        let name: de::value::BorrowedStrDeserializer<DecodeError> =
+            de::value::BorrowedStrDeserializer::new(&self.key.name);
+        let variant = seed.deserialize(name).map_err(|e| e.or_at(&self.key.span))?;
+        Ok((variant, self.value))
+    }
+}
+
+impl<'de> de::VariantAccess<'de> for &'de Node {
+    type Error = DecodeError;
+
+    fn unit_variant(self) -> Result<(), DecodeError> {
+        match self.value {
+            Value::Null => Ok(()),
+            _ => Err(DecodeError {
+                message: format!("expected nothing here, found {}", self.describe()),
+                help: None,
+                span: Some(self.span.clone()),
+            }),
+        }
+    }
+
+    fn newtype_variant_seed<T: de::DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, DecodeError> {
+        seed.deserialize(self).map_err(|e| e.or_at(&self.span))
+    }
+
+    fn tuple_variant<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, DecodeError> {
+        de::Deserializer::deserialize_any(self, visitor)
+    }
+
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, DecodeError> {
+        de::Deserializer::deserialize_map(self, visitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde::Deserialize;
+
+    fn read(text: &str) -> Result<Node> {
+        parse("t.yaml", text, Limits::default())
+    }
+
+    #[derive(Debug, Deserialize, PartialEq)]
+    #[serde(deny_unknown_fields)]
+    struct Params {
+        steps: u32,
+        #[serde(default)]
+        rate: Option<f64>,
+        #[serde(default)]
+        mode: Mode,
+    }
+
+    #[derive(Debug, Default, Deserialize, PartialEq)]
+    #[serde(rename_all = "snake_case")]
+    enum Mode {
+        #[default]
+        Fast,
+        Slow {
+            by: u32,
+        },
+    }
+
+    fn mistake(text: &str) -> (usize, usize, String) {
+        let error = read(text).and_then(|n| decode::<Params>(&n)).unwrap_err();
+        let place = error.place().expect("every mistake has a place");
+        (place.line, place.column, error.to_string())
+    }
+
+    #[test]
+    fn it_decodes_structs_options_and_enums() {
+        let node = read("steps: 3\nrate: 1\nmode: { slow: { by: 2 } }").unwrap();
+        let params: Params = decode(&node).unwrap();
+        assert_eq!(params, Params { steps: 3, rate: Some(1.0), mode: Mode::Slow { by: 2 } });
+    }
+
+    #[test]
+    fn mistakes_are_placed_where_they_are() {
+        let (line, column, text) = mistake("steps: 3\nrat: 1\n");
+        assert_eq!((line, column), (2, 1));
+        assert!(text.contains("did you mean `rate`"), "{text}");
+        let (line, column, text) = mistake("steps: many\n");
+        assert_eq!((line, column), (1, 8));
+        assert!(text.contains("found the text \"many\""), "{text}");
+        assert_eq!(mistake("rate: 1").0, 1);
+        let (line, column, text) = mistake("steps: 1\nmode: fats");
+        assert_eq!((line, column), (2, 7));
+        assert!(text.contains("did you mean `fast`"), "{text}");
+        assert_eq!(mistake("steps: 1\nmode:\n  slow:\n    by: -1").0, 4);
+    }
+
+    #[test]
+    fn scalars_follow_the_core_schema() {
+        let node = read("[no, 0x1F, 1e3, .5, -7, '7', ~, true, 1.2.3, 12ab]").unwrap();
+        let Value::Seq(items) = node.value else { panic!("not a list") };
+        let values: Vec<_> = items.into_iter().map(|n| n.value).collect();
+        let text = |s: &str| Value::Str(s.into());
+        assert_eq!(
+            values,
+            [
+                text("no"),
+                Value::Int(31),
+                Value::Float(1000.0),
+                Value::Float(0.5),
+                Value::Int(-7),
+                text("7"),
+                Value::Null,
+                Value::Bool(true),
+                text("1.2.3"),
+                text("12ab")
+            ]
+        );
+    }
+
+    #[test]
+    fn bombs_and_towers_are_refused() {
+        let mut bomb = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
+        for i in 1..10 {
+            let refs = vec![format!("*a{}", i - 1); 10].join(",");
+            bomb.push_str(&format!("a{i}: &a{i} [{refs}]\n"));
+        }
+        assert!(read(&bomb).unwrap_err().message().contains("aliases"));
+        assert!(read(&"[".repeat(100_000)).unwrap_err().message().contains("nested deeper"));
+        assert!(read(&"- ".repeat(5_000)).unwrap_err().message().contains("nested deeper"));
+    }
+
+    #[test]
+    fn duplicates_and_second_documents_are_refused() {
+        let error = read("a: 1\nb: 2\na: 3").unwrap_err();
+        assert_eq!(error.place().unwrap().line, 3);
+        assert!(error.to_string().contains("its first is on line 1"));
+        assert!(read("a: 1\n---\nb: 2").unwrap_err().message().contains("second document"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_parses_or_fails_with_a_place(text in "[ -~\n\t&*{}\\[\\]:#'\"-]{0,200}") {
+            if let Err(error) = read(&text) {
+                prop_assert!(error.place().is_some(), "{}", error);
+            }
+        }
+    }
+}

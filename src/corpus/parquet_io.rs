@@ -1,0 +1,76 @@
+//! What every Parquet file of ours has in common: zstd, bounded row groups, errors that name the file.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{Array, RecordBatch};
+use arrow::datatypes::Schema;
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::metadata::KeyValue;
+use parquet::file::properties::WriterProperties;
+
+use crate::base::{Error, Result, fs};
+
+/// A row group is closed at this much payload: small enough to stream, large enough to compress.
+pub const ROW_GROUP_BYTES: usize = 4 << 20;
+
+/// A writer with our properties; `metadata` goes into the file's footer.
+///
+/// # Errors
+/// When the file cannot be created.
+pub fn writer(
+    path: &Path,
+    schema: Arc<Schema>,
+    metadata: Vec<(String, String)>,
+) -> Result<ArrowWriter<File>> {
+    let level = ZstdLevel::try_new(3).map_err(|e| Error::bug(format!("zstd level: {e}")))?;
+    let pairs = metadata.into_iter().map(|(k, v)| KeyValue::new(k, v)).collect();
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(level))
+        .set_key_value_metadata(Some(pairs))
+        .build();
+    ArrowWriter::try_new(fs::create(path)?, schema, Some(properties)).map_err(|e| unwritable(path, &e))
+}
+
+pub fn unreadable(path: &Path, error: &dyn std::fmt::Display) -> Error {
+    Error::input(format!("cannot read `{}` as Parquet: {error}", path.display()))
+}
+
+pub fn unwritable(path: &Path, error: &dyn std::fmt::Display) -> Error {
+    Error::input(format!("cannot write `{}`: {error}", path.display()))
+}
+
+/// The column `name` as the array type that the caller expects.
+///
+/// # Errors
+/// When it is missing or of another type.
+pub fn column<A: Array + Clone + 'static>(batch: &RecordBatch, name: &str, path: &Path) -> Result<A> {
+    batch.column_by_name(name).and_then(|c| c.as_any().downcast_ref::<A>().cloned()).ok_or_else(|| {
+        Error::input(format!("`{}`: the column `{name}` is missing or of another type", path.display()))
+    })
+}
+
+/// Every column of `wanted`, with its type, is in `found`.
+///
+/// # Errors
+/// Names the first that is not, and what the file has.
+pub fn expect_columns(path: &Path, found: &Schema, wanted: &Schema, what: &str) -> Result<()> {
+    for field in wanted.fields() {
+        if found.field_with_name(field.name()).is_ok_and(|f| f.data_type().equals_datatype(field.data_type()))
+        {
+            continue;
+        }
+        let has: Vec<String> =
+            found.fields().iter().map(|f| format!("{}: {}", f.name(), f.data_type())).collect();
+        return Err(Error::input(format!(
+            "`{}` does not hold {what}: it has no column `{}` of type {}",
+            path.display(),
+            field.name(),
+            field.data_type()
+        ))
+        .help(format!("its columns are {}", has.join(", "))));
+    }
+    Ok(())
+}

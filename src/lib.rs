@@ -1,0 +1,38 @@
+//! tinylm: declarative pipelines that build tiny language models.
+//!
+//! Two halves that do not know each other, one bridge:
+//!
+//! ```text
+//!  base      digest, error with a place, YAML with positions, files, seeded rng, monitor
+//!  -- domain: what a language model needs; knows no pipeline, store or command line
+//!  synth     templates -> documents and conversations
+//!  corpus    documents and conversations: reading, cleaning, deduplication, their Parquet form
+//!  tokenizer training, special tokens, chat template
+//!  shard     token ids in Parquet: packing, splitting, shuffling, loading
+//!  model     the transformer, its configuration, weights on disk, KV cache
+//!  train     optimizer, schedule, batches, the loop; pretraining and fine-tuning
+//!  eval      perplexity, bits per byte, accuracies
+//!  generate  decoding strategies over a model
+//!  -- engine: what a build tool needs; knows no language model
+//!  stage     what a stage kind is
+//!  spec      YAML to a typed pipeline with positions; overrides
+//!  store     digest -> bytes, action key -> artifact
+//!  plan      graph, fingerprint -> key, verdict and reason, lockfile
+//!  exec      scheduler, cancellation; emits events
+//!  event     everything that exec tells whoever reports
+//!  -- bridge and faces
+//!  kinds     one file a stage kind, and the one list of them
+//!  report    console, JSON lines, run folder
+//!  cli       one file a command
+//! ```
+//!
+//! Arrows point up this list, never down; domain and engine never import each other. Only `report`
+//! and `cli` print. A run is four hops: `spec::load` -> `plan::build` -> `exec::run` -> `store::commit`.
+
+pub mod base;
+
+pub mod corpus;
+
+pub mod stage;
+
+pub mod kinds;

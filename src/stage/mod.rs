@@ -1,0 +1,355 @@
+//! What a stage kind is: a name, typed ports, documented params, and a function from input files to
+//! output files. The engine knows kinds only through [`Stage`]; whoever writes one implements
+//! [`Kind`], whose params are an ordinary Rust struct, and wraps it in [`erase`].
+//!
+//! Nothing here knows what the stages compute, and nothing here touches the store: a stage reads
+//! the files it is handed and writes into the folders it is given.
+
+pub mod harness;
+
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::base::yaml::{self, Node};
+use crate::base::{Digest, Error, Monitor, Result};
+
+/// The name of an artifact type. A connection is refused when the names differ.
+pub type TypeName = &'static str;
+
+/// One file of whatever content.
+pub const FILE: TypeName = "file";
+/// Any number of files: what sources are, and what takes a [`FILE`] too.
+pub const FILES: TypeName = "files";
+/// A port that takes every type.
+pub const ANY: TypeName = "any";
+
+/// A named, typed input or output of a kind.
+#[derive(Debug, Clone)]
+pub struct Port {
+    pub name: String,
+    pub ty: TypeName,
+    pub required: bool,
+    /// Takes a list of artifacts rather than one.
+    pub many: bool,
+    /// Endings of the source files that it takes directly (`[""]`: all), so that a user can hand a
+    /// stage what was made elsewhere. Empty: only what a stage produced.
+    pub sources: &'static [&'static str],
+    pub doc: &'static str,
+}
+
+impl Port {
+    pub fn new(name: &str, ty: TypeName, doc: &'static str) -> Self {
+        Port { name: name.into(), ty, required: true, many: false, sources: &[], doc }
+    }
+
+    pub fn optional(mut self) -> Self {
+        self.required = false;
+        self
+    }
+
+    pub fn many(mut self) -> Self {
+        self.many = true;
+        self
+    }
+
+    /// Source files with one of these endings may be connected; `&[""]` takes any.
+    pub fn or_source(mut self, endings: &'static [&'static str]) -> Self {
+        self.sources = endings;
+        self
+    }
+
+    /// Whether an output of type `ty` may be connected here.
+    pub fn takes(&self, ty: &str) -> bool {
+        self.ty == ANY || self.ty == ty || (self.ty == FILES && ty == FILE)
+    }
+}
+
+/// What a kind tells about itself.
+#[derive(Debug, Clone)]
+pub struct Info {
+    pub name: &'static str,
+    /// Part of every key. Raise it when the same params and inputs give other bytes than before.
+    pub version: u32,
+    pub summary: &'static str,
+    pub inputs: Vec<Port>,
+    pub outputs: Vec<Port>,
+    /// The pipeline declares further ports itself (`kind: command`).
+    pub open: bool,
+    /// Its bytes depend on the seed, which then is part of the key.
+    pub seeded: bool,
+    /// Uses every thread it is given; others are given one.
+    pub parallel: bool,
+    /// Params that judge the result and do not change its bytes: left out of the key.
+    pub not_in_key: &'static [&'static str],
+}
+
+impl Info {
+    pub fn input(&self, port: &str) -> Option<&Port> {
+        self.inputs.iter().find(|p| p.name == port)
+    }
+
+    pub fn output(&self, port: &str) -> Option<&Port> {
+        self.outputs.iter().find(|p| p.name == port)
+    }
+}
+
+/// What is known of an artifact before it exists: `vocab_size`, `seq_len`.
+pub type Facts = BTreeMap<String, Value>;
+
+/// One thing connected to an input port, as far as it is known before anything runs.
+#[derive(Debug, Clone, Default)]
+pub struct Upstream {
+    /// `tokenizer` or `data/tokenizer.json`, for messages.
+    pub label: String,
+    pub facts: Facts,
+    /// The files, when it is a source.
+    pub files: Vec<PathBuf>,
+}
+
+/// What is connected to each input port.
+#[derive(Debug, Clone, Default)]
+pub struct Connected(pub BTreeMap<String, Vec<Upstream>>);
+
+impl Connected {
+    pub fn get(&self, port: &str) -> &[Upstream] {
+        self.0.get(port).map_or(&[], Vec::as_slice)
+    }
+
+    /// The first artifact on `port` for which `fact` is known as a whole number, and that number.
+    pub fn number(&self, port: &str, fact: &str) -> Option<(&Upstream, u64)> {
+        self.get(port).iter().find_map(|up| Some((up, up.facts.get(fact)?.as_u64()?)))
+    }
+}
+
+/// A mistake that a kind finds in its params or in what is connected, before anything runs.
+#[derive(Debug, Clone)]
+pub struct Issue {
+    /// Where: `params.steps`, `inputs.tokenizer`.
+    pub at: String,
+    pub message: String,
+    pub help: Option<String>,
+}
+
+impl Issue {
+    pub fn param(name: &str, message: impl Into<String>) -> Self {
+        Issue { at: format!("params.{name}"), message: message.into(), help: None }
+    }
+
+    pub fn input(port: &str, message: impl Into<String>) -> Self {
+        Issue { at: format!("inputs.{port}"), message: message.into(), help: None }
+    }
+
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+}
+
+/// A stage kind as its author writes it. See `kinds/` for examples.
+pub trait Kind: Send + Sync + 'static {
+    /// Derive `Serialize, Deserialize, JsonSchema` with `#[serde(default, deny_unknown_fields)]`;
+    /// the doc comment of each field is what `tinylm stages` and the editors show.
+    type Params: Serialize + DeserializeOwned + JsonSchema;
+
+    fn info() -> Info;
+
+    /// Params out of range, ports that do not go together, facts that do not fit. Reads no data.
+    fn check(_: &Self::Params, _: &Connected) -> Vec<Issue> {
+        Vec::new()
+    }
+
+    /// What is known of the artifact at output `port` before it exists.
+    fn facts(_: &Self::Params, _: &Connected, _port: &str) -> Facts {
+        Facts::new()
+    }
+
+    /// Computes. Everything it writes lies below [`Context::output`].
+    ///
+    /// # Errors
+    /// Whatever makes its result impossible; the outputs are then thrown away.
+    fn run(params: &Self::Params, ctx: &Context) -> Result<()>;
+
+    /// Judges finished outputs, made now or found in the store: one line per gate not passed.
+    ///
+    /// # Errors
+    /// When an output cannot be read.
+    fn gates(_: &Self::Params, _: &BTreeMap<String, Artifact>) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+}
+
+/// A stage kind as the engine sees it. Params are canonical JSON that [`Stage::resolve`] made.
+pub trait Stage: Send + Sync {
+    fn info(&self) -> &Info;
+    fn schema(&self) -> Value;
+    /// Every param with its default filled in.
+    ///
+    /// # Errors
+    /// Unknown keys, wrong types, missing params, at their place.
+    fn resolve(&self, params: &Node) -> Result<Value>;
+    fn check(&self, params: &Value, inputs: &Connected) -> Vec<Issue>;
+    fn facts(&self, params: &Value, inputs: &Connected, port: &str) -> Facts;
+    /// # Errors
+    /// As [`Kind::run`].
+    fn run(&self, params: &Value, ctx: &Context) -> Result<()>;
+    /// # Errors
+    /// As [`Kind::gates`].
+    fn gates(&self, params: &Value, outputs: &BTreeMap<String, Artifact>) -> Result<Vec<String>>;
+}
+
+/// The engine's view of `K`.
+pub fn erase<K: Kind>() -> Box<dyn Stage> {
+    Box::new(Erased::<K> { info: K::info(), kind: PhantomData })
+}
+
+struct Erased<K> {
+    info: Info,
+    kind: PhantomData<fn() -> K>,
+}
+
+impl<K: Kind> Erased<K> {
+    fn params(&self, value: &Value) -> Result<K::Params> {
+        serde_json::from_value(value.clone())
+            .map_err(|e| Error::bug(format!("resolved params of `{}` do not read back: {e}", self.info.name)))
+    }
+}
+
+impl<K: Kind> Stage for Erased<K> {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn schema(&self) -> Value {
+        schemars::schema_for!(K::Params).to_value()
+    }
+
+    fn resolve(&self, params: &Node) -> Result<Value> {
+        let typed: K::Params = yaml::decode(params)?;
+        serde_json::to_value(typed)
+            .map_err(|e| params.error(format!("these params cannot be written down: {e}")))
+    }
+
+    fn check(&self, params: &Value, inputs: &Connected) -> Vec<Issue> {
+        match self.params(params) {
+            Ok(params) => K::check(&params, inputs),
+            Err(e) => vec![Issue { at: "params".into(), message: e.to_string(), help: None }],
+        }
+    }
+
+    fn facts(&self, params: &Value, inputs: &Connected, port: &str) -> Facts {
+        self.params(params).map(|params| K::facts(&params, inputs, port)).unwrap_or_default()
+    }
+
+    fn run(&self, params: &Value, ctx: &Context) -> Result<()> {
+        K::run(&self.params(params)?, ctx)
+    }
+
+    fn gates(&self, params: &Value, outputs: &BTreeMap<String, Artifact>) -> Result<Vec<String>> {
+        K::gates(&self.params(params)?, outputs)
+    }
+}
+
+/// One file of an artifact: its name within the artifact, and where its bytes lie just now.
+#[derive(Debug, Clone)]
+pub struct ArtifactFile {
+    /// Relative, with `/`: `model.safetensors`. Use this, not `path`, in anything that is written:
+    /// `path` differs between machines and may have no ending.
+    pub name: String,
+    pub path: PathBuf,
+    pub digest: Digest,
+    pub size: u64,
+}
+
+/// An artifact that a stage may read.
+#[derive(Debug, Clone)]
+pub struct Artifact {
+    /// The stage or source it comes from, for messages.
+    pub label: String,
+    /// Of its manifest: (name, digest, size) of every file.
+    pub digest: Digest,
+    /// In byte order of the names.
+    pub files: Vec<ArtifactFile>,
+}
+
+impl Artifact {
+    /// The file called `name`.
+    ///
+    /// # Errors
+    /// When the artifact has no such file; says which it has.
+    pub fn file(&self, name: &str) -> Result<&Path> {
+        self.find(name).ok_or_else(|| {
+            let names: Vec<_> = self.files.iter().take(8).map(|f| f.name.as_str()).collect();
+            Error::input(format!("`{}` has no file `{name}`", self.label))
+                .help(format!("it has: {}", names.join(", ")))
+        })
+    }
+
+    pub fn find(&self, name: &str) -> Option<&Path> {
+        self.files.iter().find(|f| f.name == name).map(|f| f.path.as_path())
+    }
+
+    /// The file called `name`, or the only file there is (a source that is named otherwise).
+    ///
+    /// # Errors
+    /// As [`Artifact::file`].
+    pub fn file_or_only(&self, name: &str) -> Result<&Path> {
+        match self.files.as_slice() {
+            [only] => Ok(&only.path),
+            _ => self.file(name),
+        }
+    }
+
+    pub fn size(&self) -> u64 {
+        self.files.iter().map(|f| f.size).sum()
+    }
+}
+
+/// What a stage runs in: its inputs, where its outputs go, its seed, its threads, its listener.
+pub struct Context<'a> {
+    /// Use it through `Rng::new(ctx.seed, "what for")`. The same for every stage of a pipeline.
+    pub seed: u64,
+    /// How many threads it may use. The bytes must not depend on it. A rayon pool of this size is
+    /// installed around [`Kind::run`].
+    pub threads: usize,
+    pub monitor: &'a dyn Monitor,
+    /// A private folder for temporaries; gone afterwards.
+    pub scratch: PathBuf,
+    pub inputs: BTreeMap<String, Vec<Artifact>>,
+    pub outputs: BTreeMap<String, PathBuf>,
+}
+
+impl Context<'_> {
+    /// Everything connected to `port`; empty when nothing is.
+    pub fn all(&self, port: &str) -> &[Artifact] {
+        self.inputs.get(port).map_or(&[], Vec::as_slice)
+    }
+
+    pub fn optional(&self, port: &str) -> Option<&Artifact> {
+        self.all(port).first()
+    }
+
+    /// The artifact at a required port.
+    ///
+    /// # Errors
+    /// When nothing is connected, which the plan should have refused.
+    pub fn input(&self, port: &str) -> Result<&Artifact> {
+        self.optional(port).ok_or_else(|| Error::bug(format!("nothing is connected to the input `{port}`")))
+    }
+
+    /// The folder, empty at first, whose files become the artifact at output `port`.
+    ///
+    /// # Errors
+    /// When the kind has no such output.
+    pub fn output(&self, port: &str) -> Result<&Path> {
+        self.outputs
+            .get(port)
+            .map(PathBuf::as_path)
+            .ok_or_else(|| Error::bug(format!("there is no output `{port}`")))
+    }
+}
