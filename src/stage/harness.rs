@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{Artifact, ArtifactFile, Connected, Context, Kind, Stage, erase};
+use super::{Artifact, ArtifactFile, Connected, Context, Kind, erase};
 use crate::base::yaml::{self, Limits};
 use crate::base::{Digest, Error, Monitor, Quiet, Result, canonical, fs};
 
