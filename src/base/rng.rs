@@ -103,7 +103,7 @@ mod tests {
         let first: Vec<u64> = (0..3).map(|_| rng.next_u64()).collect();
         assert_eq!(first, PINNED, "changing the stream changes every artifact ever made");
     }
-    const PINNED: [u64; 3] = [0, 0, 0];
+    const PINNED: [u64; 3] = [13931021013155170185, 10048869175533116077, 5751400272600750248];
 
     #[test]
     fn below_is_uniform_and_in_range() {
