@@ -19,7 +19,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::base::error::Fault;
 use crate::base::{Error, Result, fs, suggest};
-use crate::plan::Plan;
+use crate::plan::{Past, Plan};
 use crate::report::style::Style;
 use crate::spec::{self, Overrides, Pipeline};
 use crate::stage::Kinds;
@@ -106,14 +106,14 @@ impl Loaded {
     }
 
     /// The plan of the selected stages and what they need.
-    fn plan(&self, selected: &[String], forced: &[String]) -> Result<Plan> {
+    fn plan(&self, selected: &[String], forced: &[String], sources: &Sources) -> Result<Plan> {
         let stages = self.pipeline.closure(selected)?;
         for name in forced {
             self.pipeline.select(name)?;
         }
-        let sources = self.sources(selected)?;
         let forced = |s: &crate::spec::StageSpec| forced.iter().any(|f| *f == s.name || *f == s.base);
-        Ok(crate::plan::build(&self.pipeline, &stages, &self.kinds, &sources, &self.store, &forced))
+        let past = Past { store: &self.store, sources };
+        Ok(crate::plan::build(&self.pipeline, &stages, &self.kinds, sources, &past, &forced))
     }
 }
 
@@ -160,7 +160,8 @@ pub fn main() -> ExitCode {
         }
         Err(panic) => {
             let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default();
+            let text =
+                text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default();
             // A closed pipe (`tinylm … | head`) is the reader's choice.
             if text.contains("Broken pipe") {
                 return ExitCode::SUCCESS;
