@@ -33,6 +33,14 @@ pub mod base;
 
 pub mod corpus;
 
+pub mod event;
+pub mod exec;
+pub mod plan;
+pub mod spec;
 pub mod stage;
+pub mod store;
 
 pub mod kinds;
+
+pub mod cli;
+pub mod report;

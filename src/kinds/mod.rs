@@ -1,9 +1,16 @@
 //! The one list of stage kinds. Help, schema, reference and completions come from it; a new kind is a
 //! file beside this one and a line below.
 
-use crate::stage::Stage;
+pub mod command;
+
+use crate::stage::{Kinds, Stage, erase};
 
 /// Every kind, in the order of their names.
 pub fn all() -> Vec<Box<dyn Stage>> {
-    vec![]
+    vec![erase::<command::Command>()]
+}
+
+/// [`all`] as the engine takes them.
+pub fn kinds() -> Kinds {
+    Kinds::new(all())
 }
