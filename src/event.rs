@@ -11,13 +11,36 @@ use crate::base::{Digest, Progress};
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    RunStarted { pipeline: String, run: String, stages: usize, jobs: usize },
+    RunStarted {
+        pipeline: String,
+        run: String,
+        stages: usize,
+        jobs: usize,
+    },
     /// A download or the hashing of sources, before any stage.
     Preparing(ProgressEvent),
-    StageStarted { stage: String, kind: String, key: Digest, reason: Value },
-    StageProgress { stage: String, #[serde(flatten)] progress: ProgressEvent },
-    StageMeasured { stage: String, name: String, value: f64, unit: String },
-    StageLog { stage: String, level: String, message: String },
+    StageStarted {
+        stage: String,
+        kind: String,
+        key: Digest,
+        reason: Value,
+    },
+    StageProgress {
+        stage: String,
+        #[serde(flatten)]
+        progress: ProgressEvent,
+    },
+    StageMeasured {
+        stage: String,
+        name: String,
+        value: f64,
+        unit: String,
+    },
+    StageLog {
+        stage: String,
+        level: String,
+        message: String,
+    },
     StageFinished(StageResult),
     Summary(Summary),
 }

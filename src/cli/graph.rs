@@ -89,7 +89,9 @@ fn mermaid(pipeline: &Pipeline, verdicts: &Verdicts) -> String {
         for (from, what, port) in edges(stage) {
             let from = match from {
                 Some(from) => ids[from].clone(),
-                None => source_id(&mut sources, &what, &mut out, |i, w| format!("  f{i}([\"{}\"])\n", w.replace('"', "'"))),
+                None => source_id(&mut sources, &what, &mut out, |i, w| {
+                    format!("  f{i}([\"{}\"])\n", w.replace('"', "'"))
+                }),
             };
             out += &format!("  {from} -->|{port}| {id}\n");
         }
@@ -125,7 +127,10 @@ fn dot(pipeline: &Pipeline, verdicts: &Verdicts) -> String {
             Some(Verdict::Pending) => "lightyellow",
             _ => "lightgrey",
         };
-        out += &format!("  {id} [label={}, fillcolor={colour}];\n", quoted(&format!("{}\n{}", stage.name, stage.kind)));
+        out += &format!(
+            "  {id} [label={}, fillcolor={colour}];\n",
+            quoted(&format!("{}\n{}", stage.name, stage.kind))
+        );
         for (from, what, port) in edges(stage) {
             let from = match from {
                 Some(from) => ids[from].clone(),

@@ -160,7 +160,8 @@ pub fn main() -> ExitCode {
         }
         Err(panic) => {
             let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default();
+            let text =
+                text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default();
             // A closed pipe (`tinylm … | head`) is the reader's choice.
             if text.contains("Broken pipe") {
                 return ExitCode::SUCCESS;

@@ -65,9 +65,15 @@ impl Run {
             let (events, stream) = unbounded_channel();
             let reports = tokio::spawn(report::feed(stream, reporters));
             tokio::spawn(watch_signals(cancel.clone()));
-            let summary =
-                exec::run(Arc::new(pipeline), Arc::new(kinds), Arc::new(store), events, cancel.clone(), options)
-                    .await;
+            let summary = exec::run(
+                Arc::new(pipeline),
+                Arc::new(kinds),
+                Arc::new(store),
+                events,
+                cancel.clone(),
+                options,
+            )
+            .await;
             // The stream ends with its last sender; nothing is printed after the summary.
             let _ = reports.await;
             summary

@@ -13,7 +13,8 @@ pub struct Schema {}
 impl Schema {
     pub fn run(self) -> Result<ExitCode> {
         let schema = schema(&crate::kinds::kinds());
-        let text = serde_json::to_string_pretty(&schema).map_err(|e| Error::bug(format!("the schema: {e}")))?;
+        let text =
+            serde_json::to_string_pretty(&schema).map_err(|e| Error::bug(format!("the schema: {e}")))?;
         println!("{text}");
         Ok(ExitCode::SUCCESS)
     }

@@ -54,7 +54,11 @@ fn describe(kind: &dyn Stage) -> String {
         let rows: Vec<Vec<String>> = ports.iter().map(port_row).collect();
         match rows.is_empty() {
             true => String::new(),
-            false => format!("\n{}\n{}", s.bold(title), table(&rows, |_, c, cell| if c == 0 { s.cyan(cell) } else { cell })),
+            false => format!(
+                "\n{}\n{}",
+                s.bold(title),
+                table(&rows, |_, c, cell| if c == 0 { s.cyan(cell) } else { cell })
+            ),
         }
     };
     out += &ports("inputs", &info.inputs);
@@ -91,7 +95,8 @@ fn params(schema: &Value, s: Style) -> String {
             Value::Null => "default: none".to_string(),
             value => format!("default: {value}"),
         };
-        out += &format!("  {} {} {}\n", s.cyan(name), type_name(param, schema), s.dim(format!("({default})")));
+        out +=
+            &format!("  {} {} {}\n", s.cyan(name), type_name(param, schema), s.dim(format!("({default})")));
         for line in param["description"].as_str().unwrap_or("").lines() {
             out += &format!("      {line}\n");
         }

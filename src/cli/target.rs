@@ -19,7 +19,9 @@ pub fn resolve(text: &str) -> Result<Artifact> {
         return at_path(text, &path);
     }
     match text.split_once(':') {
-        Some((pipeline, stage)) if !pipeline.is_empty() && !stage.is_empty() => of_stage(text, pipeline, stage),
+        Some((pipeline, stage)) if !pipeline.is_empty() && !stage.is_empty() => {
+            of_stage(text, pipeline, stage)
+        }
         _ => Err(Error::usage(format!("there is no `{text}`"))
             .help("a target is a path, `PIPELINE:STAGE` or `PIPELINE:STAGE.PORT`")),
     }
@@ -50,8 +52,13 @@ fn of_stage(text: &str, pipeline: &str, stage: &str) -> Result<Artifact> {
     let store = Store::open(&root.join("artifacts"), false);
     let (stage, port) = split(&store, name, stage);
     let never = || {
-        let known: Vec<&str> =
-            tree.get("stages").map(|n| n.entries()).unwrap_or_default().iter().map(|(k, _)| k.name.as_str()).collect();
+        let known: Vec<&str> = tree
+            .get("stages")
+            .map(|n| n.entries())
+            .unwrap_or_default()
+            .iter()
+            .map(|(k, _)| k.name.as_str())
+            .collect();
         let base = stage.split('@').next().unwrap_or(&stage).to_string();
         if known.contains(&base.as_str()) {
             Error::input(format!("the stage `{stage}` of `{pipeline}` never ran"))

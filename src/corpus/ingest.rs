@@ -727,3 +727,254 @@ impl Preparer<'_> {
         range.start + lead..range.start + body.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Quiet;
+    use crate::corpus::document::{DocumentReader, FILE_NAME};
+    use std::sync::Arc;
+
+    struct Ran {
+        dir: tempfile::TempDir,
+        result: Result<Report>,
+    }
+
+    impl Ran {
+        fn documents(&self) -> Vec<Document> {
+            let path = self.dir.path().join("out").join(FILE_NAME);
+            DocumentReader::open(&path).unwrap().collect::<Result<_>>().unwrap()
+        }
+
+        fn texts(&self) -> Vec<String> {
+            self.documents().into_iter().map(|d| d.text).collect()
+        }
+
+        fn report(&self) -> &Report {
+            self.result.as_ref().unwrap()
+        }
+
+        fn error(&self) -> String {
+            self.result.as_ref().unwrap_err().to_string()
+        }
+    }
+
+    fn run(files: &[(&str, &[u8])], options: Options) -> Ran {
+        let dir = tempfile::tempdir().unwrap();
+        let inputs: Vec<InputFile> = files
+            .iter()
+            .map(|(name, bytes)| {
+                let path = dir.path().join(name);
+                fs::write(&path, bytes).unwrap();
+                InputFile::new(&path).unwrap()
+            })
+            .collect();
+        let result = ingest(&inputs, &options, &dir.path().join("out"), &Quiet);
+        if let Ok(report) = &result {
+            assert_eq!(report.documents_in, report.documents_kept + report.removed.total(), "{report:?}");
+        }
+        Ran { dir, result }
+    }
+
+    fn parquet(texts: &[Option<&str>]) -> Vec<u8> {
+        let column: arrow::array::ArrayRef = Arc::new(arrow::array::StringArray::from(texts.to_vec()));
+        let batch = arrow::array::RecordBatch::try_from_iter([("text", column)]).unwrap();
+        let mut bytes = Vec::new();
+        let mut writer = parquet::arrow::ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        bytes
+    }
+
+    fn skipping() -> Options {
+        Options { on_bad_row: OnBadRow::Skip, ..Options::default() }
+    }
+
+    #[test]
+    fn every_format_becomes_documents_with_provenance() {
+        let parquet = parquet(&[Some("six"), Some("seven")]);
+        let files: [(&str, &[u8]); 5] = [
+            ("a.txt", "\u{FEFF}one\r\n<|endoftext|>\r\ntwo Cafe\u{301}".as_bytes()),
+            ("b.md", b"---\ntitle: x\n---\n# three\n"),
+            ("c.jsonl", b"{\"text\": \"four\\n\"}\n"),
+            ("d.csv", b"id,text\n1,\"five, quoted\"\n"),
+            ("e.parquet", &parquet),
+        ];
+        let ran = run(&files, Options::default());
+        let documents = ran.documents();
+        let texts: Vec<&str> = documents.iter().map(|d| d.text.as_str()).collect();
+        assert_eq!(texts, ["one", "two Café", "# three", "four", "five, quoted", "six", "seven"]);
+        let places: Vec<(&str, u64, u64)> =
+            documents.iter().map(|d| (d.source.as_str(), d.start, d.end)).collect();
+        let expected = [
+            ("a.txt", 3, 6),
+            ("a.txt", 23, 33),
+            ("b.md", 17, 24),
+            ("c.jsonl", 0, 18),
+            ("d.csv", 8, 25),
+            ("e.parquet", 0, 1),
+            ("e.parquet", 1, 2),
+        ];
+        assert_eq!(places, expected);
+        let report = ran.report();
+        assert_eq!((report.documents_out, report.boilerplate.records), (7, 1));
+        assert_eq!(report.changed.normalized_to_nfc, 1);
+        let json = fs::read_text(&ran.dir.path().join("out").join(REPORT_NAME)).unwrap();
+        assert!(json.contains("\"documents_out\": 7") && !json.contains("/tmp"), "{json}");
+    }
+
+    #[test]
+    fn invalid_utf8_is_located_replaced_or_skipped() {
+        let bytes: &[u8] = b"fine\n<|endoftext|>\nse\xC3\xA9 bad\xFFbyte";
+        let error = run(&[("a.txt", bytes)], Options::default()).error();
+        assert!(error.contains("0xFF") && error.contains("a.txt:3:8"), "{error}");
+        let how = |on_invalid| Options { on_invalid, ..Options::default() };
+        let replaced = run(&[("a.txt", bytes)], how(OnInvalid::Replace));
+        assert_eq!(replaced.texts(), ["fine", "seé bad\u{FFFD}byte"]);
+        assert_eq!(replaced.report().changed.invalid_bytes_replaced, 1);
+        let skipped = run(&[("a.txt", bytes)], how(OnInvalid::SkipDocument));
+        assert_eq!((skipped.texts().len(), skipped.report().removed.invalid_encoding), (1, 1));
+        let latin = Options { encoding: Encoding::Latin1, ..Options::default() };
+        assert_eq!(run(&[("a.txt", b"caf\xE9")], latin).texts(), ["café"]);
+        let error = run(&[("a.csv", b"n,text\n1,ok\n2,b\xFFd\n")], Options::default()).error();
+        assert!(error.contains("a.csv:3:4"), "{error}");
+        let error =
+            run(&[("a.jsonl", b"{\"text\":\"ok\"}\n{\"text\":\"\xFF\"}\n")], Options::default()).error();
+        assert!(error.contains("a.jsonl:2:10"), "{error}");
+    }
+
+    #[test]
+    fn bad_rows_are_located_or_skipped() {
+        let json = b"{\"text\": \"one\"}\n{\"text\": broken}\n{\"txt\": \"x\"}\n{\"text\": 5}\n[]\n{\"text\": \"two\"}\n";
+        let error = |from: usize| {
+            let lines: Vec<&[u8]> = json.split_inclusive(|b| *b == b'\n').collect();
+            run(&[("a.jsonl", &[lines[0], lines[from]].concat())], Options::default()).error()
+        };
+        assert!(error(1).contains("a.jsonl:2:10"), "{}", error(1));
+        assert!(
+            error(2).contains("no field `text`") && error(2).contains("did you mean `txt`"),
+            "{}",
+            error(2)
+        );
+        assert!(error(3).contains("the number 5") && error(3).contains("a.jsonl:2:2"), "{}", error(3));
+        assert!(error(4).contains("found a list") || error(4).contains("array"), "{}", error(4));
+        let ran = run(&[("a.jsonl", json)], skipping());
+        assert_eq!(ran.texts(), ["one", "two"]);
+        let causes: Vec<(&str, u64)> = ran.report().removed.bad_rows.iter().map(|(c, n)| (*c, *n)).collect();
+        assert_eq!(causes, [("broken_json", 1), ("missing_field", 1), ("not_an_object", 1), ("not_text", 1)]);
+    }
+
+    #[test]
+    fn csv_and_parquet_mistakes_are_named() {
+        let csv = b"id,text\n1,one\n2,two,three\n4,four\n";
+        let error = run(&[("a.csv", csv)], Options::default()).error();
+        assert!(error.contains("a.csv:3:1") && error.contains("3 fields, the header has 2"), "{error}");
+        assert_eq!(run(&[("a.csv", csv)], skipping()).texts(), ["one", "four"]);
+        let error = run(&[("a.csv", b"id,texts\n1,one\n")], Options::default()).error();
+        assert!(error.contains("no column `text`") && error.contains("did you mean `texts`"), "{error}");
+        assert_eq!(run(&[("a.tsv", b"id\ttext\n1\ta, b\n")], Options::default()).texts(), ["a, b"]);
+        let error = run(&[("a.parquet", b"not parquet at all")], Options::default()).error();
+        assert!(error.contains("cannot read `a.parquet` as Parquet"), "{error}");
+        let cut = parquet(&[Some("x")]);
+        let error = run(&[("a.parquet", &cut[..cut.len() - 9])], Options::default()).error();
+        assert!(error.contains("a.parquet"), "{error}");
+        let nulls = parquet(&[Some("x"), None]);
+        let error = run(&[("a.parquet", &nulls)], Options::default()).error();
+        assert!(error.contains("row 2") && error.contains("null"), "{error}");
+        assert_eq!(run(&[("a.parquet", &nulls)], skipping()).texts(), ["x"]);
+    }
+
+    #[test]
+    fn nothing_left_says_what_took_it() {
+        let error = run(&[("a.txt", b"")], Options::default()).error();
+        assert!(error.contains("no document in 1 file"), "{error}");
+        let options = Options { min_chars: 5, ..Options::default() };
+        let error = run(&[("a.txt", b"one<|endoftext|>two")], options).error();
+        assert!(error.contains("2 shorter than `min_chars`"), "{error}");
+        let error = run(&[("a.bin", b"text")], Options::default()).error();
+        assert!(error.contains("`a.bin` does not tell its format"), "{error}");
+    }
+
+    #[test]
+    fn a_document_that_is_too_long_is_refused_with_a_way_out() {
+        let options = Options { max_document_bytes: 10, ..skipping() };
+        let error = run(&[("a.txt", b"short\n<|endoftext|>\nmuch longer than ten")], options.clone()).error();
+        assert!(error.contains("a.txt:2:14") && error.contains("`max_document_bytes`"), "{error}");
+        let error = run(&[("a.jsonl", b"{\"text\": \"long\"}")], options).error();
+        assert!(error.contains("a.jsonl:1:1") && error.contains("longer than 10 B"), "{error}");
+    }
+
+    #[test]
+    fn long_documents_are_cut_and_their_ranges_are_exact() {
+        let text = "First  paragraph.\r\n\r\nSecond one — longer.\r\n\r\nThird.";
+        let options = Options { split_chars: Some(30), ..Options::default() };
+        let ran = run(&[("a.txt", text.as_bytes())], options);
+        assert_eq!(ran.texts(), ["First  paragraph.", "Second one — longer.\n\nThird."]);
+        for document in ran.documents() {
+            let raw = &text[document.start as usize..document.end as usize];
+            assert_eq!(raw.replace("\r\n", "\n"), document.text);
+        }
+        assert_eq!((ran.report().documents_kept, ran.report().documents_split), (1, 1));
+    }
+
+    #[test]
+    fn duplicates_are_removed_and_reported() {
+        let story: String = (0..200).map(|i| format!("word{i} ")).collect();
+        let near = story.replace("word100", "changed");
+        let text = [story.as_str(), "other", &near, &story].join("\n<|endoftext|>\n");
+        let ran = run(&[("a.txt", text.as_bytes())], Options::default());
+        assert_eq!(ran.texts().len(), 2);
+        let removed = &ran.report().removed;
+        assert_eq!((removed.exact_duplicates, removed.near_duplicates), (1, 1));
+        let pairs = fs::open(&ran.dir.path().join("out/duplicates.parquet")).unwrap();
+        let batches = parquet::arrow::arrow_reader::ParquetRecordBatchReader::try_new(pairs, 100).unwrap();
+        let batch = batches.map(|b| b.unwrap()).next().unwrap();
+        let column =
+            |name| arrow::array::AsArray::as_string::<i32>(batch.column_by_name(name).unwrap()).clone();
+        assert_eq!((column("kind").value(0), column("kind").value(1)), ("near", "exact"));
+        assert_eq!(column("id").value(1), ran.documents()[0].id);
+        assert_eq!(column("kept_id").value(0), ran.documents()[0].id);
+        let keep = Options { exact_duplicates: false, near_duplicates: None, ..Options::default() };
+        assert_eq!(run(&[("a.txt", text.as_bytes())], keep).texts().len(), 4);
+    }
+
+    #[test]
+    fn headings_start_documents() {
+        let options = Options { split_headings: Some(2), ..Options::default() };
+        let ran = run(&[("a.txt", b"## A\n\none\n\n## B\n\ntwo\n")], options);
+        assert_eq!(ran.texts(), ["## A\n\none", "## B\n\ntwo"]);
+        assert_eq!(ran.documents()[1].start, 11);
+    }
+
+    #[test]
+    fn it_stops_when_asked() {
+        struct Stop;
+        impl Monitor for Stop {
+            fn progress(&self, _: crate::base::Progress) {}
+            fn measure(&self, _: &str, _: f64, _: &str) {}
+            fn cancelled(&self) -> bool {
+                true
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.txt");
+        fs::write(&path, b"text").unwrap();
+        let files = [InputFile::new(&path).unwrap()];
+        let error = ingest(&files, &Options::default(), &dir.path().join("out"), &Stop).unwrap_err();
+        assert!(error.is_cancelled());
+    }
+
+    /// The real corpus, where it is there: nothing is lost but what the report says.
+    #[test]
+    fn the_childrens_books_are_ingested() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data/corpus_childrens_books/corpus.txt");
+        let Ok(file) = InputFile::new(Path::new(path)) else {
+            println!("skipped: {path} is not there");
+            return;
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let report = ingest(&[file], &Options::default(), dir.path(), &Quiet).unwrap();
+        assert_eq!((report.documents_in, report.documents_kept, report.documents_split), (45, 45, 45));
+        assert!(report.documents_out > 700 && report.bytes_out > 15_000_000, "{report:?}");
+    }
+}

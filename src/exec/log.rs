@@ -27,7 +27,9 @@ pub fn for_stage(folder: &Path, stage: &str, events: UnboundedSender<Event>) -> 
     let to_events = Forward { stage: stage.to_string(), events };
     // What libraries below say at their own leisure is not news of a stage.
     let ours = Targets::new().with_target("tinylm", Level::DEBUG).with_default(Level::WARN);
-    Ok(Dispatch::new(Registry::default().with(to_file.with_filter(ours.clone())).with(to_events.with_filter(ours))))
+    Ok(Dispatch::new(
+        Registry::default().with(to_file.with_filter(ours.clone())).with(to_events.with_filter(ours)),
+    ))
 }
 
 struct Forward {

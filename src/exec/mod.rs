@@ -95,12 +95,14 @@ pub async fn run(
         jobs: options.jobs,
     });
     let prepared = {
-        let (pipeline, store, events, cancel) = (pipeline.clone(), store.clone(), events.clone(), cancel.clone());
+        let (pipeline, store, events, cancel) =
+            (pipeline.clone(), store.clone(), events.clone(), cancel.clone());
         let selected = selected.clone();
         tokio::task::spawn_blocking(move || prepare(&pipeline, &selected, &store, events, cancel)).await
     };
     let sources = prepared.map_err(|e| Error::bug(format!("finding sources: {e}")))??;
-    let lock = if options.locked { Some(checked_lock(&pipeline, &selected, &kinds, &sources)?) } else { None };
+    let lock =
+        if options.locked { Some(checked_lock(&pipeline, &selected, &kinds, &sources)?) } else { None };
     let shared = Arc::new(Shared { pipeline, kinds, store, sources, events, cancel, options, lock });
     let results = Scheduler::new(shared.clone(), &selected).run().await;
     finish(&shared, &results)?;
@@ -153,7 +155,8 @@ impl Monitor for Preparing {
 fn checked_lock(pipeline: &Pipeline, selected: &[String], kinds: &Kinds, sources: &Sources) -> Result<Lock> {
     let path = pipeline.lockfile();
     let lock = Lock::load(&path)?.ok_or_else(|| {
-        Error::input(format!("there is no lockfile `{}`", path.display())).help("run once without --locked to write it")
+        Error::input(format!("there is no lockfile `{}`", path.display()))
+            .help("run once without --locked to write it")
     })?;
     let stages: Vec<_> = pipeline.stages.iter().filter(|s| selected.contains(&s.name)).collect();
     plan::lock::verify(&lock, pipeline, &stages, kinds, sources)?;
@@ -259,7 +262,8 @@ impl Scheduler {
             if let Some(bad) = stage.upstream().find(|up| self.done.get(*up).is_some_and(|r| !is_good(r))) {
                 let reason = Reason::UpstreamFailed(bad.to_string());
                 self.skip(&name, reason);
-            } else if stage.upstream().any(|up| !self.done.contains_key(up)) || !self.consider(&shared, stage) {
+            } else if stage.upstream().any(|up| !self.done.contains_key(up)) || !self.consider(&shared, stage)
+            {
                 left.push_back(name);
             }
         }
@@ -323,7 +327,8 @@ impl Scheduler {
         let memory: u64 = self.taken.values().map(|n| n.memory).sum();
         let options = &self.shared.options;
         self.taken.is_empty()
-            || (threads + need.threads <= options.jobs && memory.saturating_add(need.memory) <= options.memory)
+            || (threads + need.threads <= options.jobs
+                && memory.saturating_add(need.memory) <= options.memory)
     }
 
     fn finished(&mut self, name: &str, result: StageResult) {
@@ -355,7 +360,8 @@ impl Scheduler {
     fn skip(&mut self, name: &str, reason: Reason) {
         let shared = self.shared.clone();
         let Some(stage) = shared.pipeline.stage(name) else { return };
-        let reason = if shared.cancel.is_cancelled() { Reason::UpstreamFailed("the run".into()) } else { reason };
+        let reason =
+            if shared.cancel.is_cancelled() { Reason::UpstreamFailed("the run".into()) } else { reason };
         let result = StageResult {
             stage: name.to_string(),
             kind: stage.kind.clone(),
@@ -378,7 +384,12 @@ impl Scheduler {
         let lost: Vec<String> = self.taken.keys().cloned().collect();
         for name in lost.iter().take(1) {
             if let Some(stage) = shared.pipeline.stage(name) {
-                self.fail(stage, None, Reason::NeverRan, &Error::bug(format!("the stage's thread died: {why}")));
+                self.fail(
+                    stage,
+                    None,
+                    Reason::NeverRan,
+                    &Error::bug(format!("the stage's thread died: {why}")),
+                );
             }
         }
     }

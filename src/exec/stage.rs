@@ -80,7 +80,8 @@ pub fn execute(
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
-    text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_else(|| "no message".into())
+    text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()))
+        .unwrap_or_else(|| "no message".into())
 }
 
 fn failed(
@@ -202,7 +203,8 @@ fn settle(shared: &Shared, stage: &StageSpec, decision: &Decision, action: &Acti
     if let Some(key) = decision.key() {
         shared.store.remember(pipeline, &stage.name, &key)?;
     }
-    let outputs = action.outputs.iter().map(|(port, d)| Ok((port.clone(), shared.store.artifact(&stage.name, d)?)));
+    let outputs =
+        action.outputs.iter().map(|(port, d)| Ok((port.clone(), shared.store.artifact(&stage.name, d)?)));
     let missed = kind(shared, stage)?.gates(&stage.params, &outputs.collect::<Result<_>>()?)?;
     if missed.is_empty() {
         return Ok(());
@@ -257,12 +259,14 @@ impl Monitor for StageMonitor {
     fn progress(&self, progress: Progress) {
         let Ok(mut last) = self.last.lock() else { return };
         let whole = progress.total.is_some_and(|t| progress.done >= t);
-        let recent = |(at, phase): &(Instant, String)| *phase == progress.phase && at.elapsed() < PROGRESS_EVERY;
+        let recent =
+            |(at, phase): &(Instant, String)| *phase == progress.phase && at.elapsed() < PROGRESS_EVERY;
         if last.as_ref().is_some_and(recent) && !whole {
             return;
         }
         *last = Some((Instant::now(), progress.phase.clone()));
-        let _ = self.events.send(Event::StageProgress { stage: self.stage.clone(), progress: progress.into() });
+        let _ =
+            self.events.send(Event::StageProgress { stage: self.stage.clone(), progress: progress.into() });
     }
 
     fn measure(&self, name: &str, value: f64, unit: &str) {

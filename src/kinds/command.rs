@@ -35,8 +35,11 @@ pub struct Params {
 }
 
 /// What a program finds when nothing else is declared. HOME and TMPDIR are the scratch folder.
-const ENVIRONMENT: [(&str, &str); 3] =
-    [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("LANG", "C.UTF-8"), ("TZ", "UTC")];
+const ENVIRONMENT: [(&str, &str); 3] = [
+    ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+    ("LANG", "C.UTF-8"),
+    ("TZ", "UTC"),
+];
 
 /// Lines of output that an error shows.
 const SHOWN: usize = 20;
@@ -95,7 +98,11 @@ fn references(text: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-fn expand(text: &str, inputs: &BTreeMap<String, PathBuf>, outputs: &BTreeMap<String, PathBuf>) -> Result<String> {
+fn expand(
+    text: &str,
+    inputs: &BTreeMap<String, PathBuf>,
+    outputs: &BTreeMap<String, PathBuf>,
+) -> Result<String> {
     let mut out = text.to_string();
     for (namespace, name) in references(text) {
         let paths = if namespace == "inputs" { inputs } else { outputs };
@@ -199,7 +206,9 @@ fn follow(child: &mut Child, ctx: &Context) -> Result<VecDeque<String>> {
             }
             Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break,
             // A program that closed its output early or holds it open still has to be watched.
-            Err(std::sync::mpsc::RecvTimeoutError::Timeout) if matches!(child.try_wait(), Ok(Some(_))) => break,
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) if matches!(child.try_wait(), Ok(Some(_))) => {
+                break;
+            }
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
         }
         if ctx.monitor.cancelled() {

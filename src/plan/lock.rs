@@ -56,7 +56,12 @@ impl LockedStage {
 
 impl Lock {
     pub fn new(pipeline: &str) -> Self {
-        Lock { version: VERSION, pipeline: pipeline.into(), sources: BTreeMap::new(), stages: BTreeMap::new() }
+        Lock {
+            version: VERSION,
+            pipeline: pipeline.into(),
+            sources: BTreeMap::new(),
+            stages: BTreeMap::new(),
+        }
     }
 
     /// `None` when there is no such file.
@@ -68,7 +73,8 @@ impl Lock {
             return Ok(None);
         }
         let node = yaml::load(path, Limits::default())?;
-        let lock: Lock = yaml::decode(&node).map_err(|e| e.help("delete it and run again to write it anew"))?;
+        let lock: Lock =
+            yaml::decode(&node).map_err(|e| e.help("delete it and run again to write it anew"))?;
         if lock.version != VERSION {
             return Err(node
                 .locate("version")
@@ -181,7 +187,11 @@ fn stage_difference(
     } else {
         "its inputs or seed changed".to_string()
     };
-    Some(format!("stage `{name}`: {what} (locked {}, found {})", locked.key.short(), fingerprint.key().short()))
+    Some(format!(
+        "stage `{name}`: {what} (locked {}, found {})",
+        locked.key.short(),
+        fingerprint.key().short()
+    ))
 }
 
 /// No past: [`verify`] asks for fingerprints, not for what is in the store.

@@ -51,19 +51,15 @@ impl Console {
     fn begin(&mut self, stage: &str) {
         let bar = self.bars.add(ProgressBar::new_spinner());
         let template = "{prefix} {spinner} {msg}";
-        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        bar.set_style(
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner()),
+        );
         bar.set_prefix(format!("{stage:>width$}", width = self.width));
         if self.live {
             bar.enable_steady_tick(Duration::from_millis(200));
         }
         let now = Instant::now();
-        let running = Running {
-            bar,
-            last_line: now,
-            phase: String::new(),
-            phase_begun: now,
-            phase_start: 0,
-        };
+        let running = Running { bar, last_line: now, phase: String::new(), phase_begun: now, phase_start: 0 };
         self.running.insert(stage.to_string(), running);
     }
 

@@ -16,7 +16,12 @@ struct Known {
     facts: BTreeMap<(String, String), Facts>,
 }
 
-pub fn all(variants: Vec<Variant>, kinds: &Kinds, pipeline: &Pipeline, mistakes: &mut Mistakes) -> Vec<StageSpec> {
+pub fn all(
+    variants: Vec<Variant>,
+    kinds: &Kinds,
+    pipeline: &Pipeline,
+    mistakes: &mut Mistakes,
+) -> Vec<StageSpec> {
     let mut known = Known::default();
     let mut stages = Vec::new();
     for variant in variants {
@@ -76,7 +81,8 @@ fn of_kind(error: Error, variant: &Variant) -> Error {
 
 fn outputs(node: &Node, kind: &dyn Stage, kinds: &Kinds) -> Result<BTreeMap<String, String>> {
     let info = kind.info();
-    let mut all: BTreeMap<String, String> = info.outputs.iter().map(|p| (p.name.clone(), p.ty.to_string())).collect();
+    let mut all: BTreeMap<String, String> =
+        info.outputs.iter().map(|p| (p.name.clone(), p.ty.to_string())).collect();
     let Some(declared) = node.get("outputs") else {
         return if info.open && all.is_empty() {
             Err(node.error("this stage declares no outputs").help("add `outputs: { NAME: file }`"))
@@ -86,7 +92,9 @@ fn outputs(node: &Node, kind: &dyn Stage, kinds: &Kinds) -> Result<BTreeMap<Stri
     };
     if !info.open {
         let names = suggest::list(info.outputs.iter().map(|p| p.name.as_str()));
-        return Err(declared.error(format!("the outputs of `{}` are fixed: {names}", info.name)).help("remove `outputs:`"));
+        return Err(declared
+            .error(format!("the outputs of `{}` are fixed: {names}", info.name))
+            .help("remove `outputs:`"));
     }
     let types = kinds.types();
     for (key, ty) in declared.entries() {
@@ -98,7 +106,9 @@ fn outputs(node: &Node, kind: &dyn Stage, kinds: &Kinds) -> Result<BTreeMap<Stri
                 .help(format!("the types are {}", suggest::list(types.keys().copied()))));
         }
         if !super::is_name(&key.name) {
-            return Err(Error::usage(format!("`{}` cannot be the name of a port", key.name)).at(key.span.place()));
+            return Err(
+                Error::usage(format!("`{}` cannot be the name of a port", key.name)).at(key.span.place())
+            );
         }
         all.insert(key.name.clone(), name);
     }
@@ -128,18 +138,28 @@ fn inputs(
         };
         if !port.many && references.len() > 1 {
             mistakes.push(
-                Error::usage(format!("the port `{}` of `{}` takes one artifact, found {}", port.name, info.name, references.len()))
-                    .at(references[1].span.place()),
+                Error::usage(format!(
+                    "the port `{}` of `{}` takes one artifact, found {}",
+                    port.name,
+                    info.name,
+                    references.len()
+                ))
+                .at(references[1].span.place()),
             );
         }
         let connected = references.iter().filter_map(|r| mistakes.keep(connect(r, port, info.name, known)));
         all.entry(key.name.clone()).or_default().extend(connected);
     }
-    for port in info.inputs.iter().filter(|p| p.required && !variant.inputs.iter().any(|(k, _)| k.name == p.name)) {
+    for port in
+        info.inputs.iter().filter(|p| p.required && !variant.inputs.iter().any(|(k, _)| k.name == p.name))
+    {
         mistakes.push(
-            Error::usage(format!("the stage `{}` lacks its input `{}` ({})", variant.name, port.name, port.ty))
-                .at(variant.span.place())
-                .help(format!("add `inputs: {{ {}: … }}`: {}", port.name, port.doc)),
+            Error::usage(format!(
+                "the stage `{}` lacks its input `{}` ({})",
+                variant.name, port.name, port.ty
+            ))
+            .at(variant.span.place())
+            .help(format!("add `inputs: {{ {}: … }}`: {}", port.name, port.doc)),
         );
     }
     all
@@ -190,7 +210,12 @@ fn connect(reference: &Reference, port: &Port, kind: &str, known: &Known) -> Res
     }
 }
 
-fn named_output(stage: &str, wanted: &str, outputs: &BTreeMap<String, String>, span: &Span) -> Result<String> {
+fn named_output(
+    stage: &str,
+    wanted: &str,
+    outputs: &BTreeMap<String, String>,
+    span: &Span,
+) -> Result<String> {
     if outputs.contains_key(wanted) {
         return Ok(wanted.to_string());
     }
@@ -198,21 +223,28 @@ fn named_output(stage: &str, wanted: &str, outputs: &BTreeMap<String, String>, s
     Err(Error::usage(format!("the stage `{stage}` has no output port `{wanted}`"))
         .at(span.place())
         .suggest(suggest::closest(wanted, names()))
-        .help(format!("its outputs are {}; a file of this name is `./{stage}.{wanted}`", suggest::list(names()))))
+        .help(format!(
+            "its outputs are {}; a file of this name is `./{stage}.{wanted}`",
+            suggest::list(names())
+        )))
 }
 
 /// `stage` alone means its only output, or the only one whose type fits.
 fn only_output(stage: &str, port: &Port, outputs: &BTreeMap<String, String>, span: &Span) -> Result<String> {
-    let fitting: Vec<&String> = outputs.iter().filter(|(_, ty)| port.takes(ty)).map(|(name, _)| name).collect();
+    let fitting: Vec<&String> =
+        outputs.iter().filter(|(_, ty)| port.takes(ty)).map(|(name, _)| name).collect();
     match (outputs.len(), fitting.as_slice()) {
         // Of one output the type is judged by the caller, who can say more.
         (1, _) => Ok(outputs.keys().next().cloned().unwrap_or_default()),
         (_, [only]) => Ok(only.to_string()),
         _ => {
             let names = suggest::list(outputs.keys().map(String::as_str));
-            Err(Error::usage(format!("`{stage}` has several outputs: {names}; which one goes into `{}` ({})?", port.name, port.ty))
-                .at(span.place())
-                .help(format!("write `{stage}.PORT`")))
+            Err(Error::usage(format!(
+                "`{stage}` has several outputs: {names}; which one goes into `{}` ({})?",
+                port.name, port.ty
+            ))
+            .at(span.place())
+            .help(format!("write `{stage}.PORT`")))
         }
     }
 }
@@ -230,7 +262,9 @@ fn facts_of(connections: &BTreeMap<String, Vec<Input>>, known: &Known, root: &st
             files: if source.is_url() { Vec::new() } else { vec![root.join(&source.text)] },
         },
     };
-    Connected(connections.iter().map(|(port, all)| (port.clone(), all.iter().map(upstream).collect())).collect())
+    Connected(
+        connections.iter().map(|(port, all)| (port.clone(), all.iter().map(upstream).collect())).collect(),
+    )
 }
 
 /// At the very param or input where it stands in the file, else at the stage's name.

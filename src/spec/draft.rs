@@ -30,7 +30,8 @@ pub fn read(tree: &Node, root: &Path, kinds: &Kinds, mistakes: &mut Mistakes) ->
     let stages = tree.get("stages");
     match stages {
         Some(node) if !matches!(node.value, Value::Map(_)) => {
-            mistakes.push(node.error(format!("`stages` is a map of name to stage, found {}", node.describe())));
+            mistakes
+                .push(node.error(format!("`stages` is a map of name to stage, found {}", node.describe())));
         }
         Some(_) => {}
         None => mistakes.push(tree.error("a pipeline needs `stages:`")),
@@ -77,7 +78,10 @@ fn stage(
         None => node,
         Some(file) => {
             if let Some(kind) = node.get("kind") {
-                mistakes.push(kind.error("`kind` and `use` exclude each other").help("the file under `use` names the kind"));
+                mistakes.push(
+                    kind.error("`kind` and `use` exclude each other")
+                        .help("the file under `use` names the kind"),
+                );
             }
             let base = mistakes.keep(stage_file(file, root))?;
             unknown_keys(&base, "a stage file", &STAGE_FILE_KEYS, mistakes);

@@ -22,9 +22,9 @@ pub fn apply(node: &Node, scope: &Scope) -> Result<Node> {
     let value = match &node.value {
         Value::Str(text) if text.contains("${") => return string(text, node, scope),
         Value::Seq(items) => Value::Seq(items.iter().map(|n| apply(n, scope)).collect::<Result<_>>()?),
-        Value::Map(entries) => Value::Map(
-            entries.iter().map(|(k, n)| Ok((k.clone(), apply(n, scope)?))).collect::<Result<_>>()?,
-        ),
+        Value::Map(entries) => {
+            Value::Map(entries.iter().map(|(k, n)| Ok((k.clone(), apply(n, scope)?))).collect::<Result<_>>()?)
+        }
         other => other.clone(),
     };
     Ok(Node { value, span: node.span.clone() })
@@ -103,9 +103,9 @@ fn look_up<'s>(name: &str, node: &Node, scope: &'s Scope) -> Result<&'s Node> {
 fn plain(value: &Node, at: &Node) -> Result<String> {
     match &value.value {
         Value::Str(text) => Ok(text.clone()),
-        Value::Seq(_) | Value::Map(_) => {
-            Err(at.error("a list or a map cannot stand inside a text").help("let the reference be the whole value"))
-        }
+        Value::Seq(_) | Value::Map(_) => Err(at
+            .error("a list or a map cannot stand inside a text")
+            .help("let the reference be the whole value")),
         _ => Ok(value.to_json().to_string()),
     }
 }

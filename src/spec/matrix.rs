@@ -34,10 +34,19 @@ pub struct Reference {
 #[derive(Clone)]
 pub enum Target {
     /// `stage`, `stage.port`, `stage@axis=value.port`; all that stands behind the stage's name.
-    Stage { base: String, rest: String },
+    Stage {
+        base: String,
+        rest: String,
+    },
     /// A variant of a stage, and the port if it was named.
-    Variant { name: String, port: Option<String> },
-    Source { text: String, sha256: Option<String> },
+    Variant {
+        name: String,
+        port: Option<String>,
+    },
+    Source {
+        text: String,
+        sha256: Option<String>,
+    },
 }
 
 /// Multiplies every stage. The result is in an order in which stages can run.
@@ -56,7 +65,9 @@ pub fn expand(drafts: Vec<Draft>, kinds: &Kinds, mistakes: &mut Mistakes) -> Vec
 fn read_inputs(draft: &Draft, names: &[String], mistakes: &mut Mistakes) -> Vec<(Key, Vec<Reference>)> {
     let Some(node) = draft.node.get("inputs") else { return Vec::new() };
     if !matches!(node.value, Value::Map(_) | Value::Null) {
-        mistakes.push(node.error(format!("`inputs` is a map of port to what is connected, found {}", node.describe())));
+        mistakes.push(
+            node.error(format!("`inputs` is a map of port to what is connected, found {}", node.describe())),
+        );
     }
     let mut ports = Vec::new();
     for (key, value) in node.entries() {
@@ -121,7 +132,9 @@ fn order(drafts: &[Draft], inputs: &[Vec<(Key, Vec<Reference>)>]) -> Result<Vec<
     let index: BTreeMap<&str, usize> = drafts.iter().enumerate().map(|(i, d)| (d.name.as_str(), i)).collect();
     let needs: Vec<Vec<usize>> = inputs
         .iter()
-        .map(|ports| ports.iter().flat_map(|(_, r)| r).filter_map(|r| index.get(r.base()?).copied()).collect())
+        .map(|ports| {
+            ports.iter().flat_map(|(_, r)| r).filter_map(|r| index.get(r.base()?).copied()).collect()
+        })
         .collect();
     let mut left: Vec<usize> = needs
         .iter()
@@ -249,11 +262,17 @@ fn axis_value(node: &Node) -> Result<String> {
     let text = match &node.value {
         Value::Str(text) => text.clone(),
         Value::Int(_) | Value::Float(_) | Value::Bool(_) => node.to_json().to_string(),
-        _ => return Err(node.error(format!("a value of an axis is a number or a word, found {}", node.describe()))),
+        _ => {
+            return Err(
+                node.error(format!("a value of an axis is a number or a word, found {}", node.describe()))
+            );
+        }
     };
     let fits = |c: char| c.is_ascii_alphanumeric() || "._-+".contains(c);
     if text.is_empty() || !text.chars().all(fits) {
-        return Err(node.error(format!("`{text}` cannot be part of a stage's name")).help("use letters, digits, `.`, `_`, `-`"));
+        return Err(node
+            .error(format!("`{text}` cannot be part of a stage's name"))
+            .help("use letters, digits, `.`, `_`, `-`"));
     }
     Ok(text)
 }
@@ -305,9 +324,12 @@ fn set_params(draft: &Draft, mut node: Node, values: &BTreeMap<String, Node>, ki
             continue;
         }
         if schema.pointer(&format!("/properties/{}", key.name)).is_none() {
-            return Err(Error::usage(format!("the axis `{}` changes nothing", key.name)).at(key.span.place()).help(
-                format!("`{}` has no param of this name; refer to it as `${{matrix.{}}}`", draft.kind, key.name),
-            ));
+            return Err(Error::usage(format!("the axis `{}` changes nothing", key.name))
+                .at(key.span.place())
+                .help(format!(
+                    "`{}` has no param of this name; refer to it as `${{matrix.{}}}`",
+                    draft.kind, key.name
+                )));
         }
         put_param(&mut node, key, &values[&key.name]);
     }
@@ -375,7 +397,8 @@ fn chosen(
         });
     }
     let port = rest.strip_prefix('.').map(str::to_string);
-    let fits = |v: &&&Variant| v.axes.iter().all(|(k, n)| many || values.get(k).is_some_and(|x| x.value == n.value));
+    let fits =
+        |v: &&&Variant| v.axes.iter().all(|(k, n)| many || values.get(k).is_some_and(|x| x.value == n.value));
     let found: Vec<_> = all.iter().filter(fits).map(|v| (v.name.clone(), port.clone())).collect();
     if found.is_empty() && !all.is_empty() {
         let known = suggest::list(all.iter().map(|v| v.name.as_str()));

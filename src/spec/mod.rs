@@ -69,7 +69,10 @@ pub struct Resources {
 #[derive(Debug, Clone)]
 pub enum Input {
     /// The output `port` of an earlier stage.
-    Stage { stage: String, port: String },
+    Stage {
+        stage: String,
+        port: String,
+    },
     Source(SourceSpec),
 }
 
@@ -192,7 +195,8 @@ impl Mistakes {
 /// # Errors
 /// Every mistake in it, joined.
 pub fn load(file: &Path, kinds: &Kinds, overrides: &Overrides) -> Result<Pipeline> {
-    let mut tree = yaml::load(file, Limits::default()).map_err(|e| e.blame(crate::base::error::Fault::Usage))?;
+    let mut tree =
+        yaml::load(file, Limits::default()).map_err(|e| e.blame(crate::base::error::Fault::Usage))?;
     overrides::apply(&mut tree, &overrides.sets)?;
     let root = project_root(file);
     let mut mistakes = Mistakes::default();
@@ -208,7 +212,12 @@ pub fn load(file: &Path, kinds: &Kinds, overrides: &Overrides) -> Result<Pipelin
         seed: overrides.seed.unwrap_or(head.seed),
         memory: head.memory,
         stages: Vec::new(),
-        overrides: overrides.sets.iter().cloned().chain(overrides.seed.map(|s| format!("seed={s}"))).collect(),
+        overrides: overrides
+            .sets
+            .iter()
+            .cloned()
+            .chain(overrides.seed.map(|s| format!("seed={s}")))
+            .collect(),
     };
     let variants = matrix::expand(drafts, kinds, &mut mistakes);
     let variants = std::mem::take(&mut mistakes).done(variants)?;
@@ -277,7 +286,9 @@ fn resources(node: &Node, mistakes: &mut Mistakes) -> Resources {
         let written = n.as_str().map_or_else(|| n.to_json().to_string(), str::to_string);
         let bytes = units::parse_bytes(&written);
         if bytes.is_none() {
-            mistakes.push(n.error(format!("`{written}` is not an amount of memory")).help("write `2GiB` or `500MB`"));
+            mistakes.push(
+                n.error(format!("`{written}` is not an amount of memory")).help("write `2GiB` or `500MB`"),
+            );
         }
         bytes
     });

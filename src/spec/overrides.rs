@@ -41,7 +41,8 @@ fn must_exist(tree: &Node, parts: &[&str], set: &str) -> Result<()> {
     let Some(name) = parts.get(1) else {
         return Err(Error::usage(format!("--set {set}: which {what}?")));
     };
-    let known = || tree.get(parts[0]).map(Node::entries).unwrap_or_default().iter().map(|(k, _)| k.name.as_str());
+    let known =
+        || tree.get(parts[0]).map(Node::entries).unwrap_or_default().iter().map(|(k, _)| k.name.as_str());
     if known().any(|k| k == *name) {
         return Ok(());
     }

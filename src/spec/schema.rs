@@ -26,9 +26,12 @@ pub fn schema(kinds: &Kinds) -> Value {
     definitions.insert("used_stage".into(), used_stage());
     definitions.insert("stage".into(), any_stage(kinds));
     definitions.insert("pipeline".into(), pipeline());
-    definitions.insert("stage_file".into(), json!({
-        "oneOf": kinds.names().map(|n| json!({"$ref": format!("#/$defs/file.{n}")})).collect::<Vec<_>>()
-    }));
+    definitions.insert(
+        "stage_file".into(),
+        json!({
+            "oneOf": kinds.names().map(|n| json!({"$ref": format!("#/$defs/file.{n}")})).collect::<Vec<_>>()
+        }),
+    );
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "tinylm pipeline or stage file",
@@ -91,11 +94,14 @@ fn stage(kind: &dyn Stage, file: bool) -> Value {
     properties.insert("params".into(), nullable(json!({"$ref": format!("#/$defs/params.{}", info.name)})));
     properties.insert("inputs".into(), inputs(info, file));
     if info.open {
-        properties.insert("outputs".into(), json!({
-            "type": "object",
-            "additionalProperties": {"type": "string"},
-            "description": "Port: artifact type, such as `file`."
-        }));
+        properties.insert(
+            "outputs".into(),
+            json!({
+                "type": "object",
+                "additionalProperties": {"type": "string"},
+                "description": "Port: artifact type, such as `file`."
+            }),
+        );
     }
     if file {
         properties.remove("matrix");
@@ -129,10 +135,20 @@ fn inputs(info: &Info, file: bool) -> Value {
 
 fn used_stage() -> Value {
     let mut properties = common();
-    properties.insert("use".into(), json!({"type": "string", "description": "A stage file, from the folder that holds pipelines/."}));
-    properties.insert("params".into(), json!({"type": ["object", "null"], "description": "On top of the stage file's."}));
-    properties.insert("inputs".into(), json!({"type": "object", "additionalProperties": {"$ref": "#/$defs/connection"}}));
-    properties.insert("outputs".into(), json!({"type": "object", "additionalProperties": {"type": "string"}}));
+    properties.insert(
+        "use".into(),
+        json!({"type": "string", "description": "A stage file, from the folder that holds pipelines/."}),
+    );
+    properties.insert(
+        "params".into(),
+        json!({"type": ["object", "null"], "description": "On top of the stage file's."}),
+    );
+    properties.insert(
+        "inputs".into(),
+        json!({"type": "object", "additionalProperties": {"$ref": "#/$defs/connection"}}),
+    );
+    properties
+        .insert("outputs".into(), json!({"type": "object", "additionalProperties": {"type": "string"}}));
     json!({"type": "object", "required": ["use"], "additionalProperties": false, "properties": properties})
 }
 

@@ -51,7 +51,8 @@ impl Memo {
         if !std::mem::take(&mut self.changed) {
             return Ok(());
         }
-        let bytes = serde_json::to_vec(self).map_err(|e| crate::base::Error::bug(format!("the memo: {e}")))?;
+        let bytes =
+            serde_json::to_vec(self).map_err(|e| crate::base::Error::bug(format!("the memo: {e}")))?;
         fs::write_atomic(path, &bytes)
     }
 }

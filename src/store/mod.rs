@@ -232,7 +232,11 @@ impl Store {
     ///
     /// # Errors
     /// When an output is empty or a file cannot be moved.
-    pub fn commit(&self, mut action: Action, outputs: &BTreeMap<String, (String, PathBuf)>) -> Result<Action> {
+    pub fn commit(
+        &self,
+        mut action: Action,
+        outputs: &BTreeMap<String, (String, PathBuf)>,
+    ) -> Result<Action> {
         for (port, (ty, folder)) in outputs {
             let manifest = self.take(port, ty, folder)?;
             action.outputs.insert(port.clone(), self.keep_manifest(&manifest)?);
@@ -246,7 +250,10 @@ impl Store {
         for path in fs::files_below(folder)? {
             let relative = path.strip_prefix(folder).unwrap_or(&path);
             let name = relative.to_str().ok_or_else(|| {
-                Error::input(format!("the output `{port}` has a file whose name is not UTF-8: `{}`", relative.display()))
+                Error::input(format!(
+                    "the output `{port}` has a file whose name is not UTF-8: `{}`",
+                    relative.display()
+                ))
             })?;
             files.push(self.take_file(&path, name.replace('\\', "/"))?);
         }
@@ -327,7 +334,8 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
 }
 
 fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
-    let bytes = serde_json::to_vec_pretty(value).map_err(|e| Error::bug(format!("`{}`: {e}", path.display())))?;
+    let bytes =
+        serde_json::to_vec_pretty(value).map_err(|e| Error::bug(format!("`{}`: {e}", path.display())))?;
     fs::write_atomic(path, &bytes)
 }
 

@@ -129,7 +129,11 @@ fn path(spec: &SourceSpec, root: &Path) -> Result<Listing> {
     let path = root.join(&spec.text);
     if path.is_dir() {
         let files: Listing = fs::files_below(&path)?.into_iter().filter_map(|f| named(&path, f)).collect();
-        return if files.is_empty() { Err(at(spec, format!("the folder `{}` is empty", spec.text))) } else { Ok(files) };
+        return if files.is_empty() {
+            Err(at(spec, format!("the folder `{}` is empty", spec.text)))
+        } else {
+            Ok(files)
+        };
     }
     if path.exists() {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -154,8 +158,10 @@ fn glob(spec: &SourceSpec, root: &Path) -> Result<Listing> {
     // The folders in front of the first wildcard are where it looks, not what it finds.
     let first = spec.text.find(['*', '?', '[']).unwrap_or(0);
     let base = root.join(spec.text[..first].rfind('/').map_or("", |i| &spec.text[..=i]));
-    let pattern = glob::Pattern::escape(&base.to_string_lossy()) + &spec.text[spec.text[..first].rfind('/').map_or(0, |i| i + 1)..];
-    let matches = glob::glob(&pattern).map_err(|e| at(spec, format!("`{}` is not a glob: {}", spec.text, e.msg)))?;
+    let pattern = glob::Pattern::escape(&base.to_string_lossy())
+        + &spec.text[spec.text[..first].rfind('/').map_or(0, |i| i + 1)..];
+    let matches =
+        glob::glob(&pattern).map_err(|e| at(spec, format!("`{}` is not a glob: {}", spec.text, e.msg)))?;
     let mut files: Listing =
         matches.filter_map(Result::ok).filter(|p| p.is_file()).filter_map(|p| named(&base, p)).collect();
     files.sort();
@@ -169,7 +175,8 @@ fn glob(spec: &SourceSpec, root: &Path) -> Result<Listing> {
 /// The name below `base`; hidden files are nobody's data.
 fn named(base: &Path, path: PathBuf) -> Option<(String, PathBuf)> {
     let name = path.strip_prefix(base).unwrap_or(&path).to_string_lossy().replace('\\', "/");
-    (!name.split('/').any(|part| part.starts_with('.') && part != "." && part != "..")).then_some((name, path))
+    (!name.split('/').any(|part| part.starts_with('.') && part != "." && part != ".."))
+        .then_some((name, path))
 }
 
 fn source(text: &str, files: Listing, store: &Store) -> Result<Source> {
@@ -177,7 +184,12 @@ fn source(text: &str, files: Listing, store: &Store) -> Result<Source> {
         .into_par_iter()
         .map(|(name, path)| {
             let stat = fs::stat(&path);
-            let file = ArtifactFile { name, digest: store.digest_of(&path)?, size: stat.map_or(0, |s| s.size), path };
+            let file = ArtifactFile {
+                name,
+                digest: store.digest_of(&path)?,
+                size: stat.map_or(0, |s| s.size),
+                path,
+            };
             let kept = (file.path.clone(), stat);
             Ok((file, kept))
         })
@@ -186,5 +198,9 @@ fn source(text: &str, files: Listing, store: &Store) -> Result<Source> {
     files.sort_by(|a, b| a.name.cmp(&b.name));
     let listed = files.iter().map(|f| ManifestFile { path: f.name.clone(), digest: f.digest, size: f.size });
     let manifest = Manifest::new(FILES, listed.collect());
-    Ok(Source { artifact: Artifact { label: text.to_string(), digest: manifest.digest(), files }, manifest, stats })
+    Ok(Source {
+        artifact: Artifact { label: text.to_string(), digest: manifest.digest(), files },
+        manifest,
+        stats,
+    })
 }

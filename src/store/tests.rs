@@ -84,7 +84,8 @@ fn an_empty_output_is_refused_and_leaves_no_record() {
     let store = Store::open(dir.path(), false);
     let folder = dir.path().join("empty");
     fs::create_dir(&folder).unwrap();
-    let result = store.commit(action(1), &BTreeMap::from([("out".to_string(), ("file".to_string(), folder))]));
+    let result =
+        store.commit(action(1), &BTreeMap::from([("out".to_string(), ("file".to_string(), folder))]));
     assert!(result.unwrap_err().message().contains("wrote nothing"));
     assert_eq!(store.action(&fingerprint(1).key()), None);
 }

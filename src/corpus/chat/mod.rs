@@ -454,3 +454,118 @@ fn nothing_left(report: &Report) -> Error {
         .cause(format!("removed were {}", reasons.join(", ")))
         .help("set `on_bad_row: error` to see the first bad row in full")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{Quiet, fs};
+    use crate::corpus::conversation::{ConversationReader, FILE_NAME};
+
+    fn run(files: &[(&str, &[u8])], options: Options) -> Result<(Report, Vec<Conversation>)> {
+        let dir = tempfile::tempdir().unwrap();
+        let inputs: Vec<InputFile> = files
+            .iter()
+            .map(|(name, bytes)| {
+                let path = dir.path().join(name);
+                fs::write(&path, bytes).unwrap();
+                InputFile::new(&path).unwrap()
+            })
+            .collect();
+        let out = dir.path().join("out");
+        let report = ingest_chat(&inputs, &options, &out, &Quiet)?;
+        let removed = report.removed.exact_duplicates + report.removed.bad_rows.values().sum::<u64>();
+        assert_eq!(report.conversations_in, report.conversations_out + removed);
+        let all = ConversationReader::open(&out.join(FILE_NAME))?.collect::<Result<_>>()?;
+        Ok((report, all))
+    }
+
+    fn error(name: &str, bytes: &[u8]) -> String {
+        run(&[(name, bytes)], Options::default()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn each_file_has_its_format() {
+        let files: [(&str, &[u8]); 5] = [
+            ("a.jsonl", b"{\"messages\":[{\"role\":\"user\",\"content\":\"1\"},{\"role\":\"assistant\",\"content\":\"2\"}]}\n"),
+            ("b.json", b"[\n{\"conversations\":[{\"from\":\"human\",\"value\":\"3\"},{\"from\":\"gpt\",\"value\":\"4\"}]}\n]"),
+            ("c.txt", b"<user>: 5 <eos>\n<assistant>: 6 <eos>\n\n<user>: 7\n<assistant>: 8 <eos>\n"),
+            ("d.csv", b"prompt,completion\n\"9, or so\",10\n"),
+            ("e.jsonl", b"{\"instruction\":\"11\",\"input\":\"\",\"output\":\"12\"}\n"),
+        ];
+        let (report, all) = run(&files, Options::default()).unwrap();
+        let questions: Vec<&str> = all.iter().map(|c| c.messages[0].content.as_str()).collect();
+        assert_eq!(questions, ["1", "3", "5", "7", "9, or so", "11"]);
+        let rows: Vec<u64> = all.iter().map(|c| c.row).collect();
+        assert_eq!(rows, [1, 1, 1, 4, 2, 1]);
+        let formats: Vec<_> = report.files.iter().map(|f| f.format.unwrap().as_str()).collect();
+        assert_eq!(formats, ["messages", "sharegpt", "text", "prompt", "instruction"]);
+        assert_eq!(report.messages["assistant"], 6);
+    }
+
+    #[test]
+    fn mistakes_name_the_row_and_the_place() {
+        let good = "{\"messages\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"a\"}]}\n";
+        let with = |row: &str| error("a.jsonl", format!("{good}{row}\n").as_bytes());
+        let found = with(r#"{"messages":[{"role":"user","content":"q"},{"role":"asistant","content":"a"}]}"#);
+        assert!(found.contains("row 2: message 2 has the unknown role \"asistant\""), "{found}");
+        assert!(found.contains("a.jsonl:2:52") && found.contains("did you mean `assistant`"), "{found}");
+        let found = with(r#"{"messages":[{"role":"user","content":"q"},{"role":"user","content":"a"}]}"#);
+        assert!(found.contains("must alternate") && found.contains("same_role: merge"), "{found}");
+        let found = with(r#"{"messages":[{"role":"user","content":"q"}"#);
+        assert!(found.contains("row 2: this is not JSON") && found.contains("a.jsonl:2:"), "{found}");
+        let found = with(r#"{"messages":[{"role":"user","content":null}]}"#);
+        assert!(found.contains("message 1: the field `content` holds null"), "{found}");
+        let found = with(r#"{"message":[]}"#);
+        assert!(found.contains("missing is `messages`"), "{found}");
+        let found = error("a.jsonl", b"{\"question\": 1}\n");
+        assert!(found.contains("no known format") && found.contains("found `question`"), "{found}");
+        assert!(error("a.jsonl", b"").contains("no conversation in 1 file"));
+        assert!(error("a.bin", b"x").contains("does not tell its format"));
+        let found = error("a.txt", b"<user>: Hi <eos>\n<asistant>: Yo <eos>\n");
+        assert!(found.contains("a.txt:2:1") && found.contains("did you mean `assistant`"), "{found}");
+        let found = error("a.jsonl", b"{\"prompt\":\"\xFF\"}\n");
+        assert!(found.contains("0xFF") && found.contains("a.jsonl:1:12"), "{found}");
+    }
+
+    #[test]
+    fn bad_rows_are_skipped_and_counted_and_duplicates_removed() {
+        let text = "{\"prompt\":\"q\",\"completion\":\"a\"}\nnonsense\n{\"prompt\":\"q\",\"completion\":\" a\\r\\n\"}\n\
+                    {\"prompt\":\"q\"}\n{\"prompt\":\"\",\"completion\":\"a\"}\n";
+        let options = Options { on_bad_row: OnBadRow::Skip, ..Options::default() };
+        let (report, all) = run(&[("a.jsonl", text.as_bytes())], options).unwrap();
+        assert_eq!((all.len(), report.rows_in, report.removed.exact_duplicates), (1, 5, 1));
+        let causes: Vec<(&str, u64)> = report.removed.bad_rows.into_iter().collect();
+        assert_eq!(causes, [("broken_json", 1), ("empty_message", 1), ("missing_field", 1)]);
+    }
+
+    #[test]
+    fn users_may_name_roles() {
+        let text = b"{\"messages\":[{\"role\":\"Klien\",\"content\":\"q\"},{\"role\":\"terapis\",\"content\":\"a\"}]}";
+        let roles = [("klien".to_string(), Role::User), ("Terapis".to_string(), Role::Assistant)].into();
+        let (_, all) = run(&[("a.jsonl", text)], Options { roles, ..Options::default() }).unwrap();
+        assert_eq!(all[0].messages[1].role, Role::Assistant);
+    }
+
+    /// Real files, where they are there: (file, conversations in, conversations out).
+    #[test]
+    fn real_conversations_are_ingested() {
+        let real = [
+            ("conv_synthetic_persona_chat/messages.jsonl", 1_962),
+            ("conv_sharegpt_format/dummy_conversation.json", 500),
+            ("instr_fairytaleqa/qa.jsonl", 10_580),
+        ];
+        for (name, rows) in real {
+            let path = format!("{}/../shared/data/{name}", env!("CARGO_MANIFEST_DIR"));
+            let Ok(file) = InputFile::new(Path::new(&path)) else {
+                println!("skipped: {path} is not there");
+                continue;
+            };
+            let dir = tempfile::tempdir().unwrap();
+            let options =
+                Options { same_role: SameRole::Merge, on_bad_row: OnBadRow::Skip, ..Options::default() };
+            let report = ingest_chat(&[file], &options, dir.path(), &Quiet).unwrap();
+            assert_eq!(report.rows_in, rows, "{name}");
+            assert!(report.conversations_out > 0, "{report:?}");
+        }
+    }
+}
