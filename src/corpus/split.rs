@@ -27,9 +27,9 @@ fn is_heading(line: &str, level: usize) -> bool {
     (1..=level).contains(&hashes) && line[hashes..].starts_with([' ', '\t', '\n', '\r'])
 }
 
-/// Cuts `text` into the fewest parts of at most `most` characters, of about equal length: between
-/// paragraphs if it can, else between lines, sentences, words, and only then anywhere. The ranges cover
-/// the text.
+/// Cuts `text` into few parts of at most `most` characters, of about equal length: in front of Markdown
+/// headings if it can, else between paragraphs, lines, sentences, words, and only then anywhere. The
+/// ranges cover the text.
 ///
 /// # Panics
 /// When `most` is 0.
@@ -58,6 +58,7 @@ struct Cut {
 /// How good a place to cut is; smaller is better.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
+    Heading,
     Paragraph,
     Line,
     Sentence,
@@ -89,6 +90,8 @@ struct Before {
     breaks: usize,
     blank: bool,
     sentence: bool,
+    /// The last line with something visible starts with `#`.
+    heading: bool,
     last: Option<char>,
 }
 
@@ -98,6 +101,9 @@ impl Before {
         let full_width_stop = matches!(self.last, Some('。' | '！' | '？'));
         match (c.is_whitespace(), self.blank) {
             (true, _) => None,
+            // Behind a heading is no place to cut: it belongs to what follows.
+            (false, true) if self.heading && self.breaks > 0 => Some(Rank::Word),
+            (false, true) if c == '#' && self.breaks > 0 => Some(Rank::Heading),
             (false, true) if self.breaks > 1 => Some(Rank::Paragraph),
             (false, true) if self.breaks == 1 => Some(Rank::Line),
             (false, true) if self.sentence => Some(Rank::Sentence),
@@ -111,6 +117,9 @@ impl Before {
             let second_half = c == '\n' && self.last == Some('\r');
             self.breaks += usize::from(matches!(c, '\n' | '\r') && !second_half);
         } else {
+            if self.breaks > 0 || self.last.is_none() {
+                self.heading = c == '#';
+            }
             let closing = matches!(c, '"' | '\'' | '”' | '’' | ')' | '»');
             self.sentence = matches!(c, '.' | '!' | '?' | '…') || (closing && self.sentence);
             self.breaks = 0;
@@ -135,6 +144,7 @@ mod tests {
         assert_eq!(cut("aaaa. aaa\nbbb bbb", 14), ["aaaa. aaa\n", "bbb bbb"]);
         assert_eq!(cut("One two. Three four", 12), ["One two. ", "Three four"]);
         assert_eq!(cut("one two", 5), ["one ", "two"]);
+        assert_eq!(cut("aaa\n\n## B\n\nbbb bbb bb", 16), ["aaa\n\n", "## B\n\nbbb bbb bb"]);
         assert_eq!(cut("abcdefgh", 3), ["abc", "def", "gh"]);
         assert_eq!(cut("你好。世界。", 4), ["你好。", "世界。"]);
         assert_eq!(cut("a\r\n\r\nb\r\rc", 7), ["a\r\n\r\n", "b\r\rc"]);
