@@ -2,12 +2,14 @@
 //! file beside this one and a line below.
 
 pub mod command;
+pub mod ingest;
+pub mod ingest_chat;
 
 use crate::stage::{Kinds, Stage, erase};
 
 /// Every kind, in the order of their names.
 pub fn all() -> Vec<Box<dyn Stage>> {
-    vec![erase::<command::Command>()]
+    vec![erase::<command::Command>(), erase::<ingest::Ingest>(), erase::<ingest_chat::IngestChat>()]
 }
 
 /// [`all`] as the engine takes them.
