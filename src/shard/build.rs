@@ -17,9 +17,7 @@ use serde::Serialize;
 use super::write::{ShardWriter, Totals};
 use super::{Split, reader, token_type};
 use crate::base::{Digest, Error, Monitor, Result, fs};
-use crate::corpus::conversation::{Conversation, ConversationReader};
-use crate::corpus::document::{Document, DocumentReader};
-use crate::tokenizer::{Special, Tokenizer, chat};
+use crate::tokenizer::{Inputs, Special, Text, Tokenizer, chat};
 
 /// Text encoded at once, in bytes.
 const BATCH_BYTES: usize = 4 << 20;
@@ -39,13 +37,6 @@ pub struct Options {
     pub shard_tokens: u64,
     /// Of the order of the documents. The split does not depend on it.
     pub seed: u64,
-}
-
-/// `documents.parquet` and `conversations.parquet` files.
-#[derive(Debug, Clone, Default)]
-pub struct Inputs {
-    pub documents: Vec<PathBuf>,
-    pub conversations: Vec<PathBuf>,
 }
 
 /// What was made; `report.json`.
@@ -212,41 +203,19 @@ impl HeldOut {
     }
 }
 
-/// What is to be encoded.
-enum Text {
-    Document(Document),
-    Conversation(Conversation),
-}
-
-impl Text {
-    fn id(&self) -> &str {
-        match self {
-            Text::Document(d) => &d.id,
-            Text::Conversation(c) => &c.id,
+/// `<bos>` text `<eos>`; a conversation in the chat format, ended by `<eos>` whoever spoke last.
+fn encode(text: &Text, tokenizer: &Tokenizer, bos: u32, eos: u32) -> Result<Vec<u32>> {
+    match text {
+        Text::Document(document) => {
+            Ok([&[bos], tokenizer.encode(&document.text)?.as_slice(), &[eos]].concat())
         }
-    }
-
-    fn bytes(&self) -> usize {
-        match self {
-            Text::Document(d) => d.text.len(),
-            Text::Conversation(c) => c.len(),
-        }
-    }
-
-    /// `<bos>` text `<eos>`; a conversation in the chat format, ended by `<eos>` whoever spoke last.
-    fn encode(&self, tokenizer: &Tokenizer, bos: u32, eos: u32) -> Result<Vec<u32>> {
-        let mut ids = match self {
-            Text::Document(d) => {
-                let mut ids = vec![bos];
-                ids.extend(tokenizer.encode(&d.text)?);
-                ids
+        Text::Conversation(conversation) => {
+            let mut ids = chat::render(tokenizer, &conversation.messages)?.ids;
+            if ids.last() != Some(&eos) {
+                ids.push(eos);
             }
-            Text::Conversation(c) => chat::render(tokenizer, &c.messages)?.ids,
-        };
-        if ids.last() != Some(&eos) || matches!(self, Text::Document(_)) {
-            ids.push(eos);
+            Ok(ids)
         }
-        Ok(ids)
     }
 }
 
@@ -269,7 +238,8 @@ fn encode_all(
     monitor: &dyn Monitor,
 ) -> Result<Counts> {
     let mut counts = Counts::default();
-    let (texts, total) = texts(inputs)?;
+    let texts = inputs.texts()?;
+    let total = texts.total;
     let started = Instant::now();
     let mut batch = Batch::default();
     let mut done = 0;
@@ -298,23 +268,6 @@ fn encode_all(
     Ok(counts)
 }
 
-/// Every text in input order, and how many there are.
-fn texts(inputs: &Inputs) -> Result<(impl Iterator<Item = Result<Text>>, u64)> {
-    let mut all: Vec<Box<dyn Iterator<Item = Result<Text>>>> = Vec::new();
-    let mut total = 0;
-    for path in &inputs.documents {
-        let documents = DocumentReader::open(path)?;
-        total += documents.rows;
-        all.push(Box::new(documents.map(|d| d.map(Text::Document))));
-    }
-    for path in &inputs.conversations {
-        let conversations = ConversationReader::open(path)?;
-        total += conversations.rows;
-        all.push(Box::new(conversations.map(|c| c.map(Text::Conversation))));
-    }
-    Ok((all.into_iter().flatten(), total))
-}
-
 /// Texts waiting to be encoded together.
 #[derive(Default)]
 struct Batch {
@@ -336,10 +289,9 @@ impl Batch {
         monitor: &dyn Monitor,
     ) -> Result<()> {
         let (bos, eos) = (tokenizer.require(Special::Bos)?, tokenizer.require(Special::Eos)?);
-        let encode = |text: &Text| {
+        let encoded = |text: &Text| {
             monitor.check()?;
-            let ids = text
-                .encode(tokenizer, bos, eos)
+            let ids = encode(text, tokenizer, bos, eos)
                 .map_err(|e| e.context(format!("the document {} cannot be encoded", text.id())))?;
             let count = |of: &dyn Fn(u32) -> bool| ids.iter().filter(|id| of(**id)).count() as u64;
             let unknown = count(&|id| Some(id) == tokenizer.unknown());
@@ -354,7 +306,7 @@ impl Batch {
             })
         };
         // Collected whole before looking for errors, so that the first in order is the one reported.
-        let encoded: Vec<Result<Encoded>> = self.texts.par_iter().map(encode).collect();
+        let encoded: Vec<Result<Encoded>> = self.texts.par_iter().map(encoded).collect();
         for record in encoded {
             let record = record?;
             counts.add(&record);

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::{Digest, Error, Result, fs};
 use crate::corpus::parquet_io::{self, unreadable};
 
-pub use build::{Inputs, Options, Report, build, split_of};
+pub use build::{Options, Report, build, split_of};
 pub use write::{ShardWriter, Totals};
 
 /// What the footer's keys begin with. `tinylm.format` is to be raised when the form changes.

@@ -7,6 +7,8 @@
 
 pub mod chat;
 mod stream;
+mod texts;
+pub mod train;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -14,10 +16,12 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use serde_json::Value;
+use tokenizers::Model;
 
 use crate::base::{Digest, Error, Place, Result, fs, suggest};
 
 pub use stream::StreamDecoder;
+pub use texts::{Inputs, Text, Texts};
 
 /// The special tokens that our tokenizers begin with; the discriminant is the id there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -136,6 +140,12 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`], for the first text that fails.
     pub fn encode_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
         texts.par_iter().map(|text| self.encode(text)).collect::<Vec<_>>().into_iter().collect()
+    }
+
+    /// The ids of a word as the pre-tokenizer leaves it.
+    fn encode_word(&self, word: &str) -> Result<Vec<u32>> {
+        let tokens = self.0.library.get_model().tokenize(word).map_err(|e| not_encodable(word, &e))?;
+        Ok(tokens.into_iter().map(|token| token.id).collect())
     }
 
     /// The text of ids, special tokens left out.
