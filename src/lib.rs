@@ -32,6 +32,9 @@
 pub mod base;
 
 pub mod corpus;
+pub mod tokenizer;
+
+pub mod shard;
 
 pub mod event;
 pub mod exec;

@@ -4,12 +4,22 @@
 pub mod command;
 pub mod ingest;
 pub mod ingest_chat;
+pub mod shard;
+pub mod train_tokenizer;
+
+mod texts;
 
 use crate::stage::{Kinds, Stage, erase};
 
 /// Every kind, in the order of their names.
 pub fn all() -> Vec<Box<dyn Stage>> {
-    vec![erase::<command::Command>(), erase::<ingest::Ingest>(), erase::<ingest_chat::IngestChat>()]
+    vec![
+        erase::<command::Command>(),
+        erase::<ingest::Ingest>(),
+        erase::<ingest_chat::IngestChat>(),
+        erase::<shard::Shard>(),
+        erase::<train_tokenizer::TrainTokenizer>(),
+    ]
 }
 
 /// [`all`] as the engine takes them.
