@@ -5,8 +5,8 @@
 //! ```text
 //!  base      digest, error with a place, YAML with positions, files, seeded rng, monitor
 //!  -- domain: what a language model needs; knows no pipeline, store or command line
-//!  synth     templates -> documents and conversations
 //!  corpus    documents and conversations: reading, cleaning, deduplication, their Parquet form
+//!  synth     templates -> documents and conversations
 //!  tokenizer training, special tokens, chat template
 //!  shard     token ids in Parquet: packing, splitting, shuffling, loading
 //!  model     the transformer, its configuration, weights on disk, KV cache
@@ -30,6 +30,8 @@
 //! and `cli` print. A run is four hops: `spec::load` -> `plan::build` -> `exec::run` -> `store::commit`.
 
 pub mod base;
+
+pub mod synth;
 
 pub mod corpus;
 pub mod tokenizer;

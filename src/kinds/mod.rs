@@ -5,6 +5,7 @@ pub mod command;
 pub mod ingest;
 pub mod ingest_chat;
 pub mod shard;
+pub mod synthesize;
 pub mod train_tokenizer;
 
 mod texts;
@@ -18,6 +19,7 @@ pub fn all() -> Vec<Box<dyn Stage>> {
         erase::<ingest::Ingest>(),
         erase::<ingest_chat::IngestChat>(),
         erase::<shard::Shard>(),
+        erase::<synthesize::Synthesize>(),
         erase::<train_tokenizer::TrainTokenizer>(),
     ]
 }
