@@ -35,4 +35,6 @@ pub mod corpus;
 
 pub mod stage;
 
+pub mod store;
+
 pub mod kinds;

@@ -1,0 +1,3 @@
+//! Bytes by digest, and where they come from.
+
+pub mod download;
