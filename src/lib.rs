@@ -38,6 +38,11 @@ pub mod tokenizer;
 
 pub mod shard;
 
+pub mod eval;
+pub mod generate;
+pub mod model;
+pub mod train;
+
 pub mod event;
 pub mod exec;
 pub mod plan;
