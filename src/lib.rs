@@ -33,6 +33,8 @@ pub mod base;
 
 pub mod corpus;
 
+pub mod query;
+
 pub mod stage;
 
 pub mod store;

@@ -10,6 +10,7 @@ pub mod fs;
 pub mod monitor;
 pub mod rng;
 pub mod suggest;
+pub mod table;
 pub mod units;
 pub mod yaml;
 
