@@ -35,6 +35,8 @@ pub mod corpus;
 
 pub mod query;
 
+pub mod inspect;
+
 pub mod stage;
 
 pub mod store;

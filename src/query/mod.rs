@@ -185,7 +185,7 @@ fn damaged(sources: &[Source]) -> Option<Error> {
         .find_map(|p| first_bad_line(p))
 }
 
-fn first_bad_line(path: &Path) -> Option<Error> {
+pub(crate) fn first_bad_line(path: &Path) -> Option<Error> {
     let mut reader = BufReader::new(fs::open(path).ok()?);
     let mut line = Vec::new();
     for number in 1.. {
