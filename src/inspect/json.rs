@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::Page;
 use crate::base::table::shorten;
@@ -29,8 +29,9 @@ pub(super) fn read(path: &Path) -> Result<Value> {
     })
 }
 
-/// Items of an array and characters of a string that a terminal is shown.
+/// Items of an array, keys of an object and characters of a string that a terminal is shown.
 const ITEMS: usize = 20;
+const KEYS: usize = 100;
 const CHARS: usize = 300;
 
 impl Document {
@@ -61,7 +62,12 @@ fn cut(value: &Value) -> Value {
             Value::Array(shown)
         }
         Value::Object(map) => {
-            Value::Object(map.iter().map(|(key, value)| (key.clone(), cut(value))).collect())
+            let mut shown: Map<String, Value> =
+                map.iter().take(KEYS).map(|(k, v)| (k.clone(), cut(v))).collect();
+            if map.len() > KEYS {
+                shown.insert("…".to_string(), Value::String(format!("{} more keys", map.len() - KEYS)));
+            }
+            Value::Object(shown)
         }
         other => other.clone(),
     }

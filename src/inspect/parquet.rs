@@ -65,16 +65,10 @@ pub(super) fn read(path: &Path, options: &Options) -> Result<Parquet> {
         .iter()
         .map(|field| column(field.name(), field.data_type().to_string(), metadata))
         .collect();
-    if options.statistics {
-        let found = statistics(query::scan_parquet(path)?).map_err(|e| damaged(&e))?;
-        for (column, statistics) in columns.iter_mut().zip(found) {
-            column.statistics = Some(statistics);
-        }
+    let (found, head) = query::guarded(|| values(path, options)).map_err(|said| damaged(&said))??;
+    for (column, statistics) in columns.iter_mut().zip(found) {
+        column.statistics = Some(statistics);
     }
-    let head = match options.rows {
-        0 => DataFrame::default(),
-        n => query::collect(query::scan_parquet(path)?.limit(n as u32)).map_err(|e| damaged(&e))?,
-    };
     let groups = metadata.row_groups();
     Ok(Parquet {
         rows: metadata.file_metadata().num_rows() as u64,
@@ -92,6 +86,19 @@ fn damaged(error: &dyn std::fmt::Display) -> Error {
     let said = error.to_string();
     Error::input("this Parquet file is cut off or damaged")
         .cause(said.split("\n\n").next().unwrap_or_default())
+}
+
+/// What needs more than the footer: the statistics of the columns, and the first rows.
+fn values(path: &Path, options: &Options) -> Result<(Vec<Statistics>, DataFrame)> {
+    let found = match options.statistics {
+        true => statistics(query::scan_parquet(path)?).map_err(|e| damaged(&e))?,
+        false => Vec::new(),
+    };
+    let head = match options.rows {
+        0 => DataFrame::default(),
+        n => query::collect(query::scan_parquet(path)?.limit(n as u32)).map_err(|e| damaged(&e))?,
+    };
+    Ok((found, head))
 }
 
 /// A column of the schema may be several of the file: the fields of a struct.

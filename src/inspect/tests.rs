@@ -320,3 +320,23 @@ proptest! {
         }
     }
 }
+#[test]
+fn flipped_bytes_are_reported_or_refused() {
+    let files = Files::new();
+    let mut refused = 0;
+    for whole in
+        [files.documents(), files.conversations(), files.shard("s")].map(|path| fs::read(&path).unwrap())
+    {
+        let mut rng = crate::base::Rng::new(1, "flipped");
+        for _ in 0..100 {
+            let mut bytes = whole.clone();
+            let at = rng.index(bytes.len());
+            bytes[at] ^= 1 << rng.index(8);
+            let path = files.write("flipped", &bytes);
+            refused += usize::from(inspect(&path, "f", &Options::default()).is_err());
+            let table = crate::query::Source { name: "t".into(), files: vec![path] };
+            let _ = crate::query::query(&[table], "SELECT * FROM t", None).map(|rows| rows.table(80));
+        }
+    }
+    assert!(refused > 0, "a flipped bit of a footer is noticed");
+}

@@ -5,10 +5,12 @@
 
 pub mod cell;
 mod frame;
+mod guard;
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
 use polars::prelude::{
     DataFrame, Engine, HiveOptions, LazyFileListReader, LazyFrame, LazyJsonLineReader, PolarsError,
@@ -17,7 +19,9 @@ use polars::prelude::{
 use polars::sql::SQLContext;
 
 pub use frame::Frame;
+pub(crate) use guard::guarded;
 
+use crate::base::table::shorten;
 use crate::base::{Error, Result, fs, suggest};
 
 /// Files of one schema, whose rows follow each other, under the name that the SQL knows them by.
@@ -70,6 +74,13 @@ pub fn table_name(text: &str) -> String {
 /// Names under which a table is known when it is the only one.
 const ONLY: [&str; 2] = ["self", "t"];
 
+/// SQL is no longer than this: its depth is bounded by its length, and [`STACK`] is deep enough for it.
+const LONGEST: usize = 16 << 10;
+/// Polars walks through expressions by recursion. Only what is touched takes memory.
+const STACK: usize = 1 << 30;
+/// The statements that polars knows and that would change a table, were there one in memory.
+const CHANGES: [&str; 4] = ["create", "delete", "drop", "truncate"];
+
 /// The rows that `sql` selects from `sources`, at most `limit` of them.
 ///
 /// A single source is also known as `self` and as `t`. The dialect is polars':
@@ -79,6 +90,29 @@ const ONLY: [&str; 2] = ["self", "t"];
 /// Files that are neither Parquet nor JSON lines or are damaged; SQL that cannot be parsed, or names
 /// tables and columns that are not there.
 pub fn query(sources: &[Source], sql: &str, limit: Option<usize>) -> Result<Frame> {
+    if sql.len() > LONGEST {
+        return Err(Error::usage(format!(
+            "the query is {} bytes long, at most {LONGEST} are taken",
+            sql.len()
+        )));
+    }
+    let first = sql.split_whitespace().next().unwrap_or_default().to_lowercase();
+    if CHANGES.contains(&first.as_str()) {
+        return Err(Error::usage(format!("`{first}` would change a table: queries only read")));
+    }
+    thread::scope(|scope| {
+        let deep = thread::Builder::new().stack_size(STACK);
+        let running = deep.spawn_scoped(scope, || guarded(|| run(sources, sql, limit)));
+        let running = running.map_err(|e| Error::input(format!("no thread to query in: {e}")))?;
+        running.join().unwrap_or_else(|_| Err("its thread ended".to_string())).unwrap_or_else(|said| {
+            Err(Error::input(format!("polars gave up at this query: {}", shorten(sql, 500)))
+                .cause(said)
+                .help("a damaged file is the usual cause: `tinylm inspect` tells more"))
+        })
+    })
+}
+
+fn run(sources: &[Source], sql: &str, limit: Option<usize>) -> Result<Frame> {
     let mut context = SQLContext::new();
     let mut tables = Vec::new();
     for source in sources {
@@ -226,7 +260,12 @@ fn root(error: &PolarsError) -> String {
 fn wrong(sql: &str, error: &PolarsError, tables: &[Known]) -> Error {
     let said = root(error);
     let missing = said.split(['"', '\'']).nth(1).unwrap_or_default();
-    let message = Error::usage(format!("this query does not work: {sql}"));
+    let message = Error::usage(format!("this query does not work: {}", shorten(sql, 500)));
+    if said.contains("duplicate output name") {
+        return message.cause(format!("two columns of the result are called `{missing}`")).help(
+            "name them, as in `AVG(LENGTH(text)) AS mean_length`: a function keeps the name of its column",
+        );
+    }
     let names = || tables.iter().map(|t| t.name.as_str());
     if said.contains("relation '") {
         let message = message.cause(format!("there is no table `{missing}`"));

@@ -203,6 +203,11 @@ fn wrong_sql_is_told_with_what_there_is() {
         ("SELECT text FROM docs WHERE", vec!["does not work"]),
         ("SELECT FROBNICATE(text) FROM docs", vec!["does not work", "frobnicate"]),
         ("", vec!["does not work"]),
+        (
+            "SELECT LENGTH(text), UPPER(text) FROM docs",
+            vec!["two columns of the result are called `text`", "AS"],
+        ),
+        ("DROP TABLE docs", vec!["`drop` would change"]),
         ("SELECT text + 1 AS x FROM docs", vec!["does not work"]),
     ];
     for (sql, parts) in cases {
@@ -212,6 +217,18 @@ fn wrong_sql_is_told_with_what_there_is() {
         }
         assert!(!error.contains("Resolved plan"), "{error}");
     }
+}
+
+#[test]
+fn a_deep_query_is_answered_or_refused() {
+    let files = Files::new();
+    let docs = [source("docs", &[files.documents()])];
+    let sql = |terms: usize| format!("SELECT 1{} AS n FROM docs LIMIT 1", "+1".repeat(terms));
+    // Of 8,000 terms it takes a minute; a thread's usual stack ends before 1,000.
+    assert_eq!(lines(&run(&docs, &sql(1000))), "{\"n\":1001}\n");
+    assert!(query(&docs, &sql(9000), None).map(drop).unwrap_err().to_string().contains("at most 16384"));
+    let brackets = format!("SELECT {}1{} FROM docs", "(".repeat(8000), ")".repeat(8000));
+    assert!(query(&docs, &brackets, None).map(drop).unwrap_err().to_string().contains("recursion limit"));
 }
 
 #[test]
