@@ -159,6 +159,22 @@ pub fn link(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).map(drop).map_err(|e| Error::io("copy a file to", to, &e))
 }
 
+/// A symbolic link at `to` that points at `from`, wherever the reader stands.
+pub fn symlink(from: &Path, to: &Path) -> Result<()> {
+    create_parent(to)?;
+    let from = absolute(from)?;
+    #[cfg(unix)]
+    let made = std::os::unix::fs::symlink(&from, to);
+    #[cfg(not(unix))]
+    let made = fs::copy(&from, to).map(drop);
+    made.map_err(|e| Error::io("link a file to", to, &e))
+}
+
+/// `path` from the root of the file system; links and `..` stay.
+pub fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|e| Error::io("find", path, &e))
+}
+
 /// `None` when there is no file at `path`.
 pub fn stat(path: &Path) -> Option<Stat> {
     let meta = fs::metadata(path).ok().filter(|m| m.is_file())?;

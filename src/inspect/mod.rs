@@ -10,6 +10,7 @@ mod parquet;
 mod text;
 mod tokenizer;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -303,6 +304,15 @@ impl Page {
     fn field(&mut self, name: &str, value: Option<impl fmt::Display>) {
         if let Some(value) = value {
             self.line(format!("{name:<15} {value}"));
+        }
+    }
+
+    /// Pairs that the writer of the file chose.
+    fn pairs(&mut self, pairs: &BTreeMap<String, String>) {
+        let widest = pairs.keys().map(|key| key.chars().count()).max().unwrap_or(0);
+        for (i, (key, value)) in pairs.iter().enumerate() {
+            let title = if i == 0 { "metadata" } else { "" };
+            self.line(format!("{title:<15} {key:<widest$}  {value}"));
         }
     }
 

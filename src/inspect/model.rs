@@ -202,9 +202,7 @@ impl Model {
         let tied =
             self.tied.as_ref().map(|tied| format!("{} = {}, counted once", tied.output, tied.embedding));
         page.field("tied", tied);
-        for (key, value) in &self.metadata {
-            page.field(key, Some(value));
-        }
+        page.pairs(&self.metadata);
         if let Some(Value::Object(config)) = &self.config {
             let pairs: Vec<String> =
                 config.iter().map(|(key, value)| format!("{key}={}", plain(value))).collect();

@@ -19,7 +19,7 @@ pub struct Parquet {
     pub rows: u64,
     /// The rows of each row group, in order.
     pub row_groups: Vec<u64>,
-    /// `ZSTD(ZstdLevel(1))`: every compression that occurs.
+    /// Every compression that occurs: `ZSTD`.
     pub compression: Vec<String>,
     pub uncompressed_bytes: u64,
     pub created_by: Option<String>,
@@ -200,8 +200,11 @@ fn ids(value: &Value) -> Option<Vec<u32>> {
 
 impl Parquet {
     pub(super) fn summary(&self) -> String {
-        let rows = units::count(self.rows);
-        format!("Parquet of {rows} rows, {} columns, {}", self.columns.len(), self.compression.join(" and "))
+        let mut text = format!("Parquet of {} rows, {} columns", units::count(self.rows), self.columns.len());
+        if !self.compression.is_empty() {
+            text += &format!(", {}", self.compression.join(" and "));
+        }
+        text
     }
 
     pub(super) fn render(&self, page: &mut Page) {
@@ -221,9 +224,7 @@ impl Parquet {
         page.field("row groups", Some(groups));
         page.field("uncompressed", Some(units::bytes(self.uncompressed_bytes)));
         page.field("created by", self.created_by.as_ref());
-        for (key, value) in &self.metadata {
-            page.field(key, Some(value));
-        }
+        page.pairs(&self.metadata);
         page.table(&self.columns_table());
         page.rows("row", 0, &self.head);
     }
