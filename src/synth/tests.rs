@@ -81,17 +81,17 @@ fn every_mistake_is_named_at_its_place() {
     let chat = |turn: &str| format!("conversations:\n  - name: t\n    turns:\n      - {turn}\n");
     let mut wrong = Vec::new();
     for (text, place, says) in [
-        (doc("'a {anmal} b'"), "t.yaml:4:24", "did you mean `animal`?"),
-        (doc("\"a {animal.sond}\""), "t.yaml:4:24", "did you mean `sound`?"),
-        (doc("'{animal|capitalise}'"), "t.yaml:4:29", "did you mean `capitalize`?"),
-        (doc("'a {animal.3}'"), "t.yaml:4:24", "has 2"),
-        (doc("'a [b|c'"), "t.yaml:4:23", "never closed"),
-        (doc("[]"), "t.yaml:4:20", "empty list"),
+        (doc("'a {anmal} b'"), "t.yaml:4:25", "did you mean `animal`?"),
+        (doc("\"a {animal.sond}\""), "t.yaml:4:25", "did you mean `sound`?"),
+        (doc("'{animal|capitalise}'"), "t.yaml:4:30", "did you mean `capitalize`?"),
+        (doc("'a {animal.3}'"), "t.yaml:4:25", "has 2"),
+        (doc("'a [b|c'"), "t.yaml:4:24", "never closed"),
+        (doc("[]"), "t.yaml:4:21", "empty list"),
         (doc("'[?perhaps]'"), "t.yaml:4:5", "can come out empty"),
-        (doc("{some: [a, b], count: 3}"), "t.yaml:4:42", "from 1 to 2"),
-        (doc("{one: [a, b], chance: 1.5}"), "t.yaml:4:42", "at most 1"),
-        (doc("x, wieght: 2"), "t.yaml:4:23", "did you mean `weight`?"),
-        (doc("x, weight: -2"), "t.yaml:4:31", "must not be negative"),
+        (doc("{some: [a, b], count: 3}"), "t.yaml:4:43", "from 1 to 2"),
+        (doc("{one: [a, b], chance: 1.5}"), "t.yaml:4:43", "at most 1"),
+        (doc("x, wieght: 2"), "t.yaml:4:24", "did you mean `weight`?"),
+        (doc("x, weight: -2"), "t.yaml:4:32", "must not be negative"),
         (doc("x, weight: 0"), "t.yaml:4:3", "has a weight above 0"),
         ("domain: x\n".into(), "t.yaml:1:1", "makes nothing"),
         (
@@ -238,5 +238,19 @@ fn reads_well(text: &str) {
         assert!(line.ends_with(['.', '!', '?', '"']), "does not end: {line}");
         let mut sentences = line.split(['.', '!', '?']).skip(1).filter_map(|s| s.strip_prefix(' '));
         assert!(!sentences.any(|s| s.starts_with(char::is_lowercase)), "a sentence begins small: {line}");
+    }
+}
+
+/// Prints what a domain gives, for whoever edits the templates:
+/// `TINYLM_SAMPLE=english cargo test --release --lib -- --ignored --nocapture samples`.
+#[test]
+#[ignore = "prints samples to read"]
+fn samples() {
+    let wanted = std::env::var("TINYLM_SAMPLE").unwrap_or_default();
+    for file in shipped().into_iter().filter(|f| f.to_string_lossy().contains(&wanted)) {
+        let domain =
+            [load(&file.to_string_lossy(), &fs::read_text(&file).unwrap()).unwrap_or_else(|e| panic!("{e}"))];
+        let (texts, chats) = draw(&domain, 30, true);
+        println!("{}\n\n{}", texts.join("\n--\n"), chats.join("\n--\n"));
     }
 }
