@@ -31,9 +31,21 @@
 
 pub mod base;
 
-pub mod corpus;
 pub mod synth;
 
+pub mod corpus;
+pub mod tokenizer;
+
+pub mod shard;
+
+pub mod event;
+pub mod exec;
+pub mod plan;
+pub mod spec;
 pub mod stage;
+pub mod store;
 
 pub mod kinds;
+
+pub mod cli;
+pub mod report;

@@ -7,6 +7,7 @@ pub mod canonical;
 pub mod digest;
 pub mod error;
 pub mod fs;
+pub mod machine;
 pub mod monitor;
 pub mod rng;
 pub mod suggest;

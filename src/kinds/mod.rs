@@ -1,11 +1,30 @@
 //! The one list of stage kinds. Help, schema, reference and completions come from it; a new kind is a
 //! file beside this one and a line below.
 
+pub mod command;
+pub mod ingest;
+pub mod ingest_chat;
+pub mod shard;
 pub mod synthesize;
+pub mod train_tokenizer;
 
-use crate::stage::{Stage, erase};
+mod texts;
+
+use crate::stage::{Kinds, Stage, erase};
 
 /// Every kind, in the order of their names.
 pub fn all() -> Vec<Box<dyn Stage>> {
-    vec![erase::<synthesize::Synthesize>()]
+    vec![
+        erase::<command::Command>(),
+        erase::<ingest::Ingest>(),
+        erase::<ingest_chat::IngestChat>(),
+        erase::<shard::Shard>(),
+        erase::<synthesize::Synthesize>(),
+        erase::<train_tokenizer::TrainTokenizer>(),
+    ]
+}
+
+/// [`all`] as the engine takes them.
+pub fn kinds() -> Kinds {
+    Kinds::new(all())
 }

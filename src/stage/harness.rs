@@ -102,9 +102,10 @@ pub fn run_with<K: Kind>(
         fs::create_dir(&path)?;
         outputs.insert(port.name.clone(), path);
     }
+    let types = stage.info().outputs.iter().map(|p| (p.name.clone(), p.ty.to_string())).collect();
     let scratch = folder.path().join("scratch");
     fs::create_dir(&scratch)?;
-    let ctx = Context { seed, threads, monitor, scratch, inputs: connected, outputs };
+    let ctx = Context { seed, threads, monitor, scratch, inputs: connected, outputs, types };
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()

@@ -322,6 +322,8 @@ pub struct Context<'a> {
     pub scratch: PathBuf,
     pub inputs: BTreeMap<String, Vec<Artifact>>,
     pub outputs: BTreeMap<String, PathBuf>,
+    /// The artifact types of the outputs.
+    pub types: BTreeMap<String, String>,
 }
 
 impl Context<'_> {
@@ -351,5 +353,36 @@ impl Context<'_> {
             .get(port)
             .map(PathBuf::as_path)
             .ok_or_else(|| Error::bug(format!("there is no output `{port}`")))
+    }
+}
+
+/// The kinds that a program knows, by name. The engine is handed one and never asks who made it.
+pub struct Kinds(Vec<Box<dyn Stage>>);
+
+impl Kinds {
+    pub fn new(kinds: Vec<Box<dyn Stage>>) -> Self {
+        Kinds(kinds)
+    }
+
+    pub fn get(&self, name: &str) -> Option<&dyn Stage> {
+        self.iter().find(|k| k.info().name == name)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &dyn Stage> {
+        self.0.iter().map(AsRef::as_ref)
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.iter().map(|k| k.info().name)
+    }
+
+    /// Every artifact type that some port has.
+    pub fn types(&self) -> BTreeMap<&'static str, ()> {
+        self.iter()
+            .flat_map(|k| k.info().inputs.iter().chain(&k.info().outputs))
+            .map(|p| (p.ty, ()))
+            .chain([(FILE, ()), (FILES, ())])
+            .filter(|(ty, ())| *ty != ANY)
+            .collect()
     }
 }

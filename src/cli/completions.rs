@@ -1,0 +1,23 @@
+//! `tinylm completions`: what a shell sources to complete our commands and flags.
+
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory};
+use clap_complete::Shell;
+
+use super::Cli;
+use crate::base::Result;
+
+#[derive(Args)]
+pub struct Completions {
+    /// The shell.
+    #[arg(value_enum)]
+    shell: Shell,
+}
+
+impl Completions {
+    pub fn run(self) -> Result<ExitCode> {
+        clap_complete::generate(self.shell, &mut Cli::command(), "tinylm", &mut std::io::stdout());
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,202 @@
+//! The command line: one file a command, each a short text over the library. Results go to stdout,
+//! progress and logs to stderr.
+
+mod completions;
+mod graph;
+mod plan;
+mod run;
+mod schema;
+mod stages;
+mod target;
+mod validate;
+mod why;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::base::error::Fault;
+use crate::base::{Error, Result, fs, suggest};
+use crate::plan::{Past, Plan};
+use crate::report::style::Style;
+use crate::spec::{self, Overrides, Pipeline};
+use crate::stage::Kinds;
+use crate::store::Store;
+use crate::store::source::{self, Sources};
+
+/// Declarative pipelines that build tiny language models.
+#[derive(Parser)]
+#[command(name = "tinylm", version, max_term_width = 100, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// How results are printed.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Text,
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Bring a pipeline, or the named stages and what they need, up to date.
+    Run(run::Run),
+    /// Show what `run` would do, each stage with its reason. Changes nothing.
+    Plan(plan::PlanCommand),
+    /// Show what differs from the nearest earlier action of a stage.
+    Why(why::Why),
+    /// Draw the graph of a pipeline, with verdicts.
+    Graph(graph::Graph),
+    /// Check a pipeline: schema, types, connections and paths.
+    Validate(validate::Validate),
+    /// List the stage kinds, or the ports and params of one.
+    Stages(stages::Stages),
+    /// Print the JSON Schema of pipeline and stage files.
+    Schema(schema::Schema),
+    /// Print the completions of a shell.
+    Completions(completions::Completions),
+}
+
+/// What `run`, `plan`, `why` and `graph` have in common.
+#[derive(Args, Clone)]
+pub struct PipelineArgs {
+    /// The pipeline: a file, or the name of one in `pipelines/`.
+    #[arg(value_hint = clap::ValueHint::FilePath)]
+    pipeline: String,
+    /// Replace a value: `stages.NAME.params.PARAM=VALUE` or `vars.NAME=VALUE`. May be repeated.
+    #[arg(long = "set", value_name = "PATH=VALUE")]
+    sets: Vec<String>,
+    /// Replace the pipeline's seed.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Trust no memory of file digests: read every source and blob again.
+    #[arg(long)]
+    paranoid: bool,
+}
+
+/// A pipeline with everything that a plan needs.
+pub struct Loaded {
+    pub pipeline: Pipeline,
+    pub kinds: Kinds,
+    pub store: Store,
+}
+
+impl PipelineArgs {
+    fn load(&self) -> Result<Loaded> {
+        let kinds = crate::kinds::kinds();
+        let file = pipeline_file(&self.pipeline)?;
+        let overrides = Overrides { sets: self.sets.clone(), seed: self.seed };
+        let pipeline = spec::load(&file, &kinds, &overrides)?;
+        let store = Store::open(&pipeline.artifacts(), self.paranoid);
+        Ok(Loaded { pipeline, kinds, store })
+    }
+}
+
+impl Loaded {
+    fn sources(&self, selected: &[String]) -> Result<Sources> {
+        let stages = self.pipeline.closure(selected)?;
+        let specs = stages.iter().flat_map(|s| s.sources());
+        source::resolve(specs, &self.pipeline.root, &self.store)
+    }
+
+    /// The plan of the selected stages and what they need.
+    fn plan(&self, selected: &[String], forced: &[String], sources: &Sources) -> Result<Plan> {
+        let stages = self.pipeline.closure(selected)?;
+        for name in forced {
+            self.pipeline.select(name)?;
+        }
+        let forced = |s: &crate::spec::StageSpec| forced.iter().any(|f| *f == s.name || *f == s.base);
+        let past = Past { store: &self.store, sources };
+        Ok(crate::plan::build(&self.pipeline, &stages, &self.kinds, sources, &past, &forced))
+    }
+}
+
+/// `two_stage`, `two_stage.yaml` or a path to it.
+fn pipeline_file(text: &str) -> Result<PathBuf> {
+    let given = PathBuf::from(text);
+    if given.is_file() {
+        return Ok(given);
+    }
+    let named = Path::new("pipelines").join(format!("{text}.yaml"));
+    if named.is_file() {
+        return Ok(named);
+    }
+    let known: Vec<String> = fs::children(Path::new("pipelines"))
+        .unwrap_or_default()
+        .iter()
+        .filter(|p| p.extension().is_some_and(|e| e == "yaml" || e == "yml"))
+        .map(|p| p.display().to_string())
+        .collect();
+    let stems: Vec<String> =
+        known.iter().filter_map(|p| Some(Path::new(p).file_stem()?.to_string_lossy().into_owned())).collect();
+    let stem = given.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let error = Error::usage(format!("there is no pipeline `{text}`"))
+        .suggest(suggest::closest(&stem, stems.iter().map(String::as_str)));
+    Err(match known.is_empty() {
+        true => error.help("name a YAML file, or run this in the folder that holds `pipelines/`"),
+        false => error.help(format!("there are {}", suggest::list(known.iter().map(String::as_str)))),
+    })
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(|l| format!(" at {}:{}", l.file(), l.line())).unwrap_or_default();
+        tracing::error!("panic{place}");
+    }));
+    let cli = Cli::parse();
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| dispatch(cli)));
+    match outcome {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
+            let _ = writeln!(std::io::stderr(), "{}: {error}", Style::stderr().red("error"));
+            exit_code(&error)
+        }
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text =
+                text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default();
+            // A closed pipe (`tinylm … | head`) is the reader's choice.
+            if text.contains("Broken pipe") {
+                return ExitCode::SUCCESS;
+            }
+            let error = Error::bug(format!("tinylm panicked: {text}"));
+            let _ = writeln!(std::io::stderr(), "{}: {error}", Style::stderr().red("error"));
+            ExitCode::from(101)
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode> {
+    let format = cli.format;
+    match cli.command {
+        Command::Run(c) => c.run(format),
+        Command::Plan(c) => c.run(format),
+        Command::Why(c) => c.run(format),
+        Command::Graph(c) => c.run(format),
+        Command::Validate(c) => c.run(format),
+        Command::Stages(c) => c.run(format),
+        Command::Schema(c) => c.run(),
+        Command::Completions(c) => c.run(),
+    }
+}
+
+/// 1 a stage or an input failed, 2 usage or an invalid pipeline, 101 a bug.
+fn exit_code(error: &Error) -> ExitCode {
+    match error.fault() {
+        Fault::Usage => ExitCode::from(2),
+        Fault::Input | Fault::Cancelled => ExitCode::from(1),
+        Fault::Bug => ExitCode::from(101),
+    }
+}
+
+/// One JSON value on a line of stdout.
+fn print_json(value: &serde_json::Value) {
+    println!("{value}");
+}

@@ -1,0 +1,127 @@
+//! `tinylm run`: brings a pipeline up to date.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use clap::Args;
+use tokio::sync::mpsc::unbounded_channel;
+
+use super::{Format, Loaded, PipelineArgs};
+use crate::base::{Error, Result, machine};
+use crate::exec::{self, Cancel, Options};
+use crate::report::{self, Console, JsonLines, Reporter, RunFolder};
+
+#[derive(Args)]
+pub struct Run {
+    #[command(flatten)]
+    pipeline: PipelineArgs,
+    /// Only these stages and what they need.
+    stages: Vec<String>,
+    /// Run this stage even if it is up to date. May be repeated.
+    #[arg(long, value_name = "STAGE")]
+    force: Vec<String>,
+    /// Threads over all stages that run at one time. Default: one a core.
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    jobs: Option<u16>,
+    /// Go on with what does not depend on a failed stage.
+    #[arg(long)]
+    keep_going: bool,
+    /// Refuse, before running, when sources, pipeline or keys differ from the lockfile.
+    #[arg(long)]
+    locked: bool,
+}
+
+impl Run {
+    pub fn run(self, format: Format) -> Result<ExitCode> {
+        let Loaded { pipeline, kinds, store } = self.pipeline.load()?;
+        let run = run_id();
+        let folder = pipeline.artifacts().join("runs").join(&run);
+        let options = Options {
+            stages: self.stages,
+            forced: self.force,
+            jobs: self.jobs.map_or_else(machine::threads, usize::from),
+            memory: pipeline.memory.or_else(machine::memory).unwrap_or(u64::MAX),
+            keep_going: self.keep_going,
+            locked: self.locked,
+            run,
+            folder: folder.clone(),
+        };
+        // Wrong names must not leave an empty run behind.
+        pipeline.closure(&options.stages)?;
+        let width = pipeline.stages.iter().map(|s| s.name.chars().count()).max().unwrap_or(0);
+        let face: Box<dyn Reporter> = match format {
+            Format::Text => Box::new(Console::new(width)),
+            Format::Json => Box::new(JsonLines),
+        };
+        let reporters = vec![Box::new(RunFolder::create(&folder)?) as Box<dyn Reporter>, face];
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(|e| Error::input(format!("cannot start the scheduler: {e}")))?;
+        let cancel = Cancel::default();
+        let outcome = runtime.block_on(async {
+            let (events, stream) = unbounded_channel();
+            let reports = tokio::spawn(report::feed(stream, reporters));
+            tokio::spawn(watch_signals(cancel.clone()));
+            let summary = exec::run(
+                Arc::new(pipeline),
+                Arc::new(kinds),
+                Arc::new(store),
+                events,
+                cancel.clone(),
+                options,
+            )
+            .await;
+            // The stream ends with its last sender; nothing is printed after the summary.
+            let _ = reports.await;
+            summary
+        });
+        runtime.shutdown_background();
+        match outcome {
+            Ok(summary) if summary.ok => Ok(ExitCode::SUCCESS),
+            Ok(_) if cancel.is_cancelled() => {
+                Err(Error::cancelled().help("what was finished is kept; run again to go on from there"))
+            }
+            Ok(_) => Ok(ExitCode::from(1)),
+            Err(error) => {
+                // Nothing ran, so there is nothing to look up later.
+                let _ = crate::base::fs::remove(&folder);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// The first signal asks every stage to stop, the second stops the process.
+async fn watch_signals(cancel: Cancel) {
+    interrupted().await;
+    cancel.cancel();
+    eprintln!("stopping: finished stages are kept (once more to stop at once)");
+    interrupted().await;
+    std::process::exit(1);
+}
+
+async fn interrupted() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    let _ = tokio::signal::ctrl_c().await;
+}
+
+/// `20261121-042233-1a2b`: sorts by time; the end tells apart what began in the same second.
+fn run_id() -> String {
+    let now = SystemTime::now();
+    let time: chrono::DateTime<chrono::Utc> = now.into();
+    let tail = time.timestamp_subsec_nanos() ^ std::process::id().rotate_left(16);
+    format!("{}-{:04x}", time.format("%Y%m%d-%H%M%S"), tail & 0xffff)
+}

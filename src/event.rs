@@ -1,0 +1,97 @@
+//! The whole contract between execution and whoever reports it: `exec` emits these and knows nothing
+//! of terminals; console, JSON lines and the run's folder all read the same stream.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::base::{Digest, Progress};
+
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    RunStarted {
+        pipeline: String,
+        run: String,
+        stages: usize,
+        jobs: usize,
+    },
+    /// A download or the hashing of sources, before any stage.
+    Preparing(ProgressEvent),
+    StageStarted {
+        stage: String,
+        kind: String,
+        key: Digest,
+        reason: Value,
+    },
+    StageProgress {
+        stage: String,
+        #[serde(flatten)]
+        progress: ProgressEvent,
+    },
+    StageMeasured {
+        stage: String,
+        name: String,
+        value: f64,
+        unit: String,
+    },
+    StageLog {
+        stage: String,
+        level: String,
+        message: String,
+    },
+    StageFinished(StageResult),
+    Summary(Summary),
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct ProgressEvent {
+    pub phase: String,
+    pub done: u64,
+    pub total: Option<u64>,
+    pub unit: &'static str,
+    pub note: String,
+}
+
+impl From<Progress> for ProgressEvent {
+    fn from(p: Progress) -> Self {
+        ProgressEvent { phase: p.phase, done: p.done, total: p.total, unit: p.unit, note: p.note }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    Ran,
+    Cached,
+    Failed,
+    /// Something it needs failed, or the run was stopped before it.
+    Skipped,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct StageResult {
+    pub stage: String,
+    pub kind: String,
+    pub status: Status,
+    /// `null` when an input never got a digest.
+    pub key: Option<Digest>,
+    pub reason: Value,
+    pub seconds: f64,
+    pub outputs: BTreeMap<String, Digest>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Figures of this run, or of the one that made what is cached.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub measurements: Vec<crate::store::Measurement>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    pub pipeline: String,
+    pub run: String,
+    pub ok: bool,
+    pub seconds: f64,
+    pub stages: Vec<StageResult>,
+}

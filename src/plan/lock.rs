@@ -1,0 +1,244 @@
+//! `pipelines/NAME.lock`: the digests of sources, actions and outputs, meant to be committed. Stable
+//! order, one block a stage, so that a merge conflict is about what really conflicts.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Known, decide, input_digests};
+use crate::base::yaml::{self, Limits};
+use crate::base::{Digest, Error, Result, canonical, fs};
+use crate::spec::{Pipeline, StageSpec};
+use crate::stage::Kinds;
+use crate::store::source::Sources;
+use crate::store::{Action, Damage, Manifest};
+
+/// Of the file's shape.
+const VERSION: u32 = 1;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lock {
+    pub version: u32,
+    pub pipeline: String,
+    /// By the text that declares them.
+    #[serde(default)]
+    pub sources: BTreeMap<String, Digest>,
+    #[serde(default)]
+    pub stages: BTreeMap<String, LockedStage>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedStage {
+    /// `pretrain 1`: the kind and its version.
+    pub kind: String,
+    /// The digest of the params, so that a difference can be told from one of inputs.
+    pub params: Digest,
+    pub key: Digest,
+    #[serde(default)]
+    pub outputs: BTreeMap<String, Digest>,
+}
+
+impl LockedStage {
+    pub fn of(action: &Action) -> Self {
+        let f = &action.fingerprint;
+        LockedStage {
+            kind: format!("{} {}", f.kind, f.kind_version),
+            params: canonical::digest(&f.params),
+            key: f.key(),
+            outputs: action.outputs.clone(),
+        }
+    }
+}
+
+impl Lock {
+    pub fn new(pipeline: &str) -> Self {
+        Lock {
+            version: VERSION,
+            pipeline: pipeline.into(),
+            sources: BTreeMap::new(),
+            stages: BTreeMap::new(),
+        }
+    }
+
+    /// `None` when there is no such file.
+    ///
+    /// # Errors
+    /// When it does not read, at its place.
+    pub fn load(path: &Path) -> Result<Option<Self>> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        let node = yaml::load(path, Limits::default())?;
+        let lock: Lock =
+            yaml::decode(&node).map_err(|e| e.help("delete it and run again to write it anew"))?;
+        if lock.version != VERSION {
+            return Err(node
+                .locate("version")
+                .error(format!("this lockfile has version {}, this program writes {VERSION}", lock.version))
+                .help("delete it and run again to write it anew"));
+        }
+        Ok(Some(lock))
+    }
+
+    /// Written by hand for a layout that merges well: one line a digest.
+    pub fn to_text(&self) -> String {
+        let mut out = String::from(
+            "# Written by `tinylm run`, checked by `tinylm run --locked`. Commit it; don't edit it.\n",
+        );
+        let quoted = |text: &str| Value::String(text.into()).to_string();
+        out += &format!("version: {}\npipeline: {}\nsources:\n", self.version, quoted(&self.pipeline));
+        for (source, digest) in &self.sources {
+            out += &format!("  {}: {}\n", quoted(source), quoted(&digest.to_string()));
+        }
+        out += "stages:\n";
+        for (name, stage) in &self.stages {
+            out += &format!("  {}:\n    kind: {}\n", quoted(name), quoted(&stage.kind));
+            out += &format!("    params: {}\n", quoted(&stage.params.to_string()));
+            out += &format!("    key: {}\n    outputs:\n", quoted(&stage.key.to_string()));
+            for (port, digest) in &stage.outputs {
+                out += &format!("      {}: {}\n", quoted(port), quoted(&digest.to_string()));
+            }
+        }
+        out
+    }
+
+    /// Replaces the file if its content differs.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let text = self.to_text();
+        if path.exists() && fs::read(path)? == text.as_bytes() {
+            return Ok(());
+        }
+        fs::write_atomic(path, text.as_bytes())
+    }
+}
+
+/// Whether the pipeline and its sources are what the lock says, without running anything: a stage
+/// behind one that is not built yet is judged by the outputs that the lock promises.
+///
+/// # Errors
+/// Everything that differs.
+pub fn verify(
+    lock: &Lock,
+    pipeline: &Pipeline,
+    stages: &[&StageSpec],
+    kinds: &Kinds,
+    sources: &Sources,
+) -> Result<()> {
+    let mut found = Vec::new();
+    if lock.pipeline != pipeline.name {
+        found.push(format!("the lock is of pipeline `{}`", lock.pipeline));
+    }
+    for (text, source) in sources.iter() {
+        match lock.sources.get(text) {
+            Some(locked) if *locked == source.artifact.digest => {}
+            Some(locked) => {
+                let now = source.artifact.digest.short();
+                found.push(format!("source `{text}` changed: locked {}, found {now}", locked.short()));
+            }
+            None => found.push(format!("source `{text}` is not in the lock")),
+        }
+    }
+    for stage in stages {
+        found.extend(stage_difference(lock, pipeline, stage, kinds, sources));
+    }
+    let selected_all = stages.len() == pipeline.stages.len();
+    for name in lock.stages.keys().filter(|n| selected_all && pipeline.stage(n).is_none()) {
+        found.push(format!("stage `{name}` is in the lock and no longer in the pipeline"));
+    }
+    if found.is_empty() {
+        return Ok(());
+    }
+    let path = pipeline.lockfile();
+    Err(Error::input(format!("`{}` does not match:\n  - {}", path.display(), found.join("\n  - ")))
+        .help("run without --locked to accept what is there and write the lock anew"))
+}
+
+fn stage_difference(
+    lock: &Lock,
+    pipeline: &Pipeline,
+    stage: &StageSpec,
+    kinds: &Kinds,
+    sources: &Sources,
+) -> Option<String> {
+    let name = &stage.name;
+    let Some(locked) = lock.stages.get(name) else {
+        return Some(format!("stage `{name}` is not in the lock"));
+    };
+    let inputs = input_digests(stage, sources, |upstream| lock.stages.get(upstream).map(|s| &s.outputs));
+    let decision = decide(pipeline, stage, kinds, inputs, &Nothing, false);
+    let Some(fingerprint) = decision.fingerprint else {
+        return Some(format!("stage `{name}`: {}", decision.reason.detail()));
+    };
+    if fingerprint.key() == locked.key {
+        return None;
+    }
+    let kind = format!("{} {}", fingerprint.kind, fingerprint.kind_version);
+    let what = if kind != locked.kind {
+        format!("its kind and version are `{kind}`, locked is `{}`", locked.kind)
+    } else if canonical::digest(&fingerprint.params) != locked.params {
+        "its params changed".to_string()
+    } else {
+        "its inputs or seed changed".to_string()
+    };
+    Some(format!(
+        "stage `{name}`: {what} (locked {}, found {})",
+        locked.key.short(),
+        fingerprint.key().short()
+    ))
+}
+
+/// No past: [`verify`] asks for fingerprints, not for what is in the store.
+struct Nothing;
+
+impl Known for Nothing {
+    fn action(&self, _: &Digest) -> Option<Action> {
+        None
+    }
+    fn damage(&self, _: &Digest) -> Option<Damage> {
+        None
+    }
+    fn manifest(&self, _: &Digest) -> Option<Manifest> {
+        None
+    }
+    fn history(&self, _: &str, _: &str) -> Vec<Digest> {
+        Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_reads_back_and_is_stable() {
+        let mut lock = Lock::new("p");
+        lock.sources.insert("data/*.txt".into(), Digest::of(b"s"));
+        for name in ["b@d=1", "a"] {
+            let outputs = BTreeMap::from([("out".to_string(), Digest::of(name.as_bytes()))]);
+            let stage =
+                LockedStage { kind: "k 1".into(), params: Digest::of(b"p"), key: Digest::of(b"k"), outputs };
+            lock.stages.insert(name.into(), stage);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.lock");
+        lock.save(&path).unwrap();
+        assert_eq!(Lock::load(&path).unwrap(), Some(lock));
+        assert_eq!(Lock::load(&dir.path().join("none")).unwrap(), None);
+    }
+
+    #[test]
+    fn a_lock_that_does_not_read_says_where() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.lock");
+        fs::write(&path, b"version: 1\npipeline: p\nsources:\n  a: blake3:12\n").unwrap();
+        let error = Lock::load(&path).unwrap_err();
+        assert_eq!(error.place().unwrap().line, 4, "{error}");
+    }
+}

@@ -1,0 +1,234 @@
+//! What would run, and why: a pure function of a pipeline, its sources' digests and what is known of
+//! earlier actions. `plan`, `run` and `why` all ask [`decide`], so they cannot disagree.
+//!
+//! A fingerprint holds the digests of inputs, so a stage behind one that will run is *pending*: its
+//! own key is not known yet, and if the upstream stage gives the same bytes again, it is a hit.
+
+pub mod lock;
+mod reason;
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::Value;
+
+pub use reason::{Difference, FileChange, Reason, differences, file_changes};
+
+use crate::base::Digest;
+use crate::spec::{Input, Pipeline, StageSpec};
+use crate::stage::{Info, Kinds};
+use crate::store::source::Sources;
+use crate::store::{Action, Damage, Fingerprint, Manifest, Store, VERSION};
+
+/// What a plan may ask about the past.
+pub trait Known {
+    fn action(&self, key: &Digest) -> Option<Action>;
+    /// What is wrong with an artifact, down to its bytes.
+    fn damage(&self, artifact: &Digest) -> Option<Damage>;
+    fn manifest(&self, artifact: &Digest) -> Option<Manifest>;
+    /// Keys of the stage's latest actions, the newest last.
+    fn history(&self, pipeline: &str, stage: &str) -> Vec<Digest>;
+}
+
+/// The store, and the sources as they are now, whose manifests a plan must not write down.
+pub struct Past<'a> {
+    pub store: &'a Store,
+    pub sources: &'a Sources,
+}
+
+impl Known for Past<'_> {
+    fn action(&self, key: &Digest) -> Option<Action> {
+        self.store.action(key)
+    }
+    fn damage(&self, artifact: &Digest) -> Option<Damage> {
+        self.store.damage(artifact)
+    }
+    fn manifest(&self, artifact: &Digest) -> Option<Manifest> {
+        self.store.manifest(artifact).or_else(|| {
+            self.sources.iter().find(|(_, s)| s.artifact.digest == *artifact).map(|(_, s)| s.manifest.clone())
+        })
+    }
+    fn history(&self, pipeline: &str, stage: &str) -> Vec<Digest> {
+        self.store.history(pipeline, stage)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Its record is there, and every byte that it promises.
+    Cached,
+    Run,
+    /// Waits for the digest of an input.
+    Pending,
+}
+
+/// A verdict with its reason, and what it rests on.
+#[derive(Debug, Clone)]
+pub struct Decision {
+    pub verdict: Verdict,
+    pub reason: Reason,
+    /// `None` while an input's digest is not known.
+    pub fingerprint: Option<Fingerprint>,
+    /// Of a cached stage.
+    pub action: Option<Action>,
+}
+
+impl Decision {
+    pub fn key(&self) -> Option<Digest> {
+        self.fingerprint.as_ref().map(Fingerprint::key)
+    }
+}
+
+/// One stage of a plan.
+#[derive(Debug, Clone)]
+pub struct Planned {
+    pub stage: String,
+    pub decision: Decision,
+}
+
+/// The ordered actions, each with a verdict.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub stages: Vec<Planned>,
+}
+
+impl Plan {
+    pub fn has_work(&self) -> bool {
+        self.stages.iter().any(|s| s.decision.verdict != Verdict::Cached)
+    }
+}
+
+/// The digests that a stage's inputs have, or the input that has none yet.
+pub type InputDigests = Result<BTreeMap<String, Vec<Digest>>, String>;
+
+/// Plans `stages`, which are in an order in which they can run and closed under "needs".
+pub fn build(
+    pipeline: &Pipeline,
+    stages: &[&StageSpec],
+    kinds: &Kinds,
+    sources: &Sources,
+    known: &dyn Known,
+    forced: &dyn Fn(&StageSpec) -> bool,
+) -> Plan {
+    let mut outputs: HashMap<&str, BTreeMap<String, Digest>> = HashMap::new();
+    let mut planned = Vec::with_capacity(stages.len());
+    for &stage in stages {
+        let inputs = input_digests(stage, sources, |name| outputs.get(name));
+        let decision = decide(pipeline, stage, kinds, inputs, known, forced(stage));
+        if let Some(action) = &decision.action {
+            outputs.insert(&stage.name, action.outputs.clone());
+        }
+        planned.push(Planned { stage: stage.name.clone(), decision });
+    }
+    Plan { stages: planned }
+}
+
+/// Looks up what is connected to `stage`; `outputs` gives the artifacts of finished stages.
+pub fn input_digests<'a>(
+    stage: &StageSpec,
+    sources: &Sources,
+    outputs: impl Fn(&str) -> Option<&'a BTreeMap<String, Digest>>,
+) -> InputDigests {
+    let digest = |input: &Input| match input {
+        Input::Source(spec) => sources
+            .get(spec)
+            .map(|s| s.artifact.digest)
+            .ok_or_else(|| format!("the download of {}", spec.text)),
+        Input::Stage { stage, port } => {
+            outputs(stage).and_then(|o| o.get(port)).copied().ok_or_else(|| format!("`{stage}`"))
+        }
+    };
+    stage
+        .inputs
+        .iter()
+        .map(|(port, inputs)| Ok((port.clone(), inputs.iter().map(digest).collect::<Result<_, _>>()?)))
+        .collect()
+}
+
+/// The one place where it is decided whether a stage runs.
+pub fn decide(
+    pipeline: &Pipeline,
+    stage: &StageSpec,
+    kinds: &Kinds,
+    inputs: InputDigests,
+    known: &dyn Known,
+    forced: bool,
+) -> Decision {
+    let inputs = match inputs {
+        Ok(inputs) => inputs,
+        Err(waits_for) => return pending(waits_for),
+    };
+    let Some(info) = kinds.get(&stage.kind).map(|k| k.info()) else {
+        return pending(format!("a kind `{}`", stage.kind));
+    };
+    let fingerprint = fingerprint(stage, info, inputs);
+    let action = known.action(&fingerprint.key());
+    let reason = match &action {
+        _ if forced => Reason::Forced,
+        Some(action) => match damage(action, known) {
+            Some((port, damage)) => Reason::damaged(port, damage),
+            None => {
+                return Decision {
+                    verdict: Verdict::Cached,
+                    reason: Reason::UpToDate,
+                    fingerprint: Some(fingerprint),
+                    action: Some(action.clone()),
+                };
+            }
+        },
+        None => match nearest(&fingerprint, pipeline, stage, known) {
+            Some((_, differences)) => Reason::Changed(differences),
+            None => Reason::NeverRan,
+        },
+    };
+    Decision { verdict: Verdict::Run, reason, fingerprint: Some(fingerprint), action: None }
+}
+
+fn pending(waits_for: String) -> Decision {
+    Decision { verdict: Verdict::Pending, reason: Reason::Waits(waits_for), fingerprint: None, action: None }
+}
+
+fn damage(action: &Action, known: &dyn Known) -> Option<(String, Damage)> {
+    action.outputs.iter().find_map(|(port, artifact)| Some((port.clone(), known.damage(artifact)?)))
+}
+
+fn fingerprint(stage: &StageSpec, info: &Info, inputs: BTreeMap<String, Vec<Digest>>) -> Fingerprint {
+    let mut params = stage.params.clone();
+    if let Value::Object(map) = &mut params {
+        map.retain(|name, _| !info.not_in_key.contains(&name.as_str()));
+    }
+    Fingerprint {
+        kind: info.name.to_string(),
+        kind_version: info.version,
+        params,
+        // An optional port with nothing connected is the same as no port.
+        inputs: inputs.into_iter().filter(|(_, d)| !d.is_empty()).collect(),
+        outputs: if info.open { stage.outputs.clone() } else { BTreeMap::new() },
+        seed: info.seeded.then_some(stage.seed),
+    }
+}
+
+/// The earlier action of this stage that differs least from `fingerprint`, the newest of such; and how.
+pub fn nearest(
+    fingerprint: &Fingerprint,
+    pipeline: &Pipeline,
+    stage: &StageSpec,
+    known: &dyn Known,
+) -> Option<(Action, Vec<Difference>)> {
+    let key = fingerprint.key();
+    known
+        .history(&pipeline.name, &stage.name)
+        .iter()
+        .rev()
+        .filter(|k| **k != key)
+        .filter_map(|k| known.action(k))
+        .filter(|a| a.version == VERSION)
+        .map(|action| {
+            let differences = differences(&action.fingerprint, fingerprint, known);
+            (action, differences)
+        })
+        .min_by_key(|(_, differences)| differences.len())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,237 @@
+//! Why a stage runs: a typed value with old and new, stored with the action that it caused.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::Known;
+use crate::base::Digest;
+use crate::store::{Damage, Fingerprint};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// It does not run.
+    UpToDate,
+    NeverRan,
+    /// Against the nearest earlier action.
+    Changed(Vec<Difference>),
+    OutputMissing {
+        port: String,
+        file: String,
+    },
+    OutputDamaged {
+        port: String,
+        file: String,
+    },
+    Forced,
+    /// For the digest of this.
+    Waits(String),
+    /// A stage that this one needs failed or was skipped.
+    UpstreamFailed(String),
+}
+
+/// One field of a fingerprint that is not what it was.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "field", rename_all = "snake_case")]
+pub enum Difference {
+    Kind { old: String, new: String },
+    KindVersion { old: u32, new: u32 },
+    Param { name: String, old: Value, new: Value },
+    Input { port: String, old: Vec<Digest>, new: Vec<Digest>, files: Vec<FileChange> },
+    Outputs { old: BTreeMap<String, String>, new: BTreeMap<String, String> },
+    Seed { old: Option<u64>, new: Option<u64> },
+}
+
+/// What happened to a file of an input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileChange {
+    Added(String),
+    Removed(String),
+    Changed(String),
+}
+
+impl Reason {
+    pub fn damaged(port: String, damage: Damage) -> Self {
+        match damage {
+            Damage::Missing { file } => Reason::OutputMissing { port, file },
+            Damage::Damaged { file } => Reason::OutputDamaged { port, file },
+        }
+    }
+
+    /// One word for programs; of several differences the first decides.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Reason::UpToDate => "up_to_date",
+            Reason::NeverRan => "never_ran",
+            Reason::Changed(differences) => differences.first().map_or("changed", Difference::code),
+            Reason::OutputMissing { .. } => "output_missing",
+            Reason::OutputDamaged { .. } => "output_damaged",
+            Reason::Forced => "forced",
+            Reason::Waits(_) => "waits",
+            Reason::UpstreamFailed(_) => "upstream_failed",
+        }
+    }
+
+    /// A line for people.
+    pub fn detail(&self) -> String {
+        match self {
+            Reason::UpToDate => "up to date".into(),
+            Reason::NeverRan => "never ran".into(),
+            Reason::Changed(differences) => {
+                differences.iter().map(Difference::detail).collect::<Vec<_>>().join("; ")
+            }
+            Reason::OutputMissing { port, file } => format!("output {port}: {file} is missing"),
+            Reason::OutputDamaged { port, file } => format!("output {port}: {file} is damaged"),
+            Reason::Forced => "forced".into(),
+            Reason::Waits(what) => format!("waits for {what}"),
+            Reason::UpstreamFailed(stage) => format!("`{stage}` did not finish"),
+        }
+    }
+
+    /// `{"code", "detail"}`, as in `plan --format json`.
+    pub fn to_json(&self) -> Value {
+        json!({ "code": self.code(), "detail": self.detail() })
+    }
+}
+
+impl Difference {
+    pub fn code(&self) -> &'static str {
+        match self {
+            Difference::Kind { .. } => "kind",
+            Difference::KindVersion { .. } => "kind_version",
+            Difference::Param { .. } => "param",
+            Difference::Input { .. } => "input",
+            Difference::Outputs { .. } => "outputs",
+            Difference::Seed { .. } => "seed",
+        }
+    }
+
+    /// `params.steps`, `inputs.docs`.
+    pub fn field(&self) -> String {
+        match self {
+            Difference::Param { name, .. } => format!("params.{name}"),
+            Difference::Input { port, .. } => format!("inputs.{port}"),
+            other => other.code().to_string(),
+        }
+    }
+
+    /// The old and the new value, for people.
+    pub fn values(&self) -> (String, String) {
+        match self {
+            Difference::Kind { old, new } => (old.clone(), new.clone()),
+            Difference::KindVersion { old, new } => (old.to_string(), new.to_string()),
+            Difference::Param { old, new, .. } => (shown(old), shown(new)),
+            Difference::Input { old, new, .. } => (digests(old), digests(new)),
+            Difference::Outputs { old, new } => (json!(old).to_string(), json!(new).to_string()),
+            Difference::Seed { old, new } => (shown(&json!(old)), shown(&json!(new))),
+        }
+    }
+
+    pub fn detail(&self) -> String {
+        let (old, new) = self.values();
+        match self {
+            Difference::Param { name, .. } => format!("param {name}: {old} -> {new}"),
+            Difference::Input { port, files, .. } if !files.is_empty() => {
+                format!("input {port}: {}", file_changes(files))
+            }
+            Difference::Input { port, .. } => format!("input {port}: {old} -> {new}"),
+            Difference::KindVersion { .. } => format!("kind version: {old} -> {new}"),
+            other => format!("{}: {old} -> {new}", other.code()),
+        }
+    }
+}
+
+/// `a.txt changed, b.txt added, and 3 more`.
+pub fn file_changes(files: &[FileChange]) -> String {
+    const SHOWN: usize = 4;
+    let mut words: Vec<String> = files
+        .iter()
+        .take(SHOWN)
+        .map(|f| match f {
+            FileChange::Added(name) => format!("{name} added"),
+            FileChange::Removed(name) => format!("{name} removed"),
+            FileChange::Changed(name) => format!("{name} changed"),
+        })
+        .collect();
+    if files.len() > SHOWN {
+        words.push(format!("and {} more", files.len() - SHOWN));
+    }
+    words.join(", ")
+}
+
+fn shown(value: &Value) -> String {
+    const WIDTH: usize = 60;
+    let text = if value.is_null() { "none".to_string() } else { value.to_string() };
+    match text.char_indices().nth(WIDTH) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text,
+    }
+}
+
+fn digests(all: &[Digest]) -> String {
+    match all {
+        [] => "none".into(),
+        _ => all.iter().map(Digest::short).collect::<Vec<_>>().join(" + "),
+    }
+}
+
+/// Every field in which `new` is not `old`.
+pub fn differences(old: &Fingerprint, new: &Fingerprint, known: &dyn Known) -> Vec<Difference> {
+    let mut out = Vec::new();
+    if old.kind != new.kind {
+        out.push(Difference::Kind { old: old.kind.clone(), new: new.kind.clone() });
+    } else if old.kind_version != new.kind_version {
+        out.push(Difference::KindVersion { old: old.kind_version, new: new.kind_version });
+    }
+    params("", &old.params, &new.params, &mut out);
+    let ports: BTreeSet<_> = old.inputs.keys().chain(new.inputs.keys()).collect();
+    for port in ports {
+        let of = |f: &Fingerprint| f.inputs.get(port).cloned().unwrap_or_default();
+        let (old, new) = (of(old), of(new));
+        if old != new {
+            let files = file_differences(&old, &new, known);
+            out.push(Difference::Input { port: port.clone(), old, new, files });
+        }
+    }
+    if old.outputs != new.outputs {
+        out.push(Difference::Outputs { old: old.outputs.clone(), new: new.outputs.clone() });
+    }
+    if old.seed != new.seed {
+        out.push(Difference::Seed { old: old.seed, new: new.seed });
+    }
+    out
+}
+
+fn params(path: &str, old: &Value, new: &Value, out: &mut Vec<Difference>) {
+    if let (Value::Object(a), Value::Object(b)) = (old, new) {
+        let names: BTreeSet<_> = a.keys().chain(b.keys()).collect();
+        for name in names {
+            let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            params(&path, a.get(name).unwrap_or(&Value::Null), b.get(name).unwrap_or(&Value::Null), out);
+        }
+    } else if old != new {
+        out.push(Difference::Param { name: path.into(), old: old.clone(), new: new.clone() });
+    }
+}
+
+/// By name over all artifacts of the port; nothing where a manifest is no longer known.
+fn file_differences(old: &[Digest], new: &[Digest], known: &dyn Known) -> Vec<FileChange> {
+    let files = |all: &[Digest]| -> Option<BTreeMap<String, Digest>> {
+        let manifests: Vec<_> = all.iter().map(|d| known.manifest(d)).collect::<Option<_>>()?;
+        Some(manifests.into_iter().flat_map(|m| m.files).map(|f| (f.path, f.digest)).collect())
+    };
+    let (Some(a), Some(b)) = (files(old), files(new)) else { return Vec::new() };
+    let names: BTreeSet<_> = a.keys().chain(b.keys()).cloned().collect();
+    names
+        .into_iter()
+        .filter_map(|name| match (a.get(&name), b.get(&name)) {
+            (Some(x), Some(y)) if x == y => None,
+            (Some(_), Some(_)) => Some(FileChange::Changed(name)),
+            (Some(_), None) => Some(FileChange::Removed(name)),
+            (None, _) => Some(FileChange::Added(name)),
+        })
+        .collect()
+}

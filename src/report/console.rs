@@ -1,0 +1,231 @@
+//! The terminal: a bar for every running stage with rate and time left, a line when one ends, a table
+//! when all did. Where stderr is no terminal: a line at the start, now and then, and at the end.
+
+use std::collections::HashMap;
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use super::Reporter;
+use super::style::{Style, table};
+use crate::base::units;
+use crate::event::{Event, ProgressEvent, StageResult, Status, Summary};
+
+/// Between two lines about one stage where there are no bars.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+pub struct Console {
+    bars: MultiProgress,
+    running: HashMap<String, Running>,
+    /// stderr is a terminal.
+    live: bool,
+    style: Style,
+    width: usize,
+}
+
+struct Running {
+    bar: ProgressBar,
+    last_line: Instant,
+    /// When the present phase began, and at what count: the rate is of the phase.
+    phase: String,
+    phase_begun: Instant,
+    phase_start: u64,
+}
+
+impl Console {
+    /// `width`: of the longest stage name.
+    pub fn new(width: usize) -> Self {
+        let live = std::io::stderr().is_terminal();
+        Console { bars: MultiProgress::new(), running: HashMap::new(), live, style: Style::stderr(), width }
+    }
+
+    fn line(&self, text: &str) {
+        if self.live {
+            let _ = self.bars.println(text);
+        } else {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        }
+    }
+
+    fn begin(&mut self, stage: &str) {
+        let bar = self.bars.add(ProgressBar::new_spinner());
+        let template = "{prefix} {spinner} {msg}";
+        bar.set_style(
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner()),
+        );
+        bar.set_prefix(format!("{stage:>width$}", width = self.width));
+        if self.live {
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
+        let now = Instant::now();
+        let running = Running { bar, last_line: now, phase: String::new(), phase_begun: now, phase_start: 0 };
+        self.running.insert(stage.to_string(), running);
+    }
+
+    fn progress(&mut self, stage: &str, progress: &ProgressEvent) {
+        let live = self.live;
+        let width = self.width;
+        let Some(running) = self.running.get_mut(stage) else { return };
+        if running.phase != progress.phase {
+            running.phase = progress.phase.clone();
+            running.phase_begun = Instant::now();
+            running.phase_start = progress.done;
+        }
+        let text = describe(progress, running.phase_begun.elapsed(), running.phase_start);
+        if live {
+            running.bar.set_message(text);
+        } else if running.last_line.elapsed() >= LINE_EVERY {
+            running.last_line = Instant::now();
+            let _ = writeln!(std::io::stderr(), "{stage:>width$}   {text}");
+        }
+    }
+
+    fn end(&mut self, result: &StageResult) {
+        if let Some(running) = self.running.remove(&result.stage) {
+            running.bar.finish_and_clear();
+            self.bars.remove(&running.bar);
+        }
+        let s = self.style;
+        let status = status(s, result.status);
+        let took = units::duration(Duration::from_secs_f64(result.seconds));
+        let detail = result.reason["detail"].as_str().unwrap_or_default();
+        let name = format!("{:>width$}", result.stage, width = self.width);
+        match result.status {
+            Status::Ran => self.line(&format!("{} {status}  {took}", s.bold(name))),
+            // The table at the end says it, and nobody waited for it.
+            Status::Cached => {}
+            Status::Skipped => self.line(&format!("{} {status}  {detail}", s.bold(name))),
+            Status::Failed => {
+                let error = result.error.as_deref().unwrap_or("no reason given");
+                self.line(&format!("{} {status}  {took}\n{}: {error}", s.bold(name), s.red("error")));
+            }
+        }
+    }
+
+    fn summary(&mut self, summary: &Summary) {
+        let _ = self.bars.clear();
+        let _ = write!(std::io::stdout(), "{}", summary_text(summary, Style::stdout()));
+    }
+}
+
+fn status(s: Style, status: Status) -> String {
+    match status {
+        Status::Ran => s.green("ran"),
+        Status::Cached => s.dim("cached"),
+        Status::Failed => s.red("failed"),
+        Status::Skipped => s.yellow("skipped"),
+    }
+}
+
+/// `training  ████░░░░  120/600 steps  4.1 steps/s  1 min 57 s left  loss 3.2`.
+fn describe(p: &ProgressEvent, elapsed: Duration, start: u64) -> String {
+    let count = |n: u64| if p.unit == "B" { units::bytes(n) } else { units::count(n) };
+    let unit = if p.unit == "B" { String::new() } else { format!(" {}", p.unit) };
+    let seconds = elapsed.as_secs_f64();
+    let rate = if seconds > 0.3 { (p.done.saturating_sub(start)) as f64 / seconds } else { 0.0 };
+    let mut parts = vec![p.phase.clone()];
+    match p.total {
+        Some(total) => {
+            parts.push(bar(p.done, total));
+            parts.push(format!("{}/{}{unit}", count(p.done), count(total)));
+        }
+        None => parts.push(format!("{}{unit}", count(p.done))),
+    }
+    if rate > 0.0 {
+        parts.push(if p.unit == "B" {
+            format!("{}/s", units::bytes(rate as u64))
+        } else if rate < 100.0 {
+            format!("{rate:.1} {}/s", p.unit)
+        } else {
+            format!("{} {}/s", units::count(rate as u64), p.unit)
+        });
+        if let Some(left) = p.total.map(|t| t.saturating_sub(p.done)).filter(|l| *l > 0) {
+            parts.push(format!("{} left", units::duration(Duration::from_secs_f64(left as f64 / rate))));
+        }
+    }
+    if !p.note.is_empty() {
+        parts.push(p.note.clone());
+    }
+    parts.join("  ")
+}
+
+fn bar(done: u64, total: u64) -> String {
+    const CELLS: u64 = 20;
+    let full = if total == 0 { CELLS } else { (done.min(total) * CELLS / total).min(CELLS) };
+    format!("{}{}", "█".repeat(full as usize), "░".repeat((CELLS - full) as usize))
+}
+
+fn summary_text(summary: &Summary, s: Style) -> String {
+    let mut rows = vec![vec!["stage".to_string(), "status".into(), "time".into(), "why".into()]];
+    for r in &summary.stages {
+        let time = match r.status {
+            Status::Ran | Status::Failed => units::duration(Duration::from_secs_f64(r.seconds)),
+            Status::Cached | Status::Skipped => String::new(),
+        };
+        let why = r.reason["detail"].as_str().unwrap_or_default().to_string();
+        let why = if r.status == Status::Cached { String::new() } else { why };
+        rows.push(vec![r.stage.clone(), format!("{:?}", r.status).to_lowercase(), time, why]);
+    }
+    let body = table(&rows, |row, column, cell| match (row, column) {
+        (0, _) => s.dim(cell),
+        (row, 1) => status(s, summary.stages[row - 1].status),
+        _ => cell,
+    });
+    let count = |status| summary.stages.iter().filter(|r| r.status == status).count();
+    let parts: Vec<String> = [
+        (count(Status::Ran), "ran"),
+        (count(Status::Cached), "cached"),
+        (count(Status::Failed), "failed"),
+        (count(Status::Skipped), "skipped"),
+    ]
+    .into_iter()
+    .filter(|(n, _)| *n > 0)
+    .map(|(n, word)| format!("{n} {word}"))
+    .collect();
+    let verdict = if summary.ok { s.green("done") } else { s.red("failed") };
+    let took = units::duration(Duration::from_secs_f64(summary.seconds));
+    format!("\n{body}\n{}: {verdict} in {took} ({})\n", summary.pipeline, parts.join(", "))
+}
+
+impl Reporter for Console {
+    fn report(&mut self, event: &Event) {
+        match event {
+            Event::RunStarted { .. } => {}
+            Event::Preparing(p) => {
+                if !self.running.contains_key("sources") {
+                    self.begin("sources");
+                }
+                self.progress("sources", p);
+            }
+            Event::StageStarted { stage, reason, .. } => {
+                if let Some(running) = self.running.remove("sources") {
+                    running.bar.finish_and_clear();
+                }
+                let why = reason["detail"].as_str().unwrap_or_default();
+                if !self.live {
+                    self.line(&format!("{stage:>width$} starts ({why})", width = self.width));
+                }
+                self.begin(stage);
+            }
+            Event::StageProgress { stage, progress } => self.progress(stage, progress),
+            Event::StageMeasured { .. } => {}
+            Event::StageLog { stage, level, message } => self.log(stage, level, message),
+            Event::StageFinished(result) => self.end(result),
+            Event::Summary(summary) => self.summary(summary),
+        }
+    }
+}
+
+impl Console {
+    fn log(&self, stage: &str, level: &str, message: &str) {
+        let s = self.style;
+        let name = s.dim(format!("{stage:>width$}", width = self.width));
+        match level {
+            // The error itself comes with the stage's end.
+            "error" => {}
+            "warn" => self.line(&format!("{name} {}: {message}", s.yellow("warning"))),
+            _ => self.line(&format!("{name} {message}")),
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! Whoever tells the user what happens: console, JSON lines, the run's folder. All read the one stream
+//! of events; with `cli`, the only room that prints.
+
+mod console;
+mod folder;
+mod jsonl;
+pub mod style;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use crate::event::Event;
+
+pub use console::Console;
+pub use folder::RunFolder;
+pub use jsonl::JsonLines;
+
+/// Somebody who is told everything, in order.
+pub trait Reporter: Send {
+    fn report(&mut self, event: &Event);
+}
+
+/// Feeds every reporter until the stream ends.
+pub async fn feed(mut events: UnboundedReceiver<Event>, mut reporters: Vec<Box<dyn Reporter>>) {
+    while let Some(event) = events.recv().await {
+        reporters.iter_mut().for_each(|r| r.report(&event));
+    }
+}

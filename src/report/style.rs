@@ -1,0 +1,75 @@
+//! Colour, when it is a terminal that reads and `NO_COLOR` is not set; and tables that line up.
+
+use std::fmt::Display;
+use std::io::IsTerminal;
+
+/// Which stream is written to decides whether colours make sense.
+#[derive(Clone, Copy)]
+pub struct Style {
+    colour: bool,
+}
+
+impl Style {
+    pub fn stdout() -> Self {
+        Style { colour: std::io::stdout().is_terminal() && allowed() }
+    }
+
+    pub fn stderr() -> Self {
+        Style { colour: std::io::stderr().is_terminal() && allowed() }
+    }
+
+    fn paint(self, code: &str, text: impl Display) -> String {
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_string() }
+    }
+
+    pub fn bold(self, text: impl Display) -> String {
+        self.paint("1", text)
+    }
+    pub fn dim(self, text: impl Display) -> String {
+        self.paint("2", text)
+    }
+    pub fn red(self, text: impl Display) -> String {
+        self.paint("31", text)
+    }
+    pub fn green(self, text: impl Display) -> String {
+        self.paint("32", text)
+    }
+    pub fn yellow(self, text: impl Display) -> String {
+        self.paint("33", text)
+    }
+    pub fn cyan(self, text: impl Display) -> String {
+        self.paint("36", text)
+    }
+}
+
+fn allowed() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+}
+
+/// Rows as aligned columns, two spaces apart; `paint` colours a cell after its width is settled.
+pub fn table(rows: &[Vec<String>], paint: impl Fn(usize, usize, String) -> String) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut out = String::new();
+    for (r, row) in rows.iter().enumerate() {
+        let mut line = String::new();
+        for (c, cell) in row.iter().enumerate() {
+            let pad = if c + 1 == row.len() { 0 } else { widths[c] - cell.chars().count() + 2 };
+            line += &paint(r, c, cell.clone());
+            line += &" ".repeat(pad);
+        }
+        out += line.trim_end();
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn columns_line_up_by_characters() {
+        let rows = vec![vec!["é".to_string(), "x".into()], vec!["abc".into(), "y".into()]];
+        assert_eq!(super::table(&rows, |_, _, cell| cell), "é    x\nabc  y\n");
+    }
+}

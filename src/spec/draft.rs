@@ -1,0 +1,144 @@
+//! A stage as it stands in the file, with its `use:` merged in and `${vars.…}` replaced; its kind is
+//! known, its inputs are still words.
+
+use std::path::Path;
+
+use super::interpolate::{self, Scope};
+use super::{Mistakes, is_name, unknown_keys};
+use crate::base::yaml::{self, Key, Limits, Node, Span, Value};
+use crate::base::{Error, Result, suggest};
+use crate::stage::Kinds;
+
+pub struct Draft {
+    pub name: String,
+    pub kind: String,
+    /// Every key of the stage, merged and interpolated.
+    pub node: Node,
+    /// The stage's name in the pipeline file.
+    pub span: Span,
+}
+
+pub const STAGE_KEYS: [&str; 9] =
+    ["kind", "use", "description", "inputs", "outputs", "params", "matrix", "resources", "seed"];
+
+/// What a file under `stages/` may say: everything but `use` and `matrix`.
+pub const STAGE_FILE_KEYS: [&str; 7] =
+    ["kind", "description", "inputs", "outputs", "params", "resources", "seed"];
+
+pub fn read(tree: &Node, root: &Path, kinds: &Kinds, mistakes: &mut Mistakes) -> Vec<Draft> {
+    let vars = mistakes.keep(variables(tree)).unwrap_or_default();
+    let stages = tree.get("stages");
+    match stages {
+        Some(node) if !matches!(node.value, Value::Map(_)) => {
+            mistakes
+                .push(node.error(format!("`stages` is a map of name to stage, found {}", node.describe())));
+        }
+        Some(_) => {}
+        None => mistakes.push(tree.error("a pipeline needs `stages:`")),
+    }
+    let scope = Scope { namespace: "vars", values: &vars };
+    let entries = stages.map(Node::entries).unwrap_or_default();
+    entries.iter().filter_map(|(key, node)| stage(key, node, root, &scope, kinds, mistakes)).collect()
+}
+
+/// `vars:`, each of which may refer to those above it.
+fn variables(tree: &Node) -> Result<Vec<(String, Node)>> {
+    let mut vars: Vec<(String, Node)> = Vec::new();
+    let Some(node) = tree.get("vars") else { return Ok(vars) };
+    if !matches!(node.value, Value::Map(_) | Value::Null) {
+        return Err(node.error(format!("`vars` is a map, found {}", node.describe())));
+    }
+    for (key, value) in node.entries() {
+        let value = interpolate::apply(value, &Scope { namespace: "vars", values: &vars })?;
+        vars.push((key.name.clone(), value));
+    }
+    Ok(vars)
+}
+
+fn stage(
+    key: &Key,
+    node: &Node,
+    root: &Path,
+    scope: &Scope,
+    kinds: &Kinds,
+    mistakes: &mut Mistakes,
+) -> Option<Draft> {
+    if !is_name(&key.name) {
+        mistakes.push(
+            Error::usage(format!("`{}` cannot be the name of a stage", key.name))
+                .at(key.span.place())
+                .help("use letters, digits, `_` and `-`"),
+        );
+        return None;
+    }
+    let before = mistakes.0.len();
+    unknown_keys(node, "a stage", &STAGE_KEYS, mistakes);
+    let node = mistakes.keep(interpolate::apply(node, scope))?;
+    let node = match node.get("use") {
+        None => node,
+        Some(file) => {
+            if let Some(kind) = node.get("kind") {
+                mistakes.push(
+                    kind.error("`kind` and `use` exclude each other")
+                        .help("the file under `use` names the kind"),
+                );
+            }
+            let base = mistakes.keep(stage_file(file, root))?;
+            unknown_keys(&base, "a stage file", &STAGE_FILE_KEYS, mistakes);
+            merge(&mistakes.keep(interpolate::apply(&base, scope))?, &node)
+        }
+    };
+    let kind = mistakes.keep(kind_of(&node, key, kinds))?;
+    (mistakes.0.len() == before).then(|| Draft { name: key.name.clone(), kind, node, span: key.span.clone() })
+}
+
+fn stage_file(node: &Node, root: &Path) -> Result<Node> {
+    let name: String = yaml::decode(node)?;
+    let path = root.join(&name);
+    let text = crate::base::fs::read_text(&path).map_err(|e| {
+        node.error(format!("cannot read the stage file `{name}`"))
+            .cause(e.message())
+            .help("`use:` is a path from the folder that holds `pipelines/`")
+    })?;
+    yaml::parse(&name, &text, Limits::default())
+}
+
+/// `over` on top of `base`: maps key by key, anything else whole.
+fn merge(base: &Node, over: &Node) -> Node {
+    let (Value::Map(below), Value::Map(above)) = (&base.value, &over.value) else { return over.clone() };
+    let mut entries = below.clone();
+    for (key, node) in above {
+        match entries.iter_mut().find(|(k, _)| k.name == key.name) {
+            Some((_, old)) if key.name != "inputs" => *old = merge(old, node),
+            Some((_, old)) => *old = merge_inputs(old, node),
+            None => entries.push((key.clone(), node.clone())),
+        }
+    }
+    Node { value: Value::Map(entries), span: over.span.clone() }
+}
+
+/// A port is replaced whole: `{url, sha256}` below must not leak into what stands above.
+fn merge_inputs(base: &Node, over: &Node) -> Node {
+    let mut entries = base.entries().to_vec();
+    for (key, node) in over.entries() {
+        entries.retain(|(k, _)| k.name != key.name);
+        entries.push((key.clone(), node.clone()));
+    }
+    Node { value: Value::Map(entries), span: over.span.clone() }
+}
+
+fn kind_of(node: &Node, key: &Key, kinds: &Kinds) -> Result<String> {
+    let Some(kind) = node.get("kind") else {
+        return Err(Error::usage(format!("the stage `{}` names no kind", key.name))
+            .at(key.span.place())
+            .help("add `kind: …` or `use: stages/….yaml`; `tinylm stages` lists the kinds"));
+    };
+    let name: String = yaml::decode(kind)?;
+    if kinds.get(&name).is_some() {
+        return Ok(name);
+    }
+    Err(kind
+        .error(format!("there is no stage kind `{name}`"))
+        .suggest(suggest::closest(&name, kinds.names()))
+        .help(format!("the kinds are {}", suggest::list(kinds.names()))))
+}

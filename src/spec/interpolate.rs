@@ -1,0 +1,119 @@
+//! `${vars.name}` and `${matrix.axis}` in any string. A string that is nothing but one reference
+//! takes the referenced value with its type; `$${` is a literal `${`; `${inputs.…}` and
+//! `${outputs.…}` are left for `kind: command`, which alone knows what they stand for.
+
+use crate::base::yaml::{Node, Value};
+use crate::base::{Error, Result, suggest};
+
+/// Where references are looked up: one namespace and its values.
+pub struct Scope<'a> {
+    pub namespace: &'a str,
+    pub values: &'a [(String, Node)],
+}
+
+/// What an earlier or later pass, or a stage kind, replaces.
+const LATER: [&str; 3] = ["inputs", "outputs", "matrix"];
+
+/// Replaces every reference of `scope` below `node`.
+///
+/// # Errors
+/// An unknown namespace or name, or a list inside a longer string.
+pub fn apply(node: &Node, scope: &Scope) -> Result<Node> {
+    let value = match &node.value {
+        Value::Str(text) if text.contains("${") => return string(text, node, scope),
+        Value::Seq(items) => Value::Seq(items.iter().map(|n| apply(n, scope)).collect::<Result<_>>()?),
+        Value::Map(entries) => {
+            Value::Map(entries.iter().map(|(k, n)| Ok((k.clone(), apply(n, scope)?))).collect::<Result<_>>()?)
+        }
+        other => other.clone(),
+    };
+    Ok(Node { value, span: node.span.clone() })
+}
+
+fn string(text: &str, node: &Node, scope: &Scope) -> Result<Node> {
+    if let Some(name) = only_reference(text, scope.namespace) {
+        let value = look_up(name, node, scope)?.value.clone();
+        return Ok(Node { value, span: node.span.clone() });
+    }
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find("${") {
+        if rest[..at].ends_with('$') {
+            // The escape is resolved by the last pass only, which is the kind's or `unescape`.
+            out.push_str(&rest[..at + 2]);
+            rest = &rest[at + 2..];
+            continue;
+        }
+        out.push_str(&rest[..at]);
+        let end = rest[at..].find('}').ok_or_else(|| node.error("`${` without its `}`"))?;
+        let reference = &rest[at + 2..at + end];
+        let (namespace, name) = reference.split_once('.').unwrap_or((reference, ""));
+        if namespace == scope.namespace {
+            out.push_str(&plain(look_up(name, node, scope)?, node)?);
+        } else if LATER.contains(&namespace) {
+            out.push_str(&rest[at..=at + end]);
+        } else {
+            return Err(unknown(reference, node));
+        }
+        rest = &rest[at + end + 1..];
+    }
+    out.push_str(rest);
+    Ok(Node { value: Value::Str(out), span: node.span.clone() })
+}
+
+/// `$${` becomes `${`: the last step, once every reference is gone.
+pub fn unescape(node: &mut Node) {
+    match &mut node.value {
+        Value::Str(text) => *text = text.replace("$${", "${"),
+        Value::Seq(items) => items.iter_mut().for_each(unescape),
+        Value::Map(entries) => entries.iter_mut().for_each(|(_, n)| unescape(n)),
+        _ => {}
+    }
+}
+
+/// Whether `${namespace.name}` stands anywhere below `node`.
+pub fn mentions(node: &Node, namespace: &str, name: &str) -> bool {
+    match &node.value {
+        Value::Str(text) => text.contains(&format!("${{{namespace}.{name}}}")),
+        Value::Seq(items) => items.iter().any(|n| mentions(n, namespace, name)),
+        Value::Map(entries) => entries.iter().any(|(_, n)| mentions(n, namespace, name)),
+        _ => false,
+    }
+}
+
+fn only_reference<'t>(text: &'t str, namespace: &str) -> Option<&'t str> {
+    let inner = text.strip_prefix("${")?.strip_suffix('}')?;
+    let name = inner.strip_prefix(namespace)?.strip_prefix('.')?;
+    (!name.contains(['$', '{', '}'])).then_some(name)
+}
+
+fn look_up<'s>(name: &str, node: &Node, scope: &'s Scope) -> Result<&'s Node> {
+    scope.values.iter().find(|(n, _)| n == name).map(|(_, v)| v).ok_or_else(|| {
+        let known = || scope.values.iter().map(|(n, _)| n.as_str());
+        let error = node
+            .error(format!("there is no `{}.{name}`", scope.namespace))
+            .suggest(suggest::closest(name, known()));
+        match scope.values.is_empty() {
+            true => error.help(format!("nothing is declared under `{}:`", scope.namespace)),
+            false => error.help(format!("declared: {}", suggest::list(known()))),
+        }
+    })
+}
+
+fn plain(value: &Node, at: &Node) -> Result<String> {
+    match &value.value {
+        Value::Str(text) => Ok(text.clone()),
+        Value::Seq(_) | Value::Map(_) => Err(at
+            .error("a list or a map cannot stand inside a text")
+            .help("let the reference be the whole value")),
+        _ => Ok(value.to_json().to_string()),
+    }
+}
+
+fn unknown(reference: &str, node: &Node) -> Error {
+    let known = ["vars", "matrix", "inputs", "outputs"];
+    let namespace = reference.split('.').next().unwrap_or("");
+    node.error(format!("`${{{reference}}}` refers to nothing"))
+        .suggest(suggest::closest(namespace, known).map(|n| format!("${{{n}.…}}")))
+        .help(format!("write `$${{{reference}}}` for the text itself"))
+}

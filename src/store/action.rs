@@ -1,0 +1,54 @@
+//! What is cached: an action, its fingerprint (everything that may change the bytes), and what it gave.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::base::{Digest, canonical};
+
+/// The readable record of everything that may change a stage's bytes. Never in here: mtimes, absolute
+/// paths, host, thread count, log level, the stage's name. Adding a field changes every key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    pub kind: String,
+    pub kind_version: u32,
+    /// Canonical, with defaults, without what only judges the result.
+    pub params: Value,
+    /// Port -> digests of the artifacts connected, in their order.
+    pub inputs: BTreeMap<String, Vec<Digest>>,
+    /// Port -> type, where the pipeline declares them.
+    pub outputs: BTreeMap<String, String>,
+    /// `None` for a kind that draws no random numbers.
+    pub seed: Option<u64>,
+}
+
+impl Fingerprint {
+    /// The action key.
+    pub fn key(&self) -> Digest {
+        canonical::digest(&serde_json::json!({ "format": super::VERSION, "action": self }))
+    }
+}
+
+/// A figure of one run, which is not part of any key or artifact.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Measurement {
+    pub name: String,
+    pub value: f64,
+    pub unit: String,
+}
+
+/// What running a fingerprint gave.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Action {
+    pub version: u32,
+    pub fingerprint: Fingerprint,
+    /// Port -> artifact.
+    pub outputs: BTreeMap<String, Digest>,
+    /// Why it ran: `plan::Reason`, kept as it was then.
+    pub reason: Value,
+    pub seconds: f64,
+    /// The run that made it.
+    pub run: String,
+    pub measurements: Vec<Measurement>,
+}

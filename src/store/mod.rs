@@ -1,0 +1,343 @@
+//! The store: digest -> bytes, and action key -> artifact. It lives in `artifacts/store/`:
+//!
+//! ```text
+//! objects/ab/cdef…      a blob, named by the digest of its bytes; read-only; never written in place
+//! manifests/HEX.json    an artifact: (path, digest, size) of its files; named by its own digest
+//! actions/HEX.json      what an action gave: key -> fingerprint and output artifacts
+//! history/P/S.json      the latest actions of stage S of pipeline P, for "why did this rerun"
+//! urls/SHA256.json      what a URL's declared sha256 was found to be
+//! partial/              downloads not yet whole
+//! tmp/                  where running stages write; nothing in it is ever read by others
+//! memo.json             (path, size, mtime, inode) -> digest, so that unchanged files are not read again
+//! ```
+//!
+//! Blobs first, then manifests, then the action record, each by rename: whoever finds a record finds
+//! what it promises, or sees that it is damaged and makes it anew. There is nothing to lock or unlock.
+//! Every JSON shape has a `version`; raise [`VERSION`] when one changes, and old ones read as absent.
+//!
+//! What is deliberately absent: removal of what no pipeline needs (`rm -r artifacts` is safe at any
+//! time), and remote stores, for which [`Store`] is the one place to stand in front of.
+
+mod action;
+pub mod download;
+mod memo;
+pub mod source;
+mod view;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+pub use action::{Action, Fingerprint, Measurement};
+use memo::Memo;
+
+use crate::base::{Digest, Error, Result, canonical, fs};
+use crate::stage::{Artifact, ArtifactFile};
+
+/// Of every JSON shape in the store.
+pub const VERSION: u32 = 1;
+
+/// How many actions of a stage are remembered for `why`.
+const HISTORY: usize = 32;
+
+/// What an artifact is made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub version: u32,
+    #[serde(rename = "type")]
+    pub ty: String,
+    /// In byte order of the paths.
+    pub files: Vec<ManifestFile>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestFile {
+    /// Relative, with `/`.
+    pub path: String,
+    pub digest: Digest,
+    pub size: u64,
+}
+
+impl Manifest {
+    pub fn new(ty: &str, mut files: Vec<ManifestFile>) -> Self {
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        Manifest { version: VERSION, ty: ty.to_string(), files }
+    }
+
+    /// What names the artifact.
+    pub fn digest(&self) -> Digest {
+        canonical::digest(&serde_json::json!(self))
+    }
+}
+
+/// What is wrong with an artifact that a record promises.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Damage {
+    Missing { file: String },
+    Damaged { file: String },
+}
+
+/// An open store. Opening and reading create nothing.
+pub struct Store {
+    artifacts: PathBuf,
+    root: PathBuf,
+    memo: Mutex<Memo>,
+}
+
+impl Store {
+    /// `artifacts` is the folder `artifacts/`; `paranoid` trusts no memo and rereads every byte.
+    pub fn open(artifacts: &Path, paranoid: bool) -> Self {
+        let root = artifacts.join("store");
+        let memo = if paranoid { Memo::default() } else { Memo::load(&root.join("memo.json")) };
+        Store { artifacts: artifacts.to_path_buf(), root, memo: Mutex::new(memo) }
+    }
+
+    fn object(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.hex();
+        self.root.join("objects").join(&hex[..2]).join(&hex[2..])
+    }
+
+    fn json(&self, folder: &str, name: &str) -> PathBuf {
+        self.root.join(folder).join(format!("{name}.json"))
+    }
+
+    /// The manifest called `digest`; `None` when it is missing or not what its name says.
+    pub fn manifest(&self, digest: &Digest) -> Option<Manifest> {
+        let manifest: Manifest = read_json(&self.json("manifests", &digest.hex()))?;
+        (manifest.digest() == *digest).then_some(manifest)
+    }
+
+    /// Keeps a manifest, so that later plans can say what changed in it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn keep_manifest(&self, manifest: &Manifest) -> Result<Digest> {
+        let digest = manifest.digest();
+        let path = self.json("manifests", &digest.hex());
+        if !path.exists() || self.manifest(&digest).is_none() {
+            write_json(&path, manifest)?;
+        }
+        Ok(digest)
+    }
+
+    /// The first thing wrong with an artifact, down to the bytes of its blobs.
+    pub fn damage(&self, artifact: &Digest) -> Option<Damage> {
+        let Some(manifest) = self.manifest(artifact) else {
+            return Some(Damage::Missing { file: format!("its manifest {}", artifact.short()) });
+        };
+        manifest.files.iter().find_map(|file| self.damaged_file(file))
+    }
+
+    fn damaged_file(&self, file: &ManifestFile) -> Option<Damage> {
+        let path = self.object(&file.digest);
+        let Some(stat) = fs::stat(&path) else {
+            return Some(Damage::Missing { file: file.path.clone() });
+        };
+        let whole = stat.size == file.size && self.digest_of(&path).is_ok_and(|found| found == file.digest);
+        (!whole).then(|| Damage::Damaged { file: file.path.clone() })
+    }
+
+    /// The digest of a file's content, read only if (path, size, mtime, inode) are not known.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn digest_of(&self, path: &Path) -> Result<Digest> {
+        let before = fs::stat(path);
+        if let Some(known) = before.and_then(|stat| self.memo().get(path, &stat)) {
+            return Ok(known);
+        }
+        let digest = Digest::of_file(path)?;
+        if let Some(stat) = before.filter(|s| Some(*s) == fs::stat(path)) {
+            self.memo().put(path, stat, digest);
+        }
+        Ok(digest)
+    }
+
+    fn memo(&self) -> std::sync::MutexGuard<'_, Memo> {
+        self.memo.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// An artifact as a stage reads it.
+    ///
+    /// # Errors
+    /// When its manifest is gone.
+    pub fn artifact(&self, label: &str, digest: &Digest) -> Result<Artifact> {
+        let manifest = self.manifest(digest).ok_or_else(|| {
+            Error::input(format!("the manifest of `{label}` ({}) is gone from the store", digest.short()))
+                .help("run again: its stage will make it anew")
+        })?;
+        let files = manifest.files.into_iter().map(|f| ArtifactFile {
+            path: self.object(&f.digest),
+            name: f.path,
+            digest: f.digest,
+            size: f.size,
+        });
+        Ok(Artifact { label: label.to_string(), digest: *digest, files: files.collect() })
+    }
+
+    /// What the action called `key` gave; `None` when it never ran or its record is unreadable.
+    pub fn action(&self, key: &Digest) -> Option<Action> {
+        let action: Action = read_json(&self.json("actions", &key.hex()))?;
+        (action.version == VERSION && action.fingerprint.key() == *key).then_some(action)
+    }
+
+    /// The latest actions of a stage, the newest last.
+    pub fn history(&self, pipeline: &str, stage: &str) -> Vec<Digest> {
+        read_json(&self.history_path(pipeline, stage)).unwrap_or_default()
+    }
+
+    fn history_path(&self, pipeline: &str, stage: &str) -> PathBuf {
+        self.root.join("history").join(pipeline).join(format!("{stage}.json"))
+    }
+
+    /// Notes that `stage` is at `key` now.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn remember(&self, pipeline: &str, stage: &str, key: &Digest) -> Result<()> {
+        let mut keys = self.history(pipeline, stage);
+        if keys.last() == Some(key) {
+            return Ok(());
+        }
+        keys.retain(|k| k != key);
+        keys.push(*key);
+        keys.drain(..keys.len().saturating_sub(HISTORY));
+        write_json(&self.history_path(pipeline, stage), &keys)
+    }
+
+    /// A private folder for a running stage, on the store's file system so that moving is renaming.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub fn scratch(&self) -> Result<tempfile::TempDir> {
+        fs::temp_dir(&self.root.join("tmp"), &format!("{}-", std::process::id()))
+    }
+
+    /// Removes what runs that were killed left in `tmp/`.
+    pub fn sweep(&self) {
+        for path in fs::children(&self.root.join("tmp")).unwrap_or_default() {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let pid = name.split('-').next().and_then(|p| p.parse::<i32>().ok());
+            if pid.is_some_and(|p| !is_alive(p)) {
+                let _ = fs::remove(&path);
+            }
+        }
+    }
+
+    /// Takes a stage's output folders into the store and records its action: blobs, manifests, then
+    /// the record that makes them a hit.
+    ///
+    /// # Errors
+    /// When an output is empty or a file cannot be moved.
+    pub fn commit(
+        &self,
+        mut action: Action,
+        outputs: &BTreeMap<String, (String, PathBuf)>,
+    ) -> Result<Action> {
+        for (port, (ty, folder)) in outputs {
+            let manifest = self.take(port, ty, folder)?;
+            action.outputs.insert(port.clone(), self.keep_manifest(&manifest)?);
+        }
+        write_json(&self.json("actions", &action.fingerprint.key().hex()), &action)?;
+        Ok(action)
+    }
+
+    fn take(&self, port: &str, ty: &str, folder: &Path) -> Result<Manifest> {
+        let mut files = Vec::new();
+        for path in fs::files_below(folder)? {
+            let relative = path.strip_prefix(folder).unwrap_or(&path);
+            let name = relative.to_str().ok_or_else(|| {
+                Error::input(format!(
+                    "the output `{port}` has a file whose name is not UTF-8: `{}`",
+                    relative.display()
+                ))
+            })?;
+            files.push(self.take_file(&path, name.replace('\\', "/"))?);
+        }
+        if files.is_empty() {
+            return Err(Error::input(format!("the stage wrote nothing to its output `{port}`")));
+        }
+        Ok(Manifest::new(ty, files))
+    }
+
+    fn take_file(&self, path: &Path, name: String) -> Result<ManifestFile> {
+        let digest = Digest::of_file(path)?;
+        let file = ManifestFile { path: name, digest, size: fs::size(path)? };
+        let object = self.object(&digest);
+        if self.damaged_file(&file).is_some() {
+            fs::make_read_only(path)?;
+            fs::rename(path, &object)?;
+            if let Some(stat) = fs::stat(&object) {
+                self.memo().put(&object, stat, digest);
+            }
+        }
+        Ok(file)
+    }
+
+    /// What a URL with this sha256 was found to be.
+    pub fn downloaded(&self, sha256: &str) -> Option<ManifestFile> {
+        let file: ManifestFile = read_json(&self.json("urls", sha256))?;
+        self.damaged_file(&file).is_none().then_some(file)
+    }
+
+    /// Takes a downloaded and verified file into the store.
+    ///
+    /// # Errors
+    /// When it cannot be moved.
+    pub fn keep_download(&self, sha256: &str, path: &Path, name: &str) -> Result<()> {
+        let file = self.take_file(path, name.to_string())?;
+        write_json(&self.json("urls", sha256), &file)
+    }
+
+    /// Where downloads grow until they are whole.
+    pub fn partial(&self) -> PathBuf {
+        self.root.join("partial")
+    }
+
+    /// Makes `artifacts/PIPELINE/STAGE/PORT/` show the artifact.
+    ///
+    /// # Errors
+    /// When a link cannot be made.
+    pub fn show(&self, pipeline: &str, stage: &str, port: &str, artifact: &Digest) -> Result<()> {
+        let folder = self.artifacts.join(pipeline).join(stage).join(port);
+        view::refresh(&folder, &self.artifact(stage, artifact)?, &self.root.join("tmp"))
+    }
+
+    /// Writes the memo, if anything was learned.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save(&self) -> Result<()> {
+        self.memo().save(&self.root.join("memo.json"))
+    }
+}
+
+fn is_alive(pid: i32) -> bool {
+    #[cfg(unix)]
+    return nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) != Err(nix::errno::Errno::ESRCH);
+    #[cfg(not(unix))]
+    return pid == std::process::id() as i32;
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    if !path.exists() {
+        return None;
+    }
+    let read = fs::read(path).and_then(|bytes| {
+        serde_json::from_slice(&bytes).map_err(|e| Error::input(format!("`{}`: {e}", path.display())))
+    });
+    // Whatever cannot be read counts as absent and is made anew; that this happened is said aloud.
+    read.inspect_err(|e| tracing::warn!("unreadable in the store, ignored: {e}")).ok()
+}
+
+fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let bytes =
+        serde_json::to_vec_pretty(value).map_err(|e| Error::bug(format!("`{}`: {e}", path.display())))?;
+    fs::write_atomic(path, &bytes)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,208 @@
+//! Sources: files, globs, directories and URLs, found, hashed in parallel, and made into artifacts
+//! whose manifests name files relative to what was declared, so that no key knows where they lie.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::{Manifest, ManifestFile, Store};
+use crate::base::fs::Stat;
+use crate::base::{Error, Monitor, Result, fs, suggest};
+use crate::spec::SourceSpec;
+use crate::stage::{Artifact, ArtifactFile, FILES};
+
+/// The sources of a pipeline, by the text that declares them.
+#[derive(Default)]
+pub struct Sources {
+    found: BTreeMap<String, Source>,
+}
+
+pub struct Source {
+    pub artifact: Artifact,
+    pub manifest: Manifest,
+    /// What the files looked like when they were hashed.
+    stats: Vec<(PathBuf, Option<Stat>)>,
+}
+
+impl Sources {
+    /// `None` for a URL that is not downloaded yet.
+    pub fn get(&self, spec: &SourceSpec) -> Option<&Source> {
+        self.found.get(&spec.text)
+    }
+
+    /// Every source and the text that declares it.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Source)> {
+        self.found.iter().map(|(text, source)| (text.as_str(), source))
+    }
+}
+
+impl Source {
+    /// A file that changed since it was hashed, if one did: a stage that read it may have read
+    /// something else than its key says.
+    pub fn changed(&self) -> Option<&Path> {
+        self.stats.iter().find(|(path, stat)| fs::stat(path) != *stat).map(|(path, _)| path.as_path())
+    }
+}
+
+/// Finds and hashes what `specs` declare, relative to `root`. URLs are looked up, not fetched.
+///
+/// # Errors
+/// Every source that is missing, empty or of the wrong kind, at its place in the pipeline.
+pub fn resolve<'a>(
+    specs: impl Iterator<Item = &'a SourceSpec>,
+    root: &Path,
+    store: &Store,
+) -> Result<Sources> {
+    let mut listed: BTreeMap<&str, Vec<(String, PathBuf)>> = BTreeMap::new();
+    let mut mistakes = Vec::new();
+    for spec in specs.filter(|s| !s.is_url() || s.sha256.is_some()) {
+        if listed.contains_key(spec.text.as_str()) {
+            continue;
+        }
+        match list(spec, root, store) {
+            Ok(Some(files)) => drop(listed.insert(&spec.text, files)),
+            Ok(None) => {}
+            Err(e) => mistakes.push(e),
+        }
+    }
+    if let Some(errors) = Error::join(mistakes) {
+        return Err(errors);
+    }
+    let found = listed.into_iter().map(|(text, files)| Ok((text.to_string(), source(text, files, store)?)));
+    Ok(Sources { found: found.collect::<Result<_>>()? })
+}
+
+/// Downloads the URLs among `specs` that the store does not hold.
+///
+/// # Errors
+/// As [`super::download::download`].
+pub fn fetch<'a>(
+    specs: impl Iterator<Item = &'a SourceSpec>,
+    store: &Store,
+    monitor: &dyn Monitor,
+) -> Result<()> {
+    for spec in specs {
+        let Some(sha256) = spec.sha256.as_ref().filter(|_| spec.is_url()) else { continue };
+        if store.downloaded(sha256).is_some() {
+            continue;
+        }
+        let whole = store.partial().join(format!("{sha256}.whole"));
+        super::download::download(&spec.text, sha256, &whole, &store.partial(), monitor)
+            .map_err(|e| e.at(spec.span.place()))?;
+        store.keep_download(sha256, &whole, &url_name(&spec.text))?;
+        let _ = fs::remove(&whole);
+    }
+    Ok(())
+}
+
+fn url_name(url: &str) -> String {
+    let path = url.split(['?', '#']).next().unwrap_or(url);
+    let name = path.rsplit('/').next().unwrap_or("");
+    if name.is_empty() || path.matches('/').count() < 3 { "download".into() } else { name.into() }
+}
+
+type Listing = Vec<(String, PathBuf)>;
+
+/// Names within the source, and paths. `None` for a URL that is not here yet.
+fn list(spec: &SourceSpec, root: &Path, store: &Store) -> Result<Option<Listing>> {
+    let files = if let Some(sha256) = &spec.sha256 {
+        let Some(file) = store.downloaded(sha256) else { return Ok(None) };
+        vec![(url_name(&spec.text), store.object(&file.digest))]
+    } else if spec.text.contains(['*', '?', '[']) {
+        glob(spec, root)?
+    } else {
+        path(spec, root)?
+    };
+    if let Some((name, _)) = files.iter().find(|(name, _)| !spec.endings.iter().any(|e| name.ends_with(e))) {
+        return Err(at(spec, format!("`{name}` cannot be connected here"))
+            .help(format!("expected a file that ends in {}", suggest::list(spec.endings.iter().copied()))));
+    }
+    Ok(Some(files))
+}
+
+fn at(spec: &SourceSpec, message: String) -> Error {
+    Error::usage(message).at(spec.span.place())
+}
+
+fn path(spec: &SourceSpec, root: &Path) -> Result<Listing> {
+    let path = root.join(&spec.text);
+    if path.is_dir() {
+        let files: Listing = fs::files_below(&path)?.into_iter().filter_map(|f| named(&path, f)).collect();
+        return if files.is_empty() {
+            Err(at(spec, format!("the folder `{}` is empty", spec.text)))
+        } else {
+            Ok(files)
+        };
+    }
+    if path.exists() {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        return Ok(vec![(name, path)]);
+    }
+    let parent = path.parent().unwrap_or(root);
+    let siblings: Vec<String> = fs::children(parent)
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|p| Some(p.file_name()?.to_string_lossy().into_owned()))
+        .collect();
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let error = at(spec, format!("there is no file or folder `{}`", spec.text));
+    Err(match parent.is_dir() {
+        true => error.suggest(suggest::closest(&name, siblings.iter().map(String::as_str))),
+        false => error,
+    }
+    .help(format!("relative paths start from `{}`", root.display())))
+}
+
+fn glob(spec: &SourceSpec, root: &Path) -> Result<Listing> {
+    // The folders in front of the first wildcard are where it looks, not what it finds.
+    let first = spec.text.find(['*', '?', '[']).unwrap_or(0);
+    let split = spec.text[..first].rfind('/').map_or(0, |i| i + 1);
+    // Without `./`, which the glob crate drops from what it finds.
+    let base: PathBuf =
+        root.join(&spec.text[..split]).components().filter(|c| *c != std::path::Component::CurDir).collect();
+    let pattern = Path::new(&glob::Pattern::escape(&base.to_string_lossy())).join(&spec.text[split..]);
+    let matches = glob::glob(&pattern.to_string_lossy())
+        .map_err(|e| at(spec, format!("`{}` is not a glob: {}", spec.text, e.msg)))?;
+    let mut files: Listing =
+        matches.filter_map(Result::ok).filter(|p| p.is_file()).filter_map(|p| named(&base, p)).collect();
+    files.sort();
+    if files.is_empty() {
+        return Err(at(spec, format!("no file matches `{}`", spec.text))
+            .help(format!("relative paths start from `{}`", root.display())));
+    }
+    Ok(files)
+}
+
+/// The name below `base`; hidden files are nobody's data.
+fn named(base: &Path, path: PathBuf) -> Option<(String, PathBuf)> {
+    let name = path.strip_prefix(base).unwrap_or(&path).to_string_lossy().replace('\\', "/");
+    (!name.split('/').any(|part| part.starts_with('.') && part != "." && part != ".."))
+        .then_some((name, path))
+}
+
+fn source(text: &str, files: Listing, store: &Store) -> Result<Source> {
+    let hashed: Vec<(ArtifactFile, (PathBuf, Option<Stat>))> = files
+        .into_par_iter()
+        .map(|(name, path)| {
+            let stat = fs::stat(&path);
+            let file = ArtifactFile {
+                name,
+                digest: store.digest_of(&path)?,
+                size: stat.map_or(0, |s| s.size),
+                path,
+            };
+            let kept = (file.path.clone(), stat);
+            Ok((file, kept))
+        })
+        .collect::<Result<_>>()?;
+    let (mut files, stats): (Vec<_>, Vec<_>) = hashed.into_iter().unzip();
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    let listed = files.iter().map(|f| ManifestFile { path: f.name.clone(), digest: f.digest, size: f.size });
+    let manifest = Manifest::new(FILES, listed.collect());
+    Ok(Source {
+        artifact: Artifact { label: text.to_string(), digest: manifest.digest(), files },
+        manifest,
+        stats,
+    })
+}
