@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Instant;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -129,8 +130,10 @@ fn make_documents(params: &Params, ctx: &Context, domains: &[Domain]) -> Result<
     let folder = ctx.output("docs")?;
     let mut writer = DocumentWriter::create(folder)?;
     let request = request(params, params.documents);
+    let start = Instant::now();
     let report = synth::documents(domains, &request, ctx.seed, ctx.monitor, &mut |d| writer.push(&d))?;
     writer.finish()?;
+    ctx.monitor.measure("documents per second", per_second(&report, start), "docs/s");
     finish(folder, "documents", &report)
 }
 
@@ -138,8 +141,10 @@ fn make_conversations(params: &Params, ctx: &Context, domains: &[Domain]) -> Res
     let folder = ctx.output("chats")?;
     let mut writer = ConversationWriter::create(folder)?;
     let request = request(params, params.conversations);
+    let start = Instant::now();
     let report = synth::conversations(domains, &request, ctx.seed, ctx.monitor, &mut |c| writer.push(&c))?;
     writer.finish()?;
+    ctx.monitor.measure("conversations per second", per_second(&report, start), "chats/s");
     finish(folder, "conversations", &report)
 }
 
@@ -152,6 +157,10 @@ fn request(params: &Params, items: u64) -> Request {
         max_turns: params.max_turns,
         weights: params.domains.clone(),
     }
+}
+
+fn per_second(report: &Report, start: Instant) -> f64 {
+    report.items as f64 / start.elapsed().as_secs_f64().max(1e-9)
 }
 
 fn finish(folder: &Path, what: &str, report: &Report) -> Result<()> {

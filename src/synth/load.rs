@@ -77,6 +77,9 @@ impl Loader {
             None => stem(file),
         };
         let slots = self.slots(root);
+        if let Some(errors) = Error::join(std::mem::take(&mut self.errors)) {
+            return Err(errors); // texts that name a broken slot would only add noise
+        }
         let empty = Node { value: Value::Null, span: root.span.clone() };
         let exchanges = root.get("exchanges").unwrap_or(&empty);
         self.exchange_names = exchanges.entries().iter().map(|(key, _)| key.name.clone()).collect();
@@ -121,7 +124,7 @@ impl Loader {
             }
         }
         if !self.errors.is_empty() {
-            return Vec::new(); // texts that name a broken slot would only add noise
+            return Vec::new();
         }
         raw.into_iter().enumerate().map(|(i, slot)| self.slot(i, slot)).collect()
     }
@@ -292,11 +295,11 @@ impl Loader {
         Ok(document)
     }
 
-    /// A single text, or a list of parts.
+    /// A single part, or a list of parts.
     fn paragraph(&mut self, node: &Node) -> Result<Vec<Part>> {
         match &node.value {
-            Value::Str(_) => Ok(vec![self.part(node)?]),
-            _ => list(node, "a document's text")?.iter().map(|part| self.part(part)).collect(),
+            Value::Seq(_) => list(node, "a document's text")?.iter().map(|part| self.part(part)).collect(),
+            _ => Ok(vec![self.part(node)?]),
         }
     }
 
@@ -494,7 +497,10 @@ fn table(node: &Node) -> Result<(Vec<String>, Vec<RawEntry>)> {
         let cells = list(row, "a row")?;
         if cells.len() != columns.len() {
             let what = format!("this row has {} cells, the table has {} columns", cells.len(), columns.len());
-            return Err(row.error(what).help(format!("columns: {}", names.join(", "))));
+            return Err(row
+                .error(what)
+                .help(format!("columns: {}", names.join(", ")))
+                .help("a text with a comma in it must stand in quotes"));
         }
         let weight = names.iter().position(|n| *n == "weight");
         entries.push(RawEntry {

@@ -10,6 +10,7 @@ use super::domain::Domain;
 use super::generate::{Request, Shortage, conversations, documents};
 use super::load;
 use crate::base::{Quiet, fs};
+use crate::corpus::conversation::{Message, Role};
 
 fn request(items: u64, unique: bool) -> Request {
     Request {
@@ -45,18 +46,26 @@ fn draw(domain: &[Domain], items: u64, unique: bool) -> (Vec<String>, Vec<String
     (texts, chats)
 }
 
-/// The YAML in the module's documentation.
-fn reference() -> String {
-    let docs = include_str!("mod.rs");
-    let lines = docs.lines().map(|l| l.trim_start_matches("//!").strip_prefix(' ').unwrap_or(""));
+/// The first YAML in a text of documentation.
+fn example(docs: &str) -> String {
+    let lines = docs.lines().map(|l| l.strip_prefix("//!").map_or(l, |l| l.strip_prefix(' ').unwrap_or(l)));
     let yaml: Vec<&str> =
         lines.skip_while(|l| *l != "```yaml").skip(1).take_while(|l| !l.starts_with("```")).collect();
     yaml.join("\n")
 }
 
 #[test]
+fn the_example_of_the_guide_works() {
+    let domain = load("guide.yaml", &example(include_str!("../../data/templates/README.md"))).unwrap();
+    assert_eq!(domain.warnings, []);
+    let (texts, chats) = draw(&[domain], 50, false);
+    assert!(texts.contains(&"An owl met a cow. The owl hoots.".into()), "{texts:#?}");
+    assert!(chats.contains(&"user: What does the cow do?\nassistant: The cow moos.".into()), "{chats:#?}");
+}
+
+#[test]
 fn the_example_of_the_reference_does_what_it_says() {
-    let domain = load("reference.yaml", &reference()).unwrap();
+    let domain = load("reference.yaml", &example(include_str!("mod.rs"))).unwrap();
     assert_eq!(domain.warnings, []);
     let (texts, chats) = draw(&[domain], 200, false);
     assert!(texts.iter().any(|t| t.starts_with("Anna met an owl. She was ")), "{texts:#?}");
@@ -81,17 +90,17 @@ fn every_mistake_is_named_at_its_place() {
     let chat = |turn: &str| format!("conversations:\n  - name: t\n    turns:\n      - {turn}\n");
     let mut wrong = Vec::new();
     for (text, place, says) in [
-        (doc("'a {anmal} b'"), "t.yaml:4:24", "did you mean `animal`?"),
-        (doc("\"a {animal.sond}\""), "t.yaml:4:24", "did you mean `sound`?"),
-        (doc("'{animal|capitalise}'"), "t.yaml:4:29", "did you mean `capitalize`?"),
-        (doc("'a {animal.3}'"), "t.yaml:4:24", "has 2"),
-        (doc("'a [b|c'"), "t.yaml:4:23", "never closed"),
-        (doc("[]"), "t.yaml:4:20", "empty list"),
+        (doc("'a {anmal} b'"), "t.yaml:4:25", "did you mean `animal`?"),
+        (doc("\"a {animal.sond}\""), "t.yaml:4:25", "did you mean `sound`?"),
+        (doc("'{animal|capitalise}'"), "t.yaml:4:30", "did you mean `capitalize`?"),
+        (doc("'a {animal.3}'"), "t.yaml:4:25", "has 2"),
+        (doc("'a [b|c'"), "t.yaml:4:24", "never closed"),
+        (doc("[]"), "t.yaml:4:21", "empty list"),
         (doc("'[?perhaps]'"), "t.yaml:4:5", "can come out empty"),
-        (doc("{some: [a, b], count: 3}"), "t.yaml:4:42", "from 1 to 2"),
-        (doc("{one: [a, b], chance: 1.5}"), "t.yaml:4:42", "at most 1"),
-        (doc("x, wieght: 2"), "t.yaml:4:23", "did you mean `weight`?"),
-        (doc("x, weight: -2"), "t.yaml:4:31", "must not be negative"),
+        (doc("{some: [a, b], count: 3}"), "t.yaml:4:43", "from 1 to 2"),
+        (doc("{one: [a, b], chance: 1.5}"), "t.yaml:4:43", "at most 1"),
+        (doc("x, wieght: 2"), "t.yaml:4:24", "did you mean `weight`?"),
+        (doc("x, weight: -2"), "t.yaml:4:32", "must not be negative"),
         (doc("x, weight: 0"), "t.yaml:4:3", "has a weight above 0"),
         ("domain: x\n".into(), "t.yaml:1:1", "makes nothing"),
         (
@@ -238,5 +247,45 @@ fn reads_well(text: &str) {
         assert!(line.ends_with(['.', '!', '?', '"']), "does not end: {line}");
         let mut sentences = line.split(['.', '!', '?']).skip(1).filter_map(|s| s.strip_prefix(' '));
         assert!(!sentences.any(|s| s.starts_with(char::is_lowercase)), "a sentence begins small: {line}");
+    }
+}
+
+#[test]
+fn shipped_chats_and_texts_are_whole() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data");
+    let (mut chats, mut bytes) = (0, 0);
+    for file in fs::files_below(&data.join("chats")).unwrap() {
+        for line in fs::read_text(&file).unwrap().lines() {
+            let row: serde_json::Value = serde_json::from_str(line).unwrap();
+            let messages: Vec<Message> = serde_json::from_value(row["messages"].clone()).unwrap();
+            let said: Vec<Role> = messages.iter().map(|m| m.role).filter(|r| *r != Role::System).collect();
+            let turns = said.chunks(2).all(|pair| pair == [Role::User, Role::Assistant]);
+            assert!(turns && !said.is_empty(), "{line}");
+            messages.iter().for_each(|m| reads_well(&m.content));
+            chats += 1;
+        }
+    }
+    for file in fs::files_below(&data.join("corpus")).unwrap() {
+        for document in fs::read_text(&file).unwrap().split("<|endoftext|>") {
+            let (title, body) = document.trim().split_once("\n\n").unwrap();
+            assert!(!title.contains('\n') && body.len() > 400, "{title}");
+            body.lines().filter(|l| !l.is_empty()).for_each(reads_well);
+            bytes += document.len();
+        }
+    }
+    assert!(chats >= 100 && bytes >= 30_000, "{chats} conversations, {bytes} bytes of text");
+}
+
+/// Prints what a domain gives, for whoever edits the templates:
+/// `TINYLM_SAMPLE=english cargo test --release --lib -- --ignored --nocapture samples`.
+#[test]
+#[ignore = "prints samples to read"]
+fn samples() {
+    let wanted = std::env::var("TINYLM_SAMPLE").unwrap_or_default();
+    for file in shipped().into_iter().filter(|f| f.to_string_lossy().contains(&wanted)) {
+        let domain =
+            [load(&file.to_string_lossy(), &fs::read_text(&file).unwrap()).unwrap_or_else(|e| panic!("{e}"))];
+        let (texts, chats) = draw(&domain, 30, true);
+        println!("{}\n\n{}", texts.join("\n--\n"), chats.join("\n--\n"));
     }
 }
