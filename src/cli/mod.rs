@@ -1,9 +1,13 @@
 //! The command line: one file a command, each a short text over the library. Results go to stdout,
 //! progress and logs to stderr.
 
+mod chat;
 mod completions;
+mod generate;
 mod graph;
+mod inspect;
 mod plan;
+mod query;
 mod run;
 mod schema;
 mod stages;
@@ -55,6 +59,14 @@ enum Command {
     Graph(graph::Graph),
     /// Check a pipeline: schema, types, connections and paths.
     Validate(validate::Validate),
+    /// Show what an artifact or a file holds.
+    Inspect(inspect::Inspect),
+    /// Ask SQL of Parquet or JSON lines.
+    Query(query::Query),
+    /// Generate text behind a prompt.
+    Generate(generate::Generate),
+    /// Talk with a model.
+    Chat(chat::Chat),
     /// List the stage kinds, or the ports and params of one.
     Stages(stages::Stages),
     /// Print the JSON Schema of pipeline and stage files.
@@ -181,6 +193,10 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Why(c) => c.run(format),
         Command::Graph(c) => c.run(format),
         Command::Validate(c) => c.run(format),
+        Command::Inspect(c) => c.run(format),
+        Command::Query(c) => c.run(format),
+        Command::Generate(c) => c.run(format),
+        Command::Chat(c) => c.run(format),
         Command::Stages(c) => c.run(format),
         Command::Schema(c) => c.run(),
         Command::Completions(c) => c.run(),
@@ -199,4 +215,9 @@ fn exit_code(error: &Error) -> ExitCode {
 /// One JSON value on a line of stdout.
 fn print_json(value: &serde_json::Value) {
     println!("{value}");
+}
+
+/// Columns that tables may take: `COLUMNS` where it is set.
+fn terminal_width() -> usize {
+    std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).unwrap_or(120)
 }

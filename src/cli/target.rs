@@ -105,3 +105,24 @@ fn chosen(action: &Action, stage: &str, port: Option<&str>) -> Result<String> {
         },
     }
 }
+
+/// The `tokenizer.json` files that the stages of a pipeline made; none when it does not read.
+pub fn tokenizers(pipeline: &str) -> Vec<PathBuf> {
+    let find = || -> Result<Vec<PathBuf>> {
+        let file = pipeline_file(pipeline)?;
+        let kinds = crate::kinds::kinds();
+        let pipeline = crate::spec::load(&file, &kinds, &crate::spec::Overrides::default())?;
+        let store = Store::open(&pipeline.artifacts(), false);
+        let actions = pipeline
+            .stages
+            .iter()
+            .filter_map(|stage| store.action(store.history(&pipeline.name, &stage.name).last()?));
+        Ok(actions
+            .flat_map(|a| a.outputs.into_values())
+            .filter_map(|digest| {
+                store.artifact("", &digest).ok()?.find("tokenizer.json").map(Path::to_path_buf)
+            })
+            .collect())
+    };
+    find().unwrap_or_default()
+}

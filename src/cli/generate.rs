@@ -1,0 +1,151 @@
+//! `tinylm generate`: text behind a prompt, streamed.
+
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
+use super::{Format, print_json, target};
+use crate::base::{Error, Result};
+use crate::generate::{self, Options, Session, Strategy};
+use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
+
+#[derive(Args)]
+pub struct Generate {
+    /// The model: a folder, `PIPELINE:STAGE` or `PIPELINE:STAGE.PORT`.
+    #[arg(long, value_name = "TARGET")]
+    model: String,
+    /// What the text begins with.
+    #[arg(long)]
+    prompt: String,
+    #[command(flatten)]
+    decoding: Decoding,
+}
+
+/// How to decode; shared with `chat`.
+#[derive(Args, Clone)]
+pub struct Decoding {
+    /// How the next token is chosen.
+    #[arg(long, value_enum, default_value_t = StrategyArg::Sample)]
+    strategy: StrategyArg,
+    /// Divides the logits: below 1 bolder, above 1 more varied.
+    #[arg(long, default_value_t = 0.8)]
+    temperature: f64,
+    /// Only the K likeliest tokens; 0 for all.
+    #[arg(long, value_name = "K", default_value_t = 40)]
+    top_k: usize,
+    /// Only the likeliest tokens that together have this probability.
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    top_p: f64,
+    /// Continuations followed side by side, with --strategy beam.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    num_beams: usize,
+    /// Makes tokens that are there already less likely; 1 changes nothing.
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    repetition_penalty: f64,
+    /// Tokens to generate at most.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    max_new_tokens: usize,
+    /// What sampling derives from.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum StrategyArg {
+    Greedy,
+    Sample,
+    Beam,
+}
+
+impl Decoding {
+    pub fn options(&self) -> Result<Options> {
+        let options = Options {
+            strategy: match self.strategy {
+                StrategyArg::Greedy => Strategy::Greedy,
+                StrategyArg::Sample => Strategy::Sample,
+                StrategyArg::Beam => Strategy::Beam,
+            },
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            num_beams: self.num_beams,
+            repetition_penalty: self.repetition_penalty,
+            max_new_tokens: self.max_new_tokens,
+            seed: self.seed,
+        };
+        options.check()?;
+        Ok(options)
+    }
+}
+
+/// The model that a target names.
+pub fn load_model(text: &str) -> Result<Model> {
+    let path = std::path::Path::new(text);
+    // The weights alone were named: what belongs to them lies beside.
+    let beside = path.is_file().then(|| path.parent().map(|p| p.to_string_lossy().into_owned())).flatten();
+    let folder = beside.map(|b| if b.is_empty() { ".".to_string() } else { b });
+    let artifact = target::resolve(folder.as_deref().unwrap_or(text))?;
+    let file = |name: &str| {
+        artifact.file(name).map_err(|e| {
+            e.context(format!("`{text}` is not a model")).blame(crate::base::error::Fault::Input)
+        })
+    };
+    Model::load(file(CONFIG_FILE)?, file(WEIGHTS_FILE)?, file(TOKENIZER_FILE)?)
+}
+
+impl Generate {
+    pub fn run(self, format: Format) -> Result<ExitCode> {
+        let options = self.decoding.options()?;
+        let model = load_model(&self.model)?;
+        let ids = generate::prompt_ids(&model, &self.prompt)?;
+        if ids.is_empty() {
+            return Err(Error::usage(
+                "--prompt: the prompt is empty, and this tokenizer has no `<bos>` to begin with",
+            ));
+        }
+        let begun = Instant::now();
+        let mut session = Session::new(&model);
+        session.feed(&ids)?;
+        let mut decoder = model.tokenizer.decoder();
+        ids.iter().for_each(|id| drop(decoder.push(*id)));
+        decoder.finish();
+        let mut text = String::new();
+        let mut out = std::io::stdout();
+        if format == Format::Text {
+            let _ = write!(out, "{}", self.prompt);
+        }
+        let new = generate::generate(&mut session, &options, &mut |id| {
+            let Some(piece) = decoder.push(id) else { return ControlFlow::Continue(()) };
+            text.push_str(&piece);
+            show(format, &mut out, &piece)
+        })?;
+        if let Some(piece) = decoder.finish() {
+            text.push_str(&piece);
+            let _ = show(format, &mut out, &piece);
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        match format {
+            Format::Text => println!(),
+            Format::Json => print_json(&json!({
+                "prompt": self.prompt, "text": text, "tokens": new, "prompt_tokens": ids.len(), "seconds": seconds,
+                "tokens_per_s": new.len() as f64 / seconds,
+            })),
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Streams a piece; a reader that went away ends the generation.
+fn show(format: Format, out: &mut impl Write, piece: &str) -> ControlFlow<()> {
+    if format == Format::Json {
+        return ControlFlow::Continue(());
+    }
+    match write!(out, "{piece}").and_then(|()| out.flush()) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(_) => ControlFlow::Break(()),
+    }
+}

@@ -1,0 +1,76 @@
+//! `tinylm query`: SQL over the Parquet and JSON lines of artifacts and files.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{Format, target, terminal_width};
+use crate::base::{Error, Result};
+use crate::query::{self, Source, table_name};
+use crate::stage::Artifact;
+
+#[derive(Args)]
+pub struct Query {
+    /// One or more targets, then the SQL. A target is a table named after its stage or file; a single
+    /// one is `self` too. Of several kinds of files (`train-*`, `validation-*`) each is a table.
+    #[arg(required = true, num_args = 2.., value_name = "TARGET… SQL")]
+    words: Vec<String>,
+    /// Rows to print at most; 0 for all.
+    #[arg(long, default_value_t = 100)]
+    limit: usize,
+}
+
+impl Query {
+    pub fn run(self, format: Format) -> Result<ExitCode> {
+        let (sql, targets) = self.words.split_last().ok_or_else(|| Error::usage("there is no query"))?;
+        if !sql.contains(char::is_whitespace) {
+            return Err(Error::usage(format!("`{sql}` is not a query")).help(
+                "the last word is the SQL: tinylm query two_stage:docs \"SELECT COUNT(*) FROM docs\"",
+            ));
+        }
+        let mut sources = Vec::new();
+        for text in targets {
+            sources.extend(tables(text, &target::resolve(text)?)?);
+        }
+        let limit = if self.limit == 0 { None } else { Some(self.limit) };
+        let frame = query::query(&sources, sql, limit)?;
+        match format {
+            Format::Text => print!("{}", frame.table(terminal_width())),
+            Format::Json => frame.write_json_lines(&mut std::io::stdout().lock())?,
+        }
+        let _ = std::io::stdout().flush();
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The tables of an artifact: files that differ in their number only are one.
+fn tables(text: &str, artifact: &Artifact) -> Result<Vec<Source>> {
+    let mut groups: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    for file in &artifact.files {
+        // Metrics are there twice; the Parquet has the types.
+        let twin = file.name.strip_suffix(".jsonl").map(|stem| format!("{stem}.parquet"));
+        if twin.is_some_and(|twin| artifact.find(&twin).is_some()) || file.name == "report.json" {
+            continue;
+        }
+        if query::Format::of(&file.path).is_ok() {
+            let stem = file.name.split('.').next().unwrap_or(&file.name);
+            let base = stem.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches('-');
+            groups.entry(table_name(base)).or_default().push(file.path.clone());
+        }
+    }
+    groups.remove("config");
+    groups.remove("tokenizer");
+    let alone = groups.len() == 1;
+    let stage = text.split_once(':').filter(|_| !PathBuf::from(text).exists()).map(|(_, stage)| stage);
+    if groups.is_empty() {
+        return Err(Error::input(format!("`{text}` holds neither Parquet nor JSON lines")));
+    }
+    let name = |group: String| match stage {
+        Some(stage) if alone => table_name(&stage.replace(['@', '=', ','], "_")),
+        _ => group,
+    };
+    Ok(groups.into_iter().map(|(group, files)| Source { name: name(group), files }).collect())
+}
