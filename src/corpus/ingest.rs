@@ -2,7 +2,8 @@
 //! filtered, freed of duplicates, cut to length, and counted.
 //!
 //! Memory holds one batch of records (8 MiB, or one document when that is longer) and, of the
-//! documents kept so far, less than 1 KiB each (see [`super::duplicates::Seen`]); a corpus may be larger than memory.
+//! documents kept so far, about 1 KiB each, 0.1 KiB without near-duplicates (see
+//! [`super::duplicates::Seen`]); a corpus may be larger than memory.
 //! Records are prepared on all threads of the rayon pool and judged in the order of the files, so the
 //! result does not depend on the number of threads.
 //!
