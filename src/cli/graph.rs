@@ -32,7 +32,7 @@ type Verdicts = BTreeMap<String, Verdict>;
 impl Graph {
     pub fn run(self, format: Format) -> Result<ExitCode> {
         let loaded = self.pipeline.load()?;
-        let plan = loaded.plan(&[], &[])?;
+        let plan = loaded.plan(&[], &[], &loaded.sources(&[])?)?;
         let verdicts: Verdicts = plan.stages.iter().map(|p| (p.stage.clone(), p.decision.verdict)).collect();
         let pipeline = &loaded.pipeline;
         match (format, self.shape) {

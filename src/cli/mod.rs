@@ -19,7 +19,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::base::error::Fault;
 use crate::base::{Error, Result, fs, suggest};
-use crate::plan::Plan;
+use crate::plan::{Past, Plan};
 use crate::report::style::Style;
 use crate::spec::{self, Overrides, Pipeline};
 use crate::stage::Kinds;
@@ -106,14 +106,14 @@ impl Loaded {
     }
 
     /// The plan of the selected stages and what they need.
-    fn plan(&self, selected: &[String], forced: &[String]) -> Result<Plan> {
+    fn plan(&self, selected: &[String], forced: &[String], sources: &Sources) -> Result<Plan> {
         let stages = self.pipeline.closure(selected)?;
         for name in forced {
             self.pipeline.select(name)?;
         }
-        let sources = self.sources(selected)?;
         let forced = |s: &crate::spec::StageSpec| forced.iter().any(|f| *f == s.name || *f == s.base);
-        Ok(crate::plan::build(&self.pipeline, &stages, &self.kinds, &sources, &self.store, &forced))
+        let past = Past { store: &self.store, sources };
+        Ok(crate::plan::build(&self.pipeline, &stages, &self.kinds, sources, &past, &forced))
     }
 }
 

@@ -28,7 +28,7 @@ pub struct PlanCommand {
 impl PlanCommand {
     pub fn run(self, format: Format) -> Result<ExitCode> {
         let loaded = self.pipeline.load()?;
-        let plan = loaded.plan(&self.stages, &self.force)?;
+        let plan = loaded.plan(&self.stages, &self.force, &loaded.sources(&self.stages)?)?;
         match format {
             Format::Text => print!("{}", text(&loaded.pipeline, &plan)),
             Format::Json => print_json(&to_json(&loaded.pipeline, &plan)),

@@ -7,10 +7,11 @@ use serde_json::json;
 
 use super::{Format, Loaded, PipelineArgs, print_json};
 use crate::base::Result;
-use crate::plan::{self, Difference, Planned, Reason};
+use crate::plan::{self, Difference, Past, Planned, Reason};
 use crate::report::style::{Style, table};
 use crate::spec::StageSpec;
 use crate::store::Action;
+use crate::store::source::Sources;
 
 #[derive(Args)]
 pub struct Why {
@@ -24,11 +25,13 @@ impl Why {
     pub fn run(self, format: Format) -> Result<ExitCode> {
         let loaded = self.pipeline.load()?;
         let wanted = loaded.pipeline.select(&self.stage)?;
-        let plan = loaded.plan(std::slice::from_ref(&self.stage), &[])?;
+        let selected = std::slice::from_ref(&self.stage);
+        let sources = loaded.sources(selected)?;
+        let plan = loaded.plan(selected, &[], &sources)?;
         let mut reports = Vec::new();
         for stage in wanted {
             if let Some(planned) = plan.stages.iter().find(|p| p.stage == stage.name) {
-                reports.push(Report::new(&loaded, stage, planned));
+                reports.push(Report::new(&loaded, &sources, stage, planned));
             }
         }
         for report in &reports {
@@ -49,12 +52,13 @@ struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    fn new(loaded: &Loaded, stage: &StageSpec, planned: &'a Planned) -> Self {
+    fn new(loaded: &Loaded, sources: &Sources, stage: &StageSpec, planned: &'a Planned) -> Self {
+        let past = Past { store: &loaded.store, sources };
         let nearest = planned
             .decision
             .fingerprint
             .as_ref()
-            .and_then(|f| plan::nearest(f, &loaded.pipeline, stage, &loaded.store));
+            .and_then(|f| plan::nearest(f, &loaded.pipeline, stage, &past));
         let ran_because = planned
             .decision
             .action

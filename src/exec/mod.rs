@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use crate::base::{Digest, Error, Monitor, Progress, Result};
 use crate::event::{Event, StageResult, Status, Summary};
 use crate::plan::lock::{Lock, LockedStage};
-use crate::plan::{self, Decision, Reason, Verdict};
+use crate::plan::{self, Decision, Past, Reason, Verdict};
 use crate::spec::{Pipeline, StageSpec};
 use crate::stage::Kinds;
 use crate::store::source::{self, Sources};
@@ -278,8 +278,8 @@ impl Scheduler {
         }
         let inputs = plan::input_digests(stage, &shared.sources, |name| self.outputs.get(name));
         let forced = shared.options.forced.iter().any(|f| *f == stage.name || *f == stage.base);
-        let decision =
-            plan::decide(&shared.pipeline, stage, &shared.kinds, inputs, shared.store.as_ref(), forced);
+        let past = Past { store: &shared.store, sources: &shared.sources };
+        let decision = plan::decide(&shared.pipeline, stage, &shared.kinds, inputs, &past, forced);
         let Some(key) = decision.key() else {
             self.fail(stage, None, decision.reason, &Error::bug("a stage was started without its inputs"));
             return true;

@@ -69,9 +69,13 @@ impl Kind for Command {
         for (i, word) in params.command.iter().enumerate() {
             for (namespace, name) in references(word) {
                 if namespace == "inputs" && !inputs.0.contains_key(&name) {
-                    let known = suggest::list(inputs.0.keys().map(String::as_str));
                     let issue = Issue::param(&format!("command.{i}"), format!("there is no input `{name}`"));
-                    issues.push(issue.help(format!("its inputs are {known}")));
+                    issues.push(issue.help(match inputs.0.is_empty() {
+                        true => format!("declare it: `inputs: {{ {name}: … }}`"),
+                        false => {
+                            format!("its inputs are {}", suggest::list(inputs.0.keys().map(String::as_str)))
+                        }
+                    }));
                 }
             }
         }

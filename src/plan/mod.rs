@@ -29,18 +29,26 @@ pub trait Known {
     fn history(&self, pipeline: &str, stage: &str) -> Vec<Digest>;
 }
 
-impl Known for Store {
+/// The store, and the sources as they are now, whose manifests a plan must not write down.
+pub struct Past<'a> {
+    pub store: &'a Store,
+    pub sources: &'a Sources,
+}
+
+impl Known for Past<'_> {
     fn action(&self, key: &Digest) -> Option<Action> {
-        self.action(key)
+        self.store.action(key)
     }
     fn damage(&self, artifact: &Digest) -> Option<Damage> {
-        self.damage(artifact)
+        self.store.damage(artifact)
     }
     fn manifest(&self, artifact: &Digest) -> Option<Manifest> {
-        self.manifest(artifact)
+        self.store.manifest(artifact).or_else(|| {
+            self.sources.iter().find(|(_, s)| s.artifact.digest == *artifact).map(|(_, s)| s.manifest.clone())
+        })
     }
     fn history(&self, pipeline: &str, stage: &str) -> Vec<Digest> {
-        self.history(pipeline, stage)
+        self.store.history(pipeline, stage)
     }
 }
 

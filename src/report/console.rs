@@ -93,7 +93,8 @@ impl Console {
         let name = format!("{:>width$}", result.stage, width = self.width);
         match result.status {
             Status::Ran => self.line(&format!("{} {status}  {took}", s.bold(name))),
-            Status::Cached => self.line(&format!("{} {status}", s.bold(name))),
+            // The table at the end says it, and nobody waited for it.
+            Status::Cached => {}
             Status::Skipped => self.line(&format!("{} {status}  {detail}", s.bold(name))),
             Status::Failed => {
                 let error = result.error.as_deref().unwrap_or("no reason given");

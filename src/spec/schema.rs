@@ -106,10 +106,12 @@ fn stage(kind: &dyn Stage, file: bool) -> Value {
     if file {
         properties.remove("matrix");
     }
+    let needs_inputs = !file && info.inputs.iter().any(|p| p.required);
+    let required: &[&str] = if needs_inputs { &["kind", "inputs"] } else { &["kind"] };
     json!({
         "type": "object",
         "description": info.summary,
-        "required": ["kind"],
+        "required": required,
         "additionalProperties": false,
         "properties": properties,
     })

@@ -1,1 +1,290 @@
+//! What a pipeline file may say, and what is said about one that is wrong.
 
+use serde::{Deserialize, Serialize};
+
+use super::*;
+use crate::stage::{Connected, Context, FILES, Facts, Info, Issue, Kind, Port, erase};
+
+/// A kind with one input of each sort, to test connections with.
+struct Make;
+struct Take;
+
+#[derive(Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Params {
+    /// How many.
+    size: u32,
+    word: Option<String>,
+}
+
+fn info(name: &'static str, inputs: Vec<Port>, outputs: Vec<Port>) -> Info {
+    Info {
+        name,
+        version: 1,
+        summary: "",
+        inputs,
+        outputs,
+        open: false,
+        seeded: false,
+        parallel: false,
+        not_in_key: &[],
+    }
+}
+
+impl Kind for Make {
+    type Params = Params;
+    fn info() -> Info {
+        let inputs = vec![Port::new("files", FILES, "").many().or_source(&[""])];
+        info("make", inputs, vec![Port::new("apples", "apples", ""), Port::new("pears", "pears", "")])
+    }
+    fn facts(params: &Params, _: &Connected, _: &str) -> Facts {
+        Facts::from([("size".to_string(), params.size.into())])
+    }
+    fn run(_: &Params, _: &Context) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Kind for Take {
+    type Params = Params;
+    fn info() -> Info {
+        let inputs = vec![
+            Port::new("fruit", "apples", ""),
+            Port::new("more", "apples", "").many().optional(),
+            Port::new("listed", "apples", "").optional().or_source(&[".json"]),
+        ];
+        info("take", inputs, vec![Port::new("out", "apples", "")])
+    }
+    fn check(params: &Params, inputs: &Connected) -> Vec<Issue> {
+        match inputs.number("fruit", "size") {
+            Some((up, size)) if size > u64::from(params.size) => {
+                vec![Issue::input("fruit", format!("`{}` gives {size}, room for {}", up.label, params.size))]
+            }
+            _ => Vec::new(),
+        }
+    }
+    fn run(_: &Params, _: &Context) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn kinds() -> Kinds {
+    Kinds::new(vec![erase::<Make>(), erase::<Take>(), erase::<crate::kinds::command::Command>()])
+}
+
+fn load_with(text: &str, sets: &[&str]) -> Result<Pipeline> {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pipelines/p.yaml");
+    crate::base::fs::write(&file, text.as_bytes()).unwrap();
+    let base = "kind: make\nparams: { size: 3, word: base }\n";
+    crate::base::fs::write(&dir.path().join("stages/base.yaml"), base.as_bytes()).unwrap();
+    let overrides = Overrides { sets: sets.iter().map(|s| s.to_string()).collect(), seed: None };
+    super::load(&file, &kinds(), &overrides)
+}
+
+fn load(text: &str) -> Result<Pipeline> {
+    load_with(text, &[])
+}
+
+/// Line, column and text of the first mistake.
+fn mistake(text: &str) -> (usize, usize, String) {
+    let error = load(text).unwrap_err();
+    assert_eq!(error.fault(), crate::base::error::Fault::Usage, "{error}");
+    let place = error.place().unwrap_or_else(|| panic!("no place: {error}")).clone();
+    (place.line, place.column, error.to_string())
+}
+
+const GOOD: &str = "
+name: p
+seed: 7
+vars: { file: data/a.txt, n: 4, both: '${vars.file}/${vars.n}' }
+stages:
+  take: { kind: take, inputs: { fruit: make }, params: { size: 9 } }
+  make: { kind: make, inputs: { files: '${vars.file}' }, params: { size: '${vars.n}', word: 'x${vars.n}' } }
+";
+
+#[test]
+fn stages_come_in_an_order_in_which_they_can_run() {
+    let p = load(GOOD).unwrap();
+    assert_eq!((p.name.as_str(), p.seed), ("p", 7));
+    let names: Vec<_> = p.stages.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["make", "take"]);
+    assert_eq!(p.stages[0].params, serde_json::json!({"size": 4, "word": "x4"}));
+    // Of two outputs the one whose type fits was taken.
+    assert!(matches!(&p.stages[1].inputs["fruit"][0], Input::Stage { port, .. } if port == "apples"));
+}
+
+#[test]
+fn overrides_reach_params_and_variables_and_are_remembered() {
+    let p = load_with(GOOD, &["vars.n=5", "stages.take.params.size=10"]).unwrap();
+    assert_eq!(p.stages[0].params["size"], 5);
+    assert_eq!(p.stages[1].params["size"], 10);
+    assert_eq!(p.overrides.len(), 2);
+    let text = |set: &str| load_with(GOOD, &[set]).unwrap_err().to_string();
+    assert!(text("stages.tke.params.size=1").contains("did you mean `take`"));
+    assert!(text("vars.m=1").contains("the pipeline has no variable `m`"));
+    assert!(text("stages.take.params.sise=1").contains("did you mean `size`"));
+    assert!(text("size=1").contains("begins with none of"));
+    assert!(text("vars.n").contains("there is no `=`"));
+}
+
+#[test]
+fn a_used_stage_file_is_overridden_key_by_key() {
+    let p = load("stages:\n  m: { use: stages/base.yaml, inputs: { files: data/x }, params: { size: 8 } }")
+        .unwrap();
+    assert_eq!(p.stages[0].params, serde_json::json!({"size": 8, "word": "base"}));
+    let (line, column, text) = mistake("stages:\n  m: { use: stages/nope.yaml }");
+    assert_eq!((line, column), (2, 13));
+    assert!(text.contains("cannot read the stage file `stages/nope.yaml`"), "{text}");
+}
+
+#[test]
+fn a_matrix_is_named_by_value_and_carries_on() {
+    let p = load(
+        "
+stages:
+  make: { kind: make, inputs: { files: data/x }, matrix: { size: [1, 2] } }
+  take: { kind: take, inputs: { fruit: make }, matrix: { word: [a] }, params: { size: 9 } }
+  all: { kind: take, inputs: { fruit: make@size=2, more: [make] }, params: { size: 9 } }
+",
+    )
+    .unwrap();
+    let names: Vec<_> = p.stages.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["make@size=1", "make@size=2", "take@size=1,word=a", "take@size=2,word=a", "all"]);
+    assert_eq!(p.stage("make@size=2").unwrap().params["size"], 2);
+    assert_eq!(p.stage("take@size=1,word=a").unwrap().params["word"], "a");
+    assert_eq!(p.stage("all").unwrap().inputs["more"].len(), 2);
+    assert_eq!(p.select("take").unwrap().len(), 2);
+    assert_eq!(p.closure(&["take@size=1,word=a".into()]).unwrap().len(), 2);
+}
+
+#[test]
+fn an_axis_that_changes_nothing_is_a_mistake() {
+    let (line, _, text) =
+        mistake("stages:\n  m: { kind: make, inputs: { files: ./x }, matrix: { sise: [1] } }");
+    assert!(line == 2 && text.contains("the axis `sise` changes nothing"), "{text}");
+}
+
+#[test]
+fn every_mistake_is_found_at_its_place() {
+    let cases: &[(&str, usize, usize, &str)] = &[
+        ("stage: {}", 1, 1, "did you mean `stages`"),
+        ("stages:\n  a: { kind: mke }", 2, 14, "did you mean `make`"),
+        ("stages:\n  a: { knd: make }", 2, 8, "did you mean `kind`"),
+        ("stages:\n  a: { kind: make, inputs: { file: ./x } }", 2, 30, "did you mean `files`"),
+        ("stages:\n  a: { kind: make }", 2, 3, "lacks its input `files`"),
+        (
+            "stages:\n  a: { kind: make, inputs: { files: ./x }, params: { size: big } }",
+            2,
+            60,
+            "expected u32",
+        ),
+        (
+            "stages:\n  a: { kind: make, inputs: { files: ./x }, params: { sizes: 1 } }",
+            2,
+            54,
+            "did you mean `size`",
+        ),
+        (
+            "stages:\n  a: { kind: take, inputs: { fruit: b } }\n  b: { kind: take, inputs: { fruit: a } }",
+            2,
+            3,
+            "wait for each other: `a` needs `b` needs `a`",
+        ),
+        (
+            "stages:\n  a: { kind: make, inputs: { files: ./x } }\n  b: { kind: take, inputs: { fruit: a.pears } }",
+            3,
+            37,
+            "is of type pears",
+        ),
+        (
+            "stages:\n  a: { kind: make, inputs: { files: ./x } }\n  b: { kind: take, inputs: { fruit: a.aples } }",
+            3,
+            37,
+            "did you mean `apples`",
+        ),
+        (
+            "stages:\n  a: { kind: make, inputs: { files: ./x } }\n  b: { kind: take, inputs: { fruit: aa } }",
+            3,
+            37,
+            "there is no stage `aa`",
+        ),
+        ("stages:\n  a: { kind: take, inputs: { fruit: ./x.json } }", 2, 37, "takes what a stage made"),
+        (
+            "stages:\n  a: { kind: make, inputs: { files: ./x }, params: { size: 4 } }\n  b: { kind: take, inputs: { fruit: a } }",
+            3,
+            37,
+            "gives 4, room for 0",
+        ),
+        (
+            "vars: { a: 1 }\nstages:\n  a: { kind: make, inputs: { files: '${vars.b}' } }",
+            3,
+            37,
+            "there is no `vars.b`",
+        ),
+        ("stages:\n  a: { kind: make, inputs: { files: '${home}' } }", 2, 37, "refers to nothing"),
+        ("stages:\n  a: { kind: make, inputs: { files: 'http://x/y' } }", 2, 37, "a URL needs the sha256"),
+        (
+            "stages:\n  a: { kind: make, inputs: { files: { url: 'http://x/y', sha256: 12 } } }",
+            2,
+            66,
+            "expected a string",
+        ),
+        (
+            "stages:\n  a: { kind: make, inputs: { files: { url: 'http://x/y', sha256: '12' } } }",
+            2,
+            66,
+            "is not a sha256",
+        ),
+        ("name: store\nstages: {}", 1, 7, "cannot be the name of a pipeline"),
+        ("seed: -1\nstages: {}", 1, 7, "expected u64"),
+        ("resources: { memory: lots }\nstages: {}", 1, 22, "is not an amount of memory"),
+        ("stages:\n  a/b: { kind: make }", 2, 3, "cannot be the name of a stage"),
+        ("stages:\n  a: { kind: make, inputs: { files: ./x }, outputs: { x: file } }", 2, 53, "are fixed"),
+        (
+            "stages:\n  a: { kind: command, outputs: { x: fil }, params: { command: [x] } }",
+            2,
+            37,
+            "did you mean `file`",
+        ),
+        ("stages:\n  a: { kind: command, params: { command: [x] } }", 2, 6, "declares no outputs"),
+        (
+            "stages:\n  a: { kind: command, outputs: { x: file }, params: { command: ['${inputs.y}'] } }",
+            2,
+            65,
+            "there is no input `y`",
+        ),
+        ("stages: [a]", 1, 9, "`stages` is a map"),
+    ];
+    for (text, line, column, part) in cases {
+        let (l, c, message) = mistake(text);
+        assert!(message.contains(part), "{text}\ngave: {message}");
+        assert_eq!((l, c), (*line, *column), "{text}\ngave: {message}");
+    }
+}
+
+#[test]
+fn all_mistakes_are_told_at_once() {
+    let error = load("stages:\n  a: { kind: mke }\n  b: { kind: tke }").unwrap_err().to_string();
+    assert!(error.contains("`mke`") && error.contains("`tke`"), "{error}");
+}
+
+#[test]
+fn the_schema_accepts_what_the_loader_accepts_and_refuses_typos() {
+    let schema = super::schema::schema(&kinds());
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let json = |text: &str| yaml::parse("t", text, Limits::default()).unwrap().to_json();
+    let good = "stages:\n  a: { kind: make, inputs: { files: [./x] }, params: { size: 3 } }\n  b: { use: stages/x.yaml }";
+    assert!(validator.is_valid(&json(good)), "{:?}", validator.iter_errors(&json(good)).collect::<Vec<_>>());
+    assert!(validator.is_valid(&json("kind: make\nparams: { size: 1 }")));
+    for bad in [
+        "stages:\n  a: { kind: mke }",
+        "stages:\n  a: { kind: make, inputs: { files: ./x }, params: { sizes: 3 } }",
+        "stages:\n  a: { kind: make, inputs: { file: ./x } }",
+        "stages:\n  a: { kind: make }",
+        "stage: {}",
+        "kind: make\nparam: {}",
+    ] {
+        assert!(!validator.is_valid(&json(bad)), "{bad}");
+    }
+}

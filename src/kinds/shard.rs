@@ -1,0 +1,88 @@
+//! `shard`: documents and conversations to token shards, split into training and validation.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::texts;
+use crate::base::Result;
+use crate::shard::{self, Options};
+use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port};
+use crate::tokenizer::Tokenizer;
+
+pub struct Shard;
+
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Params {
+    /// The share of documents, by the digest of their text, held out for validation. Above 0, at
+    /// least one is when there are two. A document stays in its split when others come or go.
+    pub validation_fraction: f64,
+    /// A file takes no further document once it has this many tokens.
+    pub shard_tokens: u64,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Params { validation_fraction: 0.05, shard_tokens: 32 << 20 }
+    }
+}
+
+impl Kind for Shard {
+    type Params = Params;
+
+    fn info() -> Info {
+        let mut inputs = texts::ports();
+        inputs.push(
+            Port::new("tokenizer", "tokenizer", "What encodes the text.")
+                .or_source(&["tokenizer.json", ".json"]),
+        );
+        Info {
+            name: "shard",
+            version: 1,
+            summary: "Encodes documents and conversations into token shards in Parquet, shuffled and split.",
+            inputs,
+            outputs: vec![Port::new(
+                "shards",
+                "shards",
+                "`train-*.parquet` and `validation-*.parquet`, a document a row, and `report.json`.",
+            )],
+            open: false,
+            seeded: true,
+            parallel: true,
+            not_in_key: &[],
+        }
+    }
+
+    fn check(params: &Params, inputs: &Connected) -> Vec<Issue> {
+        let mut issues = texts::check(inputs);
+        if !(0.0..1.0).contains(&params.validation_fraction) {
+            issues.push(Issue::param(
+                "validation_fraction",
+                "`validation_fraction` must be at least 0 and below 1",
+            ));
+        }
+        if params.shard_tokens == 0 {
+            issues.push(Issue::param("shard_tokens", "`shard_tokens` must be above 0"));
+        }
+        issues
+    }
+
+    fn facts(_: &Params, inputs: &Connected, _: &str) -> Facts {
+        let vocab_size = inputs.number("tokenizer", "vocab_size");
+        vocab_size.map(|(_, n)| ("vocab_size".to_string(), json!(n))).into_iter().collect()
+    }
+
+    fn run(params: &Params, ctx: &Context) -> Result<()> {
+        let tokenizer = Tokenizer::load(ctx.input("tokenizer")?.file_or_only("tokenizer.json")?)?;
+        let options = Options {
+            validation_fraction: params.validation_fraction,
+            shard_tokens: params.shard_tokens,
+            seed: ctx.seed,
+        };
+        let folder = ctx.output("shards")?;
+        let report =
+            shard::build(&texts::inputs(ctx)?, &tokenizer, &options, folder, &ctx.scratch, ctx.monitor)?;
+        texts::write_report(folder, &report)
+    }
+}

@@ -1,0 +1,95 @@
+//! What the kinds that read documents and conversations side by side have in common: the two ports,
+//! of which one at least must be connected.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::base::{Error, Result, fs};
+use crate::corpus::{conversation, document};
+use crate::stage::{Connected, Context, Issue, Port};
+use crate::tokenizer::Inputs;
+
+pub fn ports() -> Vec<Port> {
+    vec![
+        Port::new("docs", "documents", "Documents.").optional().many(),
+        Port::new("chats", "conversations", "Conversations.").optional().many(),
+    ]
+}
+
+pub fn check(inputs: &Connected) -> Vec<Issue> {
+    if inputs.get("docs").is_empty() && inputs.get("chats").is_empty() {
+        return vec![
+            Issue::input("docs", "nothing is connected to `docs` or `chats`")
+                .help("connect one of them at least: `inputs: { docs: STAGE }`"),
+        ];
+    }
+    Vec::new()
+}
+
+/// The files behind the two ports.
+pub fn inputs(ctx: &Context) -> Result<Inputs> {
+    let files = |port: &str, name: &str| -> Result<Vec<PathBuf>> {
+        ctx.all(port).iter().map(|artifact| artifact.file(name).map(Path::to_path_buf)).collect()
+    };
+    Ok(Inputs {
+        documents: files("docs", document::FILE_NAME)?,
+        conversations: files("chats", conversation::FILE_NAME)?,
+    })
+}
+
+/// `report.json` in `folder`.
+pub fn write_report(folder: &Path, report: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(report)
+        .map_err(|e| Error::bug(format!("the report cannot be written down: {e}")))?;
+    fs::write(&folder.join("report.json"), (text + "\n").as_bytes())
+}
+
+#[cfg(test)]
+pub mod fixtures {
+    use crate::corpus::conversation::{Conversation, ConversationWriter, Message, Role};
+    use crate::corpus::document::{Document, DocumentWriter};
+    use crate::stage::{Artifact, harness};
+
+    /// A text that no other number gives, of some sentences.
+    pub fn story(i: usize) -> String {
+        const WHO: [&str; 5] = ["The fox", "Her old dog", "A small bird", "Kucing itu", "The “king”"];
+        const DOES: [&str; 4] = ["was walking", "is talking", "has been waiting", "sedang berjalan"];
+        const WHERE: [&str; 3] = ["in the forest", "near the river", "at home — naïve café"];
+        let sentence =
+            |k: usize| format!("{} {} {}, {k} times.", WHO[k % 5], DOES[k / 5 % 4], WHERE[k / 20 % 3]);
+        (0..4).map(|j| sentence(i * 7 + j * 13)).collect::<Vec<_>>().join("\n")
+    }
+
+    /// `n` documents. The folder is left to the system's cleaner of temporaries.
+    pub fn docs(n: usize) -> Artifact {
+        docs_of((0..n).map(story))
+    }
+
+    pub fn docs_of(texts: impl Iterator<Item = String>) -> Artifact {
+        let folder = tempfile::tempdir().unwrap().keep();
+        let mut writer = DocumentWriter::create(&folder).unwrap();
+        for text in texts {
+            let end = text.len() as u64;
+            writer.push(&Document::new(text, "story.txt", 0, end)).unwrap();
+        }
+        writer.finish().unwrap();
+        harness::artifact("docs", &folder).unwrap()
+    }
+
+    pub fn chats(n: usize) -> Artifact {
+        let folder = tempfile::tempdir().unwrap().keep();
+        let mut writer = ConversationWriter::create(&folder).unwrap();
+        for i in 0..n {
+            let say = |role, content: String| Message { role, content };
+            let messages = vec![
+                say(Role::User, format!("Who is walking, number {i}?")),
+                say(Role::Assistant, story(i).lines().next().unwrap().to_string()),
+                say(Role::User, "Thank you!".to_string()),
+            ];
+            writer.push(&Conversation::new(messages, "chats.jsonl", i as u64 + 1)).unwrap();
+        }
+        writer.finish().unwrap();
+        harness::artifact("chats", &folder).unwrap()
+    }
+}

@@ -1,0 +1,314 @@
+//! Text to token ids and back, over a `tokenizer.json` in the format of Hugging Face `tokenizers`.
+//!
+//! [`Tokenizer`] is the one door to that library: nobody else touches it. Content is data: the text
+//! `<user>` inside a document never becomes the role token, whoever made the tokenizer. What this
+//! room deliberately does not do: truncation, padding, and templates of special tokens, which a
+//! `tokenizer.json` may ask for; the rooms that build batches do that themselves.
+
+pub mod chat;
+mod stream;
+mod texts;
+pub mod train;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+use serde_json::Value;
+use tokenizers::Model;
+
+use crate::base::{Digest, Error, Place, Result, fs, suggest};
+
+pub use stream::StreamDecoder;
+pub use texts::{Inputs, Text, Texts};
+
+/// The special tokens that our tokenizers begin with; the discriminant is the id there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Special {
+    /// Fills a batch up; never trained on.
+    Pad,
+    /// What the vocabulary has no token for.
+    Unk,
+    /// Begins a document or a conversation.
+    Bos,
+    /// Ends a document or an answer.
+    Eos,
+    User,
+    Assistant,
+    System,
+}
+
+impl Special {
+    /// In the order of their ids, from 0.
+    pub const ALL: [Special; 7] = [
+        Special::Pad,
+        Special::Unk,
+        Special::Bos,
+        Special::Eos,
+        Special::User,
+        Special::Assistant,
+        Special::System,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Special::Pad => "<pad>",
+            Special::Unk => "<unk>",
+            Special::Bos => "<bos>",
+            Special::Eos => "<eos>",
+            Special::User => "<user>",
+            Special::Assistant => "<assistant>",
+            Special::System => "<system>",
+        }
+    }
+}
+
+/// A loaded `tokenizer.json`. Cloning is cheap: clones share everything.
+#[derive(Clone)]
+pub struct Tokenizer(Arc<Inner>);
+
+struct Inner {
+    library: tokenizers::Tokenizer,
+    json: Vec<u8>,
+    digest: Digest,
+    vocab_size: usize,
+    /// Ids that text must not produce and decoding leaves out, without the id of unknown text.
+    control: BTreeSet<u32>,
+    /// The id of what the vocabulary has no token for.
+    unknown: Option<u32>,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`, ours or another's.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is not a tokenizer; names the file.
+    pub fn load(path: &Path) -> Result<Self> {
+        Self::parse(&path.display().to_string(), fs::read(path)?)
+    }
+
+    /// [`Tokenizer::load`] from bytes; `file` is what messages call them.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`].
+    pub fn parse(file: &str, json: Vec<u8>) -> Result<Self> {
+        let value: Value = serde_json::from_slice(&json).map_err(|e| not_json(file, &json, &e))?;
+        let mut library = tokenizers::Tokenizer::from_bytes(&json).map_err(|e| not_a_tokenizer(file, &e))?;
+        library.set_encode_special_tokens(true);
+        library.with_padding(None);
+        library.with_truncation(None).map_err(|e| not_a_tokenizer(file, &e))?;
+        let highest = library.get_vocab(true).into_values().max();
+        let vocab_size = highest.map_or(0, |id| id as usize + 1);
+        if vocab_size == 0 {
+            return Err(Error::input(format!("the tokenizer `{file}` has an empty vocabulary")));
+        }
+        let unknown = unknown_id(&library, &value);
+        let mut control: BTreeSet<u32> =
+            Special::ALL.iter().filter_map(|s| library.token_to_id(s.as_str())).collect();
+        control
+            .extend(library.get_added_tokens_decoder().iter().filter(|(_, t)| t.special).map(|(id, _)| *id));
+        if let Some(unknown) = unknown {
+            control.remove(&unknown);
+        }
+        let digest = Digest::of(&json);
+        Ok(Tokenizer(Arc::new(Inner { library, json, digest, vocab_size, control, unknown })))
+    }
+
+    /// The highest id + 1, added tokens included: how many rows an embedding needs.
+    pub fn vocab_size(&self) -> usize {
+        self.0.vocab_size
+    }
+
+    /// The ids of a text. No special token is added, and none comes out of the text either, however
+    /// it is spelled (but for the id of unknown text).
+    ///
+    /// # Errors
+    /// When the text holds what the vocabulary has no token for and there is no unknown token.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.0.library.encode_fast(text, false).map_err(|e| not_encodable(text, &e))?;
+        let ids = encoding.get_ids();
+        if ids.iter().any(|id| self.0.control.contains(id)) {
+            return self.spell_out(ids);
+        }
+        Ok(ids.to_vec())
+    }
+
+    /// [`Tokenizer::encode`] of each text, in parallel on the current rayon pool.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`], for the first text that fails.
+    pub fn encode_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
+        texts.par_iter().map(|text| self.encode(text)).collect::<Vec<_>>().into_iter().collect()
+    }
+
+    /// The ids of a word as the pre-tokenizer leaves it.
+    fn encode_word(&self, word: &str) -> Result<Vec<u32>> {
+        let tokens = self.0.library.get_model().tokenize(word).map_err(|e| not_encodable(word, &e))?;
+        Ok(tokens.into_iter().map(|token| token.id).collect())
+    }
+
+    /// The text of ids, special tokens left out.
+    ///
+    /// # Errors
+    /// When an id is not in the vocabulary.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.0.vocab_size) {
+            return Err(Error::input(format!("token id {id} is not in the vocabulary"))
+                .help(format!("this tokenizer's ids are 0 to {}", self.0.vocab_size - 1)));
+        }
+        self.text_of(ids)
+    }
+
+    fn text_of(&self, ids: &[u32]) -> Result<String> {
+        let shown: Vec<u32> = ids.iter().copied().filter(|id| !self.0.control.contains(id)).collect();
+        self.0
+            .library
+            .decode(&shown, true)
+            .map_err(|e| Error::input("these token ids cannot be decoded").cause(e))
+    }
+
+    /// Decodes ids as they come.
+    pub fn decoder(&self) -> StreamDecoder {
+        StreamDecoder::new(self.clone())
+    }
+
+    /// The id of a special token, when the vocabulary has it.
+    pub fn special(&self, special: Special) -> Option<u32> {
+        self.id(special.as_str())
+    }
+
+    /// The id of a special token.
+    ///
+    /// # Errors
+    /// When the vocabulary does not have it.
+    pub fn require(&self, special: Special) -> Result<u32> {
+        self.special(special).ok_or_else(|| {
+            let has: Vec<String> = self.0.control.iter().take(12).filter_map(|id| self.token(*id)).collect();
+            Error::input(format!("the tokenizer has no special token `{}`", special.as_str()))
+                .help(match has.as_slice() {
+                    [] => "it has no special tokens at all".to_string(),
+                    some => {
+                        format!("its special tokens are {}", suggest::list(some.iter().map(String::as_str)))
+                    }
+                })
+                .help("a tokenizer made by `train_tokenizer` has all that are needed")
+        })
+    }
+
+    /// Whether `id` is a special token; never true of what plain text encodes to, unknown text aside.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.0.control.contains(&id) || self.0.unknown == Some(id)
+    }
+
+    /// The id that stands for what the vocabulary has no token for.
+    pub fn unknown(&self) -> Option<u32> {
+        self.0.unknown
+    }
+
+    /// The token as the vocabulary spells it, which is not always text: `Ġthe`, `<0x0A>`.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.0.library.id_to_token(id)
+    }
+
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.0.library.token_to_id(token)
+    }
+
+    /// The digest of [`Tokenizer::json`].
+    pub fn digest(&self) -> Digest {
+        self.0.digest
+    }
+
+    /// The bytes of the file, to be copied beside a model.
+    pub fn json(&self) -> &[u8] {
+        &self.0.json
+    }
+
+    /// `ids` with every special token in it replaced by its letters. Some models (unigram, word
+    /// level) know their special tokens as ordinary vocabulary and would let text forge a role.
+    fn spell_out(&self, ids: &[u32]) -> Result<Vec<u32>> {
+        let mut out = Vec::with_capacity(ids.len() + 8);
+        for id in ids {
+            match self.token(*id).filter(|_| self.0.control.contains(id)) {
+                None => out.push(*id),
+                Some(token) => {
+                    for letter in token.chars() {
+                        out.extend(self.letter(letter, &token)?);
+                    }
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// A letter by its own token, else by those of its bytes, else as unknown.
+    fn letter(&self, letter: char, token: &str) -> Result<Vec<u32>> {
+        let mut buffer = [0; 4];
+        let bytes = letter.encode_utf8(&mut buffer).as_bytes();
+        let plain = |text: String| self.id(&text).filter(|id| !self.0.control.contains(id));
+        let spelled = plain(letter.to_string())
+            .map(|id| vec![id])
+            .or_else(|| bytes.iter().map(|b| plain(format!("<0x{b:02X}>"))).collect())
+            .or_else(|| bytes.iter().map(|b| plain(byte_symbol(*b).to_string())).collect())
+            .or_else(|| self.0.unknown.map(|id| vec![id]));
+        spelled.ok_or_else(|| {
+            Error::input(format!("the text holds the special token `{token}`, which cannot be spelled out"))
+                .help("the tokenizer has no token for its letters and none for unknown text; clean the text")
+        })
+    }
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("digest", &self.0.digest)
+            .field("vocab_size", &self.0.vocab_size)
+            .finish()
+    }
+}
+
+/// The printable character that stands for a byte in byte-level vocabularies
+/// (`bytes_to_unicode` in <https://github.com/openai/gpt-2/blob/master/src/encoder.py>).
+pub fn byte_symbol(byte: u8) -> char {
+    let printable = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    if printable(byte) {
+        return char::from(byte);
+    }
+    let rank = (0..byte).filter(|b| !printable(*b)).count() as u32;
+    char::from_u32(256 + rank).unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
+fn unknown_id(library: &tokenizers::Tokenizer, json: &Value) -> Option<u32> {
+    let model = json.get("model")?;
+    if let Some(id) = model.get("unk_id").and_then(Value::as_u64) {
+        return u32::try_from(id).ok();
+    }
+    let named = model.get("unk_token").and_then(Value::as_str);
+    library.token_to_id(named.unwrap_or(Special::Unk.as_str()))
+}
+
+fn not_json(file: &str, json: &[u8], error: &serde_json::Error) -> Error {
+    let line = json.split(|b| *b == b'\n').nth(error.line().saturating_sub(1)).unwrap_or(b"");
+    let place = Place {
+        file: file.to_string(),
+        line: error.line().max(1),
+        column: error.column().max(1),
+        excerpt: String::from_utf8_lossy(line).into_owned(),
+        width: 1,
+    };
+    Error::input("this is not a tokenizer.json: it is not JSON").cause(error).at(place)
+}
+
+fn not_a_tokenizer(file: &str, error: &dyn std::fmt::Display) -> Error {
+    Error::input(format!("`{file}` is not a tokenizer.json"))
+        .cause(error)
+        .help("it must be in the format of Hugging Face `tokenizers`, with a `model` of BPE, Unigram, WordPiece or WordLevel")
+}
+
+fn not_encodable(text: &str, error: &dyn std::fmt::Display) -> Error {
+    let start: String = text.chars().take(60).collect();
+    Error::input(format!("the text beginning {start:?} cannot be encoded"))
+        .cause(error)
+        .help("the tokenizer has no token for some of it and none for unknown text")
+}
