@@ -886,6 +886,17 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_parquet_file_is_an_error_or_other_text_never_a_panic() {
+        let whole = parquet(&[Some("a text"), Some("another text")]);
+        for at in (0..whole.len()).step_by(3) {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0x55;
+            let ran = run(&[("a.parquet", &damaged)], Options::default());
+            assert!(ran.result.is_ok() || ran.error().contains("a.parquet"), "byte {at}: {}", ran.error());
+        }
+    }
+
+    #[test]
     fn nothing_left_says_what_took_it() {
         let error = run(&[("a.txt", b"")], Options::default()).error();
         assert!(error.contains("no document in 1 file"), "{error}");
