@@ -55,7 +55,7 @@ pub struct Match {
 }
 
 /// What was kept so far. A kept document costs 40 bytes for its origin, 20 to 50 in the map of digests
-/// (exact), and what [`LshIndex`] says (near): in all less than 1 KiB with the defaults.
+/// (exact), and what [`LshIndex`] says (near): in all about 1 KiB with the defaults.
 pub struct Seen {
     exact: bool,
     threshold: Option<f64>,

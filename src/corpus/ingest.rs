@@ -2,7 +2,8 @@
 //! filtered, freed of duplicates, cut to length, and counted.
 //!
 //! Memory holds one batch of records (8 MiB, or one document when that is longer) and, of the
-//! documents kept so far, less than 1 KiB each (see [`super::duplicates::Seen`]); a corpus may be larger than memory.
+//! documents kept so far, about 1 KiB each, 0.1 KiB without near-duplicates (see
+//! [`super::duplicates::Seen`]); a corpus may be larger than memory.
 //! Records are prepared on all threads of the rayon pool and judged in the order of the files, so the
 //! result does not depend on the number of threads.
 //!
@@ -882,6 +883,17 @@ mod tests {
         let error = run(&[("a.parquet", &nulls)], Options::default()).error();
         assert!(error.contains("row 2") && error.contains("null"), "{error}");
         assert_eq!(run(&[("a.parquet", &nulls)], skipping()).texts(), ["x"]);
+    }
+
+    #[test]
+    fn a_damaged_parquet_file_is_an_error_or_other_text_never_a_panic() {
+        let whole = parquet(&[Some("a text"), Some("another text")]);
+        for at in (0..whole.len()).step_by(3) {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0x55;
+            let ran = run(&[("a.parquet", &damaged)], Options::default());
+            assert!(ran.result.is_ok() || ran.error().contains("a.parquet"), "byte {at}: {}", ran.error());
+        }
     }
 
     #[test]

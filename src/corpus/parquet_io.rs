@@ -8,7 +8,7 @@ use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::Schema;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::metadata::KeyValue;
+use parquet::file::metadata::{KeyValue, ParquetMetaData};
 use parquet::file::properties::WriterProperties;
 
 use crate::base::{Error, Result, fs};
@@ -36,6 +36,39 @@ pub fn writer(
 
 pub fn unreadable(path: &Path, error: &dyn std::fmt::Display) -> Error {
     Error::input(format!("cannot read `{}` as Parquet: {error}", path.display()))
+}
+
+/// Runs `read`, which calls the Parquet library on a file that others made: a damaged file makes it
+/// panic in places, and that is the file's fault, to be told as such.
+///
+/// # Errors
+/// What `read` returns, or that the file is damaged.
+pub fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(read)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+        Err(unreadable(path, &format!("it is damaged ({text})")))
+    })
+}
+
+/// Every column chunk lies within the file, which the library takes for granted.
+///
+/// # Errors
+/// When one does not.
+pub fn expect_whole(path: &Path, metadata: &ParquetMetaData, size: u64) -> Result<()> {
+    let chunks = metadata.row_groups().iter().flat_map(|group| group.columns());
+    for chunk in chunks {
+        let start = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
+        let inside = u64::try_from(start).ok().zip(u64::try_from(chunk.compressed_size()).ok());
+        if inside.and_then(|(start, length)| start.checked_add(length)).is_none_or(|end| end > size) {
+            let column = chunk.column_path();
+            return Err(unreadable(
+                path,
+                &format!("it is damaged (column {column} lies outside of the file)"),
+            ));
+        }
+    }
+    Ok(())
 }
 
 pub fn unwritable(path: &Path, error: &dyn std::fmt::Display) -> Error {
@@ -73,4 +106,17 @@ pub fn expect_columns(path: &Path, found: &Schema, wanted: &Schema, what: &str) 
         .help(format!("its columns are {}", has.join(", "))));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_the_library_is_the_files_fault() {
+        let path = Path::new("a.parquet");
+        assert_eq!(guarded(path, || Ok(1)).unwrap(), 1);
+        let error = guarded(path, || -> Result<()> { panic!("page {}", 3) }).unwrap_err().to_string();
+        assert!(error.contains("`a.parquet`") && error.contains("it is damaged (page 3)"), "{error}");
+    }
 }

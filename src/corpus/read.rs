@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::input::{Bad, InputFile, Record, Window, too_long};
-use super::parquet_io::unreadable;
+use super::parquet_io::{expect_whole, guarded, unreadable};
 use super::rows::{CsvRows, JsonRows, Next, column_of};
 use crate::base::{Error, Result, fs, suggest};
 
@@ -257,8 +257,11 @@ pub struct ParquetRows {
 impl ParquetRows {
     fn open(file: &InputFile, column: &str, limit: u64) -> Result<Self> {
         let name = std::path::Path::new(&file.name);
-        let builder = ParquetRecordBatchReaderBuilder::try_new(fs::open(&file.path)?)
-            .map_err(|e| unreadable(name, &e))?;
+        let opened = fs::open(&file.path)?;
+        let builder = guarded(name, || {
+            ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| unreadable(name, &e))
+        })?;
+        expect_whole(name, builder.metadata(), fs::size(&file.path)?)?;
         let headers: Vec<String> = builder.schema().fields().iter().map(|f| f.name().clone()).collect();
         let root = column_of(column, &headers, file)?;
         let ty = builder.schema().field(root).data_type();
@@ -289,11 +292,16 @@ impl ParquetRows {
                 let texts = texts.as_string::<i64>();
                 return Ok(Some(self.record((!texts.is_null(index)).then(|| texts.value(index)))));
             }
-            let Some(batch) = self.batches.next() else { return Ok(None) };
             let name = std::path::Path::new(&self.name);
-            let batch = batch.map_err(|e| unreadable(name, &e))?;
-            let texts = arrow::compute::cast(batch.column(0), &DataType::LargeUtf8);
-            self.batch = Some((texts.map_err(|e| unreadable(name, &e))?, 0));
+            let batches = &mut self.batches;
+            let texts = guarded(name, || {
+                let Some(batch) = batches.next() else { return Ok(None) };
+                let batch = batch.map_err(|e| unreadable(name, &e))?;
+                let texts = arrow::compute::cast(batch.column(0), &DataType::LargeUtf8);
+                texts.map(Some).map_err(|e| unreadable(name, &e))
+            })?;
+            let Some(texts) = texts else { return Ok(None) };
+            self.batch = Some((texts, 0));
         }
     }
 
