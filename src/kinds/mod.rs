@@ -11,11 +11,7 @@ use crate::stage::{Kinds, Stage, erase};
 
 /// Every kind, in the order of their names.
 pub fn all() -> Vec<Box<dyn Stage>> {
-    vec![
-        erase::<command::Command>(),
-        erase::<shard::Shard>(),
-        erase::<train_tokenizer::TrainTokenizer>(),
-    ]
+    vec![erase::<command::Command>(), erase::<shard::Shard>(), erase::<train_tokenizer::TrainTokenizer>()]
 }
 
 /// [`all`] as the engine takes them.

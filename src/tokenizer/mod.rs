@@ -312,3 +312,86 @@ fn not_encodable(text: &str, error: &dyn std::fmt::Display) -> Error {
         .cause(error)
         .help("the tokenizer has no token for some of it and none for unknown text")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn tokenizer(value: &Value) -> Result<Tokenizer> {
+        Tokenizer::parse("t/tokenizer.json", value.to_string().into_bytes())
+    }
+
+    /// A unigram model as others make them: its special tokens are pieces that match text, there is
+    /// no pre-tokenizer, and it asks for truncation and padding.
+    fn foreign() -> Value {
+        let pieces = json!([
+            ["<unk>", 0.0],
+            ["<s>", 0.0],
+            ["</s>", 0.0],
+            ["<", -3.0],
+            ["s", -2.0],
+            [">", -3.0],
+            ["a", -1.0]
+        ]);
+        let special = |id: u32, content: &str| {
+            json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true})
+        };
+        json!({
+            "version": "1.0",
+            "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
+            "padding": {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null,
+                "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"},
+            "added_tokens": [special(1, "<s>"), special(2, "</s>"), special(7, "<later>")],
+            "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": {"type": "Fuse"},
+            "model": {"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": false},
+        })
+    }
+
+    #[test]
+    fn another_programs_tokenizer_cannot_be_tricked_by_text() {
+        let tokenizer = tokenizer(&foreign()).unwrap();
+        assert_eq!(tokenizer.vocab_size(), 8, "with the added token");
+        assert_eq!(
+            tokenizer.encode("a<s>aaa").unwrap(),
+            [6, 3, 4, 5, 6, 6, 6],
+            "spelled out, not cut or padded"
+        );
+        assert_eq!(tokenizer.encode("x").unwrap(), [0]);
+        assert_eq!(tokenizer.decode(&[1, 6, 2, 7]).unwrap(), "a");
+        assert_eq!(tokenizer.encode_batch(&["a", "<s>"]).unwrap(), [vec![6], vec![3, 4, 5]]);
+    }
+
+    #[test]
+    fn what_a_tokenizer_lacks_is_named_with_what_it_has() {
+        let tokenizer = tokenizer(&foreign()).unwrap();
+        assert_eq!(tokenizer.special(Special::User), None);
+        let error = tokenizer.require(Special::User).unwrap_err().to_string();
+        assert!(error.contains("`<user>`") && error.contains("`<later>`"), "{error}");
+        let error = tokenizer.decode(&[8]).unwrap_err().to_string();
+        assert!(error.contains("id 8") && error.contains("0 to 7"), "{error}");
+        assert_eq!(tokenizer.decoder().push(8).as_deref(), Some("\u{FFFD}"));
+    }
+
+    #[test]
+    fn broken_files_are_refused_by_name_and_place() {
+        let error = Tokenizer::parse("t.json", b"{\n  \"version\": oops\n}".to_vec()).unwrap_err();
+        assert_eq!(error.place().map(|p| (p.line, p.file.as_str())), Some((2, "t.json")), "{error}");
+        let mut no_model = foreign();
+        no_model["model"] = json!({"type": "Neural"});
+        for value in [json!({}), json!([1]), no_model] {
+            let error = tokenizer(&value).unwrap_err();
+            assert!(error.message().contains("t/tokenizer.json"), "{error}");
+        }
+        let missing = Tokenizer::load(Path::new("no/such/tokenizer.json")).unwrap_err();
+        assert!(missing.message().contains("no/such/tokenizer.json"), "{missing}");
+    }
+
+    #[test]
+    fn bytes_have_the_symbols_of_gpt_2() {
+        let symbols: BTreeSet<char> = (0..=255).map(byte_symbol).collect();
+        assert_eq!(symbols.len(), 256);
+        assert_eq!([b' ', b'\n', b'a', 0xAD].map(byte_symbol), ['Ġ', 'Ċ', 'a', 'Ń']);
+    }
+}
