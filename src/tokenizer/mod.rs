@@ -6,11 +6,13 @@
 //! `tokenizer.json` may ask for; the rooms that build batches do that themselves.
 
 pub mod chat;
+mod cut;
 mod stream;
 mod texts;
 pub mod train;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -20,6 +22,7 @@ use tokenizers::Model;
 
 use crate::base::{Digest, Error, Place, Result, fs, suggest};
 
+use cut::Cut;
 pub use stream::StreamDecoder;
 pub use texts::{Inputs, Text, Texts};
 
@@ -73,6 +76,8 @@ struct Inner {
     json: Vec<u8>,
     digest: Digest,
     vocab_size: usize,
+    /// How to cut text without the library, where that is known.
+    cut: Option<Cut>,
     /// Ids that text must not produce and decoding leaves out, without the id of unknown text.
     control: BTreeSet<u32>,
     /// The id of what the vocabulary has no token for.
@@ -112,7 +117,15 @@ impl Tokenizer {
             control.remove(&unknown);
         }
         let digest = Digest::of(&json);
-        Ok(Tokenizer(Arc::new(Inner { library, json, digest, vocab_size, control, unknown })))
+        Ok(Tokenizer(Arc::new(Inner {
+            library,
+            json,
+            digest,
+            vocab_size,
+            cut: Cut::of(&value),
+            control,
+            unknown,
+        })))
     }
 
     /// The highest id + 1, added tokens included: how many rows an embedding needs.
@@ -126,12 +139,15 @@ impl Tokenizer {
     /// # Errors
     /// When the text holds what the vocabulary has no token for and there is no unknown token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.0.library.encode_fast(text, false).map_err(|e| not_encodable(text, &e))?;
-        let ids = encoding.get_ids();
-        if ids.iter().any(|id| self.0.control.contains(id)) {
-            return self.spell_out(ids);
-        }
-        Ok(ids.to_vec())
+        let ids = match self.0.cut {
+            Some(cut) => self.encode_words(cut, text)?,
+            None => {
+                let encoding =
+                    self.0.library.encode_fast(text, false).map_err(|e| not_encodable(text, &e))?;
+                encoding.get_ids().to_vec()
+            }
+        };
+        if ids.iter().any(|id| self.0.control.contains(id)) { self.spell_out(&ids) } else { Ok(ids) }
     }
 
     /// [`Tokenizer::encode`] of each text, in parallel on the current rayon pool.
@@ -140,6 +156,24 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`], for the first text that fails.
     pub fn encode_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
         texts.par_iter().map(|text| self.encode(text)).collect::<Vec<_>>().into_iter().collect()
+    }
+
+    /// What the library's `encode_fast` gives, for a way of cutting that is known.
+    fn encode_words(&self, cut: Cut, text: &str) -> Result<Vec<u32>> {
+        let mut ids = Vec::with_capacity(text.len() / 4);
+        // Where the ids of a word lie that came before: most words of a text do.
+        let mut known: HashMap<String, Range<usize>> = HashMap::new();
+        cut.words(text, |word| {
+            if let Some(range) = known.get(word) {
+                ids.extend_from_within(range.clone());
+                return Ok(());
+            }
+            let start = ids.len();
+            ids.extend(self.encode_word(word)?);
+            known.insert(word.to_string(), start..ids.len());
+            Ok(())
+        })?;
+        Ok(ids)
     }
 
     /// The ids of a word as the pre-tokenizer leaves it.
