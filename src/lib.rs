@@ -5,14 +5,16 @@
 //! ```text
 //!  base      digest, error with a place, YAML with positions, files, seeded rng, monitor
 //!  -- domain: what a language model needs; knows no pipeline, store or command line
-//!  synth     templates -> documents and conversations
 //!  corpus    documents and conversations: reading, cleaning, deduplication, their Parquet form
+//!  synth     templates -> documents and conversations
 //!  tokenizer training, special tokens, chat template
 //!  shard     token ids in Parquet: packing, splitting, shuffling, loading
 //!  model     the transformer, its configuration, weights on disk, KV cache
 //!  train     optimizer, schedule, batches, the loop; pretraining and fine-tuning
 //!  eval      perplexity, bits per byte, accuracies
 //!  generate  decoding strategies over a model
+//!  query     SQL over Parquet and JSON lines
+//!  inspect   what is in a file, whatever it is
 //!  -- engine: what a build tool needs; knows no language model
 //!  stage     what a stage kind is
 //!  spec      YAML to a typed pipeline with positions; overrides
@@ -31,10 +33,21 @@
 
 pub mod base;
 
+pub mod synth;
+
 pub mod corpus;
 pub mod tokenizer;
 
 pub mod shard;
+
+pub mod eval;
+pub mod generate;
+pub mod model;
+pub mod train;
+
+pub mod query;
+
+pub mod inspect;
 
 pub mod event;
 pub mod exec;

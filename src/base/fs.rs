@@ -1,8 +1,8 @@
 //! The one owner of `std::fs`: every error names the path, every file that others may read appears
 //! whole (written beside its place, then renamed), every listing is sorted.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::fs::{self, File, TryLockError};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -91,6 +91,30 @@ pub fn append(path: &Path) -> Result<File> {
     File::options().append(true).create(true).open(path).map_err(|e| Error::io("open", path, &e))
 }
 
+/// A file to read and append to, made when absent, that no other process has until it is closed;
+/// `None` while another has it.
+pub fn open_exclusive(path: &Path) -> Result<Option<File>> {
+    create_parent(path)?;
+    loop {
+        let mut options = File::options();
+        let file = options.read(true).append(true).create(true).open(path);
+        let file = file.map_err(|e| Error::io("open", path, &e))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            // Some network file systems have no locks: one process at a time is then the user's care.
+            Err(TryLockError::Error(e)) if e.kind() != ErrorKind::Unsupported => {
+                return Err(Error::io("lock", path, &e));
+            }
+            _ => {}
+        }
+        // Whoever had it before may have moved it away between the opening and the lock.
+        let meta = file.metadata().map_err(|e| Error::io("read", path, &e))?;
+        if stat(path).is_some_and(|now| now.inode == inode(&meta)) {
+            return Ok(Some(file));
+        }
+    }
+}
+
 pub fn create_dir(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|e| Error::io("create the folder", path, &e))
 }
@@ -155,11 +179,17 @@ pub fn absolute(path: &Path) -> Result<PathBuf> {
 pub fn stat(path: &Path) -> Option<Stat> {
     let meta = fs::metadata(path).ok().filter(|m| m.is_file())?;
     let since = meta.modified().ok()?.duration_since(UNIX_EPOCH).unwrap_or_default();
-    #[cfg(unix)]
-    let inode = std::os::unix::fs::MetadataExt::ino(&meta);
-    #[cfg(not(unix))]
-    let inode = 0;
-    Some(Stat { size: meta.len(), mtime_ns: since.as_nanos() as u64, inode })
+    Some(Stat { size: meta.len(), mtime_ns: since.as_nanos() as u64, inode: inode(&meta) })
+}
+
+#[cfg(unix)]
+fn inode(meta: &fs::Metadata) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(meta)
+}
+
+#[cfg(not(unix))]
+fn inode(_: &fs::Metadata) -> u64 {
+    0
 }
 
 /// The size of the file at `path`.

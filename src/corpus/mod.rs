@@ -4,3 +4,15 @@
 pub mod conversation;
 pub mod document;
 pub mod parquet_io;
+
+pub mod boilerplate;
+pub mod chat;
+pub mod clean;
+pub mod decode;
+pub mod duplicates;
+pub mod ingest;
+pub mod input;
+pub mod minhash;
+pub mod read;
+pub mod rows;
+pub mod split;

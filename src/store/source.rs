@@ -157,11 +157,13 @@ fn path(spec: &SourceSpec, root: &Path) -> Result<Listing> {
 fn glob(spec: &SourceSpec, root: &Path) -> Result<Listing> {
     // The folders in front of the first wildcard are where it looks, not what it finds.
     let first = spec.text.find(['*', '?', '[']).unwrap_or(0);
-    let base = root.join(spec.text[..first].rfind('/').map_or("", |i| &spec.text[..=i]));
-    let pattern = glob::Pattern::escape(&base.to_string_lossy())
-        + &spec.text[spec.text[..first].rfind('/').map_or(0, |i| i + 1)..];
-    let matches =
-        glob::glob(&pattern).map_err(|e| at(spec, format!("`{}` is not a glob: {}", spec.text, e.msg)))?;
+    let split = spec.text[..first].rfind('/').map_or(0, |i| i + 1);
+    // Without `./`, which the glob crate drops from what it finds.
+    let base: PathBuf =
+        root.join(&spec.text[..split]).components().filter(|c| *c != std::path::Component::CurDir).collect();
+    let pattern = Path::new(&glob::Pattern::escape(&base.to_string_lossy())).join(&spec.text[split..]);
+    let matches = glob::glob(&pattern.to_string_lossy())
+        .map_err(|e| at(spec, format!("`{}` is not a glob: {}", spec.text, e.msg)))?;
     let mut files: Listing =
         matches.filter_map(Result::ok).filter(|p| p.is_file()).filter_map(|p| named(&base, p)).collect();
     files.sort();

@@ -1,1 +1,4 @@
+//! The program as its users meet it: command lines in, exit codes, output and files out.
 
+mod engine;
+mod project;

@@ -1,0 +1,267 @@
+//! Draws one document or one conversation from a domain.
+//!
+//! A [`Draw`] lives for one item and remembers what each slot was drawn to be, so that `{animal}`
+//! is the same animal throughout and `{animal.2}` another. It knows nothing of files, reports or
+//! duplicates.
+
+use super::domain::{Domain, Part, Step, Template, Texts};
+use super::modify::{self, Modifier, Operand};
+use super::text::{Binding, Piece, Text, Use};
+use crate::base::{Error, Result, Rng};
+use crate::corpus::conversation::{Message, Role};
+
+/// The state of one item while it is drawn.
+pub struct Draw<'d> {
+    domain: &'d Domain,
+    rng: Rng,
+    bound: Vec<Bound>,
+}
+
+/// What a slot was drawn to be.
+struct Bound {
+    binding: Binding,
+    entry: usize,
+    value: String,
+    /// Attributes, once they were used.
+    attributes: Vec<(usize, String)>,
+}
+
+impl<'d> Draw<'d> {
+    pub fn new(domain: &'d Domain, rng: Rng) -> Self {
+        Draw { domain, rng, bound: Vec::new() }
+    }
+
+    /// A document, and the index of its template.
+    ///
+    /// # Errors
+    /// When a slot has no further different value, or a sum does not fit in 64 bits.
+    pub fn document(&mut self) -> Result<(usize, String)> {
+        let (index, template) = self.template(&self.domain.documents)?;
+        let mut paragraphs = Vec::new();
+        for paragraph in &template.body.paragraphs {
+            let mut text = String::new();
+            for part in paragraph {
+                self.part(part, &mut text)?;
+            }
+            if !text.trim().is_empty() {
+                paragraphs.push(text);
+            }
+        }
+        Ok((index, tidy(&paragraphs.join("\n\n"))))
+    }
+
+    /// The messages of a conversation of at most `max_turns` exchanges, and the index of its
+    /// template.
+    ///
+    /// # Errors
+    /// As [`Draw::document`].
+    pub fn conversation(&mut self, max_turns: usize) -> Result<(usize, Vec<Message>)> {
+        let (index, template) = self.template(&self.domain.conversations)?;
+        let mut messages = Vec::new();
+        if let Some(part) = &template.body.system {
+            let mut text = String::new();
+            self.part(part, &mut text)?;
+            let content = tidy(&text);
+            if !content.is_empty() {
+                messages.push(Message { role: Role::System, content });
+            }
+        }
+        let mut used = Vec::new();
+        for step in &template.body.steps {
+            let mut next = Some(step);
+            while let Some(exchange) = next.and_then(|s| self.exchange_of(s, &used)) {
+                if used.len() == max_turns {
+                    return Ok((index, messages));
+                }
+                used.push(exchange);
+                self.exchange(exchange, &mut messages)?;
+                next = self.domain.exchanges[exchange].then.as_ref();
+            }
+        }
+        Ok((index, messages))
+    }
+
+    fn template<T>(&mut self, templates: &'d [Template<T>]) -> Result<(usize, &'d Template<T>)> {
+        let weights: Vec<f64> = templates.iter().map(|t| t.weight).collect();
+        let index = self.rng.weighted(&weights).ok_or_else(|| nothing("templates"))?;
+        Ok((index, &templates[index]))
+    }
+
+    /// One of the step's exchanges that this conversation did not have yet, if the dice want one.
+    fn exchange_of(&mut self, step: &Step, used: &[usize]) -> Option<usize> {
+        if !self.happens(step.chance) {
+            return None;
+        }
+        let left = step.exchanges.iter().zip(&step.weights);
+        let weights: Vec<f64> = left.map(|(e, w)| if used.contains(e) { 0.0 } else { *w }).collect();
+        self.rng.weighted(&weights).map(|i| step.exchanges[i])
+    }
+
+    fn exchange(&mut self, exchange: usize, messages: &mut Vec<Message>) -> Result<()> {
+        let exchange = &self.domain.exchanges[exchange];
+        let pair = self.rng.weighted(&exchange.weights).ok_or_else(|| nothing("exchanges"))?;
+        let pair = &exchange.pairs[pair];
+        for (role, texts) in [(Role::User, &pair.user), (Role::Assistant, &pair.assistant)] {
+            let mut text = String::new();
+            self.one(texts, &mut text)?;
+            messages.push(Message { role, content: tidy(&text) });
+        }
+        Ok(())
+    }
+
+    fn happens(&mut self, chance: f64) -> bool {
+        chance >= 1.0 || self.rng.uniform() < chance
+    }
+
+    fn part(&mut self, part: &Part, out: &mut String) -> Result<()> {
+        if !self.happens(part.chance) {
+            return Ok(());
+        }
+        let (least, most) = part.count;
+        let count = least + self.rng.index(most - least + 1);
+        let mut weights = part.texts.weights.clone();
+        let mut picked = Vec::new();
+        for _ in 0..count {
+            let index = self.rng.weighted(&weights).ok_or_else(|| nothing("texts"))?;
+            weights[index] = 0.0;
+            picked.push(index);
+        }
+        if !part.shuffle {
+            picked.sort_unstable();
+        }
+        for index in picked {
+            if !out.is_empty() {
+                out.push(' ');
+            }
+            self.text(&part.texts.texts[index], out)?;
+        }
+        Ok(())
+    }
+
+    fn one(&mut self, texts: &Texts, out: &mut String) -> Result<()> {
+        let index = self.rng.weighted(&texts.weights).ok_or_else(|| nothing("texts"))?;
+        self.text(&texts.texts[index], out)
+    }
+
+    fn text(&mut self, text: &Text, out: &mut String) -> Result<()> {
+        for piece in text {
+            match piece {
+                Piece::Literal(literal) => out.push_str(literal),
+                Piece::Choice { options, chance } => {
+                    if self.happens(*chance) {
+                        let option = self.rng.index(options.len());
+                        self.text(&options[option], out)?;
+                    }
+                }
+                Piece::Use(slot) => {
+                    let value = self.slot(slot)?;
+                    out.push_str(&value);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn slot(&mut self, slot: &Use) -> Result<String> {
+        let mut value = self.value(slot.binding, slot.attribute)?;
+        for modifier in &slot.modifiers {
+            value = match modifier {
+                Modifier::Reckon(operation, operand) => {
+                    let second = match operand {
+                        Operand::Number(n) => *n,
+                        Operand::Slot(binding) => whole(&self.value(*binding, None)?)?,
+                    };
+                    modify::reckon(*operation, whole(&value)?, second)?.to_string()
+                }
+                words => words.apply(&value),
+            };
+        }
+        Ok(if slot.capital { modify::capitalize(&value) } else { value })
+    }
+
+    fn value(&mut self, binding: Binding, attribute: Option<usize>) -> Result<String> {
+        let index = match self.bound.iter().position(|b| b.binding == binding && binding.number > 0) {
+            Some(index) => index,
+            None => self.bind(binding)?,
+        };
+        let Some(attribute) = attribute else { return Ok(self.bound[index].value.clone()) };
+        if let Some((_, text)) = self.bound[index].attributes.iter().find(|(a, _)| *a == attribute) {
+            return Ok(text.clone());
+        }
+        let domain = self.domain;
+        let mut text = String::new();
+        self.one(
+            &domain.slots[binding.slot].entries[self.bound[index].entry].attributes[attribute],
+            &mut text,
+        )?;
+        self.bound[index].attributes.push((attribute, text.clone()));
+        Ok(text)
+    }
+
+    /// Draws a value that differs from those that the slot's other numbers have. Two entries that
+    /// come out the same are the same value.
+    fn bind(&mut self, binding: Binding) -> Result<usize> {
+        let domain = self.domain;
+        let slot = &domain.slots[binding.slot];
+        let mut weights = slot.weights.clone();
+        let rivals: Vec<(usize, String)> = self
+            .bound
+            .iter()
+            .filter(|b| b.binding.slot == binding.slot && b.binding.number > 0 && binding.number > 0)
+            .map(|b| (b.entry, b.value.clone()))
+            .collect();
+        for (entry, _) in &rivals {
+            weights[*entry] = 0.0;
+        }
+        loop {
+            let entry = self.rng.weighted(&weights).ok_or_else(|| {
+                Error::input(format!(
+                    "the slot `{}` has no further value that differs from the others",
+                    slot.name
+                ))
+                .at(slot.span.place())
+                .help("some of its values come out the same: give it more")
+            })?;
+            let mut value = String::new();
+            self.text(&slot.entries[entry].value, &mut value)?;
+            if rivals.iter().all(|(_, other)| *other != value) {
+                self.bound.push(Bound { binding, entry, value, attributes: Vec::new() });
+                return Ok(self.bound.len() - 1);
+            }
+            weights[entry] = 0.0;
+        }
+    }
+}
+
+fn whole(value: &str) -> Result<i64> {
+    value.parse().map_err(|_| Error::bug(format!("`{value}` of a numeric slot is not a whole number")))
+}
+
+fn nothing(what: &str) -> Error {
+    Error::bug(format!("none of these {what} has a positive weight, which loading should have refused"))
+}
+
+/// Runs of spaces become one, and none stands beside a line break or at the ends: what optional
+/// parts that were left out leave behind.
+fn tidy(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.trim().chars() {
+        if c == '\n' {
+            out.truncate(out.trim_end_matches(' ').len());
+        }
+        if c != ' ' || !out.ends_with([' ', '\n']) {
+            out.push(c);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tidy;
+
+    #[test]
+    fn spaces_left_behind_go() {
+        assert_eq!(tidy("  a   b \n\n  c "), "a b\n\nc");
+    }
+}
