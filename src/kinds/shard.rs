@@ -86,3 +86,46 @@ impl Kind for Shard {
         texts::write_report(folder, &report)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::fs;
+    use crate::kinds::texts::fixtures::{chats, docs};
+    use crate::kinds::train_tokenizer::TrainTokenizer;
+    use crate::shard::{Shards, Split};
+    use crate::stage::harness;
+
+    #[test]
+    fn it_shards_what_train_tokenizer_can_encode() {
+        let texts = [("docs", docs(60)), ("chats", chats(10))];
+        let made = harness::run::<TrainTokenizer>("vocab_size: 300", &texts, 1).unwrap();
+        let tokenizer = ("tokenizer", made.artifact("tokenizer").unwrap());
+        let inputs: Vec<_> = texts.into_iter().chain([tokenizer]).collect();
+        let shards = |threads| {
+            let params = "{ shard_tokens: 2000, validation_fraction: 0.2 }";
+            harness::run_with::<Shard>(params, &inputs, 5, threads, &crate::base::Quiet).unwrap()
+        };
+        let (one, two) = (shards(1), shards(2));
+        let artifact = one.artifact("shards").unwrap();
+        assert_eq!(artifact.digest, two.artifact("shards").unwrap().digest);
+        let files: Vec<_> = artifact.files.iter().map(|f| (f.name.clone(), f.path.clone())).collect();
+        let read = Shards::open(&files).unwrap();
+        assert_eq!(read.train_documents + read.validation_documents, 70);
+        assert_eq!(read.read(Split::Validation).unwrap().len() as u64, read.validation_tokens);
+        let report: serde_json::Value = serde_json::from_slice(&one.read("shards", "report.json")).unwrap();
+        assert_eq!((&report["conversations"], &report["unknown_tokens"]), (&json!(10), &json!(0)));
+    }
+
+    #[test]
+    fn a_tokenizer_that_is_broken_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mine.json");
+        fs::write(&path, b"{]").unwrap();
+        let inputs = [("docs", docs(3)), ("tokenizer", harness::artifact("mine", &path).unwrap())];
+        let error = harness::run::<Shard>("{}", &inputs, 1).err().unwrap();
+        assert!(error.to_string().contains("mine.json:1:2"), "{error}");
+        let error = harness::run::<Shard>("validation_fraction: 1.5", &inputs, 1).err().unwrap();
+        assert!(error.message().contains("below 1"), "{error}");
+    }
+}

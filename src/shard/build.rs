@@ -143,7 +143,7 @@ struct Counts {
     unknown: u64,
     tokens: u64,
     bytes: u64,
-    /// The smallest and the largest split point of all documents, and whether each side has one.
+    /// The smallest and the largest split point of all documents.
     points: Option<(u64, u64)>,
 }
 
@@ -406,4 +406,20 @@ fn sorted(mut bytes: &[u8]) -> Result<Vec<Record<'_>>> {
     }
     records.sort_by_key(|r| (r.key, r.sequence));
     Ok(records)
+}
+
+/// The ids of documents in the order in which `buckets` scratch files give them.
+#[cfg(test)]
+pub(super) fn order_of(texts: &[String], tokenizer: &Tokenizer, scratch: &Path, buckets: u64) -> Vec<String> {
+    let mut spill = Spill::create(scratch, buckets).unwrap();
+    let mut batch = Batch::default();
+    for text in texts {
+        let document = crate::corpus::document::Document::new(text.clone(), "a", 0, 1);
+        batch.texts.push(Text::Document(document));
+    }
+    batch.encode(tokenizer, 1, &mut spill, &mut Counts::default(), &crate::base::Quiet).unwrap();
+    let files = spill.finish().unwrap();
+    let read = |path: &PathBuf| fs::read(path).unwrap();
+    let ids = |bytes: Vec<u8>| sorted(&bytes).unwrap().iter().map(|r| r.id.to_string()).collect::<Vec<_>>();
+    files.iter().flat_map(|path| ids(read(path))).collect()
 }

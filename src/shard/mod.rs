@@ -8,6 +8,9 @@
 mod build;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -68,3 +68,61 @@ pub fn prompt(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<u32>> {
     ids.push(tokenizer.require(Special::Assistant)?);
     Ok(ids)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// One token a letter, and the special tokens.
+    fn letters() -> Tokenizer {
+        let tokens =
+            Special::ALL.map(Special::as_str).into_iter().chain(["a", "b", "c", "<", "e", "o", "s", ">"]);
+        let vocab: serde_json::Map<_, _> =
+            tokens.zip(0..).map(|(t, id)| (t.to_string(), json!(id))).collect();
+        let value = json!({"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null,
+            "post_processor": null, "decoder": {"type": "Fuse"}, "truncation": null, "padding": null,
+            "model": {"type": "BPE", "vocab": vocab, "merges": [], "unk_token": "<unk>"}});
+        Tokenizer::parse("letters.json", value.to_string().into_bytes()).unwrap()
+    }
+
+    fn say(role: Role, content: &str) -> Message {
+        Message { role, content: content.to_string() }
+    }
+
+    #[test]
+    fn only_the_answers_are_learned_and_turns_hold_their_role() {
+        let messages = [
+            say(Role::System, "c"),
+            say(Role::User, "ab"),
+            say(Role::Assistant, "ba"),
+            say(Role::User, ""),
+            say(Role::Assistant, ""),
+        ];
+        let out = render(&letters(), &messages).unwrap();
+        assert_eq!(out.ids, [2, 6, 9, 4, 7, 8, 5, 8, 7, 3, 4, 5, 3]);
+        let learned: Vec<usize> = (0..out.ids.len()).filter(|i| out.target[*i]).collect();
+        assert_eq!(learned, [7, 8, 9, 12]);
+        assert_eq!(out.turns, [1..3, 3..6, 6..10, 10..11, 11..13]);
+    }
+
+    #[test]
+    fn a_prompt_ends_where_the_answer_begins() {
+        let tokenizer = letters();
+        let ids = prompt(&tokenizer, &[say(Role::User, "a")]).unwrap();
+        assert_eq!(ids, [2, 4, 7, 5]);
+        let whole = render(&tokenizer, &[say(Role::User, "a"), say(Role::Assistant, "b")]).unwrap();
+        assert_eq!(whole.ids[..4], ids, "what is asked is what was learned");
+    }
+
+    #[test]
+    fn content_cannot_end_a_turn() {
+        let out = render(&letters(), &[say(Role::User, "<eos>")]).unwrap();
+        assert_eq!(out.ids, [2, 4, 10, 11, 12, 13, 14]);
+    }
+
+    #[test]
+    fn nothing_to_say_is_an_error() {
+        assert!(render(&letters(), &[]).unwrap_err().message().contains("without messages"));
+    }
+}

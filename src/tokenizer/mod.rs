@@ -6,11 +6,13 @@
 //! `tokenizer.json` may ask for; the rooms that build batches do that themselves.
 
 pub mod chat;
+mod cut;
 mod stream;
 mod texts;
 pub mod train;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -20,6 +22,7 @@ use tokenizers::Model;
 
 use crate::base::{Digest, Error, Place, Result, fs, suggest};
 
+use cut::Cut;
 pub use stream::StreamDecoder;
 pub use texts::{Inputs, Text, Texts};
 
@@ -73,6 +76,8 @@ struct Inner {
     json: Vec<u8>,
     digest: Digest,
     vocab_size: usize,
+    /// How to cut text without the library, where that is known.
+    cut: Option<Cut>,
     /// Ids that text must not produce and decoding leaves out, without the id of unknown text.
     control: BTreeSet<u32>,
     /// The id of what the vocabulary has no token for.
@@ -112,7 +117,15 @@ impl Tokenizer {
             control.remove(&unknown);
         }
         let digest = Digest::of(&json);
-        Ok(Tokenizer(Arc::new(Inner { library, json, digest, vocab_size, control, unknown })))
+        Ok(Tokenizer(Arc::new(Inner {
+            library,
+            json,
+            digest,
+            vocab_size,
+            cut: Cut::of(&value),
+            control,
+            unknown,
+        })))
     }
 
     /// The highest id + 1, added tokens included: how many rows an embedding needs.
@@ -126,12 +139,15 @@ impl Tokenizer {
     /// # Errors
     /// When the text holds what the vocabulary has no token for and there is no unknown token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.0.library.encode_fast(text, false).map_err(|e| not_encodable(text, &e))?;
-        let ids = encoding.get_ids();
-        if ids.iter().any(|id| self.0.control.contains(id)) {
-            return self.spell_out(ids);
-        }
-        Ok(ids.to_vec())
+        let ids = match self.0.cut {
+            Some(cut) => self.encode_words(cut, text)?,
+            None => {
+                let encoding =
+                    self.0.library.encode_fast(text, false).map_err(|e| not_encodable(text, &e))?;
+                encoding.get_ids().to_vec()
+            }
+        };
+        if ids.iter().any(|id| self.0.control.contains(id)) { self.spell_out(&ids) } else { Ok(ids) }
     }
 
     /// [`Tokenizer::encode`] of each text, in parallel on the current rayon pool.
@@ -140,6 +156,24 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`], for the first text that fails.
     pub fn encode_batch(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>> {
         texts.par_iter().map(|text| self.encode(text)).collect::<Vec<_>>().into_iter().collect()
+    }
+
+    /// What the library's `encode_fast` gives, for a way of cutting that is known.
+    fn encode_words(&self, cut: Cut, text: &str) -> Result<Vec<u32>> {
+        let mut ids = Vec::with_capacity(text.len() / 4);
+        // Where the ids of a word lie that came before: most words of a text do.
+        let mut known: HashMap<String, Range<usize>> = HashMap::new();
+        cut.words(text, |word| {
+            if let Some(range) = known.get(word) {
+                ids.extend_from_within(range.clone());
+                return Ok(());
+            }
+            let start = ids.len();
+            ids.extend(self.encode_word(word)?);
+            known.insert(word.to_string(), start..ids.len());
+            Ok(())
+        })?;
+        Ok(ids)
     }
 
     /// The ids of a word as the pre-tokenizer leaves it.
@@ -311,4 +345,87 @@ fn not_encodable(text: &str, error: &dyn std::fmt::Display) -> Error {
     Error::input(format!("the text beginning {start:?} cannot be encoded"))
         .cause(error)
         .help("the tokenizer has no token for some of it and none for unknown text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn tokenizer(value: &Value) -> Result<Tokenizer> {
+        Tokenizer::parse("t/tokenizer.json", value.to_string().into_bytes())
+    }
+
+    /// A unigram model as others make them: its special tokens are pieces that match text, there is
+    /// no pre-tokenizer, and it asks for truncation and padding.
+    fn foreign() -> Value {
+        let pieces = json!([
+            ["<unk>", 0.0],
+            ["<s>", 0.0],
+            ["</s>", 0.0],
+            ["<", -3.0],
+            ["s", -2.0],
+            [">", -3.0],
+            ["a", -1.0]
+        ]);
+        let special = |id: u32, content: &str| {
+            json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": false, "special": true})
+        };
+        json!({
+            "version": "1.0",
+            "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
+            "padding": {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null,
+                "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"},
+            "added_tokens": [special(1, "<s>"), special(2, "</s>"), special(7, "<later>")],
+            "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": {"type": "Fuse"},
+            "model": {"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": false},
+        })
+    }
+
+    #[test]
+    fn another_programs_tokenizer_cannot_be_tricked_by_text() {
+        let tokenizer = tokenizer(&foreign()).unwrap();
+        assert_eq!(tokenizer.vocab_size(), 8, "with the added token");
+        assert_eq!(
+            tokenizer.encode("a<s>aaa").unwrap(),
+            [6, 3, 4, 5, 6, 6, 6],
+            "spelled out, not cut or padded"
+        );
+        assert_eq!(tokenizer.encode("x").unwrap(), [0]);
+        assert_eq!(tokenizer.decode(&[1, 6, 2, 7]).unwrap(), "a");
+        assert_eq!(tokenizer.encode_batch(&["a", "<s>"]).unwrap(), [vec![6], vec![3, 4, 5]]);
+    }
+
+    #[test]
+    fn what_a_tokenizer_lacks_is_named_with_what_it_has() {
+        let tokenizer = tokenizer(&foreign()).unwrap();
+        assert_eq!(tokenizer.special(Special::User), None);
+        let error = tokenizer.require(Special::User).unwrap_err().to_string();
+        assert!(error.contains("`<user>`") && error.contains("`<later>`"), "{error}");
+        let error = tokenizer.decode(&[8]).unwrap_err().to_string();
+        assert!(error.contains("id 8") && error.contains("0 to 7"), "{error}");
+        assert_eq!(tokenizer.decoder().push(8).as_deref(), Some("\u{FFFD}"));
+    }
+
+    #[test]
+    fn broken_files_are_refused_by_name_and_place() {
+        let error = Tokenizer::parse("t.json", b"{\n  \"version\": oops\n}".to_vec()).unwrap_err();
+        assert_eq!(error.place().map(|p| (p.line, p.file.as_str())), Some((2, "t.json")), "{error}");
+        let mut no_model = foreign();
+        no_model["model"] = json!({"type": "Neural"});
+        for value in [json!({}), json!([1]), no_model] {
+            let error = tokenizer(&value).unwrap_err();
+            assert!(error.message().contains("t/tokenizer.json"), "{error}");
+        }
+        let missing = Tokenizer::load(Path::new("no/such/tokenizer.json")).unwrap_err();
+        assert!(missing.message().contains("no/such/tokenizer.json"), "{missing}");
+    }
+
+    #[test]
+    fn bytes_have_the_symbols_of_gpt_2() {
+        let symbols: BTreeSet<char> = (0..=255).map(byte_symbol).collect();
+        assert_eq!(symbols.len(), 256);
+        assert_eq!([b' ', b'\n', b'a', 0xAD].map(byte_symbol), ['Ġ', 'Ċ', 'a', 'Ń']);
+    }
 }

@@ -8,14 +8,7 @@ use serde_json::{Value, json};
 
 use super::Algorithm;
 use crate::base::{Error, Result};
-
-/// Where SentencePiece-style text may be cut: contractions, letters, numbers, other signs, white
-/// space, as GPT-2 does it, with marks among the letters and `<` by itself.
-const PIECES: &str =
-    r"'(?:[sdmt]|ll|ve|re)| ?[\p{L}\p{M}]+| ?\p{N}+|<| ?[^\s\p{L}\p{M}\p{N}<]+|\s+(?!\S)|\s+";
-
-/// U+2581, which stands for a space.
-const SPACE: char = '▁';
+use crate::tokenizer::cut::{PIECES, SPACE};
 
 /// The form around a model that is still to be trained.
 pub struct Form {
@@ -77,6 +70,12 @@ impl Form {
     /// # Errors
     /// As [`Form::write`].
     pub fn library(&self, model: Value, special: &[String]) -> Result<tokenizers::Tokenizer> {
+        tokenizers::Tokenizer::from_bytes(self.json(model, special).to_string())
+            .map_err(|e| Error::bug(format!("the library refuses a tokenizer of ours: {e}")))
+    }
+
+    /// The whole `tokenizer.json`.
+    pub fn json(&self, model: Value, special: &[String]) -> Value {
         let added: Vec<Value> = special
             .iter()
             .enumerate()
@@ -85,13 +84,11 @@ impl Form {
                     "rstrip": false, "normalized": false, "special": true})
             })
             .collect();
-        let value = json!({
+        json!({
             "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
             "normalizer": self.normalizer, "pre_tokenizer": self.pre_tokenizer,
             "post_processor": null, "decoder": self.decoder, "model": model,
-        });
-        tokenizers::Tokenizer::from_bytes(value.to_string())
-            .map_err(|e| Error::bug(format!("the library refuses a tokenizer of ours: {e}")))
+        })
     }
 }
 

@@ -5,7 +5,7 @@
 //! every tie is broken by the text, and sums of floats are made in a fixed order.
 
 mod bpe;
-mod form;
+pub(super) mod form;
 mod unigram;
 mod words;
 
@@ -155,12 +155,7 @@ pub fn train(inputs: &Inputs, options: &Options, monitor: &dyn Monitor) -> Resul
         return Err(Error::input(bad));
     }
     let form = Form::of(options.algorithm, options.lowercase);
-    let unknown = Special::Unk.as_str();
-    let cutter = Cutter {
-        library: form.library(form::word_level(&[unknown.to_string()], unknown), &[])?,
-        characters: options.algorithm == Algorithm::Char,
-    };
-    let counted = words::count(inputs, &cutter, options, monitor)?;
+    let counted = words::count(inputs, &Cutter::of(options)?, options, monitor)?;
     let model = learn(&counted.train.words, options, monitor)?;
     let json = form.write(model, &options.special())?;
     let tokenizer = Tokenizer::parse("the trained tokenizer", json)?;

@@ -7,9 +7,11 @@ use tokenizers::{
     NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
 };
 
-use super::Options;
+use super::form::{self, Form};
+use super::{Algorithm, Options};
 use crate::base::{Digest, Error, Monitor, Result};
-use crate::tokenizer::{Inputs, Text};
+use crate::tokenizer::cut::Cut;
+use crate::tokenizer::{Inputs, Special, Text};
 
 /// Text cut into words at once, in bytes.
 const BATCH_BYTES: usize = 4 << 20;
@@ -61,43 +63,73 @@ impl Side {
     }
 }
 
-/// How a text is cut: by the library's normalizer and pre-tokenizer, or into characters.
-pub struct Cutter {
-    pub library: tokenizers::Tokenizer,
-    pub characters: bool,
+/// How a text is cut into words, as the tokenizer to be trained will do it.
+pub enum Cutter {
+    /// A way that needs no library.
+    Quick(Cut),
+    /// The library's normalizer, then each character.
+    Characters(Box<tokenizers::Tokenizer>),
+    /// The library's normalizer and pre-tokenizer.
+    Library(Box<tokenizers::Tokenizer>),
 }
 
 impl Cutter {
-    /// The words of `text`.
-    ///
     /// # Errors
-    /// When the library refuses, which its documentation does not foresee.
+    /// When the library does not take our form, which would be a mistake here.
+    pub fn of(options: &Options) -> Result<Self> {
+        let form = Form::of(options.algorithm, options.lowercase);
+        let unknown = Special::Unk.as_str();
+        let model = form::word_level(&[unknown.to_string()], unknown);
+        if let Some(cut) = Cut::of(&form.json(model.clone(), &[])) {
+            return Ok(Cutter::Quick(cut));
+        }
+        let library = Box::new(form.library(model, &[])?);
+        Ok(match options.algorithm {
+            Algorithm::Char => Cutter::Characters(library),
+            _ => Cutter::Library(library),
+        })
+    }
+
+    /// Adds the words of `text` to `counts`.
     fn count(&self, text: &str, counts: &mut HashMap<String, u64>) -> Result<()> {
-        let failed = |e: tokenizers::Error| Error::input("a text cannot be cut into words").cause(e);
-        let mut normalized = NormalizedString::from(text);
-        if let Some(normalizer) = self.library.get_normalizer() {
-            normalizer.normalize(&mut normalized).map_err(failed)?;
-        }
-        if self.characters {
-            for c in normalized.get().chars() {
-                *counts.entry(c.to_string()).or_default() += 1;
+        let mut add = |word: &str| match counts.get_mut(word) {
+            Some(count) => *count += 1,
+            None => drop(counts.insert(word.to_string(), 1)),
+        };
+        match self {
+            Cutter::Quick(cut) => {
+                return cut.words(text, |word| {
+                    add(word);
+                    Ok(())
+                });
             }
-            return Ok(());
-        }
-        let mut cut = PreTokenizedString::from(normalized);
-        if let Some(pre_tokenizer) = self.library.get_pre_tokenizer() {
-            pre_tokenizer.pre_tokenize(&mut cut).map_err(failed)?;
-        }
-        for (word, _, _) in cut.get_splits(OffsetReferential::Normalized, OffsetType::None) {
-            match counts.get_mut(word) {
-                Some(count) => *count += 1,
-                None => {
-                    counts.insert(word.to_string(), 1);
+            Cutter::Characters(library) => {
+                let mut buffer = [0; 4];
+                normalized(library, text)?.get().chars().for_each(|c| add(c.encode_utf8(&mut buffer)));
+            }
+            Cutter::Library(library) => {
+                let mut cut = PreTokenizedString::from(normalized(library, text)?);
+                if let Some(pre_tokenizer) = library.get_pre_tokenizer() {
+                    pre_tokenizer.pre_tokenize(&mut cut).map_err(|e| uncut(&e))?;
                 }
+                let splits = cut.get_splits(OffsetReferential::Normalized, OffsetType::None);
+                splits.into_iter().for_each(|(word, _, _)| add(word));
             }
         }
         Ok(())
     }
+}
+
+fn normalized(library: &tokenizers::Tokenizer, text: &str) -> Result<NormalizedString> {
+    let mut normalized = NormalizedString::from(text);
+    if let Some(normalizer) = library.get_normalizer() {
+        normalizer.normalize(&mut normalized).map_err(|e| uncut(&e))?;
+    }
+    Ok(normalized)
+}
+
+fn uncut(error: &dyn std::fmt::Display) -> Error {
+    Error::input("a text cannot be cut into words").cause(error)
 }
 
 /// A point in 0..1 that only the id decides, so that a document keeps its fate when others come.
