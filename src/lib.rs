@@ -13,6 +13,8 @@
 //!  train     optimizer, schedule, batches, the loop; pretraining and fine-tuning
 //!  eval      perplexity, bits per byte, accuracies
 //!  generate  decoding strategies over a model
+//!  query     SQL over Parquet and JSON lines
+//!  inspect   what is in a file, whatever it is
 //!  -- engine: what a build tool needs; knows no language model
 //!  stage     what a stage kind is
 //!  spec      YAML to a typed pipeline with positions; overrides
@@ -37,6 +39,15 @@ pub mod corpus;
 pub mod tokenizer;
 
 pub mod shard;
+
+pub mod eval;
+pub mod generate;
+pub mod model;
+pub mod train;
+
+pub mod query;
+
+pub mod inspect;
 
 pub mod event;
 pub mod exec;

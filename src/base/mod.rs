@@ -11,6 +11,7 @@ pub mod machine;
 pub mod monitor;
 pub mod rng;
 pub mod suggest;
+pub mod table;
 pub mod units;
 pub mod yaml;
 

@@ -2,13 +2,17 @@
 //! file beside this one and a line below.
 
 pub mod command;
+pub mod eval;
+pub mod finetune;
 pub mod ingest;
 pub mod ingest_chat;
+pub mod pretrain;
 pub mod shard;
 pub mod synthesize;
 pub mod train_tokenizer;
 
 mod texts;
+mod training;
 
 use crate::stage::{Kinds, Stage, erase};
 
@@ -16,8 +20,11 @@ use crate::stage::{Kinds, Stage, erase};
 pub fn all() -> Vec<Box<dyn Stage>> {
     vec![
         erase::<command::Command>(),
+        erase::<eval::Eval>(),
+        erase::<finetune::Finetune>(),
         erase::<ingest::Ingest>(),
         erase::<ingest_chat::IngestChat>(),
+        erase::<pretrain::Pretrain>(),
         erase::<shard::Shard>(),
         erase::<synthesize::Synthesize>(),
         erase::<train_tokenizer::TrainTokenizer>(),

@@ -14,9 +14,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use sha2::Digest as _;
-use ureq::Agent;
 use ureq::http::{HeaderMap, Uri, header};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::{Agent, Proxy};
 
 use crate::base::{Error, Monitor, Progress, Result, fs};
 
@@ -97,7 +97,7 @@ impl Default for Fetcher {
 impl Fetcher {
     /// Trusts what the platform trusts.
     pub fn new() -> Self {
-        Self::with_roots(RootCerts::PlatformVerifier)
+        Self::with(RootCerts::PlatformVerifier, Proxy::try_from_env())
     }
 
     /// Trusts the certificates of this PEM text, and no others.
@@ -105,23 +105,13 @@ impl Fetcher {
     /// # Errors
     /// When it is not PEM or holds no certificate.
     pub fn trusting(pem: &str) -> Result<Self> {
-        let mut roots: Vec<Certificate<'static>> = Vec::new();
-        for item in parse_pem(pem.as_bytes()) {
-            match item {
-                Ok(PemItem::Certificate(certificate)) => roots.push(certificate),
-                Ok(_) => {}
-                Err(e) => return Err(Error::input("the root certificates are not valid PEM").cause(e)),
-            }
-        }
-        if roots.is_empty() {
-            return Err(Error::input("there is no certificate among the root certificates"));
-        }
-        Ok(Self::with_roots(RootCerts::new_with_certs(&roots)))
+        Ok(Self::with(roots(pem)?, Proxy::try_from_env()))
     }
 
-    fn with_roots(roots: RootCerts) -> Self {
+    fn with(roots: RootCerts, proxy: Option<Proxy>) -> Self {
         let config = Agent::config_builder()
             .tls_config(TlsConfig::builder().root_certs(roots).build())
+            .proxy(proxy)
             .http_status_as_error(false)
             .timeout_connect(Some(Duration::from_secs(30)))
             .timeout_recv_response(Some(Duration::from_secs(60)))
@@ -224,6 +214,21 @@ impl Fetcher {
         });
         pieces
     }
+}
+
+fn roots(pem: &str) -> Result<RootCerts> {
+    let mut roots: Vec<Certificate<'static>> = Vec::new();
+    for item in parse_pem(pem.as_bytes()) {
+        match item {
+            Ok(PemItem::Certificate(certificate)) => roots.push(certificate),
+            Ok(_) => {}
+            Err(e) => return Err(Error::input("the root certificates are not valid PEM").cause(e)),
+        }
+    }
+    if roots.is_empty() {
+        return Err(Error::input("there is no certificate among the root certificates"));
+    }
+    Ok(RootCerts::new_with_certs(&roots))
 }
 
 /// Where the bytes come from and who watches.
@@ -649,7 +654,7 @@ mod tests {
         }
 
         fn fetch(&self, url: &str, sha256: &str) -> Result<()> {
-            quick(Fetcher::new()).fetch(url, sha256, &self.file(), &self.partials(), &Quiet)
+            quick(RootCerts::PlatformVerifier).fetch(url, sha256, &self.file(), &self.partials(), &Quiet)
         }
 
         fn files(&self) -> usize {
@@ -657,7 +662,9 @@ mod tests {
         }
     }
 
-    fn quick(mut fetcher: Fetcher) -> Fetcher {
+    /// Does not wait long, and goes to the test's server whatever proxy the environment names.
+    fn quick(roots: RootCerts) -> Fetcher {
+        let mut fetcher = Fetcher::with(roots, None);
         fetcher.backoff = Duration::from_millis(1);
         fetcher.attempts = 3;
         fetcher
@@ -863,7 +870,7 @@ mod tests {
     fn it_reports_bytes_and_stops_on_request_and_goes_on_later() {
         let server = Server::start(|_, asked| serve(&content(), asked));
         let (place, sha) = (Place::new(), sha(&content()));
-        let fetcher = quick(Fetcher::new());
+        let fetcher = quick(RootCerts::PlatformVerifier);
         let monitor = watch(200_000);
         let error = fetcher.fetch(&server.url, &sha, &place.file(), &place.partials(), &monitor).unwrap_err();
         assert!(error.is_cancelled(), "{error}");
@@ -903,7 +910,7 @@ mod tests {
         assert!(error.contains("no secure connection") && error.contains("SSL_CERT_FILE"), "{error}");
         assert!(server.asked().is_empty(), "nothing is asked of a server that is not trusted");
 
-        let fetcher = quick(Fetcher::trusting(&pem).unwrap());
+        let fetcher = quick(roots(&pem).unwrap());
         fetcher.fetch(&server.url, &sha, &place.file(), &place.partials(), &Quiet).unwrap();
         assert_eq!(fs::read(&place.file()).unwrap(), content());
         assert!(Fetcher::trusting("nothing").is_err());

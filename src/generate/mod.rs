@@ -1,0 +1,221 @@
+//! Decoding: from a model's probabilities to text. Greedy, sampling (temperature, top-k, top-p) and
+//! beam search, with a repetition penalty, a KV cache and streaming.
+//!
+//! Positions are learned, so a model can hold `seq_len` tokens and no more. When they are full, the
+//! older half is forgotten and the newer half read again ([`Session::feed`]).
+
+mod beam;
+mod choose;
+
+use std::ops::ControlFlow;
+
+use crate::base::{Error, Result, Rng};
+use crate::model::{Cache, Model, math};
+use crate::tokenizer::Special;
+
+pub use choose::Chooser;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Strategy {
+    /// Always the likeliest token.
+    Greedy,
+    /// Drawn by probability, after temperature, top-k and top-p.
+    #[default]
+    Sample,
+    /// The likeliest of `num_beams` continuations that are followed side by side.
+    Beam,
+}
+
+/// How to decode.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub strategy: Strategy,
+    /// Divides the logits: below 1 bolder, above 1 more varied.
+    pub temperature: f64,
+    /// Only the k likeliest tokens; 0 for all.
+    pub top_k: usize,
+    /// Only the likeliest tokens that together have this probability; 1 for all (Holtzman et al., 2020).
+    pub top_p: f64,
+    pub num_beams: usize,
+    /// Divides positive and multiplies negative logits of tokens already there (Keskar et al., 2019);
+    /// 1 changes nothing.
+    pub repetition_penalty: f64,
+    pub max_new_tokens: usize,
+    pub seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            strategy: Strategy::Sample,
+            temperature: 0.8,
+            top_k: 40,
+            top_p: 0.95,
+            num_beams: 4,
+            repetition_penalty: 1.0,
+            max_new_tokens: 100,
+            seed: 0,
+        }
+    }
+}
+
+impl Options {
+    /// Values that make no sense, each with its flag.
+    ///
+    /// # Errors
+    /// The first of them.
+    pub fn check(&self) -> Result<()> {
+        let wrong = |flag: &str, found: String, expected: &str| {
+            Err(Error::usage(format!("--{flag} {found}: expected {expected}")))
+        };
+        if !(self.temperature.is_finite() && self.temperature > 0.0) {
+            return wrong(
+                "temperature",
+                self.temperature.to_string(),
+                "a number above 0; for 0 use --strategy greedy",
+            );
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return wrong("top-p", self.top_p.to_string(), "a number above 0, at most 1");
+        }
+        if self.num_beams == 0 || self.num_beams > 64 {
+            return wrong("num-beams", self.num_beams.to_string(), "1 to 64");
+        }
+        if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
+            return wrong("repetition-penalty", self.repetition_penalty.to_string(), "a number above 0");
+        }
+        Ok(())
+    }
+}
+
+/// A model in the middle of a text: what it has read, its cache, and what it expects next.
+#[derive(Clone)]
+pub struct Session<'a> {
+    model: &'a Model,
+    cache: Cache,
+    /// All tokens read so far, forgotten ones included.
+    pub tokens: Vec<u32>,
+    /// `[V]`, of what comes next; empty before anything is read.
+    pub logits: Vec<f32>,
+}
+
+impl<'a> Session<'a> {
+    pub fn new(model: &'a Model) -> Self {
+        Session { model, cache: Cache::default(), tokens: Vec::new(), logits: Vec::new() }
+    }
+
+    /// Reads `ids`. When there are more than the model holds, only the newest half of its room is kept.
+    ///
+    /// # Errors
+    /// An id that the model does not have.
+    pub fn feed(&mut self, ids: &[u32]) -> Result<()> {
+        let gpt = &self.model.gpt;
+        if let Some(id) = ids.iter().find(|id| **id as usize >= gpt.config.vocab_size) {
+            return Err(Error::input(format!(
+                "token {id} is beyond the model's {} tokens",
+                gpt.config.vocab_size
+            )));
+        }
+        if ids.is_empty() {
+            return Ok(());
+        }
+        self.tokens.extend_from_slice(ids);
+        let room = gpt.config.seq_len;
+        if self.cache.len() + ids.len() <= room {
+            self.logits = gpt.next(ids, &mut self.cache).map_err(math)?;
+            return Ok(());
+        }
+        let kept = self.tokens.len().min(room.div_ceil(2));
+        let newest = self.tokens[self.tokens.len() - kept..].to_vec();
+        self.cache = Cache::default();
+        self.logits = gpt.next(&newest, &mut self.cache).map_err(math)?;
+        Ok(())
+    }
+}
+
+/// Continues `session` until an end token, `max_new_tokens`, or the listener's `Break`. Gives the new
+/// tokens without the end token.
+///
+/// # Errors
+/// When nothing was read yet, or the model's math fails.
+pub fn generate(
+    session: &mut Session,
+    options: &Options,
+    on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+) -> Result<Vec<u32>> {
+    if session.logits.is_empty() {
+        return Err(Error::input("there is nothing to continue: the prompt has no tokens"));
+    }
+    let chooser = Chooser::new(session.model, options);
+    if options.strategy == Strategy::Beam {
+        let ids = beam::search(session, &chooser, options)?;
+        session.feed(&ids)?;
+        for id in &ids {
+            if on_token(*id).is_break() {
+                break;
+            }
+        }
+        return Ok(ids);
+    }
+    let mut rng = Rng::new(options.seed, "generate");
+    let mut out = Vec::new();
+    while out.len() < options.max_new_tokens {
+        let id = match options.strategy {
+            Strategy::Greedy => chooser.likeliest(session),
+            _ => chooser.draw(session, &mut rng),
+        };
+        if chooser.ends(id) {
+            break;
+        }
+        out.push(id);
+        let go_on = on_token(id);
+        session.feed(&[id])?;
+        if go_on.is_break() {
+            break;
+        }
+    }
+    Ok(out)
+}
+
+/// The tokens of a plain prompt, `<bos>` in front where the tokenizer has one.
+///
+/// # Errors
+/// When it cannot be encoded.
+pub fn prompt_ids(model: &Model, prompt: &str) -> Result<Vec<u32>> {
+    let mut ids: Vec<u32> = model.tokenizer.special(Special::Bos).into_iter().collect();
+    ids.extend(model.tokenizer.encode(prompt)?);
+    Ok(ids)
+}
+
+/// What the model says behind `prompt`.
+///
+/// # Errors
+/// As [`generate`].
+pub fn text(model: &Model, prompt: &str, options: &Options) -> Result<String> {
+    continuation(model, &prompt_ids(model, prompt)?, options)
+}
+
+/// What the model says behind `ids`, as text that can be put behind theirs.
+///
+/// # Errors
+/// As [`generate`].
+pub fn continuation(model: &Model, ids: &[u32], options: &Options) -> Result<String> {
+    let mut session = Session::new(model);
+    session.feed(ids)?;
+    let mut decoder = model.tokenizer.decoder();
+    // The first new token is decoded behind the prompt's last, which decides about a space.
+    for id in ids {
+        decoder.push(*id);
+    }
+    decoder.finish();
+    let mut text = String::new();
+    generate(&mut session, options, &mut |id| {
+        text.extend(decoder.push(id));
+        ControlFlow::Continue(())
+    })?;
+    text.extend(decoder.finish());
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests;

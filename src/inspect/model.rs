@@ -1,0 +1,224 @@
+//! The weights of a model: a safetensors file, of which only the header is read, and its
+//! `config.json`.
+//!
+//! The form is that of <https://huggingface.co/docs/safetensors>: 8 bytes with the length of a JSON
+//! header, the header, the bytes of all tensors without gaps.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Options, Page, json, plain};
+use crate::base::table::Table;
+use crate::base::{Error, Result, fs, units};
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Model {
+    /// A weight that two tensors share is counted once.
+    pub parameters: u64,
+    pub tensor_bytes: u64,
+    /// In the order of their names, numbers by their value.
+    pub tensors: Vec<Tensor>,
+    /// The output projection, when it holds the same numbers as the token embedding.
+    pub tied: Option<Tied>,
+    /// What the writer put into the header.
+    pub metadata: BTreeMap<String, String>,
+    /// `config.json`.
+    pub config: Option<Value>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct Tensor {
+    pub name: String,
+    pub dtype: String,
+    pub shape: Vec<u64>,
+    pub bytes: u64,
+    #[serde(skip)]
+    start: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Tied {
+    pub output: String,
+    pub embedding: String,
+}
+
+/// The name of a model's configuration.
+pub(super) const CONFIG: &str = "config.json";
+
+/// No header is longer (the limit of the safetensors library).
+const LONGEST_HEADER: u64 = 100_000_000;
+
+/// The length of the header is far below that of 8 bytes of text, and an object follows.
+pub(super) fn is_safetensors(head: &[u8]) -> bool {
+    let length = head.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+    length.is_some_and(|n| (2..=LONGEST_HEADER).contains(&n)) && head.get(8) == Some(&b'{')
+}
+
+/// # Errors
+/// When the header is damaged, or the file is not as long as the header says.
+pub(super) fn read(path: &Path, options: &Options) -> Result<Model> {
+    let mut file = fs::open(path)?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(|e| Error::io("read", path, &e))?;
+    let data = 8 + u64::from_le_bytes(length);
+    let size = fs::size(path)?;
+    if data > size {
+        return Err(Error::input(format!(
+            "this model is cut off: its header should end at byte {data}, and the file has {size}"
+        )));
+    }
+    let header = read_at(&mut file, path, 8, data - 8)?;
+    let (tensors, metadata) = parse(&header)?;
+    whole(&tensors, size - data)?;
+    let tied = tied(&mut file, path, data, &tensors)?;
+    let twice = tied.as_ref().and_then(|tied| tensors.iter().find(|t| t.name == tied.output));
+    let parameters = tensors.iter().map(Tensor::elements).sum::<u64>() - twice.map_or(0, Tensor::elements);
+    let beside = path.with_file_name(CONFIG);
+    let config = options.config.as_deref().or(Some(beside.as_path()).filter(|p| p.is_file()));
+    Ok(Model {
+        parameters,
+        tensor_bytes: size - data,
+        tensors,
+        tied,
+        metadata,
+        config: config.map(json::read).transpose()?,
+    })
+}
+
+fn read_at(file: &mut File, path: &Path, start: u64, length: u64) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; length as usize];
+    file.seek(SeekFrom::Start(start))
+        .and_then(|_| file.read_exact(&mut bytes))
+        .map_err(|e| Error::io("read", path, &e))?;
+    Ok(bytes)
+}
+
+/// A tensor as the header tells it.
+#[derive(Deserialize)]
+struct Declared {
+    dtype: Dtype,
+    shape: Vec<u64>,
+    data_offsets: (u64, u64),
+}
+
+fn parse(header: &[u8]) -> Result<(Vec<Tensor>, BTreeMap<String, String>)> {
+    let unreadable = |e: serde_json::Error| Error::input("the header of this model is damaged").cause(e);
+    let mut entries: BTreeMap<String, Value> = serde_json::from_slice(header).map_err(unreadable)?;
+    let metadata = match entries.remove("__metadata__") {
+        Some(value) => serde_json::from_value(value).map_err(unreadable)?,
+        None => BTreeMap::new(),
+    };
+    let mut tensors = Vec::new();
+    for (name, value) in entries {
+        let declared: Declared = serde_json::from_value(value)
+            .map_err(|e| Error::input(format!("the tensor `{name}` is declared wrongly")).cause(e))?;
+        tensors.push(declared.tensor(name)?);
+    }
+    tensors.sort_by_key(|tensor| natural(&tensor.name));
+    Ok((tensors, metadata))
+}
+
+impl Declared {
+    fn tensor(self, name: String) -> Result<Tensor> {
+        let (start, end) = self.data_offsets;
+        let bits = self.shape.iter().try_fold(self.dtype.bitsize() as u64, |bits, n| bits.checked_mul(*n));
+        let bytes = end.checked_sub(start);
+        if bits.is_none() || bytes.and_then(|b| b.checked_mul(8)) != bits {
+            return Err(Error::input(format!(
+                "the tensor `{name}`, {:?} {:?}, does not fit its bytes {start}..{end}",
+                self.dtype, self.shape
+            )));
+        }
+        let dtype = format!("{:?}", self.dtype);
+        Ok(Tensor { name, dtype, shape: self.shape, bytes: end - start, start })
+    }
+}
+
+/// The tensors lie one after the other from the first byte of the data to the last.
+fn whole(tensors: &[Tensor], available: u64) -> Result<()> {
+    let mut order: Vec<&Tensor> = tensors.iter().collect();
+    order.sort_by_key(|tensor| (tensor.start, tensor.bytes));
+    let mut end = 0;
+    for tensor in order {
+        if tensor.start != end {
+            let Tensor { name, start, .. } = tensor;
+            return Err(Error::input(format!("the tensor `{name}` begins at byte {start}, expected {end}")));
+        }
+        end += tensor.bytes;
+    }
+    if end != available {
+        let what = if available < end { "cut off" } else { "followed by other bytes" };
+        return Err(Error::input(format!(
+            "this model is {what}: {available} bytes of tensors, expected {end}"
+        )));
+    }
+    Ok(())
+}
+
+/// An output projection whose bytes are those of a token embedding.
+fn tied(file: &mut File, path: &Path, data: u64, tensors: &[Tensor]) -> Result<Option<Tied>> {
+    let ends = |tensor: &Tensor, names: &[&str]| names.iter().any(|name| tensor.name.ends_with(name));
+    let outputs = tensors.iter().filter(|t| ends(t, &["lm_head.weight", "output.weight", "head.weight"]));
+    for output in outputs {
+        let embeds =
+            ["wte.weight", "embed_tokens.weight", "embedding.weight", "embeddings.weight", "embed.weight"];
+        let twin = |t: &&Tensor| ends(t, &embeds) && t.shape == output.shape && t.dtype == output.dtype;
+        for embedding in tensors.iter().filter(twin) {
+            let bytes = read_at(file, path, data + output.start, output.bytes)?;
+            if bytes == read_at(file, path, data + embedding.start, embedding.bytes)? {
+                return Ok(Some(Tied { output: output.name.clone(), embedding: embedding.name.clone() }));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// A key by which `h.2` comes before `h.10`.
+fn natural(name: &str) -> Vec<(u64, String)> {
+    let part = |part: &str| part.parse().map_or((u64::MAX, part.to_string()), |n| (n, String::new()));
+    name.split('.').map(part).collect()
+}
+
+impl Tensor {
+    fn elements(&self) -> u64 {
+        self.shape.iter().product()
+    }
+}
+
+impl Model {
+    pub(super) fn summary(&self) -> String {
+        format!("model of {} parameters in {} tensors", units::count(self.parameters), self.tensors.len())
+    }
+
+    pub(super) fn render(&self, page: &mut Page) {
+        page.field("parameters", Some(units::count(self.parameters)));
+        page.field("tensors", Some(format!("{}, {}", self.tensors.len(), units::bytes(self.tensor_bytes))));
+        let tied =
+            self.tied.as_ref().map(|tied| format!("{} = {}, counted once", tied.output, tied.embedding));
+        page.field("tied", tied);
+        page.pairs(&self.metadata);
+        if let Some(Value::Object(config)) = &self.config {
+            let pairs: Vec<String> =
+                config.iter().map(|(key, value)| format!("{key}={}", plain(value))).collect();
+            page.field("config", Some(pairs.join(" ")));
+        }
+        let mut table = Table::new(["tensor", "dtype", ">shape", ">parameters", ">size"]);
+        for tensor in &self.tensors {
+            let shape: Vec<String> = tensor.shape.iter().map(u64::to_string).collect();
+            table.push([
+                tensor.name.clone(),
+                tensor.dtype.clone(),
+                shape.join(" × "),
+                units::count(tensor.elements()),
+                units::bytes(tensor.bytes),
+            ]);
+        }
+        page.table(&table);
+    }
+}

@@ -1,0 +1,155 @@
+//! `finetune`: a pretrained model learns to answer. Loss on the assistant's tokens only.
+
+use super::training::training_params;
+use crate::base::{Error, Result, units};
+use crate::corpus::conversation::{self, ConversationReader};
+use crate::model::{CONFIG_FILE, Gpt, Model, TOKENIZER_FILE, WEIGHTS_FILE};
+use crate::shard::{Split, split_of};
+use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port};
+use crate::tokenizer::{Special, Tokenizer, chat};
+use crate::train::{self, Packed, pack};
+
+pub struct Finetune;
+
+training_params! {
+    /// How the model is tuned.
+    Params;
+    defaults { steps: 300, learning_rate: 0.001, warmup_steps: 20 }
+    own {
+        /// The share of conversations, by digest, held out for validation; the rule of `shard`.
+        validation_fraction: f64 = 0.05,
+    }
+}
+
+/// Below this no exchange fits.
+const SHORTEST: u64 = 16;
+
+impl Kind for Finetune {
+    type Params = Params;
+
+    fn info() -> Info {
+        Info {
+            name: "finetune",
+            version: 1,
+            summary: "Teaches a pretrained model to answer, on conversations.",
+            inputs: vec![
+                Port::new("model", "model", "The pretrained model."),
+                Port::new("tokenizer", "tokenizer", "The model's tokenizer, or one with further tokens.")
+                    .or_source(&["tokenizer.json", ".json"]),
+                Port::new("chats", "conversations", "What it learns to say.").many(),
+            ],
+            outputs: vec![Port::new(
+                "model",
+                "model",
+                "`model.safetensors`, `config.json`, `tokenizer.json`; metrics and samples.",
+            )],
+            open: false,
+            seeded: true,
+            parallel: true,
+            not_in_key: &[],
+        }
+    }
+
+    fn check(params: &Params, inputs: &Connected) -> Vec<Issue> {
+        let mut issues = params.ranges();
+        if !(0.0..1.0).contains(&params.validation_fraction) {
+            let found = params.validation_fraction;
+            issues.push(Issue::param("validation_fraction", format!("expected 0 to below 1, found {found}")));
+        }
+        if let Some((up, len)) = inputs.number("model", "seq_len").filter(|(_, len)| *len < SHORTEST) {
+            let what = format!("`{}` holds {len} tokens, too few for an exchange", up.label);
+            issues
+                .push(Issue::input("model", what).help(format!("pretrain with seq_len {SHORTEST} or more")));
+        }
+        issues
+    }
+
+    fn facts(_: &Params, inputs: &Connected, _: &str) -> Facts {
+        let size = |port| inputs.number(port, "vocab_size").map(|(_, n)| n);
+        let mut facts = Facts::new();
+        if let (Some(model), Some(tokenizer)) = (size("model"), size("tokenizer")) {
+            // The embedding is extended when the tokenizer has more.
+            facts.insert("vocab_size".into(), model.max(tokenizer).into());
+        }
+        if let Some((_, len)) = inputs.number("model", "seq_len") {
+            facts.insert("seq_len".into(), len.into());
+        }
+        facts
+    }
+
+    fn run(params: &Params, ctx: &Context) -> Result<()> {
+        let model = load(params, ctx)?;
+        let seq_len = model.gpt.config.seq_len;
+        if (seq_len as u64) < SHORTEST {
+            return Err(Error::input(format!("a model of {seq_len} positions holds no exchange")));
+        }
+        let (train, validation) = rows(params, ctx, &model)?;
+        let folder = ctx.output("model")?;
+        train::run(&model, &train, &validation, &params.options(ctx.seed), folder, ctx.monitor)?;
+        model.save(folder)
+    }
+}
+
+/// The model with the tokenizer that is connected, its embedding extended where that has new tokens.
+fn load(params: &Params, ctx: &Context) -> Result<Model> {
+    let input = ctx.input("model")?;
+    let mut gpt = Gpt::load(input.file(CONFIG_FILE)?, input.file(WEIGHTS_FILE)?)?;
+    let own = Tokenizer::load(input.file(TOKENIZER_FILE)?)?;
+    let tokenizer = Tokenizer::load(ctx.input("tokenizer")?.file_or_only(TOKENIZER_FILE)?)?;
+    for id in 0..own.vocab_size().min(gpt.config.vocab_size) as u32 {
+        let (old, new) = (own.token(id), tokenizer.token(id));
+        if old != new {
+            let shown = |t: Option<String>| t.map_or("nothing".to_string(), |t| format!("`{t}`"));
+            return Err(Error::input(format!(
+                "token {id} is {} for the model and {} for the tokenizer",
+                shown(old),
+                shown(new)
+            ))
+            .help("connect the tokenizer that the model was trained with, or one that only adds to it"));
+        }
+    }
+    if tokenizer.vocab_size() > gpt.config.vocab_size {
+        tracing::info!(
+            "the embedding grows from {} to {} tokens",
+            gpt.config.vocab_size,
+            tokenizer.vocab_size()
+        );
+        gpt = gpt.extended(tokenizer.vocab_size(), ctx.seed)?;
+    }
+    if let Some(dropout) = params.dropout {
+        gpt.config.dropout = dropout;
+    }
+    Ok(Model { gpt, tokenizer })
+}
+
+/// The conversations packed into rows, to train on and held out.
+fn rows(params: &Params, ctx: &Context, model: &Model) -> Result<(Packed, Packed)> {
+    let pad = model.tokenizer.require(Special::Pad)?;
+    let seq_len = model.gpt.config.seq_len;
+    let mut splits = [Vec::new(), Vec::new()];
+    let (mut read, mut total) = (0, 0);
+    for artifact in ctx.all("chats") {
+        let reader = ConversationReader::open(artifact.file(conversation::FILE_NAME)?)?;
+        total += reader.rows;
+        for conversation in reader {
+            let conversation = conversation?;
+            read += 1;
+            if read % 512 == 0 {
+                ctx.monitor.step("packing", read, Some(total), "conversations")?;
+            }
+            let split = split_of(&conversation.id, params.validation_fraction);
+            let rendered = chat::render(&model.tokenizer, &conversation.messages)?;
+            splits[usize::from(split == Split::Validation)].push(rendered);
+        }
+    }
+    let [train, validation] = splits.map(|all| pack(all.into_iter(), seq_len + 1));
+    tracing::info!(
+        "{} conversations in {} rows of {seq_len} tokens, {} rows held out; {} conversations split, {} exchanges cut",
+        units::count(read),
+        units::count(train.rows.len() as u64),
+        validation.rows.len(),
+        train.split + validation.split,
+        train.cut + validation.cut
+    );
+    Ok((Packed::new(train.rows, seq_len, pad), Packed::new(validation.rows, seq_len, pad)))
+}

@@ -1,0 +1,98 @@
+//! One value of a frame: as JSON, which keeps everything, and as a short text for a terminal.
+
+use polars::prelude::{AnyValue, Series};
+use serde_json::{Number, Value};
+
+/// The value as JSON: lists as arrays, structs as objects. What JSON has no form for becomes a
+/// string: dates, decimals, bytes (`0x…`), and numbers that are not finite.
+pub fn json(value: &AnyValue) -> Value {
+    match value {
+        AnyValue::Null => Value::Null,
+        AnyValue::Boolean(v) => Value::Bool(*v),
+        AnyValue::List(items) | AnyValue::Array(items, _) => items.iter().map(|item| json(&item)).collect(),
+        AnyValue::Struct(..) => json(&value.clone().into_static()),
+        AnyValue::StructOwned(fields) => {
+            let names = fields.1.iter().map(|field| field.name.to_string());
+            Value::Object(names.zip(fields.0.iter().map(json)).collect())
+        }
+        AnyValue::Binary(bytes) => Value::String(hex(bytes)),
+        AnyValue::BinaryOwned(bytes) => Value::String(hex(bytes)),
+        AnyValue::Float32(v) => float(f64::from(*v), v.to_string()),
+        AnyValue::Float64(v) => float(*v, v.to_string()),
+        other => match other.get_str() {
+            Some(text) => Value::String(text.to_string()),
+            None => number(other).unwrap_or_else(|| Value::String(other.to_string())),
+        },
+    }
+}
+
+fn number(value: &AnyValue) -> Option<Value> {
+    if !value.is_integer() {
+        return None;
+    }
+    // Through text, as polars' integers are of ten types; those beyond 64 bits stay text.
+    serde_json::from_str::<Number>(&value.to_string()).ok().map(Value::Number)
+}
+
+/// `shortest` is the shortest text of the number in its own precision: 0.1 rather than
+/// 0.10000000149011612 for a single.
+fn float(value: f64, shortest: String) -> Value {
+    if !value.is_finite() {
+        return Value::String(shortest);
+    }
+    Number::from_f64(shortest.parse().unwrap_or(value)).map_or(Value::Null, Value::Number)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold("0x".to_string(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+/// The value in about `max` characters on a line: no more of a long list is looked at than shows.
+pub fn text(value: &AnyValue, max: usize) -> String {
+    let mut out = String::new();
+    write(value, &mut out, max, false);
+    crate::base::table::shorten(&out, max)
+}
+
+fn write(value: &AnyValue, out: &mut String, max: usize, nested: bool) {
+    match value {
+        AnyValue::List(items) | AnyValue::Array(items, _) => list(items, out, max),
+        AnyValue::Struct(..) => write(&value.clone().into_static(), out, max, nested),
+        AnyValue::StructOwned(fields) => {
+            for (i, (field, value)) in fields.1.iter().zip(&fields.0).enumerate() {
+                out.push_str(if i == 0 { "{" } else { ", " });
+                out.push_str(&field.name);
+                out.push_str(": ");
+                write(value, out, max, true);
+            }
+            out.push('}');
+        }
+        other => match (other.get_str(), nested) {
+            (Some(text), false) => out.extend(text.chars().take(max + 1)),
+            (Some(text), true) => {
+                out.push('"');
+                out.extend(text.chars().take(max + 1));
+                out.push('"');
+            }
+            (None, _) => match json(other) {
+                Value::String(text) => out.push_str(&text),
+                value => out.push_str(&value.to_string()),
+            },
+        },
+    }
+}
+
+fn list(items: &Series, out: &mut String, max: usize) {
+    out.push('[');
+    for (i, item) in items.iter().enumerate() {
+        if i > 0 {
+            out.push_str(", ");
+        }
+        // Bytes are at least as many as characters: once past, nothing more would show.
+        if out.len() > 4 * max {
+            break;
+        }
+        write(&item, out, max, true);
+    }
+    out.push(']');
+}

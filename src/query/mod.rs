@@ -1,0 +1,289 @@
+//! SQL over Parquet and JSON lines, through polars; and values of a frame as text and as JSON.
+//!
+//! Reads files that are handed to it under the names of tables: what an artifact is and where its
+//! files lie is the caller's business. Nothing is written.
+
+pub mod cell;
+mod frame;
+mod guard;
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use polars::prelude::{
+    DataFrame, Engine, HiveOptions, LazyFileListReader, LazyFrame, LazyJsonLineReader, PolarsError,
+    PolarsResult, ScanArgsParquet, ScanSources, UnionArgs, concat,
+};
+use polars::sql::SQLContext;
+
+pub use frame::Frame;
+pub(crate) use guard::guarded;
+
+use crate::base::table::shorten;
+use crate::base::{Error, Result, fs, suggest};
+
+/// Files of one schema, whose rows follow each other, under the name that the SQL knows them by.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// See [`table_name`].
+    pub name: String,
+    /// All Parquet or all JSON lines, which their content tells: names need no ending.
+    pub files: Vec<PathBuf>,
+}
+
+/// How the rows of a file are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Parquet,
+    JsonLines,
+}
+
+impl Format {
+    /// What the first bytes tell.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is empty, or is neither.
+    pub fn of(path: &Path) -> Result<Self> {
+        let mut head = Vec::new();
+        let reader = fs::open(path)?.take(4096).read_to_end(&mut head);
+        reader.map_err(|e| Error::io("read", path, &e))?;
+        let shown = path.display();
+        match head.trim_ascii_start() {
+            [] if head.is_empty() => {
+                Err(Error::input(format!("`{shown}` is empty: there is nothing to query")))
+            }
+            bytes if bytes.starts_with(b"PAR1") => Ok(Format::Parquet),
+            [b'{', ..] => Ok(Format::JsonLines),
+            _ => Err(Error::input(format!("`{shown}` is neither Parquet nor JSON lines"))
+                .help("a table is a Parquet file, or a file with one JSON object a line")),
+        }
+    }
+}
+
+/// `text` as a name that SQL takes without quotes: `train-00000.parquet` gives `train_00000`.
+pub fn table_name(text: &str) -> String {
+    let stem = text.rsplit(['/', '\\']).next().unwrap_or(text);
+    let stem = stem.split('.').find(|part| !part.is_empty()).unwrap_or(stem);
+    let name: String =
+        stem.chars().map(|c| if c.is_alphanumeric() { c.to_ascii_lowercase() } else { '_' }).collect();
+    if name.starts_with(|c: char| c.is_ascii_digit()) || name.is_empty() { format!("t_{name}") } else { name }
+}
+
+/// Names under which a table is known when it is the only one.
+const ONLY: [&str; 2] = ["self", "t"];
+
+/// SQL is no longer than this: its depth is bounded by its length, and [`STACK`] is deep enough for it.
+const LONGEST: usize = 16 << 10;
+/// Polars walks through expressions by recursion. Only what is touched takes memory.
+const STACK: usize = 1 << 30;
+/// The statements that polars knows and that would change a table, were there one in memory.
+const CHANGES: [&str; 4] = ["create", "delete", "drop", "truncate"];
+
+/// The rows that `sql` selects from `sources`, at most `limit` of them.
+///
+/// A single source is also known as `self` and as `t`. The dialect is polars':
+/// <https://docs.pola.rs/api/python/stable/reference/sql/>.
+///
+/// # Errors
+/// Files that are neither Parquet nor JSON lines or are damaged; SQL that cannot be parsed, or names
+/// tables and columns that are not there.
+pub fn query(sources: &[Source], sql: &str, limit: Option<usize>) -> Result<Frame> {
+    if sql.len() > LONGEST {
+        return Err(Error::usage(format!(
+            "the query is {} bytes long, at most {LONGEST} are taken",
+            sql.len()
+        )));
+    }
+    let first = sql.split_whitespace().next().unwrap_or_default().to_lowercase();
+    if CHANGES.contains(&first.as_str()) {
+        return Err(Error::usage(format!("`{first}` would change a table: queries only read")));
+    }
+    thread::scope(|scope| {
+        let deep = thread::Builder::new().stack_size(STACK);
+        let running = deep.spawn_scoped(scope, || guarded(|| run(sources, sql, limit)));
+        let running = running.map_err(|e| Error::input(format!("no thread to query in: {e}")))?;
+        running.join().unwrap_or_else(|_| Err("its thread ended".to_string())).unwrap_or_else(|said| {
+            Err(Error::input(format!("polars gave up at this query: {}", shorten(sql, 500)))
+                .cause(said)
+                .help("a damaged file is the usual cause: `tinylm inspect` tells more"))
+        })
+    })
+}
+
+fn run(sources: &[Source], sql: &str, limit: Option<usize>) -> Result<Frame> {
+    let mut context = SQLContext::new();
+    let mut tables = Vec::new();
+    for source in sources {
+        if tables.iter().any(|t: &Known| t.name == source.name) {
+            return Err(Error::usage(format!("two tables are called `{}`", source.name)));
+        }
+        let mut rows = scan(source)?;
+        let schema = rows.collect_schema().map_err(|e| unreadable(source, &e))?;
+        let columns = schema.iter_names().map(|n| n.to_string()).collect();
+        for also in ONLY.iter().filter(|_| sources.len() == 1) {
+            context.register(also, rows.clone());
+        }
+        context.register(&source.name, rows);
+        tables.push(Known { name: source.name.clone(), columns });
+    }
+    let selected = context.execute(sql).map_err(|e| wrong(sql, &e, &tables))?;
+    // One row more than wanted tells whether there are more.
+    let rows = match limit {
+        Some(limit) => selected.limit(limit.saturating_add(1).min(u32::MAX as usize) as u32),
+        None => selected,
+    };
+    let all = collect(rows).map_err(|e| damaged(sources).unwrap_or_else(|| wrong(sql, &e, &tables)))?;
+    Ok(match limit {
+        Some(limit) if all.height() > limit => Frame::new(all.head(Some(limit)), true),
+        _ => Frame::new(all, false),
+    })
+}
+
+/// A table that a message can name.
+struct Known {
+    name: String,
+    columns: Vec<String>,
+}
+
+pub(crate) fn collect(rows: LazyFrame) -> PolarsResult<DataFrame> {
+    // The streaming engine holds a part of the rows at a time.
+    Ok(rows.collect_with_engine(Engine::Streaming)?.unwrap_single())
+}
+
+/// The rows of all files of `source`; integer columns of different widths become the widest.
+fn scan(source: &Source) -> Result<LazyFrame> {
+    let first = source.files.first();
+    let first = first.ok_or_else(|| Error::usage(format!("the table `{}` has no files", source.name)))?;
+    let format = Format::of(first)?;
+    let mut parts = Vec::new();
+    for path in &source.files {
+        if Format::of(path)? != format {
+            return Err(Error::input(format!(
+                "the table `{}` mixes Parquet and JSON lines: `{}` and `{}`",
+                source.name,
+                first.display(),
+                path.display()
+            )));
+        }
+        parts.push(match format {
+            Format::Parquet => scan_parquet(path)?,
+            Format::JsonLines => scan_json_lines(path)?,
+        });
+    }
+    if parts.len() == 1 {
+        return Ok(parts.remove(0));
+    }
+    let together = UnionArgs { to_supertypes: true, ..Default::default() };
+    concat(parts, together).map_err(|e| unreadable(source, &e))
+}
+
+/// An open file rather than a path: in a path, polars would expand `*` and `[`.
+fn opened(path: &Path) -> Result<ScanSources> {
+    Ok(ScanSources::Files(Arc::new([fs::open(path)?])))
+}
+
+/// The rows of one Parquet file.
+///
+/// # Errors
+/// When it cannot be opened or is not Parquet.
+pub(crate) fn scan_parquet(path: &Path) -> Result<LazyFrame> {
+    // Nor does a path tell columns (`year=2024/…`).
+    let hive_options = HiveOptions::new_disabled();
+    let options = ScanArgsParquet { glob: false, hive_options, ..Default::default() };
+    LazyFrame::scan_parquet_sources(opened(path)?, options).map_err(|e| not_parquet(path, &e))
+}
+
+fn scan_json_lines(path: &Path) -> Result<LazyFrame> {
+    // Every line tells its columns: a column that first appears in line 101 is a column too.
+    let reader = LazyJsonLineReader::new_with_sources(opened(path)?).with_infer_schema_length(None);
+    reader.finish().map_err(|e| first_bad_line(path).unwrap_or_else(|| not_parquet(path, &e)))
+}
+
+fn not_parquet(path: &Path, error: &PolarsError) -> Error {
+    Error::input(format!("cannot read `{}` as a table", path.display())).cause(root(error))
+}
+
+fn unreadable(source: &Source, error: &PolarsError) -> Error {
+    damaged(std::slice::from_ref(source)).unwrap_or_else(|| {
+        Error::input(format!("cannot read the table `{}`", source.name)).cause(root(error))
+    })
+}
+
+/// The place in a file that makes it unreadable, where polars tells none.
+fn damaged(sources: &[Source]) -> Option<Error> {
+    let files = sources.iter().flat_map(|s| &s.files);
+    files
+        .filter(|path| Format::of(path).is_ok_and(|f| f == Format::JsonLines))
+        .find_map(|p| first_bad_line(p))
+}
+
+pub(crate) fn first_bad_line(path: &Path) -> Option<Error> {
+    let mut reader = BufReader::new(fs::open(path).ok()?);
+    let mut line = Vec::new();
+    for number in 1.. {
+        line.clear();
+        if reader.read_until(b'\n', &mut line).ok()? == 0 {
+            return None;
+        }
+        let text = line.trim_ascii_end();
+        if !text.is_empty()
+            && let Err(e) = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(text)
+        {
+            let mut place =
+                fs::place_of_byte(&path.display().to_string(), text, (e.column().max(1) - 1).min(text.len()));
+            place.line = number;
+            return Some(
+                Error::input("this line is not a JSON object")
+                    .at(place)
+                    .cause(e)
+                    .help("JSON lines have one object a line"),
+            );
+        }
+    }
+    None
+}
+
+/// What polars says, without its wrappings and plans.
+fn root(error: &PolarsError) -> String {
+    match error {
+        PolarsError::Context { error, .. } | PolarsError::ExprContext { error, .. } => root(error),
+        other => {
+            let text = other.to_string();
+            text.split("\n\n").next().unwrap_or_default().trim().to_string()
+        }
+    }
+}
+
+/// SQL that does not work on these tables.
+fn wrong(sql: &str, error: &PolarsError, tables: &[Known]) -> Error {
+    let said = root(error);
+    let missing = said.split(['"', '\'']).nth(1).unwrap_or_default();
+    let message = Error::usage(format!("this query does not work: {}", shorten(sql, 500)));
+    if said.contains("duplicate output name") {
+        return message.cause(format!("two columns of the result are called `{missing}`")).help(
+            "name them, as in `AVG(LENGTH(text)) AS mean_length`: a function keeps the name of its column",
+        );
+    }
+    let names = || tables.iter().map(|t| t.name.as_str());
+    if said.contains("relation '") {
+        let message = message.cause(format!("there is no table `{missing}`"));
+        return message
+            .suggest(suggest::closest(missing, names()))
+            .help(format!("the tables are {}", suggest::list(names())));
+    }
+    if said.contains("unable to find column") || said.contains("not found:") {
+        let columns = || tables.iter().flat_map(|t| t.columns.iter().map(String::as_str));
+        let message = message.cause(format!("there is no column `{missing}`"));
+        let message = message.suggest(suggest::closest(missing, columns()));
+        return tables.iter().fold(message, |message, table| {
+            let columns = suggest::list(table.columns.iter().map(String::as_str));
+            message.help(format!("the columns of `{}` are {columns}", table.name))
+        });
+    }
+    message.cause(said)
+}
+
+#[cfg(test)]
+mod tests;

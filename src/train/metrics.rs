@@ -1,0 +1,82 @@
+//! What training leaves behind to look at: `metrics.jsonl`, the same as `metrics.parquet`, and
+//! `samples.jsonl`. Nothing here depends on the clock.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Float64Array, RecordBatch, UInt64Array};
+use serde::Serialize;
+
+use crate::base::{Error, Result, fs};
+use crate::corpus::parquet_io;
+
+/// One logged step.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Metric {
+    pub step: u64,
+    /// Seen so far, without padding.
+    pub tokens: u64,
+    /// Mean since the last row, nats a target.
+    pub loss: f64,
+    pub val_loss: Option<f64>,
+    pub learning_rate: f64,
+    /// Of the mean gradient, before clipping.
+    pub grad_norm: f64,
+}
+
+/// What the model said along the way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Sample {
+    pub step: u64,
+    pub prompt: String,
+    pub text: String,
+}
+
+#[derive(Debug, Default)]
+pub struct Metrics {
+    pub rows: Vec<Metric>,
+    pub samples: Vec<Sample>,
+}
+
+impl Metrics {
+    /// Writes the three files.
+    ///
+    /// # Errors
+    /// When one cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        fs::write(&folder.join("metrics.jsonl"), &json_lines(&self.rows)?)?;
+        fs::write(&folder.join("samples.jsonl"), &json_lines(&self.samples)?)?;
+        self.save_parquet(&folder.join("metrics.parquet"))
+    }
+
+    fn save_parquet(&self, path: &Path) -> Result<()> {
+        let whole = |f: fn(&Metric) -> u64| {
+            Arc::new(UInt64Array::from_iter_values(self.rows.iter().map(f))) as ArrayRef
+        };
+        let real = |f: fn(&Metric) -> Option<f64>| {
+            Arc::new(self.rows.iter().map(f).collect::<Float64Array>()) as ArrayRef
+        };
+        let batch = RecordBatch::try_from_iter([
+            ("step", whole(|m| m.step)),
+            ("tokens", whole(|m| m.tokens)),
+            ("loss", real(|m| Some(m.loss))),
+            ("val_loss", real(|m| m.val_loss)),
+            ("learning_rate", real(|m| Some(m.learning_rate))),
+            ("grad_norm", real(|m| Some(m.grad_norm))),
+        ])
+        .map_err(|e| Error::bug(format!("metrics do not fit their schema: {e}")))?;
+        let mut writer = parquet_io::writer(path, batch.schema(), Vec::new())?;
+        writer.write(&batch).map_err(|e| parquet_io::unwritable(path, &e))?;
+        writer.close().map(drop).map_err(|e| parquet_io::unwritable(path, &e))
+    }
+}
+
+/// One JSON object a line.
+pub fn json_lines<T: Serialize>(rows: &[T]) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    for row in rows {
+        serde_json::to_writer(&mut out, row).map_err(|e| Error::bug(format!("a line of JSON: {e}")))?;
+        out.push(b'\n');
+    }
+    Ok(out)
+}
