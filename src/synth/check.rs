@@ -9,10 +9,13 @@ use super::text::{Piece, Text};
 use crate::base::yaml::Span;
 use crate::base::{Error, Result};
 
+/// Slots within values of slots, at most: drawing and counting go down as deep.
+const MAX_DEPTH: usize = 32;
+
 /// The domain with its warnings, once no slot needs itself.
 ///
 /// # Errors
-/// Names the circle of slots.
+/// Names the circle of slots, or the slot that needs too many below it.
 pub fn finish(mut domain: Domain) -> Result<Domain> {
     let needs: Vec<BTreeSet<usize>> = domain.slots.iter().map(slots_of_slot).collect();
     if let Some(circle) = circle(&needs) {
@@ -21,6 +24,14 @@ pub fn finish(mut domain: Domain) -> Result<Domain> {
         return Err(Error::usage(format!("the slot `{}` needs itself: {}", first.name, names.join(" -> ")))
             .at(first.span.place())
             .help("a value may use other slots, but no way may lead back"));
+    }
+    if let Some(deep) = depths(&needs).iter().position(|depth| *depth > MAX_DEPTH) {
+        let slot = &domain.slots[deep];
+        return Err(Error::usage(format!(
+            "the slot `{}` needs slots that need slots, more than {MAX_DEPTH} deep",
+            slot.name
+        ))
+        .at(slot.span.place()));
     }
     let used = used_slots(&domain, &needs);
     let idle = domain.slots.iter().enumerate().filter(|(i, _)| !used.contains(i));
@@ -107,6 +118,18 @@ fn slots_of(text: &Text, found: &mut BTreeSet<usize>) {
             }
         }
     }
+}
+
+/// How many slots stand below one another under each, itself included. There must be no circle.
+/// Rounds of relaxation, as many as are of interest.
+fn depths(needs: &[BTreeSet<usize>]) -> Vec<usize> {
+    let mut depths = vec![1; needs.len()];
+    for _ in 0..=MAX_DEPTH {
+        for (slot, below) in needs.iter().enumerate() {
+            depths[slot] = below.iter().map(|b| depths[*b] + 1).max().unwrap_or(1).min(MAX_DEPTH + 1);
+        }
+    }
+    depths
 }
 
 /// A way from a slot back to itself, both ends named, if there is one. Depth-first; a slot is left

@@ -15,6 +15,9 @@ use super::text::{Binding, Piece, Text, Use};
 /// Beyond this many exchanges the ways to chain them are no longer told apart.
 pub const MAX_EXCHANGES: usize = 4;
 
+/// Ways multiply faster than one can follow them; a count that is cut short stays a lower bound.
+const BUDGET: u32 = 200_000;
+
 /// At least so many different documents. Saturates at `u128::MAX`.
 pub fn document(domain: &Domain, document: &Document) -> u128 {
     let mut counter = Counter::new(domain);
@@ -33,13 +36,15 @@ struct Counter<'d> {
     domain: &'d Domain,
     /// What has been counted for each binding so far.
     bound: Bound,
+    /// Texts and steps that may still be looked into. When none is left, each counts as one way.
+    budget: u32,
 }
 
 type Bound = BTreeMap<Binding, u128>;
 
 impl<'d> Counter<'d> {
     fn new(domain: &'d Domain) -> Self {
-        Counter { domain, bound: Bound::new() }
+        Counter { domain, bound: Bound::new(), budget: BUDGET }
     }
 
     /// The sum over branches that start alike; afterwards all that any of them bound is bound.
@@ -74,7 +79,7 @@ impl<'d> Counter<'d> {
     /// Steps in order; a step's `then` comes before the next step.
     fn steps(&mut self, steps: &[&'d Step], used: &mut Vec<usize>, room: usize) -> u128 {
         let Some((step, rest)) = steps.split_first() else { return 1 };
-        if room == 0 {
+        if room == 0 || !self.afford() {
             return 1;
         }
         let open: Vec<usize> =
@@ -126,7 +131,15 @@ impl<'d> Counter<'d> {
         self.branches(drawable(&texts.weights), |counter, i| counter.text(&texts.texts[i]))
     }
 
+    fn afford(&mut self) -> bool {
+        self.budget = self.budget.saturating_sub(1);
+        self.budget > 0
+    }
+
     fn text(&mut self, text: &Text) -> u128 {
+        if !self.afford() {
+            return 1;
+        }
         text.iter().map(|piece| self.piece(piece)).fold(1, u128::saturating_mul)
     }
 

@@ -10,11 +10,17 @@ use super::text::{Binding, Piece, Text, Use};
 use crate::base::{Error, Result, Rng};
 use crate::corpus::conversation::{Message, Role};
 
+/// Pieces of text that one item may be put together from, and bytes of one text: far above what a
+/// template wants, far below what values that double each other could make.
+const MAX_PIECES: usize = 200_000;
+const MAX_BYTES: usize = 1 << 20;
+
 /// The state of one item while it is drawn.
 pub struct Draw<'d> {
     domain: &'d Domain,
     rng: Rng,
     bound: Vec<Bound>,
+    pieces: usize,
 }
 
 /// What a slot was drawn to be.
@@ -28,7 +34,7 @@ struct Bound {
 
 impl<'d> Draw<'d> {
     pub fn new(domain: &'d Domain, rng: Rng) -> Self {
-        Draw { domain, rng, bound: Vec::new() }
+        Draw { domain, rng, bound: Vec::new(), pieces: 0 }
     }
 
     /// A document, and the index of its template.
@@ -144,6 +150,13 @@ impl<'d> Draw<'d> {
     }
 
     fn text(&mut self, text: &Text, out: &mut String) -> Result<()> {
+        self.pieces += text.len();
+        if self.pieces > MAX_PIECES || out.len() > MAX_BYTES {
+            return Err(Error::input(format!(
+                "one item takes more than {MAX_PIECES} pieces, or a text of it more than {MAX_BYTES} bytes"
+            ))
+            .help("look for slots whose values use other slots several times"));
+        }
         for piece in text {
             match piece {
                 Piece::Literal(literal) => out.push_str(literal),
@@ -180,7 +193,11 @@ impl<'d> Draw<'d> {
     }
 
     fn value(&mut self, binding: Binding, attribute: Option<usize>) -> Result<String> {
-        let index = match self.bound.iter().position(|b| b.binding == binding && binding.number > 0) {
+        if binding.number == 0 {
+            let (entry, value) = self.choose(binding.slot, &[])?;
+            return attribute.map_or(Ok(value), |a| self.attribute(binding.slot, entry, a));
+        }
+        let index = match self.bound.iter().position(|b| b.binding == binding) {
             Some(index) => index,
             None => self.bind(binding)?,
         };
@@ -188,45 +205,45 @@ impl<'d> Draw<'d> {
         if let Some((_, text)) = self.bound[index].attributes.iter().find(|(a, _)| *a == attribute) {
             return Ok(text.clone());
         }
-        let domain = self.domain;
-        let mut text = String::new();
-        self.one(
-            &domain.slots[binding.slot].entries[self.bound[index].entry].attributes[attribute],
-            &mut text,
-        )?;
+        let text = self.attribute(binding.slot, self.bound[index].entry, attribute)?;
         self.bound[index].attributes.push((attribute, text.clone()));
         Ok(text)
     }
 
-    /// Draws a value that differs from those that the slot's other numbers have. Two entries that
-    /// come out the same are the same value.
-    fn bind(&mut self, binding: Binding) -> Result<usize> {
+    fn attribute(&mut self, slot: usize, entry: usize, attribute: usize) -> Result<String> {
         let domain = self.domain;
-        let slot = &domain.slots[binding.slot];
+        let mut text = String::new();
+        self.one(&domain.slots[slot].entries[entry].attributes[attribute], &mut text)?;
+        Ok(text)
+    }
+
+    /// Draws a value that differs from those that the slot's other numbers have.
+    fn bind(&mut self, binding: Binding) -> Result<usize> {
+        let others = self.bound.iter().filter(|b| b.binding.slot == binding.slot);
+        let rivals: Vec<(usize, String)> = others.map(|b| (b.entry, b.value.clone())).collect();
+        let (entry, value) = self.choose(binding.slot, &rivals)?;
+        self.bound.push(Bound { binding, entry, value, attributes: Vec::new() });
+        Ok(self.bound.len() - 1)
+    }
+
+    /// An entry of a slot and its value, other than those of `rivals`. Two entries that come out
+    /// the same are the same value.
+    fn choose(&mut self, slot: usize, rivals: &[(usize, String)]) -> Result<(usize, String)> {
+        let slot = &self.domain.slots[slot];
         let mut weights = slot.weights.clone();
-        let rivals: Vec<(usize, String)> = self
-            .bound
-            .iter()
-            .filter(|b| b.binding.slot == binding.slot && b.binding.number > 0 && binding.number > 0)
-            .map(|b| (b.entry, b.value.clone()))
-            .collect();
-        for (entry, _) in &rivals {
-            weights[*entry] = 0.0;
-        }
+        rivals.iter().for_each(|(entry, _)| weights[*entry] = 0.0);
         loop {
             let entry = self.rng.weighted(&weights).ok_or_else(|| {
-                Error::input(format!(
-                    "the slot `{}` has no further value that differs from the others",
-                    slot.name
-                ))
-                .at(slot.span.place())
-                .help("some of its values come out the same: give it more")
+                let what =
+                    format!("the slot `{}` has no further value that differs from the others", slot.name);
+                Error::input(what)
+                    .at(slot.span.place())
+                    .help("some of its values come out the same: give it more")
             })?;
             let mut value = String::new();
             self.text(&slot.entries[entry].value, &mut value)?;
             if rivals.iter().all(|(_, other)| *other != value) {
-                self.bound.push(Bound { binding, entry, value, attributes: Vec::new() });
-                return Ok(self.bound.len() - 1);
+                return Ok((entry, value));
             }
             weights[entry] = 0.0;
         }

@@ -119,7 +119,7 @@ impl Loader {
             let outline =
                 name(&key.name, &key.span, "slot").and_then(|()| outline(&key.name, &key.span, node));
             if let Some((names, slot)) = self.keep(outline) {
-                self.names.slots.push(names);
+                self.names.push(names);
                 raw.push(slot);
             }
         }

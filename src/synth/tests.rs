@@ -186,6 +186,33 @@ documents: [{name: t, text: '{a} {a.2}'}]
     assert!(error.contains("no further value") && error.contains("t.yaml:2:19"), "{error}");
 }
 
+#[test]
+fn values_that_double_each_other_are_refused() {
+    let tower = |levels: usize, value: &str| {
+        let slots: String = (0..levels)
+            .map(|i| format!("  s{i}: ['{}']\n", value.replace('#', &format!("s{}", i + 1))))
+            .collect();
+        format!("slots:\n{slots}  s{levels}: [x, y]\ndocuments: [{{name: t, text: '{{s0}}'}}]\n")
+    };
+    let error = error(&tower(20_000, "{#}"));
+    assert!(error.contains("more than 32 deep"), "{error}");
+    let doubling = [load("t.yaml", &tower(25, "{any:#}{any:#}")).unwrap()];
+    let error = documents(&doubling, &request(1, true), 1, &Quiet, &mut |_| Ok(())).unwrap_err().to_string();
+    assert!(error.contains("one item takes more than"), "{error}");
+}
+
+#[test]
+fn counting_ends_where_exchanges_multiply() {
+    let names: Vec<String> = (0..200).map(|i| format!("e{i}")).collect();
+    let any = format!("{{exchange: [{}]}}", names.join(", "));
+    let exchanges: String =
+        names.iter().map(|n| format!("  {n}: {{user: a, assistant: b, then: {any}}}\n")).collect();
+    let text = format!("conversations: [{{name: t, turns: [{any}]}}]\nexchanges:\n{exchanges}");
+    let domain = [load("t.yaml", &text).unwrap()];
+    let report = conversations(&domain, &request(0, true), 1, &Quiet, &mut |_| Ok(())).unwrap();
+    assert!(report.domains[0].space.log10 > 4.0, "{report:?}");
+}
+
 proptest! {
     #[test]
     fn any_file_loads_or_fails_with_a_message(text in "(slots|documents|name|text|a|b|user|:|: |\n|  |- |\\[|\\]|\\{|\\}|,|'|\\||[0-9]){0,40}") {

@@ -3,6 +3,8 @@
 //! [`parse`] turns a text into pieces that know their slots by number, so every name is checked
 //! here, before anything is drawn. The format is described in [`super`]. Drawing is `render`'s work.
 
+use std::collections::HashMap;
+
 use super::modify::Modifier;
 use crate::base::suggest;
 
@@ -10,6 +12,14 @@ use crate::base::suggest;
 #[derive(Debug, Default)]
 pub struct Names {
     pub slots: Vec<SlotNames>,
+    by_name: HashMap<String, usize>,
+}
+
+impl Names {
+    pub fn push(&mut self, slot: SlotNames) {
+        self.by_name.insert(slot.name.clone(), self.slots.len());
+        self.slots.push(slot);
+    }
 }
 
 /// The outside of a slot: enough to check a text that uses it.
@@ -220,7 +230,7 @@ impl Parser<'_> {
         let width = head.chars().count();
         let mut parts = path.split('.').peekable();
         let (name, mut capital) = plain_name(parts.next().unwrap_or(""));
-        let slot = self.names.slots.iter().position(|s| s.name == name).ok_or_else(|| {
+        let slot = self.names.by_name.get(&name).copied().ok_or_else(|| {
             let what = if name.is_empty() {
                 "no slot is named here".into()
             } else {
@@ -362,13 +372,13 @@ mod tests {
             entries: 3,
             numeric,
         };
-        Names {
-            slots: vec![
-                slot("animal", &["sound", "home"], false),
-                slot("n", &[], true),
-                slot("color", &[], false),
-            ],
+        let mut names = Names::default();
+        for slot in
+            [slot("animal", &["sound", "home"], false), slot("n", &[], true), slot("color", &[], false)]
+        {
+            names.push(slot);
         }
+        names
     }
 
     fn message(text: &str) -> (usize, String) {
