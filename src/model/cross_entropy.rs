@@ -6,6 +6,8 @@
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
+use super::ops::exp;
+
 /// A target that does not count: padding, or a token nobody is to learn to say.
 pub const IGNORE: u32 = u32::MAX;
 
@@ -26,7 +28,7 @@ struct CrossEntropy {
 /// `(max, ln sum exp(x - max))` of a row.
 fn log_sum_exp(row: &[f32]) -> (f32, f32) {
     let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f32 = row.iter().map(|x| (x - max).exp()).sum();
+    let sum: f32 = row.iter().map(|x| exp(x - max)).sum();
     (max, sum.ln())
 }
 
@@ -72,7 +74,7 @@ impl CustomOp1 for CrossEntropy {
             }
             let (max, ln_sum) = log_sum_exp(row);
             for (o, x) in out.iter_mut().zip(row) {
-                *o = scale * (x - max - ln_sum).exp();
+                *o = scale * exp(x - max - ln_sum);
             }
             out[target as usize] -= scale;
         }

@@ -6,9 +6,9 @@
 //! logits = layer_norm(x) · wteᵀ
 //! ```
 
-use candle_core::{D, DType, Device, Result, Tensor, Var};
+use candle_core::{Device, Result, Tensor, Var};
 
-use super::Config;
+use super::{Config, ops};
 use crate::base::Rng;
 
 /// One learned tensor with the name that it has on disk.
@@ -111,12 +111,8 @@ fn drop_some(dropout: &mut Option<&mut Dropout>, x: Tensor) -> Result<Tensor> {
 }
 
 impl Norm {
-    /// `(x - mean) / sqrt(var + 1e-5) * weight + bias` over the last dimension.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-        let normed = centred.broadcast_div(&(variance + 1e-5)?.sqrt()?)?;
-        normed.broadcast_mul(&self.weight)?.broadcast_add(&self.bias)
+        ops::layer_norm(x, &self.weight, &self.bias)
     }
 }
 
@@ -259,15 +255,14 @@ impl Gpt {
         let positions = self.wpe.narrow(0, start, t)?;
         let x = tokens.reshape((b, t, c))?.broadcast_add(&positions)?.reshape((b * t, c))?;
         let mut x = drop_some(dropout, x)?;
-        let mask = causal_mask(t, start, &self.device)?;
         if let Some(cache) = cache {
             cache.layers.resize(self.blocks.len(), None);
         }
         for (i, block) in self.blocks.iter().enumerate() {
             let slot = cache.as_mut().map(|c| &mut c.layers[i]);
-            let attended = self.attention(block, &block.ln_1.forward(&x)?, (b, t), &mask, slot, dropout)?;
+            let attended = self.attention(block, &block.ln_1.forward(&x)?, (b, t, start), slot, dropout)?;
             x = (x + drop_some(dropout, attended)?)?;
-            let hidden = block.c_fc.forward(&block.ln_2.forward(&x)?)?.gelu()?;
+            let hidden = ops::gelu(&block.c_fc.forward(&block.ln_2.forward(&x)?)?)?;
             x = (x + drop_some(dropout, block.mlp_proj.forward(&hidden)?)?)?;
         }
         if let Some(cache) = cache {
@@ -276,13 +271,12 @@ impl Gpt {
         self.ln_f.forward(&x)
     }
 
-    /// `softmax(Q Kᵀ / sqrt(D) + mask) V` over H heads; `x: [B*T, C]` to the same.
+    /// `softmax(Q Kᵀ / sqrt(D)) V` over H heads, no row looking ahead; `x: [B*T, C]` to the same.
     fn attention(
         &self,
         block: &Block,
         x: &Tensor,
-        (b, t): (usize, usize),
-        mask: &Tensor,
+        (b, t, start): (usize, usize, usize),
         cache: Option<&mut Option<(Tensor, Tensor)>>,
         dropout: &mut Option<&mut Dropout>,
     ) -> Result<Tensor> {
@@ -297,18 +291,10 @@ impl Gpt {
             }
             *slot = Some((k.clone(), v.clone()));
         }
-        let scale = 1.0 / ((c / h) as f64).sqrt();
-        let scores = (q.matmul(&k.t()?)? * scale)?.broadcast_add(mask)?;
-        let weights = drop_some(dropout, candle_nn::ops::softmax(&scores, D::Minus1)?)?;
+        let scale = 1.0 / ((c / h) as f32).sqrt();
+        let weights = ops::causal_softmax(&q.matmul(&k.t()?)?, scale, start)?;
+        let weights = drop_some(dropout, weights)?;
         let mixed = weights.matmul(&v)?.transpose(1, 2)?.reshape((b * t, c))?;
         block.attn_proj.forward(&mixed)
     }
-}
-
-/// `[T, start+T]`: 0 where position `start + i` may look, minus infinity ahead of it.
-fn causal_mask(t: usize, start: usize, device: &Device) -> Result<Tensor> {
-    let width = start + t;
-    let ahead = |i: usize, j: usize| if j > start + i { f32::NEG_INFINITY } else { 0.0 };
-    let mask: Vec<f32> = (0..t).flat_map(|i| (0..width).map(move |j| ahead(i, j))).collect();
-    Tensor::from_vec(mask, (t, width), device)?.to_dtype(DType::F32)
 }

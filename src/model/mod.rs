@@ -12,6 +12,7 @@ mod config;
 mod cross_entropy;
 mod files;
 mod gpt;
+mod ops;
 
 pub use config::{Config, PRESETS, Preset, preset};
 pub use cross_entropy::{IGNORE, cross_entropy};
