@@ -1,1 +1,80 @@
+//! Figures of a model about which everything is known.
 
+use super::*;
+use crate::base::Quiet;
+use crate::corpus::document::{Document, DocumentWriter, FILE_NAME};
+use crate::model::{Config, Gpt};
+use crate::tokenizer::Tokenizer;
+
+/// A model without any opinion: every weight is 0, so every token is equally likely.
+fn uniform(vocab: usize) -> Model {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizers/byte_bpe.json");
+    let tokenizer = Tokenizer::load(std::path::Path::new(path)).unwrap();
+    let config =
+        Config { vocab_size: vocab, d_model: 8, n_layer: 1, n_head: 2, d_ff: 16, seq_len: 16, dropout: 0.0 };
+    let gpt = Gpt::fresh(&config, 3).unwrap();
+    for p in gpt.parameters() {
+        p.var.set(&p.var.zeros_like().unwrap()).unwrap();
+    }
+    Model { gpt, tokenizer }
+}
+
+fn options(scored: Scored) -> Options {
+    Options { scored, validation_fraction: 0.05, max_tokens: 1_000_000, completions: 2 }
+}
+
+#[test]
+fn a_model_without_opinion_has_log2_v_bits_a_token_and_every_token_counts_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = DocumentWriter::create(dir.path()).unwrap();
+    let texts: Vec<String> = (1..9).map(|i| "The cat sat on the mat and slept. ".repeat(i)).collect();
+    for text in &texts {
+        writer.push(&Document::new(text.clone(), "t", 0, 0)).unwrap();
+    }
+    writer.finish().unwrap();
+    let model = uniform(1024);
+    let files = [dir.path().join(FILE_NAME)];
+    let report = evaluate(&model, &files, &[], &options(Scored::All), &Quiet).unwrap();
+    let scores = report.documents.unwrap();
+    let bytes: usize = texts.iter().map(String::len).sum();
+    // Every token of the text and the <eos> behind it.
+    let tokens: usize = texts.iter().map(|t| model.tokenizer.encode(t).unwrap().len() + 1).sum();
+    assert_eq!((scores.tokens, scores.bytes, scores.texts), (tokens as u64, bytes as u64, 8));
+    let expected = 10.0 * tokens as f64 / bytes as f64;
+    assert!((scores.bits_per_byte - expected).abs() < 1e-6, "{} is not {expected}", scores.bits_per_byte);
+    assert!((scores.perplexity - 1024.0).abs() < 1e-3);
+    assert_eq!(report.completions, 2);
+    assert_eq!(report.parameters, model.gpt.config.parameters() as u64);
+}
+
+#[test]
+fn only_what_is_held_out_counts_and_none_held_out_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = DocumentWriter::create(dir.path()).unwrap();
+    let documents: Vec<Document> =
+        (0..100).map(|i| Document::new(format!("Text number {i} of a hundred."), "t", 0, 0)).collect();
+    documents.iter().for_each(|d| writer.push(d).unwrap());
+    writer.finish().unwrap();
+    let files = [dir.path().join(FILE_NAME)];
+    let held_out = documents.iter().filter(|d| split_of(&d.id, 0.05) == Split::Validation).count();
+    assert!(held_out > 0);
+    let model = uniform(1024);
+    let report = evaluate(&model, &files, &[], &options(Scored::Validation), &Quiet).unwrap();
+    assert_eq!(report.documents.unwrap().texts, held_out as u64);
+    let none = Options { validation_fraction: 0.0, ..options(Scored::Validation) };
+    let error = evaluate(&model, &files, &[], &none, &Quiet).unwrap_err();
+    assert!(error.message().contains("not one document is held out"), "{error}");
+}
+
+#[test]
+fn a_text_is_cut_at_the_word_in_its_middle() {
+    assert_eq!(cut_in_half("one two  three four\nfive six"), Some(("one two  three", "four")));
+    assert_eq!(cut_in_half("too short to cut"), None);
+}
+
+#[test]
+fn equal_logits_rank_by_id() {
+    let sums = one_token(&[1.0, 1.0, 0.0], 1);
+    assert_eq!((sums.top1, sums.top5), (0, 1));
+    assert_eq!(one_token(&[1.0, 1.0, 0.0], 0).top1, 1);
+}

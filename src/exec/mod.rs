@@ -413,6 +413,3 @@ fn result_of(stage: &StageSpec, status: Status, decision: &Decision, action: &Ac
         measurements: action.measurements.clone(),
     }
 }
-
-#[cfg(test)]
-mod tests;

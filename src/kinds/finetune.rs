@@ -153,3 +153,78 @@ fn rows(params: &Params, ctx: &Context, model: &Model) -> Result<(Packed, Packed
     );
     Ok((Packed::new(train.rows, seq_len, pad), Packed::new(validation.rows, seq_len, pad)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::texts::fixtures;
+    use super::*;
+    use crate::model::Config;
+    use crate::stage::{Artifact, harness};
+
+    fn tokenizer(name: &str) -> Artifact {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizers/");
+        harness::artifact("tokenizer", &Path::new(path).join(name)).unwrap()
+    }
+
+    /// A fresh model of the byte-level tokenizer, with room for `vocab_size` tokens.
+    fn model(folder: &Path) -> Artifact {
+        let tokenizer = Tokenizer::load(tokenizer("byte_bpe.json").file_or_only("").unwrap()).unwrap();
+        let config = Config {
+            vocab_size: tokenizer.vocab_size(),
+            d_model: 16,
+            n_layer: 1,
+            n_head: 2,
+            d_ff: 32,
+            seq_len: 48,
+            dropout: 0.1,
+        };
+        Model { gpt: Gpt::fresh(&config, 1).unwrap(), tokenizer }.save(folder).unwrap();
+        harness::artifact("base", folder).unwrap()
+    }
+
+    fn run(tokenizer: Artifact, threads: usize) -> Result<harness::Outcome> {
+        let dir = tempfile::tempdir().unwrap();
+        let inputs = [("model", model(dir.path())), ("tokenizer", tokenizer), ("chats", fixtures::chats(60))];
+        let params = "{ steps: 3, batch_size: 4, eval_every: 2 }";
+        harness::run_with::<Finetune>(params, &inputs, 1, threads, &crate::base::Quiet)
+    }
+
+    #[test]
+    fn it_tunes_to_the_same_bytes_on_any_number_of_threads() {
+        let (one, two) =
+            (run(tokenizer("byte_bpe.json"), 1).unwrap(), run(tokenizer("byte_bpe.json"), 2).unwrap());
+        for file in
+            [WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE, "metrics.jsonl", "metrics.parquet", "samples.jsonl"]
+        {
+            assert_eq!(one.read("model", file), two.read("model", file), "{file}");
+        }
+        let metrics = String::from_utf8(one.read("model", "metrics.jsonl")).unwrap();
+        assert!(metrics.contains("\"step\":3") && metrics.contains("val_loss"), "{metrics}");
+    }
+
+    #[test]
+    fn a_tokenizer_with_new_tokens_extends_the_embedding() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        let own = tokenizer("byte_bpe.json");
+        let mut json: serde_json::Value =
+            serde_json::from_slice(&crate::base::fs::read(own.file_or_only("").unwrap()).unwrap()).unwrap();
+        let size = Tokenizer::load(own.file_or_only("").unwrap()).unwrap().vocab_size();
+        json["added_tokens"].as_array_mut().unwrap().push(serde_json::json!({
+            "id": size, "content": "<tool>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true
+        }));
+        crate::base::fs::write(&path, json.to_string().as_bytes()).unwrap();
+        let tuned = run(harness::artifact("wider", &path).unwrap(), 2).unwrap();
+        let config = String::from_utf8(tuned.read("model", CONFIG_FILE)).unwrap();
+        assert!(config.contains(&format!("\"vocab_size\": {}", size + 1)), "{config}");
+    }
+
+    #[test]
+    fn another_tokenizer_than_the_models_is_refused_by_its_first_token() {
+        let error = run(tokenizer("wordpiece.json"), 2).err().unwrap();
+        assert!(error.message().contains("for the model and"), "{error}");
+    }
+}

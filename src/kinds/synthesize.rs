@@ -19,7 +19,7 @@ use crate::synth::{self, Domain, Report, Request, Shortage};
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Params {
-    /// How many documents to make, over all domains.
+    /// How many documents to make, over all domains. 0 makes none, for a run on other text alone.
     pub documents: u64,
     /// How many conversations to make, over all domains.
     pub conversations: u64,
@@ -82,12 +82,6 @@ impl Kind for Synthesize {
 
     fn check(params: &Params, _: &Connected) -> Vec<Issue> {
         let mut issues = Vec::new();
-        if params.documents == 0 && params.conversations == 0 {
-            issues.push(Issue::param(
-                "documents",
-                "there is nothing to make: `documents` and `conversations` are both 0",
-            ));
-        }
         if params.max_turns == 0 {
             issues.push(Issue::param("max_turns", "a conversation has at least 1 exchange"));
         }

@@ -85,7 +85,10 @@ impl Dropout {
     }
 
     /// Zeroes with probability p, scales the rest by 1/(1-p).
-    fn apply(&mut self, x: &Tensor) -> Result<Tensor> {
+    ///
+    /// # Errors
+    /// When candle fails.
+    pub fn apply(&mut self, x: &Tensor) -> Result<Tensor> {
         if self.p == 0.0 {
             return Ok(x.clone());
         }

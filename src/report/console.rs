@@ -152,7 +152,7 @@ fn describe(p: &ProgressEvent, elapsed: Duration, start: u64) -> String {
 
 fn bar(done: u64, total: u64) -> String {
     const CELLS: u64 = 20;
-    let full = if total == 0 { CELLS } else { (done.min(total) * CELLS / total).min(CELLS) };
+    let full = (done.min(total) * CELLS).checked_div(total).unwrap_or(CELLS);
     format!("{}{}", "█".repeat(full as usize), "░".repeat((CELLS - full) as usize))
 }
 

@@ -184,7 +184,7 @@ fn cycle(drafts: &[Draft], needs: &[Vec<usize>], left: &[usize]) -> Error {
     let names: Vec<_> = path.iter().map(|&i| format!("`{}`", drafts[i].name)).collect();
     Error::usage(format!("these stages wait for each other: {}", names.join(" needs ")))
         .at(drafts[path[0]].span.place())
-        .help("take one of these inputs away")
+        .help("take one of these inputs away; a file whose name begins like a stage is written `./name.txt`")
 }
 
 fn variants(

@@ -185,7 +185,7 @@ impl Loader {
     /// Texts of a message, none of which may come out empty.
     fn message(&mut self, node: &Node) -> Result<Texts> {
         let texts = self.texts(node)?;
-        match texts.texts.iter().any(|t| check::may_be_empty(t)) {
+        match texts.texts.iter().any(check::may_be_empty) {
             true => Err(node
                 .error("this message can come out empty")
                 .help("give it something that always stands there")),
@@ -284,7 +284,7 @@ impl Loader {
             _ => return Err(node.error("a document has either `text` or `paragraphs`")),
         };
         let sure = |part: &Part| {
-            part.chance >= 1.0 && part.count.0 > 0 && !part.texts.texts.iter().any(|t| check::may_be_empty(t))
+            part.chance >= 1.0 && part.count.0 > 0 && !part.texts.texts.iter().any(check::may_be_empty)
         };
         let document = Document { paragraphs };
         if !document.parts().any(sure) {

@@ -96,7 +96,6 @@ impl Order {
 
     /// # Panics
     /// When there are no rows.
-    #[allow(clippy::should_implement_trait)] // it has no end
     pub fn next(&mut self) -> usize {
         if self.left.is_empty() {
             self.left = (0..self.rows).collect();

@@ -1,4 +1,7 @@
 //! The program as its users meet it: command lines in, exit codes, output and files out.
 
 mod engine;
+mod errors;
 mod project;
+mod shipped;
+mod two_stage;

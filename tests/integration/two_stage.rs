@@ -1,0 +1,103 @@
+//! The shipped pipeline with a small model and few steps: from text to a model that answers.
+
+use crate::project::{Project, stage, statuses};
+
+/// Small enough for a test, every stage of it real.
+const SMALL: [&str; 14] = [
+    "--set",
+    "vars.synthetic=60",
+    "--set",
+    "vars.pretrain_steps=6",
+    "--set",
+    "vars.finetune_steps=6",
+    "--set",
+    "stages.base.params.d_model=32",
+    "--set",
+    "stages.base.params.n_head=2",
+    "--set",
+    "stages.base.params.n_layer=1",
+    "--set",
+    "stages.base.params.seq_len=64",
+];
+
+fn run(project: &Project, args: &[&str]) -> serde_json::Value {
+    let ran = project.tinylm(&[&["run", "two_stage", "--format", "json"], &SMALL[..], args].concat());
+    assert_eq!(ran.code, 0, "{}\n{}", ran.stdout.lines().last().unwrap_or(""), ran.stderr);
+    serde_json::from_str(ran.stdout.lines().last().unwrap()).unwrap()
+}
+
+#[test]
+fn two_folders_and_any_number_of_jobs_give_the_same_bytes_and_edits_rerun_what_they_must() {
+    let (a, b) = (Project::shipped(), Project::shipped());
+    let (one, two) = (run(&a, &["--jobs", "1"]), run(&b, &["--jobs", "2"]));
+    for result in one["stages"].as_array().unwrap() {
+        let name = result["stage"].as_str().unwrap();
+        assert_eq!(result["outputs"], stage(&two, name)["outputs"], "{name}");
+    }
+    assert!(statuses(&run(&a, &[])).iter().all(|s| s.ends_with("=cached")));
+
+    let tuned = run(&a, &["--set", "stages.chat.params.learning_rate=0.001"]);
+    let ran: Vec<_> = statuses(&tuned).into_iter().filter(|s| s.ends_with("=ran")).collect();
+    assert_eq!(ran, ["chat=ran", "report=ran"]);
+
+    a.write(
+        "data/corpus/zz.txt",
+        "A document that was appended. It has a few sentences of its own. It is new.\n".repeat(3),
+    );
+    let appended = run(&a, &[]);
+    assert_eq!(stage(&appended, "docs")["reason"]["detail"], "input files: zz.txt added");
+    assert_eq!(stage(&appended, "chats")["status"], "cached");
+    assert_eq!(stage(&appended, "base")["status"], "ran");
+}
+
+#[test]
+fn the_result_generates_chats_and_can_be_looked_into() {
+    let p = Project::shipped();
+    run(&p, &[]);
+    let text =
+        p.tinylm(&["generate", "--model", "two_stage:base", "--prompt", "Once", "--max-new-tokens", "5"]);
+    assert!(text.code == 0 && text.stdout.starts_with("Once"), "{}", text.stderr);
+    for strategy in ["greedy", "beam"] {
+        let args =
+            ["generate", "--model", "two_stage:chat.model", "--prompt", "Hello", "--strategy", strategy];
+        let twice = [p.tinylm(&args), p.tinylm(&args)];
+        assert_eq!((twice[0].code, &twice[0].stdout), (0, &twice[1].stdout), "{}", twice[0].stderr);
+    }
+    let shown = p.tinylm(&["inspect", "two_stage:chat"]).stdout;
+    assert!(shown.contains("transformer.wte.weight"), "{shown}");
+    assert!(p.tinylm(&["inspect", "two_stage:shards"]).stdout.contains("decoded"));
+    let counted =
+        p.tinylm(&["query", "two_stage:docs", "SELECT COUNT(*) AS n FROM docs", "--format", "json"]);
+    assert!(counted.stdout.starts_with("{\"n\":"), "{}{}", counted.stdout, counted.stderr);
+    let mut chat = p.command(&["chat", "--model", "two_stage:chat", "--max-new-tokens", "5"]);
+    let mut chat = chat
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    use std::io::Write;
+    chat.stdin.take().expect("piped").write_all(b"Hello!\nHow are you?\n").expect("written");
+    let output = chat.wait_with_output().expect("it ends");
+    let said = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(output.status.success() && said.matches("assistant:").count() == 2, "{said}");
+}
+
+#[test]
+fn a_gate_fails_the_run_and_keeps_the_artifact() {
+    let p = Project::shipped();
+    let file = p.read("pipelines/two_stage.yaml");
+    run(&p, &["base_report"]);
+    let gated =
+        file.replace("max_tokens: 500000,", "max_tokens: 500000, gates: { bits_per_byte: '<= 0.1' },");
+    assert_ne!(file, gated);
+    p.write("pipelines/two_stage.yaml", gated);
+    for _ in 0..2 {
+        let ran = p.tinylm(&[&["run", "two_stage", "base_report", "--format", "json"], &SMALL[..]].concat());
+        let summary: serde_json::Value = serde_json::from_str(ran.stdout.lines().last().unwrap()).unwrap();
+        let report = stage(&summary, "base_report");
+        assert_eq!((ran.code, &report["status"]), (1, &"failed".into()));
+        assert!(report["error"].as_str().unwrap().contains("the gate is <= 0.1"), "{report}");
+        assert!(report["outputs"]["report"].is_string());
+    }
+    assert!(p.path("artifacts/two_stage/base_report/report/report.json").exists());
+}
