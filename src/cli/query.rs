@@ -15,7 +15,7 @@ use crate::stage::Artifact;
 #[derive(Args)]
 pub struct Query {
     /// One or more targets, then the SQL. A target is a table named after its stage or file; a single
-    /// one is `self` too. Of several kinds of files (`train-*`, `validation-*`) each is a table.
+    /// one is `self` too. What else is in an artifact (`validation-*`, `duplicates`) is a table of its own.
     #[arg(required = true, num_args = 2.., value_name = "TARGET… SQL")]
     words: Vec<String>,
     /// Rows to print at most; 0 for all.
@@ -34,6 +34,11 @@ impl Query {
         let mut sources = Vec::new();
         for text in targets {
             sources.extend(tables(text, &target::resolve(text)?)?);
+        }
+        // Of one target the main table is `self`, as a lone file is.
+        if let ([_], [main, _, ..]) = (targets, sources.as_slice()) {
+            let main = Source { name: "self".into(), files: main.files.clone() };
+            sources.push(main);
         }
         let limit = if self.limit == 0 { None } else { Some(self.limit) };
         let frame = query::query(&sources, sql, limit)?;
@@ -63,14 +68,22 @@ fn tables(text: &str, artifact: &Artifact) -> Result<Vec<Source>> {
     }
     groups.remove("config");
     groups.remove("tokenizer");
-    let alone = groups.len() == 1;
-    let stage = text.split_once(':').filter(|_| !PathBuf::from(text).exists()).map(|(_, stage)| stage);
     if groups.is_empty() {
         return Err(Error::input(format!("`{text}` holds neither Parquet nor JSON lines")));
     }
-    let name = |group: String| match stage {
-        Some(stage) if alone => table_name(&stage.replace(['@', '=', ','], "_")),
-        _ => group,
-    };
-    Ok(groups.into_iter().map(|(group, files)| Source { name: name(group), files }).collect())
+    let stage = text.split_once(':').filter(|_| !PathBuf::from(text).exists()).map(|(_, stage)| stage);
+    let main = MAIN.iter().find(|name| groups.contains_key(**name)).map(|name| name.to_string());
+    let main = main.or_else(|| groups.keys().next().cloned()).unwrap_or_default();
+    let mut sources: Vec<Source> = Vec::new();
+    if let Some(stage) = stage {
+        let name = table_name(&stage.replace(['@', '=', ',', '.'], "_"));
+        sources.push(Source { name, files: groups[&main].clone() });
+    }
+    let others = groups.into_iter().filter(|(group, _)| sources.iter().all(|s| s.name != *group));
+    let others: Vec<Source> = others.map(|(name, files)| Source { name, files }).collect();
+    sources.extend(others);
+    Ok(sources)
 }
+
+/// Of several tables the one that goes by the stage's name too.
+const MAIN: [&str; 5] = ["documents", "conversations", "train", "metrics", "report"];

@@ -213,7 +213,7 @@ mod tests {
             serde_json::from_slice(&crate::base::fs::read(own.file_or_only("").unwrap()).unwrap()).unwrap();
         let size = Tokenizer::load(own.file_or_only("").unwrap()).unwrap().vocab_size();
         json["added_tokens"].as_array_mut().unwrap().push(serde_json::json!({
-            "id": size, "content": "<tool>", "single_word": false, "lstrip": false, "rstrip": false,
+            "id": size, "content": "<another>", "single_word": false, "lstrip": false, "rstrip": false,
             "normalized": false, "special": true
         }));
         crate::base::fs::write(&path, json.to_string().as_bytes()).unwrap();

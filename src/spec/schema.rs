@@ -14,6 +14,7 @@ pub fn schema(kinds: &Kinds) -> Value {
         if let Some(object) = params.as_object_mut() {
             object.remove("$schema");
         }
+        allow_references(&mut params);
         definitions.insert(format!("params.{}", kind.info().name), params);
         definitions.insert(format!("stage.{}", kind.info().name), stage(kind, false));
         definitions.insert(format!("file.{}", kind.info().name), stage(kind, true));
@@ -47,6 +48,24 @@ fn lift_definitions(params: &mut Value, definitions: &mut Map<String, Value>) {
     let own = params.as_object_mut().and_then(|o| o.remove("$defs"));
     if let Some(Value::Object(own)) = own {
         definitions.extend(own);
+    }
+}
+
+/// Any param may be `${vars.NAME}` whatever its type, which the loader checks once it is replaced.
+fn allow_references(schema: &mut Value) {
+    let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) else { return };
+    for property in properties.values_mut() {
+        allow_references(property);
+        let mut own = property.take();
+        let mut outer = Map::new();
+        // What an editor shows stays where it looks for it.
+        for key in ["description", "default"] {
+            if let Some(value) = own.as_object_mut().and_then(|o| o.remove(key)) {
+                outer.insert(key.into(), value);
+            }
+        }
+        outer.insert("anyOf".into(), json!([own, {"type": "string", "pattern": "^\\$\\{[^}]*\\}$"}]));
+        *property = Value::Object(outer);
     }
 }
 

@@ -10,7 +10,7 @@ pub struct Schedule {
 impl Schedule {
     /// At `step` from 1 to `steps`.
     pub fn rate(&self, step: u64, steps: u64) -> f64 {
-        if step <= self.warmup {
+        if step < self.warmup {
             return self.peak * step as f64 / self.warmup as f64;
         }
         let span = steps.saturating_sub(self.warmup).max(1);

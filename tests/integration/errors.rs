@@ -26,7 +26,7 @@ fn check(name: &str, project: &Project, args: &[&str]) {
     settings.add_filter(r"tmp/[0-9]+-[A-Za-z0-9]+", "tmp/STAGE");
     settings.add_filter(r"(PROJECT/)?artifacts/store/objects/[0-9a-f]{2}/[0-9a-f]{62}", "BLOB");
     // The table's columns move with the durations.
-    settings.add_filter(r" {2,}", "  ");
+    settings.add_filter(r"(\w) {2,}(\w)", "$1  $2");
     settings.bind(|| insta::assert_snapshot!(name, shown));
 }
 
@@ -197,7 +197,7 @@ fn mistakes_in_chats() {
 #[test]
 fn mistakes_in_templates() {
     let template = |text: &str| {
-        format!("domain: test\nslots:\n  animal: [cat, dog, fox]\ndocuments:\n  - text: \"{text}\"\n")
+        format!("domain: test\nslots:\n  animal: [cat, dog, fox]\ndocuments:\n  - name: only\n    text: \"{text}\"\n")
             .into_bytes()
     };
     stage(
