@@ -325,3 +325,37 @@ stages:
     p.write("data/many/c.md", "changed");
     assert_eq!(verdicts(&p.plan(&[])), ["dir=run", "glob=cached"]);
 }
+
+#[test]
+fn a_url_is_downloaded_once_checked_and_then_a_source_like_any_other() {
+    use sha2::Digest as _;
+    use std::io::{Read, Write};
+    let body = b"one\ntwo\n";
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = server.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in server.incoming().take(2) {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let head =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            let _ = stream.write_all(&[head.as_bytes(), body].concat());
+        }
+    });
+    let sha256: String = sha2::Sha256::digest(body).iter().map(|b| format!("{b:02x}")).collect();
+    let text = |sha256: &str| {
+        let source = format!("{{ url: 'http://{address}/files/a.txt', sha256: '{sha256}' }}");
+        CHAIN.replace("inputs: { text: \"${vars.text}\" }", &format!("inputs: {{ text: {source} }}"))
+    };
+    let p = chain();
+    p.write("pipelines/p.yaml", text(&sha256));
+    assert_eq!(stage(&p.plan(&["upper"]), "upper")["reason"]["code"], "waits");
+    assert_eq!(statuses(&p.run(&["first"])), ["upper=ran", "first=ran"]);
+    assert_eq!(p.read("artifacts/p/first/line/line"), "ONE\n");
+    assert_eq!(statuses(&p.run(&["first"])), ["upper=cached", "first=cached"]);
+    let wrong = "0".repeat(64);
+    p.write("pipelines/p.yaml", text(&wrong));
+    let ran = p.tinylm(&["run", "p", "first"]);
+    assert_eq!(ran.code, 1, "{}", ran.stdout);
+    assert!(ran.stderr.contains(&sha256) && ran.stderr.contains("pipelines/p.yaml:6"), "{}", ran.stderr);
+}
