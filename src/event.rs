@@ -82,6 +82,9 @@ pub struct StageResult {
     pub outputs: BTreeMap<String, Digest>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Whose fault the error is.
+    #[serde(skip)]
+    pub fault: Option<crate::base::error::Fault>,
     /// Figures of this run, or of the one that made what is cached.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub measurements: Vec<crate::store::Measurement>,

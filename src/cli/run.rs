@@ -8,6 +8,7 @@ use clap::Args;
 use tokio::sync::mpsc::unbounded_channel;
 
 use super::{Format, Loaded, PipelineArgs};
+use crate::base::error::Fault;
 use crate::base::{Error, Result, machine};
 use crate::exec::{self, Cancel, Options};
 use crate::report::{self, Console, JsonLines, Reporter, RunFolder};
@@ -83,6 +84,9 @@ impl Run {
             Ok(summary) if summary.ok => Ok(ExitCode::SUCCESS),
             Ok(_) if cancel.is_cancelled() => {
                 Err(Error::cancelled().help("what was finished is kept; run again to go on from there"))
+            }
+            Ok(summary) if summary.stages.iter().any(|s| s.fault == Some(Fault::Bug)) => {
+                Ok(ExitCode::from(101))
             }
             Ok(_) => Ok(ExitCode::from(1)),
             Err(error) => {

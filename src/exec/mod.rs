@@ -187,16 +187,11 @@ fn finish(shared: &Shared, results: &[StageResult]) -> Result<()> {
     lock.save(&path)
 }
 
-/// What became of a stage.
-struct Done {
-    result: StageResult,
-}
-
 struct Scheduler {
     shared: Arc<Shared>,
     /// Not started, in order.
     waiting: VecDeque<String>,
-    running: JoinSet<(String, Done)>,
+    running: JoinSet<(String, StageResult)>,
     /// Threads and memory taken by what runs.
     taken: HashMap<String, Need>,
     /// Keys of what runs: two stages with one key are one action, the second waits for the first.
@@ -233,7 +228,7 @@ impl Scheduler {
         loop {
             self.start_what_can();
             match self.running.join_next().await {
-                Some(Ok((name, done))) => self.finished(&name, done.result),
+                Some(Ok((name, result))) => self.finished(&name, result),
                 Some(Err(e)) => self.lost(&e.to_string()),
                 None => break,
             }
@@ -310,7 +305,7 @@ impl Scheduler {
         let connected = stage::connected(&shared, stage, &self.outputs);
         self.running.spawn_blocking(move || {
             let result = stage::execute(&shared, &name, &decision, connected, need.threads);
-            (name, Done { result })
+            (name, result)
         });
     }
 
@@ -352,6 +347,7 @@ impl Scheduler {
             seconds: 0.0,
             outputs: BTreeMap::new(),
             error: Some(error.to_string()),
+            fault: Some(error.fault()),
             measurements: Vec::new(),
         };
         self.finished(&stage.name, result);
@@ -371,6 +367,7 @@ impl Scheduler {
             seconds: 0.0,
             outputs: BTreeMap::new(),
             error: None,
+            fault: None,
             measurements: Vec::new(),
         };
         self.finished(name, result);
@@ -410,6 +407,7 @@ fn result_of(stage: &StageSpec, status: Status, decision: &Decision, action: &Ac
         seconds: action.seconds,
         outputs: action.outputs.clone(),
         error: None,
+        fault: None,
         measurements: action.measurements.clone(),
     }
 }

@@ -100,6 +100,7 @@ fn failed(
         seconds,
         outputs,
         error: Some(error.to_string()),
+        fault: Some(error.fault()),
         measurements: Vec::new(),
     }
 }

@@ -160,7 +160,7 @@ fn place_outputs(ctx: &Context) -> Result<BTreeMap<String, PathBuf>> {
 
 fn run(words: &[String], params: &Params, ctx: &Context) -> Result<()> {
     let shown = words.join(" ");
-    tracing::info!("running: {shown}");
+    tracing::debug!("running: {shown}");
     let home = fs::absolute(&ctx.scratch)?;
     let mut process = Process::new(&words[0]);
     process

@@ -50,7 +50,7 @@ impl Console {
 
     fn begin(&mut self, stage: &str) {
         let bar = self.bars.add(ProgressBar::new_spinner());
-        let template = "{prefix} {spinner} {msg}";
+        let template = "{prefix} {spinner} {wide_msg}";
         bar.set_style(
             ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner()),
         );

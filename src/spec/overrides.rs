@@ -30,8 +30,14 @@ fn one(tree: &mut Node, set: &str) -> Result<()> {
         must_exist(tree, &parts, set)?;
     }
     let name = format!("--set {path}");
-    let value = yaml::parse(&name, text, Limits::default())?;
-    // `corpus=a: b` is meant as text by nobody who writes YAML; `corpus=*.txt` is by everybody.
+    let value = match yaml::parse(&name, text, Limits::default()) {
+        Ok(value) => value,
+        // `corpus=*.txt` is no YAML, and meant as text by everybody who writes it.
+        Err(_) if !text.starts_with(['{', '[', '"', '\'']) => {
+            Node { value: Value::Str(text.to_string()), span: Span::named(&name) }
+        }
+        Err(e) => return Err(e),
+    };
     put(tree, &parts, value, &Span::named(&name)).map_err(bad)
 }
 

@@ -120,6 +120,8 @@ fn overrides_reach_params_and_variables_and_are_remembered() {
     assert_eq!(p.stages[0].params["size"], 5);
     assert_eq!(p.stages[1].params["size"], 10);
     assert_eq!(p.overrides.len(), 2);
+    let glob = load_with(GOOD, &["stages.make.params.word=*.txt"]).unwrap();
+    assert_eq!(glob.stages[0].params["word"], "*.txt");
     let text = |set: &str| load_with(GOOD, &[set]).unwrap_err().to_string();
     assert!(text("stages.tke.params.size=1").contains("did you mean `take`"));
     assert!(text("vars.m=1").contains("the pipeline has no variable `m`"));
