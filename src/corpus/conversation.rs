@@ -1,21 +1,19 @@
 //! A conversation is a list of messages with roles; a `conversations` artifact is
 //! `conversations.parquet` with one conversation a row.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ListArray, ListBuilder, RecordBatch, StringArray, StringBuilder, StructArray, StructBuilder,
-    UInt64Array, UInt64Builder,
+    Array, ArrayRef, ListArray, ListBuilder, RecordBatch, StringArray, StringBuilder, StructArray,
+    StructBuilder, UInt64Array, UInt64Builder,
 };
 use arrow::datatypes::{DataType, Field, Fields, Schema};
-use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use serde::{Deserialize, Serialize};
 
-use super::parquet_io::{self, column, unreadable};
-use crate::base::{Digest, Error, Result, fs};
+use super::parquet_io::column;
+use super::table::{Columns, RowReader, RowWriter};
+use crate::base::{Digest, Error, Result};
 
 /// The file of a `conversations` artifact.
 pub const FILE_NAME: &str = "conversations.parquet";
@@ -90,15 +88,6 @@ fn item() -> Arc<Field> {
     Arc::new(Field::new("item", DataType::Struct(message_fields()), false))
 }
 
-fn schema() -> Arc<Schema> {
-    Arc::new(Schema::new(vec![
-        Field::new("id", DataType::Utf8, false),
-        Field::new("source", DataType::Utf8, false),
-        Field::new("row", DataType::UInt64, false),
-        Field::new("messages", DataType::List(item()), false),
-    ]))
-}
-
 fn messages_builder() -> ListBuilder<StructBuilder> {
     let columns: Vec<Box<dyn arrow::array::ArrayBuilder>> =
         vec![Box::new(StringBuilder::new()), Box::new(StringBuilder::new())];
@@ -106,114 +95,70 @@ fn messages_builder() -> ListBuilder<StructBuilder> {
 }
 
 /// Writes conversations as they come.
-pub struct ConversationWriter {
-    writer: ArrowWriter<File>,
-    path: PathBuf,
+pub type ConversationWriter = RowWriter<ConversationColumns>;
+
+/// Iterates over the conversations of a file.
+pub type ConversationReader = RowReader<ConversationColumns>;
+
+pub struct ConversationColumns {
     id: StringBuilder,
     source: StringBuilder,
     row: UInt64Builder,
     messages: ListBuilder<StructBuilder>,
-    bytes: usize,
-    rows: u64,
 }
 
-impl ConversationWriter {
-    /// # Errors
-    /// When the file cannot be created.
-    pub fn create(folder: &Path) -> Result<Self> {
-        let path = folder.join(FILE_NAME);
-        let writer = parquet_io::writer(&path, schema(), Vec::new())?;
-        Ok(ConversationWriter {
-            writer,
-            path,
+impl Default for ConversationColumns {
+    fn default() -> Self {
+        ConversationColumns {
             id: StringBuilder::new(),
             source: StringBuilder::new(),
             row: UInt64Builder::new(),
             messages: messages_builder(),
-            bytes: 0,
-            rows: 0,
-        })
+        }
+    }
+}
+
+impl Columns for ConversationColumns {
+    type Row = Conversation;
+    const FILE_NAME: &'static str = FILE_NAME;
+    const WHAT: &'static str = "conversations";
+
+    fn schema() -> Arc<Schema> {
+        Arc::new(Schema::new(vec![
+            Field::new("id", DataType::Utf8, false),
+            Field::new("source", DataType::Utf8, false),
+            Field::new("row", DataType::UInt64, false),
+            Field::new("messages", DataType::List(item()), false),
+        ]))
     }
 
-    /// # Errors
-    /// When the file cannot be written.
-    pub fn push(&mut self, conversation: &Conversation) -> Result<()> {
+    fn push(&mut self, conversation: &Conversation) -> usize {
         self.id.append_value(&conversation.id);
         self.source.append_value(&conversation.source);
         self.row.append_value(conversation.row);
         let items = self.messages.values();
         for message in &conversation.messages {
-            let field = |items: &mut StructBuilder, i: usize, text: &str| {
+            for (i, text) in [message.role.as_str(), &message.content].into_iter().enumerate() {
                 if let Some(builder) = items.field_builder::<StringBuilder>(i) {
                     builder.append_value(text);
                 }
-            };
-            field(items, 0, message.role.as_str());
-            field(items, 1, &message.content);
+            }
             items.append(true);
         }
         self.messages.append(true);
-        self.bytes += conversation.len();
-        self.rows += 1;
-        if self.bytes >= parquet_io::ROW_GROUP_BYTES { self.flush() } else { Ok(()) }
+        conversation.len()
     }
 
-    pub fn rows(&self) -> u64 {
-        self.rows
+    fn take(&mut self) -> Vec<ArrayRef> {
+        vec![
+            Arc::new(self.id.finish()),
+            Arc::new(self.source.finish()),
+            Arc::new(self.row.finish()),
+            Arc::new(self.messages.finish()),
+        ]
     }
 
-    fn flush(&mut self) -> Result<()> {
-        let batch = RecordBatch::try_new(
-            schema(),
-            vec![
-                Arc::new(self.id.finish()),
-                Arc::new(self.source.finish()),
-                Arc::new(self.row.finish()),
-                Arc::new(self.messages.finish()),
-            ],
-        )
-        .map_err(|e| Error::bug(format!("conversations do not fit their schema: {e}")))?;
-        self.bytes = 0;
-        self.writer
-            .write(&batch)
-            .and_then(|()| self.writer.flush())
-            .map_err(|e| parquet_io::unwritable(&self.path, &e))
-    }
-
-    /// Closes the file; without this it is not a Parquet file.
-    ///
-    /// # Errors
-    /// As [`ConversationWriter::push`].
-    pub fn finish(mut self) -> Result<u64> {
-        self.flush()?;
-        self.writer.close().map_err(|e| parquet_io::unwritable(&self.path, &e))?;
-        Ok(self.rows)
-    }
-}
-
-/// Iterates over the conversations of a file, one batch of rows in memory at a time.
-pub struct ConversationReader {
-    batches: ParquetRecordBatchReader,
-    path: PathBuf,
-    ready: std::vec::IntoIter<Conversation>,
-    /// Rows in the whole file.
-    pub rows: u64,
-}
-
-impl ConversationReader {
-    /// # Errors
-    /// When the file is not Parquet or not of conversations.
-    pub fn open(path: &Path) -> Result<Self> {
-        let builder =
-            ParquetRecordBatchReaderBuilder::try_new(fs::open(path)?).map_err(|e| unreadable(path, &e))?;
-        parquet_io::expect_columns(path, builder.schema(), &schema(), "conversations")?;
-        let rows = builder.metadata().file_metadata().num_rows() as u64;
-        let batches = builder.with_batch_size(256).build().map_err(|e| unreadable(path, &e))?;
-        Ok(ConversationReader { batches, path: path.to_path_buf(), ready: Vec::new().into_iter(), rows })
-    }
-
-    fn rows_of(&self, batch: &RecordBatch) -> Result<Vec<Conversation>> {
-        let path = &self.path;
+    fn rows(batch: &RecordBatch, path: &Path) -> Result<Vec<Conversation>> {
         let id: StringArray = column(batch, "id", path)?;
         let source: StringArray = column(batch, "source", path)?;
         let row: UInt64Array = column(batch, "row", path)?;
@@ -246,26 +191,6 @@ impl ConversationReader {
             });
         }
         Ok(out)
-    }
-}
-
-impl Iterator for ConversationReader {
-    type Item = Result<Conversation>;
-
-    fn next(&mut self) -> Option<Result<Conversation>> {
-        loop {
-            if let Some(conversation) = self.ready.next() {
-                return Some(Ok(conversation));
-            }
-            let batch = match self.batches.next()? {
-                Ok(batch) => batch,
-                Err(e) => return Some(Err(unreadable(&self.path, &e))),
-            };
-            match self.rows_of(&batch) {
-                Ok(rows) => self.ready = rows.into_iter(),
-                Err(e) => return Some(Err(e)),
-            }
-        }
     }
 }
 

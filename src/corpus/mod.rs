@@ -4,6 +4,7 @@
 pub mod conversation;
 pub mod document;
 pub mod parquet_io;
+pub mod table;
 
 pub mod boilerplate;
 pub mod chat;

@@ -61,13 +61,25 @@ pub mod fixtures {
         (0..4).map(|j| sentence(i * 7 + j * 13)).collect::<Vec<_>>().join("\n")
     }
 
-    /// `n` documents. The folder is left to the system's cleaner of temporaries.
+    thread_local! {
+        /// Folders that live as long as the test, which has a thread of its own.
+        static KEPT: std::cell::RefCell<Vec<tempfile::TempDir>> = const { std::cell::RefCell::new(Vec::new()) };
+    }
+
+    fn folder() -> std::path::PathBuf {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_path_buf();
+        KEPT.with_borrow_mut(|kept| kept.push(folder));
+        path
+    }
+
+    /// `n` documents.
     pub fn docs(n: usize) -> Artifact {
         docs_of((0..n).map(story))
     }
 
     pub fn docs_of(texts: impl Iterator<Item = String>) -> Artifact {
-        let folder = tempfile::tempdir().unwrap().keep();
+        let folder = folder();
         let mut writer = DocumentWriter::create(&folder).unwrap();
         for text in texts {
             let end = text.len() as u64;
@@ -78,7 +90,7 @@ pub mod fixtures {
     }
 
     pub fn chats(n: usize) -> Artifact {
-        let folder = tempfile::tempdir().unwrap().keep();
+        let folder = folder();
         let mut writer = ConversationWriter::create(&folder).unwrap();
         for i in 0..n {
             let say = |role, content: String| Message { role, content };
