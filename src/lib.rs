@@ -9,6 +9,7 @@
 //!  synth     templates -> documents and conversations
 //!  tokenizer training, special tokens, chat template
 //!  shard     token ids in Parquet: packing, splitting, shuffling, loading
+//!  kernel    layers forward and back on a CPU: vectors, threads, matrix products
 //!  model     the transformer, its configuration, weights on disk, KV cache
 //!  train     optimizer, schedule, batches, the loop; pretraining and fine-tuning
 //!  eval      perplexity, bits per byte, accuracies
@@ -38,6 +39,7 @@ pub mod synth;
 pub mod corpus;
 pub mod tokenizer;
 
+pub mod kernel;
 pub mod shard;
 
 pub mod eval;

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::generate::{Decoding, load_model};
 use super::{Format, print_json};
-use crate::base::{Error, Result};
+use crate::base::{machine, Error, Result};
 use crate::generate::{Options, Session, generate};
 use crate::model::Model;
 use crate::report::style::Style;
@@ -81,7 +81,7 @@ struct Talk<'a> {
 
 impl<'a> Talk<'a> {
     fn new(model: &'a Model, system: Option<&str>) -> Result<Self> {
-        let mut session = Session::new(model);
+        let mut session = Session::new(model, machine::threads());
         let mut ids = vec![model.tokenizer.require(Special::Bos)?];
         if let Some(system) = system {
             ids.push(model.tokenizer.require(Special::System)?);

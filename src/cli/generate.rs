@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::{Format, print_json, target};
-use crate::base::{Error, Result};
+use crate::base::{machine, Error, Result};
 use crate::generate::{self, Options, Session, Strategy};
 use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
 
@@ -108,7 +108,7 @@ impl Generate {
             ));
         }
         let begun = Instant::now();
-        let mut session = Session::new(&model);
+        let mut session = Session::new(&model, machine::threads());
         session.feed(&ids)?;
         let mut decoder = model.tokenizer.decoder();
         ids.iter().for_each(|id| drop(decoder.push(*id)));

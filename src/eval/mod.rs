@@ -23,7 +23,8 @@ use crate::base::{Error, Monitor, Result};
 use crate::corpus::conversation::ConversationReader;
 use crate::corpus::document::DocumentReader;
 use crate::generate::{self, Strategy};
-use crate::model::{Model, math};
+use crate::kernel::Team;
+use crate::model::{IGNORE, Model, Pass, Sequences};
 use crate::shard::{Split, split_of};
 use crate::tokenizer::{Special, chat};
 
@@ -216,14 +217,11 @@ fn score(model: &Model, items: &[Item], what: &str, monitor: &dyn Monitor) -> Re
     let total: u64 = items.iter().map(|i| i.ids.len() as u64).sum();
     let mut done = 0;
     let begun = std::time::Instant::now();
-    for wave in items.chunks(64) {
+    let mut pass = Pass::forward_only(&model.gpt.config, Team::new(rayon::current_num_threads()));
+    for item in items {
         monitor.step(what, done, Some(total), "tokens")?;
-        let scored: Vec<Result<Sums>> =
-            wave.par_iter().map(|item| score_item(model, item, monitor)).collect();
-        for item in scored {
-            sums += item?;
-        }
-        done += wave.iter().map(|i| i.ids.len() as u64).sum::<u64>();
+        sums += score_item(model, &mut pass, item, monitor)?;
+        done += item.ids.len() as u64;
     }
     if sums.tokens == 0 {
         return Ok(None);
@@ -233,7 +231,7 @@ fn score(model: &Model, items: &[Item], what: &str, monitor: &dyn Monitor) -> Re
 }
 
 /// Windows of the model's length, each half a window further; only what no earlier one scored counts.
-fn score_item(model: &Model, item: &Item, monitor: &dyn Monitor) -> Result<Sums> {
+fn score_item(model: &Model, pass: &mut Pass, item: &Item, monitor: &dyn Monitor) -> Result<Sums> {
     let room = model.gpt.config.seq_len;
     let mut sums = Sums { texts: 1, bytes: item.bytes, ..Sums::default() };
     let mut next = 1;
@@ -241,14 +239,12 @@ fn score_item(model: &Model, item: &Item, monitor: &dyn Monitor) -> Result<Sums>
     while next < item.ids.len() {
         monitor.check()?;
         let end = (start + room).min(item.ids.len() - 1);
-        let ids = &item.ids[start..end];
-        let logits = model.gpt.forward(&[ids], None).and_then(|l| l.to_vec2::<f32>()).map_err(math)?;
-        // Row i of the window speaks of the id at start + i + 1.
-        for target in next..=end {
-            if item.scored[target] {
-                sums += one_token(&logits[target - 1 - start], item.ids[target]);
-            }
-        }
+        // Position i of the window speaks of the id at start + i + 1.
+        let counts = |i: usize| i >= next && item.scored[i];
+        let targets: Vec<u32> =
+            (start + 1..=end).map(|i| if counts(i) { item.ids[i] } else { IGNORE }).collect();
+        let all = Sequences { ids: &item.ids[start..end], targets: &targets, length: end - start };
+        pass.each_logits(&model.gpt, all, &mut |row, target| sums += one_token(row, target));
         next = end + 1;
         start = end.saturating_sub(room / 2);
     }
@@ -277,7 +273,7 @@ fn completions(
     let one = |text: &String| -> Result<Option<bool>> {
         monitor.check()?;
         let Some((head, word)) = cut_in_half(text) else { return Ok(None) };
-        let said = generate::text(model, head, &greedy)?;
+        let said = generate::text(model, head, &greedy, 1)?;
         Ok(Some(said.split_whitespace().next() == Some(word)))
     };
     let results: Vec<Result<Option<bool>>> = texts.par_iter().take(options.completions).map(one).collect();

@@ -1,6 +1,6 @@
 //! Which token comes next, given logits.
 
-use super::{Options, Session};
+use super::{Options, Text};
 use crate::base::Rng;
 use crate::model::Model;
 use crate::tokenizer::Special;
@@ -32,12 +32,12 @@ impl Chooser {
     }
 
     /// Logits with the penalty applied and what may not be chosen at minus infinity.
-    pub fn scores(&self, session: &Session) -> Vec<f32> {
-        let mut scores = session.logits.clone();
+    pub fn scores(&self, text: &Text) -> Vec<f32> {
+        let mut scores = text.logits.clone();
         scores.truncate(self.known);
         let penalty = self.options.repetition_penalty as f32;
         if penalty != 1.0 {
-            let mut seen: Vec<u32> = session.tokens.clone();
+            let mut seen: Vec<u32> = text.tokens.clone();
             seen.sort_unstable();
             seen.dedup();
             for id in seen.into_iter().filter(|id| !self.ends(*id)) {
@@ -54,12 +54,12 @@ impl Chooser {
         scores
     }
 
-    pub fn likeliest(&self, session: &Session) -> u32 {
-        argmax(&self.scores(session))
+    pub fn likeliest(&self, text: &Text) -> u32 {
+        argmax(&self.scores(text))
     }
 
-    pub fn draw(&self, session: &Session, rng: &mut Rng) -> u32 {
-        let candidates = candidates(&self.scores(session), &self.options);
+    pub fn draw(&self, text: &Text, rng: &mut Rng) -> u32 {
+        let candidates = candidates(&self.scores(text), &self.options);
         let weights: Vec<f64> = candidates.iter().map(|(_, p)| *p).collect();
         rng.weighted(&weights).map_or(0, |i| candidates[i].0)
     }

@@ -10,7 +10,8 @@ mod choose;
 use std::ops::ControlFlow;
 
 use crate::base::{Error, Result, Rng};
-use crate::model::{Cache, Model, math};
+use crate::kernel::Team;
+use crate::model::{Cache, Decoder, Model, Reading};
 use crate::tokenizer::Special;
 
 pub use choose::Chooser;
@@ -88,10 +89,9 @@ impl Options {
     }
 }
 
-/// A model in the middle of a text: what it has read, its cache, and what it expects next.
-#[derive(Clone)]
-pub struct Session<'a> {
-    model: &'a Model,
+/// What was read of a text, and what is expected next.
+#[derive(Clone, Default)]
+pub struct Text {
     cache: Cache,
     /// All tokens read so far, forgotten ones included.
     pub tokens: Vec<u32>,
@@ -99,9 +99,31 @@ pub struct Session<'a> {
     pub logits: Vec<f32>,
 }
 
+impl Text {
+    /// Takes note of `ids`, and gives those to read: they themselves, or, when there is no room for them,
+    /// the newest half of what the model holds, from an empty cache.
+    fn take(&mut self, ids: &[u32], room: usize) -> Vec<u32> {
+        self.tokens.extend_from_slice(ids);
+        if self.cache.len() + ids.len() <= room {
+            return ids.to_vec();
+        }
+        self.cache = Cache::default();
+        let kept = self.tokens.len().min(room.div_ceil(2));
+        self.tokens[self.tokens.len() - kept..].to_vec()
+    }
+}
+
+/// A model in the middle of a text.
+pub struct Session<'a> {
+    model: &'a Model,
+    decoder: Decoder,
+    pub text: Text,
+}
+
 impl<'a> Session<'a> {
-    pub fn new(model: &'a Model) -> Self {
-        Session { model, cache: Cache::default(), tokens: Vec::new(), logits: Vec::new() }
+    /// A session on this many threads; they help models of some size.
+    pub fn new(model: &'a Model, threads: usize) -> Self {
+        Session { model, decoder: Decoder::new(Team::new(threads)), text: Text::default() }
     }
 
     /// Reads `ids`. When there are more than the model holds, only the newest half of its room is kept.
@@ -110,25 +132,32 @@ impl<'a> Session<'a> {
     /// An id that the model does not have.
     pub fn feed(&mut self, ids: &[u32]) -> Result<()> {
         let gpt = &self.model.gpt;
-        if let Some(id) = ids.iter().find(|id| **id as usize >= gpt.config.vocab_size) {
-            return Err(Error::input(format!(
-                "token {id} is beyond the model's {} tokens",
-                gpt.config.vocab_size
-            )));
-        }
+        // Before anything is noted of them.
+        gpt.config.knows(ids)?;
         if ids.is_empty() {
             return Ok(());
         }
-        self.tokens.extend_from_slice(ids);
-        let room = gpt.config.seq_len;
-        if self.cache.len() + ids.len() <= room {
-            self.logits = gpt.next(ids, &mut self.cache).map_err(math)?;
+        let ids = self.text.take(ids, gpt.config.seq_len);
+        let reading = Reading { cache: &mut self.text.cache, ids: &ids };
+        self.text.logits = self.decoder.read(gpt, &mut [reading])?;
+        Ok(())
+    }
+
+    /// Reads one id in each of several texts, side by side.
+    fn read_each(&mut self, texts: &mut [Text], ids: &[u32]) -> Result<()> {
+        let gpt = &self.model.gpt;
+        gpt.config.knows(ids)?;
+        if texts.is_empty() {
             return Ok(());
         }
-        let kept = self.tokens.len().min(room.div_ceil(2));
-        let newest = self.tokens[self.tokens.len() - kept..].to_vec();
-        self.cache = Cache::default();
-        self.logits = gpt.next(&newest, &mut self.cache).map_err(math)?;
+        let room = gpt.config.seq_len;
+        let new: Vec<Vec<u32>> = texts.iter_mut().zip(ids).map(|(text, id)| text.take(&[*id], room)).collect();
+        let mut readings: Vec<Reading> =
+            texts.iter_mut().zip(&new).map(|(text, ids)| Reading { cache: &mut text.cache, ids }).collect();
+        let logits = self.decoder.read(gpt, &mut readings)?;
+        for (text, row) in texts.iter_mut().zip(logits.chunks_exact(gpt.config.vocab_size)) {
+            text.logits = row.to_vec();
+        }
         Ok(())
     }
 }
@@ -143,7 +172,7 @@ pub fn generate(
     options: &Options,
     on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Vec<u32>> {
-    if session.logits.is_empty() {
+    if session.text.logits.is_empty() {
         return Err(Error::input("there is nothing to continue: the prompt has no tokens"));
     }
     let chooser = Chooser::new(session.model, options);
@@ -161,8 +190,8 @@ pub fn generate(
     let mut out = Vec::new();
     while out.len() < options.max_new_tokens {
         let id = match options.strategy {
-            Strategy::Greedy => chooser.likeliest(session),
-            _ => chooser.draw(session, &mut rng),
+            Strategy::Greedy => chooser.likeliest(&session.text),
+            _ => chooser.draw(&session.text, &mut rng),
         };
         if chooser.ends(id) {
             break;
@@ -191,16 +220,16 @@ pub fn prompt_ids(model: &Model, prompt: &str) -> Result<Vec<u32>> {
 ///
 /// # Errors
 /// As [`generate`].
-pub fn text(model: &Model, prompt: &str, options: &Options) -> Result<String> {
-    continuation(model, &prompt_ids(model, prompt)?, options)
+pub fn text(model: &Model, prompt: &str, options: &Options, threads: usize) -> Result<String> {
+    continuation(model, &prompt_ids(model, prompt)?, options, threads)
 }
 
 /// What the model says behind `ids`, as text that can be put behind theirs.
 ///
 /// # Errors
 /// As [`generate`].
-pub fn continuation(model: &Model, ids: &[u32], options: &Options) -> Result<String> {
-    let mut session = Session::new(model);
+pub fn continuation(model: &Model, ids: &[u32], options: &Options, threads: usize) -> Result<String> {
+    let mut session = Session::new(model, threads);
     session.feed(ids)?;
     let mut decoder = model.tokenizer.decoder();
     // The first new token is decoded behind the prompt's last, which decides about a space.

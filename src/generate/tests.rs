@@ -18,11 +18,11 @@ fn model() -> Model {
         seq_len: 16,
         dropout: 0.0,
     };
-    Model { gpt: Gpt::fresh(&config, 3).unwrap(), tokenizer }
+    Model { gpt: Gpt::fresh(&config, 3), tokenizer }
 }
 
 fn ids(model: &Model, options: &Options) -> Vec<u32> {
-    let mut session = Session::new(model);
+    let mut session = Session::new(model, 2);
     session.feed(&prompt_ids(model, "The cat").unwrap()).unwrap();
     generate(&mut session, options, &mut |_| ControlFlow::Continue(())).unwrap()
 }
@@ -56,36 +56,36 @@ fn a_full_cache_forgets_the_older_half_and_goes_on() {
     let model = model();
     let long = ids(&model, &Options { max_new_tokens: 60, ..with(Strategy::Greedy) });
     assert_eq!(long.len(), 60);
-    let mut session = Session::new(&model);
+    let mut session = Session::new(&model, 2);
     session.feed(&[9; 50]).unwrap();
-    assert_eq!(session.logits.len(), model.gpt.config.vocab_size);
+    assert_eq!(session.text.logits.len(), model.gpt.config.vocab_size);
     assert!(session.feed(&[u32::MAX]).is_err());
 }
 
 #[test]
 fn what_frames_a_text_and_what_the_tokenizer_lacks_is_never_chosen() {
     let model = model();
-    let mut session = Session::new(&model);
+    let mut session = Session::new(&model, 2);
     session.feed(&[9]).unwrap();
-    session.logits = vec![0.0; model.gpt.config.vocab_size];
+    session.text.logits = vec![0.0; model.gpt.config.vocab_size];
     for special in [Special::Pad, Special::Unk, Special::Bos] {
-        session.logits[model.tokenizer.require(special).unwrap() as usize] = 50.0;
+        session.text.logits[model.tokenizer.require(special).unwrap() as usize] = 50.0;
     }
     let known = model.tokenizer.vocab_size();
-    session.logits[known..].fill(90.0);
-    session.logits[42] = 1.0;
-    assert_eq!(Chooser::new(&model, &Options::default()).likeliest(&session), 42);
+    session.text.logits[known..].fill(90.0);
+    session.text.logits[42] = 1.0;
+    assert_eq!(Chooser::new(&model, &Options::default()).likeliest(&session.text), 42);
 }
 
 #[test]
 fn a_penalty_pushes_down_what_was_said() {
     let model = model();
-    let mut session = Session::new(&model);
+    let mut session = Session::new(&model, 2);
     session.feed(&[9, 10]).unwrap();
-    session.logits = vec![0.0; model.gpt.config.vocab_size];
-    (session.logits[9], session.logits[10], session.logits[11]) = (2.0, -2.0, 1.5);
+    session.text.logits = vec![0.0; model.gpt.config.vocab_size];
+    (session.text.logits[9], session.text.logits[10], session.text.logits[11]) = (2.0, -2.0, 1.5);
     let scores =
-        Chooser::new(&model, &Options { repetition_penalty: 2.0, ..Options::default() }).scores(&session);
+        Chooser::new(&model, &Options { repetition_penalty: 2.0, ..Options::default() }).scores(&session.text);
     assert_eq!((scores[9], scores[10], scores[11]), (1.0, -4.0, 1.5));
 }
 

@@ -151,7 +151,7 @@ fn samples(params: &Params, ctx: &Context, model: &Model, folder: &Path) -> Resu
     let options = generate::Options { max_new_tokens: 60, seed: ctx.seed, ..Default::default() };
     let mut all = Vec::new();
     for prompt in &params.prompts {
-        let text = generate::text(model, prompt, &options)?;
+        let text = generate::text(model, prompt, &options, rayon::current_num_threads())?;
         tracing::info!("{prompt}{text}");
         all.push(Sample { step: 0, prompt: prompt.clone(), text });
     }
@@ -161,7 +161,7 @@ fn samples(params: &Params, ctx: &Context, model: &Model, folder: &Path) -> Resu
             content: question.clone(),
         };
         let ids = chat::prompt(&model.tokenizer, &[message])?;
-        let text = generate::continuation(model, &ids, &options)?;
+        let text = generate::continuation(model, &ids, &options, rayon::current_num_threads())?;
         let text = text.trim().to_string();
         tracing::info!("user: {question} assistant: {text}");
         all.push(Sample { step: 0, prompt: question.clone(), text });

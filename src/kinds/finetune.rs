@@ -78,14 +78,14 @@ impl Kind for Finetune {
     }
 
     fn run(params: &Params, ctx: &Context) -> Result<()> {
-        let model = load(params, ctx)?;
+        let mut model = load(params, ctx)?;
         let seq_len = model.gpt.config.seq_len;
         if (seq_len as u64) < SHORTEST {
             return Err(Error::input(format!("a model of {seq_len} positions holds no exchange")));
         }
         let (train, validation) = rows(params, ctx, &model)?;
         let folder = ctx.output("model")?;
-        train::run(&model, &train, &validation, &params.options(ctx.seed), folder, ctx.monitor)?;
+        train::run(&mut model, &train, &validation, &params.options(ctx.seed), folder, ctx.monitor)?;
         model.save(folder)
     }
 }
@@ -180,7 +180,7 @@ mod tests {
             seq_len: 48,
             dropout: 0.1,
         };
-        Model { gpt: Gpt::fresh(&config, 1).unwrap(), tokenizer }.save(folder).unwrap();
+        Model { gpt: Gpt::fresh(&config, 1), tokenizer }.save(folder).unwrap();
         harness::artifact("base", folder).unwrap()
     }
 

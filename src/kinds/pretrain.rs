@@ -125,11 +125,11 @@ impl Kind for Pretrain {
             units::count(train.len() as u64),
             units::count(validation.len() as u64)
         );
-        let model = Model { gpt: Gpt::fresh(&config, ctx.seed)?, tokenizer };
+        let mut model = Model { gpt: Gpt::fresh(&config, ctx.seed), tokenizer };
         let (train, validation) =
             (Windows::new(&train, config.seq_len), Windows::new(&validation, config.seq_len));
         let folder = ctx.output("model")?;
-        train::run(&model, &train, &validation, &params.options(ctx.seed), folder, ctx.monitor)?;
+        train::run(&mut model, &train, &validation, &params.options(ctx.seed), folder, ctx.monitor)?;
         model.save(folder)
     }
 }

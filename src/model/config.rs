@@ -98,6 +98,15 @@ impl Config {
             .then(|| ("d_model", format!("{} parameters are beyond what this trains", self.parameters())))
     }
 
+    /// # Errors
+    /// An id that there is no embedding for.
+    pub fn knows(&self, ids: &[u32]) -> Result<()> {
+        match ids.iter().find(|id| **id as usize >= self.vocab_size) {
+            Some(id) => Err(Error::input(format!("token {id} is beyond the model's {} tokens", self.vocab_size))),
+            None => Ok(()),
+        }
+    }
+
     /// GPT-2's `config.json` as `transformers` 5 reads it.
     pub fn to_json(&self, bos: Option<u32>, eos: Option<u32>) -> Value {
         json!({

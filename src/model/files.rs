@@ -3,12 +3,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
-use super::gpt::{Fresh, Init, Source};
-use super::{Config, Gpt, math};
+use super::{Config, Gpt};
 use crate::base::{Error, Result, fs};
 use crate::tokenizer::{Special, Tokenizer};
 
@@ -17,7 +15,6 @@ pub const WEIGHTS_FILE: &str = "model.safetensors";
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// A model with the tokenizer that it speaks.
-#[derive(Clone)]
 pub struct Model {
     pub gpt: Gpt,
     pub tokenizer: Tokenizer,
@@ -71,92 +68,54 @@ impl Gpt {
         let file = weights.display().to_string();
         let tensors = SafeTensors::deserialize(&bytes)
             .map_err(|e| Error::input(format!("`{file}` is not a whole safetensors file: {e}")))?;
-        Gpt::build(&config, &mut Stored { file, tensors })
+        // Shapes first: a model of the wrong configuration is refused before its memory is taken.
+        let layout = super::Layout::new(&config);
+        for p in &layout.parameters {
+            stored(&file, &tensors, &p.name, &p.shape)?;
+        }
+        let mut gpt = Gpt::zeros(&config);
+        for p in &layout.parameters {
+            let data = stored(&file, &tensors, &p.name, &p.shape)?;
+            for (to, from) in gpt.weights[p.range.clone()].iter_mut().zip(data.as_chunks::<4>().0) {
+                *to = f32::from_le_bytes(*from);
+            }
+        }
+        Ok(gpt)
     }
 
     /// The weights in the order of the parameters' names, f32, little endian.
     ///
     /// # Errors
-    /// When candle fails.
+    /// When they can't be laid out.
     pub fn to_safetensors(&self) -> Result<Vec<u8>> {
-        let mut values: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+        let bytes: Vec<u8> = self.weights.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let mut views: Vec<(&str, TensorView)> = Vec::new();
         for p in self.parameters() {
-            let flat = p.var.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(math)?;
-            let bytes = flat.iter().flat_map(|x| x.to_le_bytes()).collect();
-            values.push((p.name.clone(), p.var.dims().to_vec(), bytes));
+            let data = &bytes[4 * p.range.start..4 * p.range.end];
+            let view = TensorView::new(safetensors::Dtype::F32, p.shape.clone(), data);
+            views.push((&p.name, view.map_err(|e| Error::bug(format!("{}: {e}", p.name)))?));
         }
-        let views: Vec<(&str, TensorView)> = values
-            .iter()
-            .map(|(name, shape, bytes)| {
-                let view = TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes);
-                view.map(|v| (name.as_str(), v)).map_err(|e| Error::bug(format!("{name}: {e}")))
-            })
-            .collect::<Result<_>>()?;
         // What `transformers` asks for before it reads a file.
         let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
         safetensors::serialize(views, Some(metadata)).map_err(|e| Error::bug(format!("{WEIGHTS_FILE}: {e}")))
     }
+}
 
-    /// The same model with room for `vocab_size` tokens: each new row is the mean of the old ones, and
-    /// a little noise from `seed` so that they can be told apart (Hewitt, 2021).
-    ///
-    /// # Errors
-    /// When `vocab_size` is smaller than what there is.
-    pub fn extended(&self, vocab_size: usize, seed: u64) -> Result<Self> {
-        let old = self.config.vocab_size;
-        if vocab_size < old {
-            return Err(Error::bug(format!("a vocabulary of {old} cannot be extended to {vocab_size}")));
-        }
-        let config = Config { vocab_size, ..self.config.clone() };
-        Gpt::build(&config, &mut Extended { old: self, fresh: Fresh { seed } })
+/// The bytes of a tensor out of a file.
+fn stored<'a>(file: &str, tensors: &SafeTensors<'a>, name: &str, shape: &[usize]) -> Result<&'a [u8]> {
+    // GPT-2's own files leave the prefix away.
+    let short = name.strip_prefix("transformer.").unwrap_or(name);
+    let view = tensors.tensor(name).or_else(|_| tensors.tensor(short)).map_err(|_| {
+        let some: Vec<&str> = tensors.names().into_iter().take(4).map(|n| n as &str).collect();
+        Error::input(format!("`{file}` has no tensor `{name}`"))
+            .help(format!("it has {} and others", some.join(", ")))
+    })?;
+    let odd = |what: String| Error::input(format!("`{file}`: tensor `{name}` {what}"));
+    if view.shape() != shape {
+        return Err(odd(format!("has shape {:?}, expected {shape:?}", view.shape())));
     }
-}
-
-/// Tensors out of a file.
-struct Stored<'a> {
-    file: String,
-    tensors: SafeTensors<'a>,
-}
-
-impl Source for Stored<'_> {
-    fn get(&mut self, name: &str, shape: &[usize], _: Init) -> Result<Tensor> {
-        // GPT-2's own files leave the prefix away.
-        let short = name.strip_prefix("transformer.").unwrap_or(name);
-        let view = self.tensors.tensor(name).or_else(|_| self.tensors.tensor(short)).map_err(|_| {
-            let some: Vec<&str> = self.tensors.names().into_iter().take(4).map(|n| n as &str).collect();
-            Error::input(format!("`{}` has no tensor `{name}`", self.file))
-                .help(format!("it has {} and others", some.join(", ")))
-        })?;
-        let odd = |what: String| Error::input(format!("`{}`: tensor `{name}` {what}", self.file));
-        if view.shape() != shape {
-            return Err(odd(format!("has shape {:?}, expected {shape:?}", view.shape())));
-        }
-        if view.dtype() != safetensors::Dtype::F32 {
-            return Err(odd(format!("is {:?}, expected F32", view.dtype())));
-        }
-        Tensor::from_raw_buffer(view.data(), DType::F32, shape, &Device::Cpu).map_err(math)
+    if view.dtype() != safetensors::Dtype::F32 {
+        return Err(odd(format!("is {:?}, expected F32", view.dtype())));
     }
-}
-
-/// The tensors of another model, the embedding grown.
-struct Extended<'a> {
-    old: &'a Gpt,
-    fresh: Fresh,
-}
-
-impl Source for Extended<'_> {
-    fn get(&mut self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
-        let found = self.old.parameters().iter().find(|p| p.name == name);
-        let old = found.ok_or_else(|| Error::bug(format!("no tensor `{name}` to extend")))?.var.as_tensor();
-        if old.dims() == shape {
-            return old.copy().map_err(math);
-        }
-        let rows = shape[0] - old.dims()[0];
-        let noise = self.fresh.get(&format!("extended/{name}"), &[rows, shape[1]], init)?;
-        let grown = || {
-            let new = (noise * 0.1)?.broadcast_add(&old.mean_keepdim(0)?)?;
-            Tensor::cat(&[old, &new], 0)
-        };
-        grown().map_err(math)
-    }
+    Ok(view.data())
 }

@@ -1,29 +1,39 @@
-//! The transformer: its configuration, its forward pass, its files.
+//! The transformer: its configuration, its numbers, its ways forward and back, its files.
 //!
 //! The architecture is GPT-2's (Radford et al., 2019): pre-norm blocks, learned positions, GELU in its
 //! tanh form, output tied to the token embedding. The files are GPT-2's as Hugging Face writes them, so
-//! that `transformers` loads what tinylm trains. Math runs on candle, whose autograd is the reference
-//! that faster kernels are to be tested against.
+//! that `transformers` loads what tinylm trains. Math runs on [`crate::kernel`]; [`plain`] is the same
+//! model on candle, which tests compare with.
 //!
-//! Letters in shapes: `B` sequences, `T` positions, `C` = d_model, `H` heads, `D` = C/H, `F` = d_ff,
-//! `V` = vocab_size.
+//! Letters in shapes: `B` sequences, `T` positions, `N` = B·T, `C` = d_model, `H` heads, `D` = C/H,
+//! `F` = d_ff, `V` = vocab_size.
 
 mod config;
-mod cross_entropy;
+mod decode;
 mod files;
 mod gpt;
-mod ops;
+mod pass;
+pub mod plain;
 
 pub use config::{Config, PRESETS, Preset, preset};
-pub use cross_entropy::{IGNORE, cross_entropy};
+pub use decode::{Cache, Decoder, Reading};
 pub use files::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
-pub use gpt::{Cache, Dropout, Gpt, Parameter};
+pub use gpt::{Block, Gpt, Layout, Pair, Parameter};
+pub use pass::{Pass, Sequences, piece_tokens};
 
-use crate::base::Error;
+pub use crate::kernel::IGNORE;
+use crate::kernel::Dropout;
 
-/// candle's own errors are shapes and devices gone wrong inside: ours to mend.
-pub fn math(error: candle_core::Error) -> Error {
-    Error::bug(format!("in the model's math: {error}"))
+/// What is dropped at one site of the model in the step that `key` stands for.
+fn dropout_at(p: f64, key: u64, site: usize) -> Dropout {
+    if p == 0.0 {
+        return Dropout::NONE;
+    }
+    // SplitMix64's finalizer (Steele, Lea and Flood, 2014): near keys and sites come out far apart.
+    let z = key.wrapping_add((site as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    Dropout::new(p, z ^ (z >> 31))
 }
 
 #[cfg(test)]

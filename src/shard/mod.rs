@@ -374,15 +374,15 @@ impl TokenStream {
         self.len() == 0
     }
 
-    /// Puts the `len` tokens from `start` into `out`, in place of what was there.
+    /// Fills `out` with the tokens from `start` on.
     ///
     /// # Panics
-    /// When the window does not lie within the stream.
-    pub fn window(&self, start: usize, len: usize, out: &mut Vec<u32>) {
-        out.clear();
+    /// When they don't lie within the stream.
+    pub fn window(&self, start: usize, out: &mut [u32]) {
+        let range = start..start + out.len();
         match &self.tokens {
-            Tokens::Narrow(all) => out.extend(all[start..start + len].iter().map(|t| u32::from(*t))),
-            Tokens::Wide(all) => out.extend_from_slice(&all[start..start + len]),
+            Tokens::Narrow(all) => out.iter_mut().zip(&all[range]).for_each(|(o, t)| *o = u32::from(*t)),
+            Tokens::Wide(all) => out.copy_from_slice(&all[range]),
         }
     }
 

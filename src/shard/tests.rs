@@ -119,9 +119,9 @@ fn a_stream_gives_windows_over_document_boundaries() {
     let stream = made.shards().read(Split::Train).unwrap();
     let all: Vec<u32> = rows.iter().flat_map(|r| r.1.clone()).collect();
     assert_eq!((stream.len(), stream.is_empty()), (all.len(), false));
-    let mut window = vec![99];
     for (start, len) in [(0, 5), (17, 40), (all.len() - 3, 3), (all.len(), 0)] {
-        stream.window(start, len, &mut window);
+        let mut window = vec![99; len];
+        stream.window(start, &mut window);
         assert_eq!(window, all[start..start + len]);
     }
     assert_eq!(stream.documents().len(), rows.len());

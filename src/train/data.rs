@@ -4,21 +4,17 @@ use crate::base::Rng;
 use crate::model::IGNORE;
 use crate::shard::TokenStream;
 
-/// `T` ids and, for each, the id that should follow; [`IGNORE`] where nothing is to be learned.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
-    pub ids: Vec<u32>,
-    pub targets: Vec<u32>,
-    /// Ids that are not padding.
-    pub tokens: usize,
-}
-
-/// Rows of one length, by index.
+/// Rows of one length, by index: ids and, for each, the id that should follow, or [`IGNORE`] where nothing
+/// is to be learned.
 pub trait Data: Sync {
     fn rows(&self) -> usize;
+    /// Ids of a row, `T`.
+    fn length(&self) -> usize;
+    /// Writes row `i` over `ids` and `targets`, `T` long; gives how many ids are not padding.
+    ///
     /// # Panics
     /// When `i` is not below [`Data::rows`].
-    fn row(&self, i: usize) -> Row;
+    fn fill(&self, i: usize, ids: &mut [u32], targets: &mut [u32]) -> usize;
 }
 
 /// A stream of documents cut into windows: each row's targets are its ids one further.
@@ -38,36 +34,30 @@ impl Data for Windows<'_> {
         self.stream.len().saturating_sub(1) / self.seq_len
     }
 
-    fn row(&self, i: usize) -> Row {
-        let mut ids = Vec::with_capacity(self.seq_len + 1);
-        self.stream.window(i * self.seq_len, self.seq_len + 1, &mut ids);
-        let targets = ids[1..].to_vec();
-        ids.truncate(self.seq_len);
-        Row { tokens: ids.len(), ids, targets }
+    fn length(&self) -> usize {
+        self.seq_len
+    }
+
+    fn fill(&self, i: usize, ids: &mut [u32], targets: &mut [u32]) -> usize {
+        self.stream.window(i * self.seq_len, ids);
+        self.stream.window(i * self.seq_len + 1, targets);
+        self.seq_len
     }
 }
 
 /// Rows that were packed beforehand.
 pub struct Packed {
-    rows: Vec<Row>,
+    /// Ids with whether each is a target.
+    rows: Vec<(Vec<u32>, Vec<bool>)>,
+    seq_len: usize,
+    pad: u32,
 }
 
 impl Packed {
     /// `rows`: ids with whether each is a target, at most `seq_len + 1` long; shorter ones are padded.
-    pub fn new(rows: Vec<(Vec<u32>, Vec<bool>)>, seq_len: usize, pad: u32) -> Self {
-        let row = |(ids, learn): (Vec<u32>, Vec<bool>)| {
-            let mut targets: Vec<u32> = ids[1..]
-                .iter()
-                .zip(&learn[1..])
-                .map(|(id, learn)| if *learn { *id } else { IGNORE })
-                .collect();
-            let tokens = targets.len();
-            let mut ids = ids[..tokens].to_vec();
-            ids.resize(seq_len, pad);
-            targets.resize(seq_len, IGNORE);
-            Row { ids, targets, tokens }
-        };
-        Packed { rows: rows.into_iter().filter(|(ids, _)| ids.len() > 1).map(row).collect() }
+    pub fn new(mut rows: Vec<(Vec<u32>, Vec<bool>)>, seq_len: usize, pad: u32) -> Self {
+        rows.retain(|(ids, _)| ids.len() > 1);
+        Packed { rows, seq_len, pad }
     }
 }
 
@@ -76,8 +66,20 @@ impl Data for Packed {
         self.rows.len()
     }
 
-    fn row(&self, i: usize) -> Row {
-        self.rows[i].clone()
+    fn length(&self) -> usize {
+        self.seq_len
+    }
+
+    fn fill(&self, i: usize, ids: &mut [u32], targets: &mut [u32]) -> usize {
+        let (row, learn) = &self.rows[i];
+        let tokens = row.len() - 1;
+        ids[..tokens].copy_from_slice(&row[..tokens]);
+        ids[tokens..].fill(self.pad);
+        targets[tokens..].fill(IGNORE);
+        for (target, (id, learn)) in targets.iter_mut().zip(row[1..].iter().zip(&learn[1..])) {
+            *target = if *learn { *id } else { IGNORE };
+        }
+        tokens
     }
 }
 

@@ -1,11 +1,11 @@
 //! Training: rows of tokens in, a better model out.
 //!
-//! [`Trainer`] computes one step; [`run`] is the loop around it: schedule, validation, early stopping,
-//! samples, metrics. The gradient of a batch is the sum over parts of a fixed size, computed side by
-//! side and added in their order, so that the bytes do not depend on the number of threads.
+//! [`run`] is the loop: batches, schedule, validation, early stopping, samples, metrics. The gradient and
+//! the update are the kernels' ([`crate::model::Pass`], [`AdamW`]); the bytes do not depend on the number
+//! of threads.
 //!
 //! What is deliberately absent: wall-clock figures in anything that is written (they go to the
-//! monitor), and kernels of our own (the gradient is candle's; [`gradient`] is the seam).
+//! monitor).
 
 mod data;
 mod gradient;
@@ -15,12 +15,12 @@ mod packing;
 mod schedule;
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-pub use data::{Data, Order, Packed, Row, Windows};
-pub use gradient::{Loss, evaluate, gradient};
+pub use data::{Data, Order, Packed, Windows};
+pub use gradient::{Batch, Loss, evaluate, gradient};
 pub use metrics::{Metric, Metrics, Sample, json_lines};
 pub use optimizer::AdamW;
 pub use packing::{Packing, pack};
@@ -28,7 +28,8 @@ pub use schedule::Schedule;
 
 use crate::base::{Error, Monitor, Progress, Result, machine, units};
 use crate::generate::{self, Strategy};
-use crate::model::{Model, Parameter, math};
+use crate::kernel::Team;
+use crate::model::{Model, Pass};
 
 /// Which weights are kept at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
@@ -89,7 +90,7 @@ const LOG_EVERY: u64 = 10;
 /// # Errors
 /// Too little data, a loss that is not finite, a full disk, a wish to stop.
 pub fn run(
-    model: &Model,
+    model: &mut Model,
     train: &dyn Data,
     validation: &dyn Data,
     options: &Options,
@@ -105,12 +106,14 @@ pub fn run(
 }
 
 struct Run<'a> {
-    model: &'a Model,
+    model: &'a mut Model,
     train: &'a dyn Data,
     validation: &'a dyn Data,
     options: &'a Options,
     monitor: &'a dyn Monitor,
     order: Order,
+    pass: Pass,
+    batch: Batch,
     optimizer: AdamW,
     metrics: Metrics,
     step: u64,
@@ -122,11 +125,13 @@ struct Run<'a> {
     bad_evals: u32,
     stopped_early: bool,
     begun: Instant,
+    /// Spent on filling batches: what the kernels wait for data.
+    waited: Duration,
 }
 
 impl<'a> Run<'a> {
     fn new(
-        model: &'a Model,
+        model: &'a mut Model,
         train: &'a dyn Data,
         validation: &'a dyn Data,
         options: &'a Options,
@@ -137,13 +142,15 @@ impl<'a> Run<'a> {
                 .help("give it more text, or a smaller seq_len"));
         }
         Ok(Run {
+            pass: Pass::training(&model.gpt.config, Team::new(rayon::current_num_threads())),
+            batch: Batch::default(),
+            optimizer: AdamW::new(&model.gpt, options),
             model,
             train,
             validation,
             options,
             monitor,
             order: Order::new(train.rows(), options.seed),
-            optimizer: AdamW::new(model.gpt.parameters(), options)?,
             metrics: Metrics::default(),
             step: 0,
             tokens: 0,
@@ -153,6 +160,7 @@ impl<'a> Run<'a> {
             bad_evals: 0,
             stopped_early: false,
             begun: Instant::now(),
+            waited: Duration::ZERO,
         })
     }
 
@@ -163,14 +171,19 @@ impl<'a> Run<'a> {
     /// Says how many parameters, how many tokens and about how long, from one gradient whose result
     /// is thrown away.
     fn announce(&mut self) -> Result<()> {
-        let config = &self.model.gpt.config;
+        let config = self.model.gpt.config.clone();
         let tokens = self.rows_per_step() as u64 * config.seq_len as u64;
-        let batch: Vec<Row> =
-            (0..self.options.batch_size).map(|i| self.train.row(i % self.train.rows())).collect();
-        let begun = Instant::now();
-        gradient(&self.model.gpt, &batch, self.options.seed, "announce", &mut self.optimizer.gradient)?;
+        let rows = self.train.rows();
+        self.batch.fill(self.train, (0..self.options.batch_size).map(|i| i % rows));
+        let mut took = Duration::ZERO;
+        // The first touches the memory; the second tells.
+        for _ in 0..2 {
+            let begun = Instant::now();
+            self.gradient("announce");
+            took = begun.elapsed();
+        }
         self.optimizer.gradient.fill(0.0);
-        let about = begun.elapsed() * self.options.accumulate as u32 * self.options.steps.max(1) as u32;
+        let about = took * self.options.accumulate as u32 * self.options.steps.max(1) as u32;
         tracing::info!(
             "{} parameters; {} steps of {} tokens = {} tokens, {:.1} times over the data; about {} on {} threads",
             units::count(config.parameters() as u64),
@@ -179,30 +192,35 @@ impl<'a> Run<'a> {
             units::count(tokens * self.options.steps),
             (self.rows_per_step() as u64 * self.options.steps) as f64 / self.train.rows() as f64,
             units::duration(about),
-            rayon::current_num_threads()
+            self.pass.team().threads()
         );
         self.begun = Instant::now();
         Ok(())
+    }
+
+    /// Adds the gradient of the batch.
+    fn gradient(&mut self, label: &str) -> Loss {
+        let target = &mut self.optimizer.gradient;
+        gradient(&mut self.pass, &self.model.gpt, &self.batch, self.options.seed, label, target)
     }
 
     fn one_step(&mut self) -> Result<()> {
         self.monitor.check()?;
         let mut loss = Loss::default();
         for part in 0..self.options.accumulate {
-            let batch: Vec<Row> =
-                (0..self.options.batch_size).map(|_| self.train.row(self.order.next())).collect();
-            let label = format!("dropout/{}/{part}", self.step);
-            let target = &mut self.optimizer.gradient;
-            loss += gradient(&self.model.gpt, &batch, self.options.seed, &label, target)?;
-            self.tokens += batch.iter().map(|r| r.tokens as u64).sum::<u64>();
+            let begun = Instant::now();
+            let rows: Vec<usize> = (0..self.options.batch_size).map(|_| self.order.next()).collect();
+            self.batch.fill(self.train, rows.into_iter());
+            self.waited += begun.elapsed();
+            loss += self.gradient(&format!("dropout/{}/{part}", self.step));
+            self.tokens += self.batch.tokens;
         }
         self.step += 1;
-        if !loss.nats.is_finite() {
-            return Err(Error::input(format!("the loss at step {} is {}", self.step, loss.nats))
-                .help("lower `learning_rate`, raise `warmup_steps`, or set `clip: 1.0`"));
-        }
+        self.finite("loss", loss.nats)?;
         let rate = self.options.schedule.rate(self.step, self.options.steps);
-        let norm = self.optimizer.update(self.model.gpt.parameters(), rate, loss.targets)?;
+        let norm = self.optimizer.norm(self.pass.team(), loss.targets);
+        self.finite("norm of the gradient", norm)?;
+        self.optimizer.update(self.pass.team(), &mut self.model.gpt.weights, rate, loss.targets, norm);
         self.since += loss;
         let done = self.step == self.options.steps;
         let every = |n: u64| n > 0 && self.step.is_multiple_of(n);
@@ -215,6 +233,15 @@ impl<'a> Run<'a> {
         }
         self.report(loss);
         Ok(())
+    }
+
+    /// A figure from which on nothing can be learned is an error, not something to save.
+    fn finite(&self, what: &str, value: f64) -> Result<()> {
+        if value.is_finite() {
+            return Ok(());
+        }
+        Err(Error::input(format!("the {what} at step {} is {value}", self.step))
+            .help("lower `learning_rate`, raise `warmup_steps`, or set `clip: 1.0`"))
     }
 
     fn log(&mut self, rate: f64, norm: f64, evaluate: bool) -> Result<()> {
@@ -243,11 +270,11 @@ impl<'a> Run<'a> {
         if rows == 0 {
             return Ok(None);
         }
-        let batch: Vec<Row> = (0..rows).map(|i| self.validation.row(i)).collect();
-        let loss = evaluate(&self.model.gpt, &batch, self.monitor)?.mean();
+        let loss = evaluate(&mut self.pass, &self.model.gpt, self.validation, rows, self.monitor)?.mean();
+        self.finite("validation loss", loss)?;
         if self.best.as_ref().is_none_or(|(best, _)| loss < *best) {
             let weights =
-                if self.options.keep == Keep::Best { self.optimizer.weights.clone() } else { Vec::new() };
+                if self.options.keep == Keep::Best { self.model.gpt.weights.to_vec() } else { Vec::new() };
             self.best = Some((loss, weights));
             self.bad_evals = 0;
         } else {
@@ -267,7 +294,7 @@ impl<'a> Run<'a> {
                 seed: self.options.seed.wrapping_add(i as u64),
                 ..Default::default()
             };
-            let text = generate::text(self.model, prompt, &options)?;
+            let text = generate::text(self.model, prompt, &options, self.pass.team().threads())?;
             tracing::info!("sample at step {}: {prompt}{text}", self.step);
             self.metrics.samples.push(Sample { step: self.step, prompt: prompt.clone(), text });
         }
@@ -291,11 +318,16 @@ impl<'a> Run<'a> {
         if let Some((_, weights)) =
             kept.as_ref().filter(|(_, w)| self.options.keep == Keep::Best && !w.is_empty())
         {
-            optimizer::put(self.model.gpt.parameters(), weights)?;
+            self.model.gpt.weights.copy_from_slice(weights);
         }
+        // Without validation, what the last update made was looked at by nobody yet.
+        let odd = self.model.gpt.weights.iter().find(|w| !w.is_finite());
+        self.finite("last update's weight", odd.map_or(0.0, |w| f64::from(*w)))?;
         self.sample()?;
         self.metrics.save(folder)?;
         self.monitor.measure("tokens_per_s", self.tokens as f64 / seconds.max(1e-9), "tok/s");
+        let waited = 100.0 * self.waited.as_secs_f64() / seconds.max(1e-9);
+        self.monitor.measure("waiting_for_data", waited, "%");
         if let Some(peak) = machine::peak_memory() {
             self.monitor.measure("peak_memory", peak as f64 / f64::from(1 << 20), "MiB");
         }
@@ -316,15 +348,6 @@ impl<'a> Run<'a> {
             stopped_early: self.stopped_early,
         })
     }
-}
-
-/// All parameters end to end, in their order.
-pub fn flat(parameters: &[Parameter]) -> Result<Vec<f32>> {
-    let mut out = Vec::new();
-    for p in parameters {
-        out.extend(p.var.flatten_all().and_then(|t| t.to_vec1::<f32>()).map_err(math)?);
-    }
-    Ok(out)
 }
 
 #[cfg(test)]

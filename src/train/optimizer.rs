@@ -1,21 +1,21 @@
-//! AdamW (Loshchilov and Hutter, 2019): clipping, moments, decoupled decay and the update in passes over
-//! flat buffers that are made once.
+//! AdamW over a model's parameters: what decays, what a step's size is, and the memory of the moments.
 
 use super::Options;
-use crate::base::Result;
-use crate::model::{Parameter, math};
+use crate::kernel::adamw::{State, Update, squares, update};
+use crate::kernel::{Buffer, Team};
+use crate::model::Gpt;
 
-const EPSILON: f64 = 1e-8;
+const EPSILON: f32 = 1e-8;
 
-/// The optimizer's state. All buffers are laid out like [`super::flat`].
+/// The optimizer's state. All memory is laid out like the weights.
 pub struct AdamW {
-    pub gradient: Vec<f32>,
-    pub weights: Vec<f32>,
-    first: Vec<f32>,
-    second: Vec<f32>,
+    pub gradient: Buffer,
+    first: Buffer,
+    second: Buffer,
     /// (length, decays): matrices decay, norms and biases do not.
     spans: Vec<(usize, bool)>,
-    step: i32,
+    /// `beta^steps`, of each moment.
+    powers: [f64; 2],
     beta1: f64,
     beta2: f64,
     decay: f64,
@@ -23,69 +23,60 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// # Errors
-    /// When candle fails.
-    pub fn new(parameters: &[Parameter], options: &Options) -> Result<Self> {
-        let weights = super::flat(parameters)?;
-        let zeros = vec![0.0; weights.len()];
-        Ok(AdamW {
-            gradient: zeros.clone(),
-            first: zeros.clone(),
-            second: zeros,
-            weights,
-            spans: parameters.iter().map(|p| (p.var.elem_count(), p.var.dims().len() > 1)).collect(),
-            step: 0,
+    pub fn new(gpt: &Gpt, options: &Options) -> Self {
+        let n = gpt.weights.len();
+        let mut spans: Vec<(usize, bool)> = Vec::new();
+        for p in gpt.parameters() {
+            let decays = p.shape.len() > 1;
+            match spans.last_mut() {
+                Some((len, same)) if *same == decays => *len += p.range.len(),
+                _ => spans.push((p.range.len(), decays)),
+            }
+        }
+        AdamW {
+            gradient: Buffer::new(n),
+            first: Buffer::new(n),
+            second: Buffer::new(n),
+            spans,
+            powers: [1.0; 2],
             beta1: options.beta1,
             beta2: options.beta2,
             decay: options.weight_decay,
             clip: options.clip,
-        })
+        }
     }
 
-    /// Applies the gradient, a sum over `targets`, and clears it; gives the norm of its mean before
-    /// clipping.
-    ///
-    /// # Errors
-    /// When candle fails.
-    pub fn update(&mut self, parameters: &[Parameter], rate: f64, targets: u64) -> Result<f64> {
+    /// The norm of the mean gradient, where `gradient` is a sum over `targets`.
+    pub fn norm(&self, team: &Team, targets: u64) -> f64 {
+        squares(team, &self.gradient).sqrt() / targets.max(1) as f64
+    }
+
+    /// Applies the gradient, a sum over `targets` whose mean has this `norm`, and clears it.
+    pub fn update(&mut self, team: &Team, weights: &mut [f32], rate: f64, targets: u64, norm: f64) {
         let mean = 1.0 / targets.max(1) as f64;
-        let squares: f64 = self.gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum();
-        let norm = squares.sqrt() * mean;
         let scale = if self.clip > 0.0 && norm > self.clip { mean * self.clip / norm } else { mean };
-        self.step += 1;
-        let correct1 = 1.0 - self.beta1.powi(self.step);
-        let correct2 = 1.0 - self.beta2.powi(self.step);
-        let (b1, b2) = (self.beta1 as f32, self.beta2 as f32);
-        let step_size = (rate / correct1) as f32;
-        let root = (1.0 / correct2.sqrt()) as f32;
+        self.powers[0] *= self.beta1;
+        self.powers[1] *= self.beta2;
         let mut start = 0;
         for (len, decays) in &self.spans {
-            let keep = if *decays { (1.0 - rate * self.decay) as f32 } else { 1.0 };
             let span = start..start + len;
             start += len;
-            let moments = self.first[span.clone()].iter_mut().zip(&mut self.second[span.clone()]);
-            let pairs = self.weights[span.clone()].iter_mut().zip(&mut self.gradient[span]);
-            for ((m, v), (w, g)) in moments.zip(pairs) {
-                let gradient = *g * scale as f32;
-                *g = 0.0;
-                *m = b1 * *m + (1.0 - b1) * gradient;
-                *v = b2 * *v + (1.0 - b2) * gradient * gradient;
-                *w = *w * keep - step_size * *m / (v.sqrt() * root + EPSILON as f32);
-            }
+            let how = Update {
+                scale: scale as f32,
+                beta1: self.beta1 as f32,
+                beta2: self.beta2 as f32,
+                step: (rate / (1.0 - self.powers[0])) as f32,
+                root: (1.0 / (1.0 - self.powers[1]).sqrt()) as f32,
+                epsilon: EPSILON,
+                keep: if *decays { (1.0 - rate * self.decay) as f32 } else { 1.0 },
+            };
+            let state = State {
+                weights: &mut weights[span.clone()],
+                gradient: &mut self.gradient[span.clone()],
+                first: &mut self.first[span.clone()],
+                second: &mut self.second[span],
+            };
+            update(team, how, state);
         }
-        put(parameters, &self.weights)?;
-        Ok(norm)
     }
-}
-
-/// Copies flat weights into the parameters.
-pub fn put(parameters: &[Parameter], weights: &[f32]) -> Result<()> {
-    let mut start = 0;
-    for p in parameters {
-        let n = p.var.elem_count();
-        let part = candle_core::Tensor::from_slice(&weights[start..start + n], p.var.shape(), p.var.device());
-        part.and_then(|t| p.var.set(&t)).map_err(math)?;
-        start += n;
-    }
-    Ok(())
 }

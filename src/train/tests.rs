@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::base::Quiet;
+use crate::kernel::Team;
 use crate::model::{Config, Gpt, IGNORE};
 use crate::shard::TokenStream;
 use crate::tokenizer::chat::Rendered;
@@ -40,33 +41,35 @@ fn stream(n: u32) -> TokenStream {
     stream
 }
 
-fn rows(n: usize) -> Vec<Row> {
-    let stream = stream(200);
-    let windows = Windows::new(&stream, 8);
-    (0..n).map(|i| windows.row(i)).collect()
+fn batch(n: usize) -> Batch {
+    let mut batch = Batch::default();
+    batch.fill(&Windows::new(&stream(200), 8), 0..n);
+    batch
+}
+
+fn pass(gpt: &Gpt, threads: usize) -> Pass {
+    Pass::training(&gpt.config, Team::new(threads))
 }
 
 #[test]
 fn the_gradient_is_the_slope() {
-    let gpt = Gpt::fresh(&config(0.0), 2).unwrap();
-    let rows = rows(3);
-    let mut weights = flat(gpt.parameters()).unwrap();
+    let mut gpt = Gpt::fresh(&config(0.0), 2);
+    let stream = stream(200);
+    let windows = Windows::new(&stream, 8);
     // Larger weights than fresh ones, so that every part of the model matters.
-    weights.iter_mut().for_each(|w| *w *= 3.0);
-    optimizer::put(gpt.parameters(), &weights).unwrap();
-    let mut slope = vec![0.0; weights.len()];
-    gradient(&gpt, &rows, 0, "x", &mut slope).unwrap();
-    let loss_at = |weights: &[f32]| {
-        optimizer::put(gpt.parameters(), weights).unwrap();
-        evaluate(&gpt, &rows, &Quiet).unwrap().nats
-    };
-    for i in (0..weights.len()).step_by(37) {
-        let h = 1e-2;
-        let mut moved = weights.clone();
-        moved[i] = weights[i] + h;
-        let above = loss_at(&moved);
-        moved[i] = weights[i] - h;
-        let measured = (above - loss_at(&moved)) / f64::from(2.0 * h);
+    gpt.weights.iter_mut().for_each(|w| *w *= 3.0);
+    let mut pass = pass(&gpt, 1);
+    let mut slope = vec![0.0; gpt.weights.len()];
+    gradient(&mut pass, &gpt, &batch(3), 0, "x", &mut slope);
+    for i in (0..slope.len()).step_by(37) {
+        let (h, at) = (1e-2, gpt.weights[i]);
+        let mut loss_at = |weight: f32| {
+            gpt.weights[i] = weight;
+            evaluate(&mut pass, &gpt, &windows, 3, &Quiet).unwrap().nats
+        };
+        let (above, below) = (loss_at(at + h), loss_at(at - h));
+        loss_at(at);
+        let measured = (above - below) / f64::from(2.0 * h);
         let found = f64::from(slope[i]);
         assert!((measured - found).abs() < 2e-2 + 2e-2 * found.abs(), "{i}: {found}, measured {measured}");
     }
@@ -74,19 +77,19 @@ fn the_gradient_is_the_slope() {
 
 /// The weights after a few steps with dropout, on this many threads.
 fn trained(threads: usize) -> Vec<f32> {
-    let gpt = Gpt::fresh(&Config { seq_len: 300, ..config(0.2) }, 2).unwrap();
+    let mut gpt = Gpt::fresh(&Config { seq_len: 300, ..config(0.2) }, 2);
     let stream = stream(5_000);
     let windows = Windows::new(&stream, 300);
-    let mut optimizer = AdamW::new(gpt.parameters(), &options(3)).unwrap();
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-    pool.install(|| {
-        for step in 0..3 {
-            let batch: Vec<Row> = (0..6).map(|i| windows.row(i + step)).collect();
-            let loss = gradient(&gpt, &batch, 5, &format!("{step}"), &mut optimizer.gradient).unwrap();
-            optimizer.update(gpt.parameters(), 0.01, loss.targets).unwrap();
-        }
-    });
-    flat(gpt.parameters()).unwrap()
+    let mut optimizer = AdamW::new(&gpt, &options(3));
+    let mut pass = pass(&gpt, threads);
+    let mut batch = Batch::default();
+    for step in 0..3 {
+        batch.fill(&windows, step..step + 6);
+        let loss = gradient(&mut pass, &gpt, &batch, 5, &format!("{step}"), &mut optimizer.gradient);
+        let norm = optimizer.norm(pass.team(), loss.targets);
+        optimizer.update(pass.team(), &mut gpt.weights, 0.01, loss.targets, norm);
+    }
+    gpt.weights.to_vec()
 }
 
 #[test]
@@ -97,17 +100,80 @@ fn the_bytes_do_not_depend_on_threads() {
     }
 }
 
+/// The update against its definition, in f64, over a matrix that decays and a bias that doesn't.
+#[test]
+fn the_optimizer_is_adamw_with_clipping() {
+    let gpt = Gpt::fresh(&config(0.0), 2);
+    let mut weights = gpt.weights.to_vec();
+    let options = Options { clip: 0.5, ..options(1) };
+    let mut optimizer = AdamW::new(&gpt, &options);
+    let team = Team::new(2);
+    let bias = gpt.layout.blocks[0].c_fc.bias.start;
+    let mut plain: Vec<[f64; 3]> = [5, bias].map(|i| [f64::from(weights[i]), 0.0, 0.0]).to_vec();
+    for step in 1..=3 {
+        let slope = |i: usize| ((i % 13) as f64 - 6.0) * 0.1 * f64::from(step);
+        optimizer.gradient.iter_mut().enumerate().for_each(|(i, g)| *g = slope(i) as f32);
+        let norm = optimizer.norm(&team, 4);
+        let expected = (0..weights.len()).map(|i| (slope(i) / 4.0).powi(2)).sum::<f64>().sqrt();
+        assert!((norm - expected).abs() < 1e-5 * expected, "{norm}, not {expected}");
+        optimizer.update(&team, &mut weights, 0.01, 4, norm);
+        assert!(optimizer.gradient.iter().all(|g| *g == 0.0));
+        for ([w, m, v], i) in plain.iter_mut().zip([5, bias]) {
+            let g = slope(i) / 4.0 * 0.5 / expected;
+            *m = 0.9 * *m + 0.1 * g;
+            *v = 0.95 * *v + 0.05 * g * g;
+            let (m, v) = (*m / (1.0 - 0.9f64.powi(step)), *v / (1.0 - 0.95f64.powi(step)));
+            let decay = if i == 5 { 0.01 * 0.1 * *w } else { 0.0 };
+            *w -= decay + 0.01 * m / (v.sqrt() + 1e-8);
+            let difference = f64::from(weights[i]) - *w;
+            assert!(difference.abs() < 1e-6, "weight {i} at step {step}: {difference}");
+        }
+    }
+}
+
 #[test]
 fn it_learns_one_batch_by_heart() {
-    let gpt = Gpt::fresh(&config(0.0), 2).unwrap();
-    let rows = rows(4);
-    let mut optimizer = AdamW::new(gpt.parameters(), &options(1)).unwrap();
+    let mut gpt = Gpt::fresh(&config(0.0), 2);
+    let batch = batch(4);
+    let mut optimizer = AdamW::new(&gpt, &options(1));
+    let mut pass = pass(&gpt, 2);
     for _ in 0..150 {
-        let loss = gradient(&gpt, &rows, 0, "x", &mut optimizer.gradient).unwrap();
-        optimizer.update(gpt.parameters(), 0.02, loss.targets).unwrap();
+        let loss = gradient(&mut pass, &gpt, &batch, 0, "x", &mut optimizer.gradient);
+        let norm = optimizer.norm(pass.team(), loss.targets);
+        optimizer.update(pass.team(), &mut gpt.weights, 0.02, loss.targets, norm);
     }
-    let loss = evaluate(&gpt, &rows, &Quiet).unwrap().mean();
+    let stream = stream(200);
+    let loss = evaluate(&mut pass, &gpt, &Windows::new(&stream, 8), 4, &Quiet).unwrap().mean();
     assert!(loss < 0.2, "{loss}");
+}
+
+/// A whole run: its metrics read back, its best weights kept, its divergence refused.
+#[test]
+fn a_run_writes_its_metrics_and_refuses_to_save_what_diverged() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizers/byte_bpe.json");
+    let tokenizer = crate::tokenizer::Tokenizer::load(Path::new(tokenizer)).unwrap();
+    let config = Config { vocab_size: tokenizer.vocab_size(), ..config(0.1) };
+    let mut model = Model { gpt: Gpt::fresh(&config, 1), tokenizer };
+    let stream = stream(400);
+    let windows = Windows::new(&stream, 8);
+    let how = Options { eval_every: 10, prompts: vec!["The".into()], keep: Keep::Best, ..options(30) };
+    let outcome = run(&mut model, &windows, &windows, &how, folder.path(), &Quiet).unwrap();
+    assert_eq!((outcome.steps, outcome.tokens), (30, 30 * 4 * 8));
+    let text = std::fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
+    let rows: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(rows.iter().map(|r| r["step"].as_u64().unwrap()).collect::<Vec<_>>(), [10, 20, 30]);
+    let best = rows.iter().map(|r| r["val_loss"].as_f64().unwrap()).fold(f64::INFINITY, f64::min);
+    assert_eq!(outcome.val_loss, Some(best));
+    let kept = evaluate(&mut pass(&model.gpt, 1), &model.gpt, &windows, 8, &Quiet).unwrap().mean();
+    assert!((kept - best).abs() < 1e-12, "the weights that were kept have {kept}, not {best}");
+    assert!(rows[2]["loss"].as_f64().unwrap() < rows[0]["loss"].as_f64().unwrap());
+
+    // One step too many: the loss was fine, what the update made of it is not.
+    model.gpt.weights[3] = f32::MAX;
+    let how = Options { keep: Keep::Last, eval_rows: 0, ..options(1) };
+    let error = run(&mut model, &windows, &windows, &how, folder.path(), &Quiet).unwrap_err();
+    assert!(error.to_string().contains("at step 1"), "{error}");
 }
 
 #[test]
@@ -115,9 +181,10 @@ fn windows_lay_end_to_end_and_an_epoch_has_each_row_once() {
     let stream = stream(50);
     let windows = Windows::new(&stream, 8);
     assert_eq!(windows.rows(), 6);
-    let row = windows.row(5);
-    assert_eq!((row.ids.len(), row.targets.len(), row.tokens), (8, 8, 8));
-    assert_eq!(row.ids[1..], row.targets[..7]);
+    let mut batch = Batch::default();
+    batch.fill(&windows, 5..6);
+    assert_eq!((batch.ids.len(), batch.targets.len(), batch.tokens), (8, 8, 8));
+    assert_eq!(batch.ids[1..], batch.targets[..7]);
     let mut order = Order::new(6, 3);
     let epochs: Vec<Vec<usize>> = (0..2).map(|_| (0..6).map(|_| order.next()).collect()).collect();
     assert_ne!(epochs[0], epochs[1]);
@@ -131,7 +198,9 @@ fn windows_lay_end_to_end_and_an_epoch_has_each_row_once() {
 fn padding_is_not_learned() {
     let data =
         Packed::new(vec![(vec![2, 4, 9, 5, 8, 3], vec![false, false, false, false, true, true])], 8, 0);
-    let row = data.row(0);
+    // In memory that held another batch.
+    let mut row = batch(1);
+    row.fill(&data, 0..1);
     assert_eq!(row.ids, [2, 4, 9, 5, 8, 0, 0, 0]);
     assert_eq!(row.targets, [IGNORE, IGNORE, IGNORE, 8, 3, IGNORE, IGNORE, IGNORE]);
     assert_eq!(row.tokens, 5);

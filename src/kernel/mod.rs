@@ -1,0 +1,49 @@
+//! Training and inference on a CPU: layers with their way forward and back, side by side, on memory that
+//! is made once.
+//!
+//! ```text
+//!  simd       16 lanes that mean the same on every CPU; one source, compiled for several   (x86, portable)
+//!  math       e^x and what follows from it
+//!  team       threads that share loops
+//!  buffer     aligned memory in large pages
+//!  matmul     C = A·B
+//!  linear, norm, gelu, attention, dropout, embedding, loss      a layer each
+//!  adamw      the update
+//! ```
+//!
+//! **A layer** is a file with `forward`, which reads its input and its numbers and writes its output and
+//! what the way back will need, and `backward`, which *adds* to the gradients of its numbers and gives the
+//! gradient of its input. It keeps nothing: all memory is the caller's (see `model::pass`). A new kind of
+//! layer is a new file here and two calls there.
+//!
+//! **The same bytes everywhere**: results depend on neither the number of threads nor the instructions.
+//! Every element is one chain of operations in one order; tasks split what is independent (rows, columns,
+//! heads) and never a sum; sums across the lanes of a vector go through one tree of 16; functions are our
+//! own. Twins in plain code and candle's autograd test the values, and a test compares the bytes of all
+//! that the machine can run.
+//!
+//! Unsafe code is here for two things: instructions of a CPU that was asked whether it has them, and
+//! threads that write disjoint parts of one slice.
+
+pub mod adamw;
+pub mod attention;
+mod buffer;
+pub mod dropout;
+pub mod embedding;
+pub mod gelu;
+pub mod linear;
+pub mod loss;
+mod math;
+pub mod matmul;
+pub mod norm;
+mod portable;
+mod simd;
+mod team;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub use buffer::Buffer;
+pub use dropout::Dropout;
+pub use loss::IGNORE;
+pub use simd::Isa;
+pub use team::Team;

@@ -1,0 +1,121 @@
+//! The vectors of [`super::simd`] as plain arrays. The compiler lays them over what the target always
+//! has: NEON on aarch64, SSE2 on x86-64. There, without a fused multiply-add, `mul_add` is a slow
+//! function call: this is for exactness on machines from before 2013, not for speed.
+
+use super::simd::{LANES, Simd};
+
+#[derive(Clone, Copy)]
+pub struct Portable;
+
+#[inline(always)]
+fn each<A: Copy, B: Copy, C>(a: [A; LANES], b: [B; LANES], f: impl Fn(A, B) -> C) -> [C; LANES] {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+impl Simd for Portable {
+    type F = [f32; LANES];
+    type U = [u32; LANES];
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn height(left: usize) -> usize {
+        *[6, 4, 2].iter().find(|h| **h <= left).unwrap_or(&1)
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::F {
+        [x; LANES]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::F {
+        unsafe { p.cast::<Self::F>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: Self::F) {
+        unsafe { p.cast::<Self::F>().write_unaligned(x) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        each(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F {
+        each(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        each(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F {
+        each(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
+        each(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
+        each(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn sqrt(a: Self::F) -> Self::F {
+        a.map(f32::sqrt)
+    }
+    #[inline(always)]
+    unsafe fn bits(a: Self::F) -> Self::U {
+        a.map(f32::to_bits)
+    }
+    #[inline(always)]
+    unsafe fn from_bits(a: Self::U) -> Self::F {
+        a.map(f32::from_bits)
+    }
+    #[inline(always)]
+    unsafe fn splat_u(x: u32) -> Self::U {
+        [x; LANES]
+    }
+    #[inline(always)]
+    unsafe fn add_u(a: Self::U, b: Self::U) -> Self::U {
+        each(a, b, u32::wrapping_add)
+    }
+    #[inline(always)]
+    unsafe fn mul_u(a: Self::U, b: Self::U) -> Self::U {
+        each(a, b, u32::wrapping_mul)
+    }
+    #[inline(always)]
+    unsafe fn xor_u(a: Self::U, b: Self::U) -> Self::U {
+        each(a, b, |a, b| a ^ b)
+    }
+    #[inline(always)]
+    unsafe fn shr_u<const N: u32>(a: Self::U) -> Self::U {
+        a.map(|a| a >> N)
+    }
+    #[inline(always)]
+    unsafe fn shl_u<const N: u32>(a: Self::U) -> Self::U {
+        a.map(|a| a << N)
+    }
+    #[inline(always)]
+    unsafe fn keep_ge(a: Self::U, b: Self::U, x: Self::F) -> Self::F {
+        std::array::from_fn(|i| if (a[i] as i32) < b[i] as i32 { 0.0 } else { x[i] })
+    }
+    #[inline(always)]
+    unsafe fn to_array(a: Self::F) -> [f32; LANES] {
+        a
+    }
+    #[inline(always)]
+    unsafe fn from_array_u(a: [u32; LANES]) -> Self::U {
+        a
+    }
+    #[inline(always)]
+    unsafe fn transpose(src: *const f32, from: usize, dst: *mut f32, to: usize) {
+        for i in 0..LANES {
+            for j in 0..LANES {
+                unsafe { *dst.add(j * to + i) = *src.add(i * from + j) };
+            }
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! The vectors of [`super::simd`] on x86-64: one AVX-512 register, or two of AVX2.
+
+use std::arch::x86_64::*;
+
+use super::simd::{LANES, Simd};
+
+#[derive(Clone, Copy)]
+pub struct Avx512;
+
+#[derive(Clone, Copy)]
+pub struct Avx2;
+
+impl Simd for Avx512 {
+    type F = __m512;
+    type U = __m512i;
+    // 14 × 2 sums, 2 of B and 1 of A: 31 of 32 registers.
+    const WIDE: bool = true;
+
+    #[inline(always)]
+    fn height(left: usize) -> usize {
+        *[14, 8, 4, 2].iter().find(|h| **h <= left).unwrap_or(&1)
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: __m512) {
+        unsafe { _mm512_storeu_ps(p, x) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn div(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn min(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sqrt(a: __m512) -> __m512 {
+        unsafe { _mm512_sqrt_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn bits(a: __m512) -> __m512i {
+        unsafe { _mm512_castps_si512(a) }
+    }
+    #[inline(always)]
+    unsafe fn from_bits(a: __m512i) -> __m512 {
+        unsafe { _mm512_castsi512_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn splat_u(x: u32) -> __m512i {
+        unsafe { _mm512_set1_epi32(x as i32) }
+    }
+    #[inline(always)]
+    unsafe fn add_u(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul_u(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_mullo_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn xor_u(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_xor_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn shr_u<const N: u32>(a: __m512i) -> __m512i {
+        unsafe { _mm512_srli_epi32::<N>(a) }
+    }
+    #[inline(always)]
+    unsafe fn shl_u<const N: u32>(a: __m512i) -> __m512i {
+        unsafe { _mm512_slli_epi32::<N>(a) }
+    }
+    #[inline(always)]
+    unsafe fn keep_ge(a: __m512i, b: __m512i, x: __m512) -> __m512 {
+        unsafe { _mm512_maskz_mov_ps(_mm512_cmpge_epi32_mask(a, b), x) }
+    }
+    #[inline(always)]
+    unsafe fn to_array(a: __m512) -> [f32; LANES] {
+        unsafe { std::mem::transmute::<__m512, [f32; LANES]>(a) }
+    }
+    #[inline(always)]
+    unsafe fn from_array_u(a: [u32; LANES]) -> __m512i {
+        unsafe { _mm512_loadu_si512(a.as_ptr().cast()) }
+    }
+
+    /// Pairs, then quads, then 128-bit lanes.
+    #[inline(always)]
+    unsafe fn transpose(src: *const f32, from: usize, dst: *mut f32, to: usize) {
+        unsafe {
+            let r: [__m512; 16] = std::array::from_fn(|i| _mm512_loadu_ps(src.add(i * from)));
+            let mut t = r;
+            for i in 0..8 {
+                t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+                t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+            }
+            // q[4g + c]: column c of each 128-bit lane, rows 4g .. 4g + 4.
+            let mut q = r;
+            for g in 0..4 {
+                let pd = |x: usize| _mm512_castps_pd(t[4 * g + x]);
+                q[4 * g] = _mm512_castpd_ps(_mm512_unpacklo_pd(pd(0), pd(2)));
+                q[4 * g + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(pd(0), pd(2)));
+                q[4 * g + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(pd(1), pd(3)));
+                q[4 * g + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(pd(1), pd(3)));
+            }
+            for c in 0..4 {
+                let a = _mm512_shuffle_f32x4::<0x88>(q[c], q[4 + c]);
+                let b = _mm512_shuffle_f32x4::<0xdd>(q[c], q[4 + c]);
+                let d = _mm512_shuffle_f32x4::<0x88>(q[8 + c], q[12 + c]);
+                let e = _mm512_shuffle_f32x4::<0xdd>(q[8 + c], q[12 + c]);
+                _mm512_storeu_ps(dst.add(c * to), _mm512_shuffle_f32x4::<0x88>(a, d));
+                _mm512_storeu_ps(dst.add((4 + c) * to), _mm512_shuffle_f32x4::<0x88>(b, e));
+                _mm512_storeu_ps(dst.add((8 + c) * to), _mm512_shuffle_f32x4::<0xdd>(a, d));
+                _mm512_storeu_ps(dst.add((12 + c) * to), _mm512_shuffle_f32x4::<0xdd>(b, e));
+            }
+        }
+    }
+}
+
+macro_rules! both {
+    ($f:path, $a:expr, $b:expr) => {
+        [$f($a[0], $b[0]), $f($a[1], $b[1])]
+    };
+    ($f:path, $a:expr) => {
+        [$f($a[0]), $f($a[1])]
+    };
+}
+
+impl Simd for Avx2 {
+    type F = [__m256; 2];
+    type U = [__m256i; 2];
+    // 6 sums of two registers, B's two and one of A: 15 of 16 registers.
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn height(left: usize) -> usize {
+        *[6, 4, 2].iter().find(|h| **h <= left).unwrap_or(&1)
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::F {
+        unsafe { [_mm256_set1_ps(x); 2] }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::F {
+        unsafe { [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))] }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: Self::F) {
+        unsafe {
+            _mm256_storeu_ps(p, x[0]);
+            _mm256_storeu_ps(p.add(8), x[1]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { both!(_mm256_add_ps, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { both!(_mm256_sub_ps, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { both!(_mm256_mul_ps, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { both!(_mm256_div_ps, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { both!(_mm256_max_ps, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { both!(_mm256_min_ps, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sqrt(a: Self::F) -> Self::F {
+        unsafe { both!(_mm256_sqrt_ps, a) }
+    }
+    #[inline(always)]
+    unsafe fn bits(a: Self::F) -> Self::U {
+        unsafe { both!(_mm256_castps_si256, a) }
+    }
+    #[inline(always)]
+    unsafe fn from_bits(a: Self::U) -> Self::F {
+        unsafe { both!(_mm256_castsi256_ps, a) }
+    }
+    #[inline(always)]
+    unsafe fn splat_u(x: u32) -> Self::U {
+        unsafe { [_mm256_set1_epi32(x as i32); 2] }
+    }
+    #[inline(always)]
+    unsafe fn add_u(a: Self::U, b: Self::U) -> Self::U {
+        unsafe { both!(_mm256_add_epi32, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul_u(a: Self::U, b: Self::U) -> Self::U {
+        unsafe { both!(_mm256_mullo_epi32, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn xor_u(a: Self::U, b: Self::U) -> Self::U {
+        unsafe { both!(_mm256_xor_si256, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn shr_u<const N: u32>(a: Self::U) -> Self::U {
+        unsafe {
+            let n = _mm_cvtsi32_si128(N as i32);
+            [_mm256_srl_epi32(a[0], n), _mm256_srl_epi32(a[1], n)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn shl_u<const N: u32>(a: Self::U) -> Self::U {
+        unsafe {
+            let n = _mm_cvtsi32_si128(N as i32);
+            [_mm256_sll_epi32(a[0], n), _mm256_sll_epi32(a[1], n)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn keep_ge(a: Self::U, b: Self::U, x: Self::F) -> Self::F {
+        unsafe {
+            let one = |i: usize| {
+                let below = _mm256_castsi256_ps(_mm256_cmpgt_epi32(b[i], a[i]));
+                _mm256_andnot_ps(below, x[i])
+            };
+            [one(0), one(1)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn to_array(a: Self::F) -> [f32; LANES] {
+        unsafe { std::mem::transmute::<[__m256; 2], [f32; LANES]>(a) }
+    }
+    #[inline(always)]
+    unsafe fn from_array_u(a: [u32; LANES]) -> Self::U {
+        unsafe { std::mem::transmute::<[u32; LANES], [__m256i; 2]>(a) }
+    }
+    #[inline(always)]
+    unsafe fn transpose(src: *const f32, from: usize, dst: *mut f32, to: usize) {
+        for i in 0..LANES {
+            for j in 0..LANES {
+                unsafe { *dst.add(j * to + i) = *src.add(i * from + j) };
+            }
+        }
+    }
+}
