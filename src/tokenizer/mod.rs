@@ -5,16 +5,19 @@
 //! room deliberately does not do: truncation, padding, and templates of special tokens, which a
 //! `tokenizer.json` may ask for; the rooms that build batches do that themselves.
 
+mod bpe;
+mod cache;
 pub mod chat;
+mod classes;
 mod cut;
 mod stream;
 mod texts;
 pub mod train;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 use serde_json::Value;
@@ -22,6 +25,8 @@ use tokenizers::Model;
 
 use crate::base::{Digest, Error, Place, Result, fs, suggest};
 
+use bpe::{Bpe, Work};
+use cache::WordCache;
 use cut::Cut;
 pub use stream::StreamDecoder;
 pub use texts::{Inputs, Text, Texts};
@@ -78,6 +83,12 @@ struct Inner {
     vocab_size: usize,
     /// How to cut text without the library, where that is known.
     cut: Option<Cut>,
+    /// How to encode words without the library, where that is known.
+    bpe: Option<Bpe>,
+    /// Whether a word may be encoded to a special token.
+    forgeable: bool,
+    /// What encoding has at hand; as many as ever encoded at once.
+    desks: Mutex<Vec<Desk>>,
     /// Ids that text must not produce and decoding leaves out, without the id of unknown text.
     control: BTreeSet<u32>,
     /// The id of what the vocabulary has no token for.
@@ -117,12 +128,18 @@ impl Tokenizer {
             control.remove(&unknown);
         }
         let digest = Digest::of(&json);
+        let cut = Cut::of(&value);
+        let bpe = cut.and_then(|cut| Bpe::of(&value, cut));
+        let forgeable = bpe.as_ref().is_none_or(|bpe| control.iter().any(|id| bpe.can_give(*id)));
         Ok(Tokenizer(Arc::new(Inner {
             library,
             json,
             digest,
             vocab_size,
-            cut: Cut::of(&value),
+            cut,
+            bpe,
+            forgeable,
+            desks: Mutex::default(),
             control,
             unknown,
         })))
@@ -134,20 +151,21 @@ impl Tokenizer {
     }
 
     /// The ids of a text. No special token is added, and none comes out of the text either, however
-    /// it is spelled (but for the id of unknown text).
+    /// it is spelled (but for the id of unknown text). A long text is encoded in parallel on the
+    /// current rayon pool.
     ///
     /// # Errors
     /// When the text holds what the vocabulary has no token for and there is no unknown token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let ids = match self.0.cut {
-            Some(cut) => self.encode_words(cut, text)?,
-            None => {
-                let encoding =
-                    self.0.library.encode_fast(text, false).map_err(|e| not_encodable(text, &e))?;
-                encoding.get_ids().to_vec()
+        let Some(cut) = self.0.cut else { return self.encode_by_library(text) };
+        match cut.parts(text).as_slice() {
+            [part] => self.encode_part(cut, text, part.clone()),
+            parts => {
+                let part = |part: &Range<usize>| self.encode_part(cut, text, part.clone());
+                let ids: Vec<Result<Vec<u32>>> = parts.par_iter().map(part).collect();
+                Ok(ids.into_iter().collect::<Result<Vec<_>>>()?.concat())
             }
-        };
-        if ids.iter().any(|id| self.0.control.contains(id)) { self.spell_out(&ids) } else { Ok(ids) }
+        }
     }
 
     /// [`Tokenizer::encode`] of each text, in parallel on the current rayon pool.
@@ -158,28 +176,51 @@ impl Tokenizer {
         texts.par_iter().map(|text| self.encode(text)).collect::<Vec<_>>().into_iter().collect()
     }
 
-    /// What the library's `encode_fast` gives, for a way of cutting that is known.
-    fn encode_words(&self, cut: Cut, text: &str) -> Result<Vec<u32>> {
-        let mut ids = Vec::with_capacity(text.len() / 4);
-        // Where the ids of a word lie that came before: most words of a text do.
-        let mut known: HashMap<String, Range<usize>> = HashMap::new();
-        cut.words(text, |word| {
-            if let Some(range) = known.get(word) {
-                ids.extend_from_within(range.clone());
-                return Ok(());
-            }
-            let start = ids.len();
-            ids.extend(self.encode_word(word)?);
-            known.insert(word.to_string(), start..ids.len());
-            Ok(())
-        })?;
-        Ok(ids)
+    fn encode_by_library(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.0.library.encode_fast(text, false).map_err(|e| not_encodable(text, &e))?;
+        self.without_control(encoding.get_ids().to_vec())
     }
 
     /// The ids of a word as the pre-tokenizer leaves it.
     fn encode_word(&self, word: &str) -> Result<Vec<u32>> {
         let tokens = self.0.library.get_model().tokenize(word).map_err(|e| not_encodable(word, &e))?;
         Ok(tokens.into_iter().map(|token| token.id).collect())
+    }
+
+    fn without_control(&self, ids: Vec<u32>) -> Result<Vec<u32>> {
+        if ids.iter().any(|id| self.0.control.contains(id)) { self.spell_out(&ids) } else { Ok(ids) }
+    }
+
+    /// The ids of a part of a text that begins and ends where words do: what the library's
+    /// `encode_fast` gives, special tokens spelled out.
+    fn encode_part(&self, cut: Cut, text: &str, part: Range<usize>) -> Result<Vec<u32>> {
+        let desks = || self.0.desks.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = desks().pop();
+        let mut desk = free.unwrap_or_default();
+        let mut ids = Vec::with_capacity(part.len() / 3 + 8);
+        cut.words(text, part, |word| match desk.cache.get(text.as_bytes(), word.clone(), &mut ids) {
+            Ok(()) => Ok(()),
+            Err(place) => {
+                self.encode_new(cut, &text[word], &mut desk)?;
+                ids.extend_from_slice(&desk.word);
+                desk.cache.put(place, &desk.word);
+                Ok(())
+            }
+        })?;
+        desks().push(desk);
+        Ok(ids)
+    }
+
+    /// Leaves the ids of a word, as it stands in the text, on the desk.
+    fn encode_new(&self, cut: Cut, word: &str, desk: &mut Desk) -> Result<()> {
+        match &self.0.bpe {
+            Some(bpe) => bpe.encode(word, &mut desk.word, &mut desk.work),
+            None => desk.word = self.encode_word(&cut.spell(word))?,
+        }
+        if self.0.forgeable {
+            desk.word = self.without_control(std::mem::take(&mut desk.word))?;
+        }
+        Ok(())
     }
 
     /// The text of ids, special tokens left out.
@@ -291,6 +332,14 @@ impl Tokenizer {
                 .help("the tokenizer has no token for its letters and none for unknown text; clean the text")
         })
     }
+}
+
+/// What one thread needs to encode, kept from one text to the next.
+#[derive(Default)]
+struct Desk {
+    cache: WordCache,
+    word: Vec<u32>,
+    work: Work,
 }
 
 impl std::fmt::Debug for Tokenizer {
