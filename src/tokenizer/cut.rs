@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use super::byte_symbol;
+use super::{byte_of_symbol, byte_symbol};
 use super::classes::{Class, Classes, MARKED, PLAIN};
 
 /// U+2581, which stands for a space.
@@ -89,6 +89,18 @@ impl Cut {
         match self {
             Cut::Bytes => word.bytes().map(byte_symbol).collect(),
             Cut::Pieces => word.chars().map(|c| if c == ' ' { SPACE } else { c }).collect(),
+        }
+    }
+
+    /// A word as [`Cut::spell`] gives it, back as it may stand in a text. What the model sees decides
+    /// its ids, so that these are the same.
+    pub fn unspell(self, word: &str) -> String {
+        match self {
+            Cut::Bytes => {
+                let bytes: Vec<u8> = word.chars().filter_map(byte_of_symbol).collect();
+                String::from_utf8_lossy(&bytes).into_owned()
+            }
+            Cut::Pieces => word.replace(SPACE, " "),
         }
     }
 

@@ -14,10 +14,13 @@ mod stream;
 mod texts;
 pub mod train;
 
+#[cfg(test)]
+mod tests_with_library;
+
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use rayon::prelude::*;
 use serde_json::Value;
@@ -181,7 +184,19 @@ impl Tokenizer {
         self.without_control(encoding.get_ids().to_vec())
     }
 
-    /// The ids of a word as the pre-tokenizer leaves it.
+    /// The ids of a word as the pre-tokenizer leaves it; special tokens are not spelled out.
+    fn encode_spelled(&self, word: &str) -> Result<Vec<u32>> {
+        match (self.0.cut, &self.0.bpe) {
+            (Some(cut), Some(bpe)) => {
+                let mut ids = Vec::new();
+                bpe.encode(&cut.unspell(word), &mut ids, &mut Work::default());
+                Ok(ids)
+            }
+            _ => self.encode_word(word),
+        }
+    }
+
+    /// [`Tokenizer::encode_spelled`] by the library.
     fn encode_word(&self, word: &str) -> Result<Vec<u32>> {
         let tokens = self.0.library.get_model().tokenize(word).map_err(|e| not_encodable(word, &e))?;
         Ok(tokens.into_iter().map(|token| token.id).collect())
@@ -362,6 +377,18 @@ pub fn byte_symbol(byte: u8) -> char {
     char::from_u32(256 + rank).unwrap_or(char::REPLACEMENT_CHARACTER)
 }
 
+/// The byte that a character stands for in byte-level vocabularies: the inverse of [`byte_symbol`].
+pub fn byte_of_symbol(symbol: char) -> Option<u8> {
+    static BYTES: LazyLock<[Option<u8>; 0x144]> = LazyLock::new(|| {
+        let mut bytes = [None; 0x144];
+        for byte in 0..=255 {
+            bytes[byte_symbol(byte) as usize] = Some(byte);
+        }
+        bytes
+    });
+    *BYTES.get(symbol as usize)?
+}
+
 fn unknown_id(library: &tokenizers::Tokenizer, json: &Value) -> Option<u32> {
     let model = json.get("model")?;
     if let Some(id) = model.get("unk_id").and_then(Value::as_u64) {
@@ -476,5 +503,7 @@ mod tests {
         let symbols: BTreeSet<char> = (0..=255).map(byte_symbol).collect();
         assert_eq!(symbols.len(), 256);
         assert_eq!([b' ', b'\n', b'a', 0xAD].map(byte_symbol), ['Ġ', 'Ċ', 'a', 'Ń']);
+        assert!((0..=255).all(|byte| byte_of_symbol(byte_symbol(byte)) == Some(byte)));
+        assert_eq!([' ', '\n', '中'].map(byte_of_symbol), [None; 3]);
     }
 }
