@@ -41,8 +41,7 @@ struct Merges {
 impl Merges {
     fn new(merges: HashMap<u64, Merge, FixedState>) -> Self {
         let size = (merges.len() * 2).next_power_of_two().max(2);
-        let mut table =
-            Merges { slots: vec![(u64::MAX, NO_MERGE); size], shift: 64 - size.trailing_zeros() };
+        let mut table = Merges { slots: vec![(u64::MAX, NO_MERGE); size], shift: 64 - size.trailing_zeros() };
         for (pair, merge) in merges {
             let slot = table.slot(pair);
             table.slots[slot] = (pair, merge);

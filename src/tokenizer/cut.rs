@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use super::{byte_of_symbol, byte_symbol};
 use super::classes::{Class, Classes, MARKED, PLAIN};
+use super::{byte_of_symbol, byte_symbol};
 
 /// U+2581, which stands for a space.
 pub const SPACE: char = '▁';
@@ -111,7 +111,8 @@ impl Cut {
         let mut parts = Vec::new();
         let mut start = 0;
         while bytes.len() - start > PART_BYTES {
-            let begins_word = |i: &usize| matches!(bytes[*i], b' ' | b'\n') && bytes[*i - 1].is_ascii_graphic();
+            let begins_word =
+                |i: &usize| matches!(bytes[*i], b' ' | b'\n') && bytes[*i - 1].is_ascii_graphic();
             let Some(end) = (start + PART_BYTES..bytes.len()).find(begins_word) else { break };
             parts.push(start..end);
             start = end;
@@ -226,7 +227,8 @@ mod tests {
             let parts = cut.parts(&text);
             assert!(parts.len() > 5 && parts.windows(2).all(|w| w[0].end == w[1].start));
             assert_eq!((parts[0].start, parts[parts.len() - 1].end), (0, text.len()));
-            let of_parts: Vec<String> = parts.into_iter().flat_map(|part| words_of(cut, &text, part)).collect();
+            let of_parts: Vec<String> =
+                parts.into_iter().flat_map(|part| words_of(cut, &text, part)).collect();
             assert_eq!(of_parts, quick(cut, &text));
         }
         assert_eq!(Cut::Bytes.parts(&"a".repeat(1 << 20)), [0..1 << 20], "nowhere to cut");

@@ -32,7 +32,8 @@ fn fixture(name: &str) -> Vec<u8> {
 
 /// A `tokenizer.json` of byte-level words around a model.
 fn byte_level(model: &Value) -> Vec<u8> {
-    let how = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let how =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
         "pre_tokenizer": how, "post_processor": null, "decoder": how, "model": model})
     .to_string()
@@ -136,7 +137,9 @@ fn threads_and_what_was_encoded_before_change_nothing() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             assert!(tokenizer.encode(&text).unwrap() == due);
-            assert!(tokenizer.encode_batch(&[&text, "", &text]).unwrap() == [due.clone(), vec![], due.clone()]);
+            assert!(
+                tokenizer.encode_batch(&[&text, "", &text]).unwrap() == [due.clone(), vec![], due.clone()]
+            );
         });
     }
 }
