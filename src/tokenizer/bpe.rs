@@ -11,35 +11,38 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
 use foldhash::fast::FixedState;
-use serde_json::Value;
 
 use super::byte_symbol;
 use super::cut::{Cut, SPACE};
+use super::known::{Merge, Model};
 
 /// Up to so many tokens, looking at all pairs for the next merge is faster than a queue of them.
 const SHORT: usize = 64;
+
+/// Ids are below it: a table by id then takes little memory.
+const MOST_IDS: u32 = 1 << 24;
 
 /// No merge, or no neighbour.
 const NONE: u32 = u32::MAX;
 
 /// What merging a pair gives, and in which order it was learned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Merge {
+struct Learned {
     rank: u32,
     id: u32,
 }
 
-const NO_MERGE: Merge = Merge { rank: NONE, id: 0 };
+const NO_MERGE: Learned = Learned { rank: NONE, id: 0 };
 
 /// The merges by their pair: open addressing with linear probing, at most half full.
 struct Merges {
-    slots: Vec<(u64, Merge)>,
+    slots: Vec<(u64, Learned)>,
     /// How far the product of the hash is shifted to give a slot.
     shift: u32,
 }
 
 impl Merges {
-    fn new(merges: HashMap<u64, Merge, FixedState>) -> Self {
+    fn new(merges: HashMap<u64, Learned, FixedState>) -> Self {
         let size = (merges.len() * 2).next_power_of_two().max(2);
         let mut table = Merges { slots: vec![(u64::MAX, NO_MERGE); size], shift: 64 - size.trailing_zeros() };
         for (pair, merge) in merges {
@@ -61,7 +64,7 @@ impl Merges {
     }
 
     #[inline]
-    fn get(&self, left: u32, right: u32) -> Merge {
+    fn get(&self, left: u32, right: u32) -> Learned {
         self.slots[self.slot(pair(left, right))].1
     }
 }
@@ -82,35 +85,30 @@ enum Start {
 pub struct Bpe {
     start: Start,
     merges: Merges,
-    /// The largest of all ids that a word can be encoded to, by id: whether it can be.
+    /// By id, whether a word can be encoded to it.
     reachable: Vec<bool>,
 }
 
 impl Bpe {
-    /// The model of a `tokenizer.json` whose words are cut by `cut`; `None` when it asks for
-    /// something else, or is broken, which the library is then to say.
-    pub fn of(json: &Value, cut: Cut) -> Option<Bpe> {
-        let model = json.get("model")?;
-        let off = |key: &str| match &model[key] {
-            Value::Null | Value::Bool(false) => true,
-            Value::String(text) => text.is_empty(),
-            Value::Number(number) => number.as_f64() == Some(0.0),
-            _ => false,
-        };
-        let plain = model["type"] == "BPE"
-            && ["dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"]
-                .into_iter()
-                .all(off);
-        let vocab = model["vocab"].as_object().filter(|_| plain)?;
-        let id = |token: &str| u32::try_from(vocab.get(token)?.as_u64()?).ok().filter(|id| *id < NONE);
+    /// A model whose words are cut by `cut`; `None` when it asks for something else, or is broken,
+    /// which the library is then to say.
+    pub fn of(model: &Model, cut: Cut) -> Option<Bpe> {
+        let empty = |text: &Option<String>| text.as_ref().is_none_or(String::is_empty);
+        let plain = model.kind == "BPE"
+            && model.dropout.is_none_or(|dropout| dropout == 0.0)
+            && empty(&model.continuing_subword_prefix)
+            && empty(&model.end_of_word_suffix)
+            && model.ignore_merges != Some(true);
+        let id = |token: &str| model.vocab.get(token).copied().filter(|id| *id < MOST_IDS);
         let start = match cut {
             Cut::Bytes => Start::Bytes(all_bytes(|byte| id(byte_symbol(byte).encode_utf8(&mut [0; 4])))?),
             Cut::Pieces => Start::Characters {
                 bytes: all_bytes(|byte| id(&format!("<0x{byte:02X}>")))
-                    .filter(|_| model["byte_fallback"] == true)?,
-                known: vocab
+                    .filter(|_| model.byte_fallback == Some(true))?,
+                known: model
+                    .vocab
                     .keys()
-                    .filter_map(|token| Some((only_char(token)?, id(token)?)))
+                    .filter_map(|token| Some((only_char(&token.0)?, id(&token.0)?)))
                     // The model never sees a space.
                     .filter(|(c, _)| *c != ' ')
                     .map(|(c, id)| (if c == SPACE { ' ' } else { c }, id))
@@ -118,13 +116,12 @@ impl Bpe {
             },
         };
         let mut merges = HashMap::default();
-        for (rank, merge) in model["merges"].as_array()?.iter().enumerate() {
-            let (left, right) = halves(merge)?;
-            let made = Merge { rank: u32::try_from(rank).ok()?, id: id(&[left, right].concat())? };
+        for (rank, Merge(left, right)) in model.merges.iter().enumerate() {
+            let made = Learned { rank: u32::try_from(rank).ok()?, id: id(&[&**left, right].concat())? };
             // Of a pair that is there twice, the library keeps the last.
             merges.insert(pair(id(left)?, id(right)?), made);
         }
-        Some(Bpe { reachable: reachable(&start, &merges), merges: Merges::new(merges), start })
+        plain.then(|| Bpe { reachable: reachable(&start, &merges), merges: Merges::new(merges), start })
     }
 
     /// Whether some text is encoded to `id`.
@@ -228,7 +225,7 @@ type Queue = BinaryHeap<Reverse<(u32, u32)>>;
 /// Memory that encoding a word needs, kept from one to the next.
 #[derive(Default)]
 pub struct Work {
-    pairs: Vec<Merge>,
+    pairs: Vec<Learned>,
     queue: Queue,
     before: Vec<u32>,
     behind: Vec<u32>,
@@ -252,19 +249,7 @@ fn spelled(c: char) -> String {
     if c == ' ' { SPACE.to_string() } else { c.to_string() }
 }
 
-/// A merge is `"a b"` in older files, `["a", "b"]` in newer ones.
-fn halves(merge: &Value) -> Option<(&str, &str)> {
-    match merge {
-        Value::String(text) => text.split_once(' ').filter(|(_, right)| !right.contains(' ')),
-        Value::Array(both) => match both.as_slice() {
-            [Value::String(left), Value::String(right)] => Some((left, right)),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
-fn reachable(start: &Start, merges: &HashMap<u64, Merge, FixedState>) -> Vec<bool> {
+fn reachable(start: &Start, merges: &HashMap<u64, Learned, FixedState>) -> Vec<bool> {
     let first: Vec<u32> = match start {
         Start::Bytes(bytes) => bytes.to_vec(),
         Start::Characters { known, bytes } => known.values().copied().chain(bytes.iter().copied()).collect(),

@@ -10,6 +10,7 @@ mod cache;
 pub mod chat;
 mod classes;
 mod cut;
+mod known;
 mod stream;
 mod texts;
 pub mod train;
@@ -23,14 +24,16 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use rayon::prelude::*;
+use serde::Deserialize;
 use serde_json::Value;
-use tokenizers::Model;
+use tokenizers::Model as _;
 
 use crate::base::{Digest, Error, Place, Result, fs, suggest};
 
 use bpe::{Bpe, Work};
 use cache::WordCache;
 use cut::Cut;
+use known::{Known, Model, Vocabulary};
 pub use stream::StreamDecoder;
 pub use texts::{Inputs, Text, Texts};
 
@@ -79,8 +82,15 @@ impl Special {
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
 
+/// Who knows the tokens and turns ids into text.
+enum Engine {
+    /// We do, and encode as well.
+    Own(Vocabulary),
+    Library(Box<tokenizers::Tokenizer>),
+}
+
 struct Inner {
-    library: tokenizers::Tokenizer,
+    engine: Engine,
     json: Vec<u8>,
     digest: Digest,
     vocab_size: usize,
@@ -112,6 +122,21 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::load`].
     pub fn parse(file: &str, json: Vec<u8>) -> Result<Self> {
+        match Known::read(&json) {
+            Some(known) => Ok(Self::own(known, json)),
+            None => Self::of_library(file, json),
+        }
+    }
+
+    fn own(known: Known, json: Vec<u8>) -> Self {
+        let Known { cut, bpe, vocabulary, unknown } = known;
+        let named = Special::ALL.iter().filter_map(|s| vocabulary.id(s.as_str()));
+        let control = named.chain(vocabulary.special()).collect();
+        let vocab_size = vocabulary.size();
+        Self::new(json, Engine::Own(vocabulary), (Some(cut), Some(bpe)), vocab_size, control, unknown)
+    }
+
+    fn of_library(file: &str, json: Vec<u8>) -> Result<Self> {
         let value: Value = serde_json::from_slice(&json).map_err(|e| not_json(file, &json, &e))?;
         let mut library = tokenizers::Tokenizer::from_bytes(&json).map_err(|e| not_a_tokenizer(file, &e))?;
         library.set_encode_special_tokens(true);
@@ -127,25 +152,46 @@ impl Tokenizer {
             Special::ALL.iter().filter_map(|s| library.token_to_id(s.as_str())).collect();
         control
             .extend(library.get_added_tokens_decoder().iter().filter(|(_, t)| t.special).map(|(id, _)| *id));
+        let cut = Cut::of(&value);
+        let model = cut.and_then(|_| Model::deserialize(&value["model"]).ok());
+        let bpe = cut.zip(model).and_then(|(cut, model)| Bpe::of(&model, cut));
+        Ok(Self::new(json, Engine::Library(Box::new(library)), (cut, bpe), vocab_size, control, unknown))
+    }
+
+    fn new(
+        json: Vec<u8>,
+        engine: Engine,
+        (cut, bpe): (Option<Cut>, Option<Bpe>),
+        vocab_size: usize,
+        mut control: BTreeSet<u32>,
+        unknown: Option<u32>,
+    ) -> Self {
         if let Some(unknown) = unknown {
             control.remove(&unknown);
         }
-        let digest = Digest::of(&json);
-        let cut = Cut::of(&value);
-        let bpe = cut.and_then(|cut| Bpe::of(&value, cut));
         let forgeable = bpe.as_ref().is_none_or(|bpe| control.iter().any(|id| bpe.can_give(*id)));
-        Ok(Tokenizer(Arc::new(Inner {
-            library,
+        let digest = Digest::of(&json);
+        let desks = Mutex::default();
+        Tokenizer(Arc::new(Inner {
+            engine,
             json,
             digest,
             vocab_size,
             cut,
             bpe,
             forgeable,
-            desks: Mutex::default(),
+            desks,
             control,
             unknown,
-        })))
+        }))
+    }
+
+    /// The library, for what is only asked of it where it was needed to read the file.
+    fn library(&self) -> Result<&tokenizers::Tokenizer> {
+        match &self.0.engine {
+            Engine::Library(library) => Ok(library),
+            Engine::Own(_) => Err(Error::bug("a tokenizer that is known was left to the library")),
+        }
     }
 
     /// The highest id + 1, added tokens included: how many rows an embedding needs.
@@ -180,7 +226,7 @@ impl Tokenizer {
     }
 
     fn encode_by_library(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.0.library.encode_fast(text, false).map_err(|e| not_encodable(text, &e))?;
+        let encoding = self.library()?.encode_fast(text, false).map_err(|e| not_encodable(text, &e))?;
         self.without_control(encoding.get_ids().to_vec())
     }
 
@@ -198,7 +244,7 @@ impl Tokenizer {
 
     /// [`Tokenizer::encode_spelled`] by the library.
     fn encode_word(&self, word: &str) -> Result<Vec<u32>> {
-        let tokens = self.0.library.get_model().tokenize(word).map_err(|e| not_encodable(word, &e))?;
+        let tokens = self.library()?.get_model().tokenize(word).map_err(|e| not_encodable(word, &e))?;
         Ok(tokens.into_iter().map(|token| token.id).collect())
     }
 
@@ -252,10 +298,12 @@ impl Tokenizer {
 
     fn text_of(&self, ids: &[u32]) -> Result<String> {
         let shown: Vec<u32> = ids.iter().copied().filter(|id| !self.0.control.contains(id)).collect();
-        self.0
-            .library
-            .decode(&shown, true)
-            .map_err(|e| Error::input("these token ids cannot be decoded").cause(e))
+        match &self.0.engine {
+            Engine::Own(vocabulary) => Ok(vocabulary.decode(&shown)),
+            Engine::Library(library) => library
+                .decode(&shown, true)
+                .map_err(|e| Error::input("these token ids cannot be decoded").cause(e)),
+        }
     }
 
     /// Decodes ids as they come.
@@ -298,11 +346,17 @@ impl Tokenizer {
 
     /// The token as the vocabulary spells it, which is not always text: `Ġthe`, `<0x0A>`.
     pub fn token(&self, id: u32) -> Option<String> {
-        self.0.library.id_to_token(id)
+        match &self.0.engine {
+            Engine::Own(vocabulary) => vocabulary.token(id).map(str::to_string),
+            Engine::Library(library) => library.id_to_token(id),
+        }
     }
 
     pub fn id(&self, token: &str) -> Option<u32> {
-        self.0.library.token_to_id(token)
+        match &self.0.engine {
+            Engine::Own(vocabulary) => vocabulary.id(token),
+            Engine::Library(library) => library.token_to_id(token),
+        }
     }
 
     /// The digest of [`Tokenizer::json`].
