@@ -277,7 +277,6 @@ fn whole_corpora_have_the_ids_of_the_library() {
         "tok_gpt2_cs336/german.txt",
         "tok_sentencepiece/botchan.txt",
         "conv_oasst_en100/en_100_tree.jsonl",
-        "conv_synthetic_persona_chat/messages.jsonl",
     ];
     for json in jsons {
         let (tokenizer, library) = (quick(json.clone()), Library::of(&json));
