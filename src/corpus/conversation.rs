@@ -122,6 +122,7 @@ impl Columns for ConversationColumns {
     type Row = Conversation;
     const FILE_NAME: &'static str = FILE_NAME;
     const WHAT: &'static str = "conversations";
+    const TEXT: &'static str = "content";
 
     fn schema() -> Arc<Schema> {
         Arc::new(Schema::new(vec![

@@ -60,6 +60,7 @@ impl Columns for DocumentColumns {
     type Row = Document;
     const FILE_NAME: &'static str = FILE_NAME;
     const WHAT: &'static str = "documents";
+    const TEXT: &'static str = "text";
 
     fn schema() -> Arc<Schema> {
         Arc::new(Schema::new(vec![
@@ -125,6 +126,8 @@ mod tests {
         assert_eq!(writer.finish().unwrap(), 50);
         let reader = DocumentReader::open(&dir.path().join(FILE_NAME)).unwrap();
         assert_eq!(reader.rows, 50);
+        let bytes = documents.iter().map(|d| d.text.len() as u64).sum();
+        assert_eq!(reader.text_bytes, Some(bytes), "known without reading");
         assert_eq!(reader.collect::<Result<Vec<_>>>().unwrap(), documents);
     }
 

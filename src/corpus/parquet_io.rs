@@ -71,6 +71,16 @@ pub fn expect_whole(path: &Path, metadata: &ParquetMetaData, size: u64) -> Resul
     Ok(())
 }
 
+/// The bytes of all values of a column of text, as the file's statistics say, without reading it:
+/// `None` when they do not. `column` is the last part of its path.
+pub fn text_bytes(metadata: &ParquetMetaData, column: &str) -> Option<u64> {
+    let chunks = metadata.row_groups().iter().flat_map(|group| group.columns());
+    chunks
+        .filter(|chunk| chunk.column_path().parts().last().is_some_and(|part| part == column))
+        .map(|chunk| u64::try_from(chunk.unencoded_byte_array_data_bytes()?).ok())
+        .sum()
+}
+
 pub fn unwritable(path: &Path, error: &dyn std::fmt::Display) -> Error {
     Error::input(format!("cannot write `{}`: {error}", path.display()))
 }

@@ -20,6 +20,8 @@ pub trait Columns: Default {
     const FILE_NAME: &'static str;
     /// For messages: `documents`.
     const WHAT: &'static str;
+    /// The column of text, by the last part of its path.
+    const TEXT: &'static str;
 
     fn schema() -> Arc<Schema>;
 
@@ -92,6 +94,8 @@ pub struct RowReader<C: Columns> {
     ready: std::vec::IntoIter<C::Row>,
     /// Rows in the whole file.
     pub rows: u64,
+    /// Bytes of text in the whole file, when it says so.
+    pub text_bytes: Option<u64>,
 }
 
 /// Rows read in one go.
@@ -105,8 +109,9 @@ impl<C: Columns> RowReader<C> {
             ParquetRecordBatchReaderBuilder::try_new(fs::open(path)?).map_err(|e| unreadable(path, &e))?;
         parquet_io::expect_columns(path, builder.schema(), &C::schema(), C::WHAT)?;
         let rows = builder.metadata().file_metadata().num_rows() as u64;
+        let text_bytes = parquet_io::text_bytes(builder.metadata(), C::TEXT);
         let batches = builder.with_batch_size(BATCH_ROWS).build().map_err(|e| unreadable(path, &e))?;
-        Ok(RowReader { batches, path: path.to_path_buf(), ready: Vec::new().into_iter(), rows })
+        Ok(RowReader { batches, path: path.to_path_buf(), ready: Vec::new().into_iter(), rows, text_bytes })
     }
 }
 

@@ -19,10 +19,6 @@ use super::{Split, reader, token_type};
 use crate::base::{Digest, Error, Monitor, Result, fs};
 use crate::tokenizer::{Inputs, Special, Text, Tokenizer, chat};
 
-/// Text encoded at once, in bytes.
-const BATCH_BYTES: usize = 4 << 20;
-/// Documents encoded at once.
-const BATCH_DOCUMENTS: usize = 8192;
 /// The text behind one scratch file, about; it is sorted in memory.
 const BUCKET_BYTES: u64 = 64 << 20;
 /// Scratch files open at once.
@@ -241,81 +237,60 @@ fn encode_all(
     let texts = inputs.texts()?;
     let total = texts.total;
     let started = Instant::now();
-    let mut batch = Batch::default();
     let mut done = 0;
-    for text in texts {
-        let text = text?;
-        done += 1;
-        match &text {
-            Text::Document(_) => counts.documents += 1,
-            Text::Conversation(_) => counts.conversations += 1,
+    texts.batches(|mut batch| {
+        done += batch.texts.len() as u64;
+        for text in &batch.texts {
+            match text {
+                Text::Document(_) => counts.documents += 1,
+                Text::Conversation(_) => counts.conversations += 1,
+            }
         }
-        if text.bytes() == 0 {
-            counts.empty += 1;
-            continue;
-        }
-        batch.bytes += text.bytes();
-        batch.texts.push(text);
-        if batch.is_full() {
-            batch.encode(tokenizer, options.seed, spill, &mut counts, monitor)?;
-            monitor.step("encode", done, Some(total), "documents")?;
-        }
-    }
-    batch.encode(tokenizer, options.seed, spill, &mut counts, monitor)?;
-    monitor.step("encode", done, Some(total), "documents")?;
+        let all = batch.texts.len();
+        batch.texts.retain(|text| text.bytes() > 0);
+        counts.empty += (all - batch.texts.len()) as u64;
+        encode_batch(&batch.texts, tokenizer, options.seed, spill, &mut counts, monitor)?;
+        monitor.step("encode", done, Some(total), "documents")
+    })?;
     let seconds = started.elapsed().as_secs_f64().max(1e-9);
     monitor.measure("encode", counts.bytes as f64 / 1e6 / seconds, "MB/s");
     Ok(counts)
 }
 
-/// Texts waiting to be encoded together.
-#[derive(Default)]
-struct Batch {
-    texts: Vec<Text>,
-    bytes: usize,
-}
-
-impl Batch {
-    fn is_full(&self) -> bool {
-        self.bytes >= BATCH_BYTES || self.texts.len() >= BATCH_DOCUMENTS
+/// Encodes texts in parallel, and spills them in their order.
+fn encode_batch(
+    texts: &[Text],
+    tokenizer: &Tokenizer,
+    seed: u64,
+    spill: &mut Spill,
+    counts: &mut Counts,
+    monitor: &dyn Monitor,
+) -> Result<()> {
+    let (bos, eos) = (tokenizer.require(Special::Bos)?, tokenizer.require(Special::Eos)?);
+    let encoded = |text: &Text| {
+        monitor.check()?;
+        let ids = encode(text, tokenizer, bos, eos)
+            .map_err(|e| e.context(format!("the document {} cannot be encoded", text.id())))?;
+        let count = |of: &dyn Fn(u32) -> bool| ids.iter().filter(|id| of(**id)).count() as u64;
+        let unknown = count(&|id| Some(id) == tokenizer.unknown());
+        Ok(Encoded {
+            key: shuffle_key(seed, text.id()),
+            point: split_point(text.id()),
+            bytes: text.bytes() as u64,
+            plain: unknown + count(&|id| !tokenizer.is_special(id)),
+            unknown,
+            id: text.id().to_string(),
+            ids,
+        })
+    };
+    // Collected whole before looking for errors, so that the first in order is the one reported.
+    let encoded: Vec<Result<Encoded>> = texts.par_iter().map(encoded).collect();
+    for record in encoded {
+        let record = record?;
+        counts.add(&record);
+        spill.push(&record)?;
     }
-
-    fn encode(
-        &mut self,
-        tokenizer: &Tokenizer,
-        seed: u64,
-        spill: &mut Spill,
-        counts: &mut Counts,
-        monitor: &dyn Monitor,
-    ) -> Result<()> {
-        let (bos, eos) = (tokenizer.require(Special::Bos)?, tokenizer.require(Special::Eos)?);
-        let encoded = |text: &Text| {
-            monitor.check()?;
-            let ids = encode(text, tokenizer, bos, eos)
-                .map_err(|e| e.context(format!("the document {} cannot be encoded", text.id())))?;
-            let count = |of: &dyn Fn(u32) -> bool| ids.iter().filter(|id| of(**id)).count() as u64;
-            let unknown = count(&|id| Some(id) == tokenizer.unknown());
-            Ok(Encoded {
-                key: shuffle_key(seed, text.id()),
-                point: split_point(text.id()),
-                bytes: text.bytes() as u64,
-                plain: unknown + count(&|id| !tokenizer.is_special(id)),
-                unknown,
-                id: text.id().to_string(),
-                ids,
-            })
-        };
-        // Collected whole before looking for errors, so that the first in order is the one reported.
-        let encoded: Vec<Result<Encoded>> = self.texts.par_iter().map(encoded).collect();
-        for record in encoded {
-            let record = record?;
-            counts.add(&record);
-            spill.push(&record)?;
-        }
-        self.texts.clear();
-        self.bytes = 0;
-        Ok(())
-    }
+    Ok(())
 }
 
 /// Scratch files of encoded documents, each with a range of the shuffle keys.
@@ -412,12 +387,9 @@ fn sorted(mut bytes: &[u8]) -> Result<Vec<Record<'_>>> {
 #[cfg(test)]
 pub(super) fn order_of(texts: &[String], tokenizer: &Tokenizer, scratch: &Path, buckets: u64) -> Vec<String> {
     let mut spill = Spill::create(scratch, buckets).unwrap();
-    let mut batch = Batch::default();
-    for text in texts {
-        let document = crate::corpus::document::Document::new(text.clone(), "a", 0, 1);
-        batch.texts.push(Text::Document(document));
-    }
-    batch.encode(tokenizer, 1, &mut spill, &mut Counts::default(), &crate::base::Quiet).unwrap();
+    let document = |text: &String| crate::corpus::document::Document::new(text.clone(), "a", 0, 1);
+    let texts: Vec<Text> = texts.iter().map(|text| Text::Document(document(text))).collect();
+    encode_batch(&texts, tokenizer, 1, &mut spill, &mut Counts::default(), &crate::base::Quiet).unwrap();
     let files = spill.finish().unwrap();
     let read = |path: &PathBuf| fs::read(path).unwrap();
     let ids = |bytes: Vec<u8>| sorted(&bytes).unwrap().iter().map(|r| r.id.to_string()).collect::<Vec<_>>();

@@ -6,6 +6,7 @@
 //! into training windows; [`TokenStream`] only gives windows of the ids laid end to end.
 
 mod build;
+mod read;
 mod write;
 
 #[cfg(test)]
@@ -232,46 +233,6 @@ impl Shards {
             files,
         })
     }
-
-    /// Every document of a split, in shard order, into memory: 2 bytes a token (4 where the
-    /// vocabulary is larger than 65,536).
-    ///
-    /// # Errors
-    /// When a file is damaged or holds an id outside the vocabulary.
-    pub fn read(&self, split: Split) -> Result<TokenStream> {
-        let mut stream = TokenStream::new(self.vocab_size);
-        for file in self.files.iter().filter(|f| f.split == split) {
-            let before = (stream.len() as u64, stream.ends.len() as u64);
-            self.read_file(file, &mut stream)?;
-            let read = (stream.len() as u64 - before.0, stream.ends.len() as u64 - before.1);
-            if read != (file.footer.tokens, file.footer.documents) {
-                return Err(Error::input(format!(
-                    "`{}` is damaged: its footer says {} tokens in {} documents, it holds {} in {}",
-                    file.path.display(),
-                    file.footer.tokens,
-                    file.footer.documents,
-                    read.0,
-                    read.1
-                )));
-            }
-        }
-        Ok(stream)
-    }
-
-    fn read_file(&self, file: &ShardFile, stream: &mut TokenStream) -> Result<()> {
-        for document in Rows::open(&file.path)? {
-            let (id, tokens) = document?;
-            if let Some(bad) = tokens.iter().find(|t| **t as usize >= self.vocab_size) {
-                return Err(Error::input(format!(
-                    "`{}`: document {id} has the token id {bad}, but the vocabulary has {} tokens",
-                    file.path.display(),
-                    self.vocab_size
-                )));
-            }
-            stream.push(&tokens);
-        }
-        Ok(())
-    }
 }
 
 /// The rows of one shard file, as (document id, token ids), a batch in memory at a time.
@@ -346,11 +307,27 @@ enum Tokens {
 impl TokenStream {
     /// Empty, for ids below `vocab_size`.
     pub fn new(vocab_size: usize) -> Self {
+        Self::with_room(vocab_size, 0, 0)
+    }
+
+    /// [`TokenStream::new`] with memory for so many tokens and documents.
+    fn with_room(vocab_size: usize, tokens: usize, documents: usize) -> Self {
         let tokens = match token_type(vocab_size) {
-            DataType::UInt16 => Tokens::Narrow(Vec::new()),
-            _ => Tokens::Wide(Vec::new()),
+            DataType::UInt16 => Tokens::Narrow(Vec::with_capacity(tokens)),
+            _ => Tokens::Wide(Vec::with_capacity(tokens)),
         };
-        TokenStream { tokens, ends: Vec::new() }
+        TokenStream { tokens, ends: Vec::with_capacity(documents) }
+    }
+
+    /// Adds the documents of another stream for the same vocabulary.
+    fn append(&mut self, other: &TokenStream) {
+        let before = self.len();
+        match (&mut self.tokens, &other.tokens) {
+            (Tokens::Narrow(all), Tokens::Narrow(more)) => all.extend_from_slice(more),
+            (Tokens::Wide(all), Tokens::Wide(more)) => all.extend_from_slice(more),
+            _ => unreachable!("one vocabulary, one width"),
+        }
+        self.ends.extend(other.ends.iter().map(|end| before + end));
     }
 
     /// Adds a document. Ids must be below the `vocab_size` that it was made for.

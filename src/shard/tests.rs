@@ -271,6 +271,48 @@ fn shards_that_do_not_go_together_are_refused() {
     assert!(refused(&[("train-00000.parquet".to_string(), broken)]).contains("train-00000.parquet"));
 }
 
+/// More than a row group takes, in files of several, over documents of no token and of many.
+#[test]
+fn a_stream_is_the_rows_whatever_the_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    for vocab_size in [1 << 16, 1 << 17] {
+        let mut writer =
+            ShardWriter::new(folder.path(), Split::Train, Digest::of(b"t"), vocab_size, 3_000_000);
+        for i in 0..700u32 {
+            let length = if i % 97 == 0 { 0 } else { 900 + (i * 7919) % 9000 };
+            let tokens: Vec<u32> = (0..length).map(|t| (t * 31 + i) % vocab_size as u32).collect();
+            writer.push(&i.to_string(), &tokens, 1).unwrap();
+        }
+        writer.finish().unwrap();
+        let files = fs::files_below(folder.path()).unwrap();
+        let named = |p: &PathBuf| (p.file_name().unwrap().to_string_lossy().into_owned(), p.clone());
+        let shards = Shards::open(&files.iter().map(named).collect::<Vec<_>>()).unwrap();
+        assert!(files.len() > 1 && reader(&files[0]).unwrap().metadata().num_row_groups() > 1);
+        let mut due = TokenStream::new(vocab_size);
+        for file in &shards.files {
+            Rows::open(&file.path).unwrap().for_each(|row| due.push(&row.unwrap().1));
+        }
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            assert!(pool.install(|| shards.read(Split::Train).unwrap()) == due);
+        }
+        assert!(shards.read(Split::Validation).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn a_footer_that_lies_is_found() {
+    let made = make(&texts(120), &Options { shard_tokens: 1000, ..options() }).unwrap();
+    let mut shards = made.shards();
+    let last = shards.files.iter().rposition(|f| f.split == Split::Train).unwrap();
+    shards.files[last].footer.tokens += 1;
+    let error = shards.read(Split::Train).unwrap_err().to_string();
+    assert!(
+        error.contains("is damaged: its footer says") && error.contains(&Split::Train.file_name(last)),
+        "{error}"
+    );
+}
+
 #[test]
 fn an_id_outside_the_vocabulary_is_found() {
     let folder = tempfile::tempdir().unwrap();

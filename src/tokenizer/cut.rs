@@ -1,36 +1,29 @@
 //! The two common ways of cutting text into words, GPT-2's and ours for SentencePiece-style models,
-//! several times as fast as in the library, which tracks where each character came from.
+//! many times as fast as by the regular expressions that define them: one look at each character,
+//! by the table of [`Classes`].
 //!
-//! Both patterns end in `\s+(?!\S)|\s+`; the look-ahead, which alone makes them slow, is done by
-//! hand. Tests hold the words to those of the library.
+//! Tests hold the words to those of the library.
 
-use std::sync::LazyLock;
+use std::ops::Range;
 
-use fancy_regex::Regex;
 use serde_json::Value;
 
-use super::byte_symbol;
+use super::classes::{Class, Classes, MARKED, PLAIN};
+use super::{byte_of_symbol, byte_symbol};
 
 /// U+2581, which stands for a space.
 pub const SPACE: char = '▁';
 
 /// Where SentencePiece-style text may be cut: contractions, letters, numbers, other signs, white
 /// space, as GPT-2 does it, with marks among the letters and `<` by itself.
+///
+/// GPT-2's, which the library has built into its `ByteLevel`, is
+/// `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`.
 pub const PIECES: &str =
     r"'(?:[sdmt]|ll|ve|re)| ?[\p{L}\p{M}]+| ?\p{N}+|<| ?[^\s\p{L}\p{M}\p{N}<]+|\s+(?!\S)|\s+";
 
-/// Of GPT-2; the library has it built into its `ByteLevel`.
-const BYTES: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-
-const LOOK_AHEAD: &str = r"\s+(?!\S)|";
-
-static BYTES_RE: LazyLock<Regex> = LazyLock::new(|| compile(BYTES));
-static PIECES_RE: LazyLock<Regex> = LazyLock::new(|| compile(PIECES));
-static SYMBOLS: LazyLock<[char; 256]> = LazyLock::new(|| std::array::from_fn(|b| byte_symbol(b as u8)));
-
-fn compile(pattern: &str) -> Regex {
-    Regex::new(&pattern.replace(LOOK_AHEAD, "")).expect("our own pattern")
-}
+/// What a long text is cut into, in bytes, for several threads to work on.
+const PART_BYTES: usize = 128 << 10;
 
 /// A way of cutting that is known here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,41 +60,107 @@ impl Cut {
         ours.then_some(Cut::Pieces)
     }
 
-    /// Calls `each` with every word of `text`, as the model is to see it.
+    /// Calls `each` with where every word of `part` lies in `text`. The part must begin and end
+    /// where words do, as those of [`Cut::parts`] do.
     ///
     /// # Errors
     /// What `each` returns.
-    pub fn words<E>(self, text: &str, mut each: impl FnMut(&str) -> Result<(), E>) -> Result<(), E> {
-        let regex = match self {
-            Cut::Bytes => &*BYTES_RE,
-            Cut::Pieces => &*PIECES_RE,
+    pub fn words<E>(
+        self,
+        text: &str,
+        part: Range<usize>,
+        mut each: impl FnMut(Range<usize>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let classes = match self {
+            Cut::Bytes => &*PLAIN,
+            Cut::Pieces => &*MARKED,
         };
-        let mut at = 0;
-        let mut word = String::new();
-        // Without look-around nothing is tried twice, and so nothing can take too long and fail.
-        while let Some(found) = regex.find_from_pos(text, at).expect("a plain pattern") {
-            at = end_of(text, found.start(), found.end());
-            word.clear();
-            self.spell(&text[found.start()..at], &mut word);
-            each(&word)?;
+        let mut at = part.start;
+        while at < part.end {
+            let end = end_of_word(classes, text, at);
+            each(at..end)?;
+            at = end;
         }
         Ok(())
     }
 
-    fn spell(self, word: &str, out: &mut String) {
+    /// A word as the model is to see it.
+    pub fn spell(self, word: &str) -> String {
         match self {
-            Cut::Bytes => out.extend(word.bytes().map(|b| SYMBOLS[b as usize])),
-            Cut::Pieces => out.extend(word.chars().map(|c| if c == ' ' { SPACE } else { c })),
+            Cut::Bytes => word.bytes().map(byte_symbol).collect(),
+            Cut::Pieces => word.chars().map(|c| if c == ' ' { SPACE } else { c }).collect(),
         }
+    }
+
+    /// A word as [`Cut::spell`] gives it, back as it may stand in a text. What the model sees decides
+    /// its ids, so that these are the same.
+    pub fn unspell(self, word: &str) -> String {
+        match self {
+            Cut::Bytes => {
+                let bytes: Vec<u8> = word.chars().filter_map(byte_of_symbol).collect();
+                String::from_utf8_lossy(&bytes).into_owned()
+            }
+            Cut::Pieces => word.replace(SPACE, " "),
+        }
+    }
+
+    /// Cuts a long text where a blank follows something else: every way of cutting begins a word
+    /// there, whatever is before and behind.
+    pub fn parts(self, text: &str) -> Vec<Range<usize>> {
+        let bytes = text.as_bytes();
+        let mut parts = Vec::new();
+        let mut start = 0;
+        while bytes.len() - start > PART_BYTES {
+            let begins_word =
+                |i: &usize| matches!(bytes[*i], b' ' | b'\n') && bytes[*i - 1].is_ascii_graphic();
+            let Some(end) = (start + PART_BYTES..bytes.len()).find(begins_word) else { break };
+            parts.push(start..end);
+            start = end;
+        }
+        parts.push(start..bytes.len());
+        parts
     }
 }
 
-/// Where a match ends once `\s+(?!\S)` is reckoned with: of several blanks before a word, the last
-/// is left to the word.
-fn end_of(text: &str, start: usize, end: usize) -> usize {
-    let Some(last) = text[start..end].chars().next_back().filter(|c| c.is_whitespace()) else { return end };
-    let before = end - last.len_utf8();
-    if before > start && end < text.len() { before } else { end }
+/// Where the word that begins at `start` ends: the alternatives of the pattern in their order.
+#[inline]
+fn end_of_word(classes: &Classes, text: &str, start: usize) -> usize {
+    let bytes = text.as_bytes();
+    let (class, len) = classes.at(text, start);
+    let next = start + len;
+    match class {
+        Class::Alone => next,
+        Class::Blank => {
+            if bytes[start] == b' ' && next < bytes.len() {
+                let (word, len) = classes.at(text, next);
+                if word != Class::Blank && word != Class::Alone {
+                    return classes.run(text, next + len, word);
+                }
+            }
+            end_of_blanks(classes, text, start)
+        }
+        _ => match bytes[start] {
+            b'\'' => contraction(&bytes[next..]).map(|len| next + len),
+            _ => None,
+        }
+        .unwrap_or_else(|| classes.run(text, next, class)),
+    }
+}
+
+/// `\s+(?!\S)|\s+`: of several blanks before a word, the last is left to the word.
+fn end_of_blanks(classes: &Classes, text: &str, start: usize) -> usize {
+    let end = classes.run(text, start, Class::Blank);
+    let last = text[start..end].chars().next_back().map_or(0, char::len_utf8);
+    if end < text.len() && end - last > start { end - last } else { end }
+}
+
+/// The length of what may follow an apostrophe as a word with it.
+fn contraction(rest: &[u8]) -> Option<usize> {
+    match rest {
+        [b's' | b't' | b'm' | b'd', ..] => Some(1),
+        [b'l', b'l', ..] | [b'v' | b'r', b'e', ..] => Some(2),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -114,9 +173,13 @@ mod tests {
     use crate::tokenizer::train::{Algorithm, form};
 
     fn quick(cut: Cut, text: &str) -> Vec<String> {
+        words_of(cut, text, 0..text.len())
+    }
+
+    fn words_of(cut: Cut, text: &str, part: Range<usize>) -> Vec<String> {
         let mut words = Vec::new();
-        let all: Result<(), ()> = cut.words(text, |word| {
-            words.push(word.to_string());
+        let all: Result<(), ()> = cut.words(text, part, |word| {
+            words.push(cut.spell(&text[word]));
             Ok(())
         });
         all.unwrap();
@@ -157,11 +220,26 @@ mod tests {
         assert_eq!(quick(Cut::Pieces, " <user> it's"), ["▁", "<", "user", ">", "▁it", "'s"]);
     }
 
+    #[test]
+    fn the_words_of_parts_are_those_of_the_whole() {
+        let text = "It's  <one> word,\n\n  and\u{3000}an other: \u{A0}é e\u{301} 12 ".repeat(20_000);
+        for cut in [Cut::Bytes, Cut::Pieces] {
+            let parts = cut.parts(&text);
+            assert!(parts.len() > 5 && parts.windows(2).all(|w| w[0].end == w[1].start));
+            assert_eq!((parts[0].start, parts[parts.len() - 1].end), (0, text.len()));
+            let of_parts: Vec<String> =
+                parts.into_iter().flat_map(|part| words_of(cut, &text, part)).collect();
+            assert_eq!(of_parts, quick(cut, &text));
+        }
+        assert_eq!(Cut::Bytes.parts(&"a".repeat(1 << 20)), [0..1 << 20], "nowhere to cut");
+        assert_eq!(Cut::Bytes.parts(""), [0..0]);
+    }
+
     proptest! {
         #[test]
         fn the_words_are_those_of_the_library(text in prop_oneof![
             any::<String>(),
-            "( |  |\n|\t|\u{A0}|\u{3000}|[a-z]{1,4}|[0-9]|'s|'|<|>|[.,]|é|e\u{301}|中|😀|Ⅷ|ⓐ|\u{200d}){0,40}",
+            "( |  |\n|\t|\r|\u{85}|\u{A0}|\u{3000}|[a-z]{1,4}|[0-9]|'s|'ll|'v|'|<|>|[.,]|é|e\u{301}|中|😀|Ⅷ|ⓐ|\u{200d}|\u{1F}){0,40}",
         ]) {
             prop_assert_eq!(quick(Cut::Bytes, &text), slow(Algorithm::ByteBpe, &text));
             prop_assert_eq!(quick(Cut::Pieces, &text), slow(Algorithm::Unigram, &text));

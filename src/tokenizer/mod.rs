@@ -5,24 +5,35 @@
 //! room deliberately does not do: truncation, padding, and templates of special tokens, which a
 //! `tokenizer.json` may ask for; the rooms that build batches do that themselves.
 
+mod bpe;
+mod cache;
 pub mod chat;
+mod classes;
 mod cut;
+mod known;
 mod stream;
 mod texts;
 pub mod train;
 
-use std::collections::{BTreeSet, HashMap};
+#[cfg(test)]
+mod tests_with_library;
+
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use rayon::prelude::*;
+use serde::Deserialize;
 use serde_json::Value;
-use tokenizers::Model;
+use tokenizers::Model as _;
 
 use crate::base::{Digest, Error, Place, Result, fs, suggest};
 
+use bpe::{Bpe, Work};
+use cache::WordCache;
 use cut::Cut;
+use known::{Known, Model, Vocabulary};
 pub use stream::StreamDecoder;
 pub use texts::{Inputs, Text, Texts};
 
@@ -71,13 +82,26 @@ impl Special {
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
 
+/// Who knows the tokens and turns ids into text.
+enum Engine {
+    /// We do, and encode as well.
+    Own(Vocabulary),
+    Library(Box<tokenizers::Tokenizer>),
+}
+
 struct Inner {
-    library: tokenizers::Tokenizer,
+    engine: Engine,
     json: Vec<u8>,
     digest: Digest,
     vocab_size: usize,
     /// How to cut text without the library, where that is known.
     cut: Option<Cut>,
+    /// How to encode words without the library, where that is known.
+    bpe: Option<Bpe>,
+    /// Whether a word may be encoded to a special token.
+    forgeable: bool,
+    /// What encoding has at hand; as many as ever encoded at once.
+    desks: Mutex<Vec<Desk>>,
     /// Ids that text must not produce and decoding leaves out, without the id of unknown text.
     control: BTreeSet<u32>,
     /// The id of what the vocabulary has no token for.
@@ -98,6 +122,21 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::load`].
     pub fn parse(file: &str, json: Vec<u8>) -> Result<Self> {
+        match Known::read(&json) {
+            Some(known) => Ok(Self::own(known, json)),
+            None => Self::of_library(file, json),
+        }
+    }
+
+    fn own(known: Known, json: Vec<u8>) -> Self {
+        let Known { cut, bpe, vocabulary, unknown } = known;
+        let named = Special::ALL.iter().filter_map(|s| vocabulary.id(s.as_str()));
+        let control = named.chain(vocabulary.special()).collect();
+        let vocab_size = vocabulary.size();
+        Self::new(json, Engine::Own(vocabulary), (Some(cut), Some(bpe)), vocab_size, control, unknown)
+    }
+
+    fn of_library(file: &str, json: Vec<u8>) -> Result<Self> {
         let value: Value = serde_json::from_slice(&json).map_err(|e| not_json(file, &json, &e))?;
         let mut library = tokenizers::Tokenizer::from_bytes(&json).map_err(|e| not_a_tokenizer(file, &e))?;
         library.set_encode_special_tokens(true);
@@ -113,19 +152,46 @@ impl Tokenizer {
             Special::ALL.iter().filter_map(|s| library.token_to_id(s.as_str())).collect();
         control
             .extend(library.get_added_tokens_decoder().iter().filter(|(_, t)| t.special).map(|(id, _)| *id));
+        let cut = Cut::of(&value);
+        let model = cut.and_then(|_| Model::deserialize(&value["model"]).ok());
+        let bpe = cut.zip(model).and_then(|(cut, model)| Bpe::of(&model, cut));
+        Ok(Self::new(json, Engine::Library(Box::new(library)), (cut, bpe), vocab_size, control, unknown))
+    }
+
+    fn new(
+        json: Vec<u8>,
+        engine: Engine,
+        (cut, bpe): (Option<Cut>, Option<Bpe>),
+        vocab_size: usize,
+        mut control: BTreeSet<u32>,
+        unknown: Option<u32>,
+    ) -> Self {
         if let Some(unknown) = unknown {
             control.remove(&unknown);
         }
+        let forgeable = bpe.as_ref().is_none_or(|bpe| control.iter().any(|id| bpe.can_give(*id)));
         let digest = Digest::of(&json);
-        Ok(Tokenizer(Arc::new(Inner {
-            library,
+        let desks = Mutex::default();
+        Tokenizer(Arc::new(Inner {
+            engine,
             json,
             digest,
             vocab_size,
-            cut: Cut::of(&value),
+            cut,
+            bpe,
+            forgeable,
+            desks,
             control,
             unknown,
-        })))
+        }))
+    }
+
+    /// The library, for what is only asked of it where it was needed to read the file.
+    fn library(&self) -> Result<&tokenizers::Tokenizer> {
+        match &self.0.engine {
+            Engine::Library(library) => Ok(library),
+            Engine::Own(_) => Err(Error::bug("a tokenizer that is known was left to the library")),
+        }
     }
 
     /// The highest id + 1, added tokens included: how many rows an embedding needs.
@@ -134,20 +200,21 @@ impl Tokenizer {
     }
 
     /// The ids of a text. No special token is added, and none comes out of the text either, however
-    /// it is spelled (but for the id of unknown text).
+    /// it is spelled (but for the id of unknown text). A long text is encoded in parallel on the
+    /// current rayon pool.
     ///
     /// # Errors
     /// When the text holds what the vocabulary has no token for and there is no unknown token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let ids = match self.0.cut {
-            Some(cut) => self.encode_words(cut, text)?,
-            None => {
-                let encoding =
-                    self.0.library.encode_fast(text, false).map_err(|e| not_encodable(text, &e))?;
-                encoding.get_ids().to_vec()
+        let Some(cut) = self.0.cut else { return self.encode_by_library(text) };
+        match cut.parts(text).as_slice() {
+            [part] => self.encode_part(cut, text, part.clone()),
+            parts => {
+                let part = |part: &Range<usize>| self.encode_part(cut, text, part.clone());
+                let ids: Vec<Result<Vec<u32>>> = parts.par_iter().map(part).collect();
+                Ok(ids.into_iter().collect::<Result<Vec<_>>>()?.concat())
             }
-        };
-        if ids.iter().any(|id| self.0.control.contains(id)) { self.spell_out(&ids) } else { Ok(ids) }
+        }
     }
 
     /// [`Tokenizer::encode`] of each text, in parallel on the current rayon pool.
@@ -158,28 +225,63 @@ impl Tokenizer {
         texts.par_iter().map(|text| self.encode(text)).collect::<Vec<_>>().into_iter().collect()
     }
 
-    /// What the library's `encode_fast` gives, for a way of cutting that is known.
-    fn encode_words(&self, cut: Cut, text: &str) -> Result<Vec<u32>> {
-        let mut ids = Vec::with_capacity(text.len() / 4);
-        // Where the ids of a word lie that came before: most words of a text do.
-        let mut known: HashMap<String, Range<usize>> = HashMap::new();
-        cut.words(text, |word| {
-            if let Some(range) = known.get(word) {
-                ids.extend_from_within(range.clone());
-                return Ok(());
+    fn encode_by_library(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.library()?.encode_fast(text, false).map_err(|e| not_encodable(text, &e))?;
+        self.without_control(encoding.get_ids().to_vec())
+    }
+
+    /// The ids of a word as the pre-tokenizer leaves it; special tokens are not spelled out.
+    fn encode_spelled(&self, word: &str) -> Result<Vec<u32>> {
+        match (self.0.cut, &self.0.bpe) {
+            (Some(cut), Some(bpe)) => {
+                let mut ids = Vec::new();
+                bpe.encode(&cut.unspell(word), &mut ids, &mut Work::default());
+                Ok(ids)
             }
-            let start = ids.len();
-            ids.extend(self.encode_word(word)?);
-            known.insert(word.to_string(), start..ids.len());
-            Ok(())
+            _ => self.encode_word(word),
+        }
+    }
+
+    /// [`Tokenizer::encode_spelled`] by the library.
+    fn encode_word(&self, word: &str) -> Result<Vec<u32>> {
+        let tokens = self.library()?.get_model().tokenize(word).map_err(|e| not_encodable(word, &e))?;
+        Ok(tokens.into_iter().map(|token| token.id).collect())
+    }
+
+    fn without_control(&self, ids: Vec<u32>) -> Result<Vec<u32>> {
+        if ids.iter().any(|id| self.0.control.contains(id)) { self.spell_out(&ids) } else { Ok(ids) }
+    }
+
+    /// The ids of a part of a text that begins and ends where words do: what the library's
+    /// `encode_fast` gives, special tokens spelled out.
+    fn encode_part(&self, cut: Cut, text: &str, part: Range<usize>) -> Result<Vec<u32>> {
+        let desks = || self.0.desks.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = desks().pop();
+        let mut desk = free.unwrap_or_default();
+        let mut ids = Vec::with_capacity(part.len() / 3 + 8);
+        cut.words(text, part, |word| match desk.cache.get(text.as_bytes(), word.clone(), &mut ids) {
+            Ok(()) => Ok(()),
+            Err(place) => {
+                self.encode_new(cut, &text[word], &mut desk)?;
+                ids.extend_from_slice(&desk.word);
+                desk.cache.put(place, &desk.word);
+                Ok(())
+            }
         })?;
+        desks().push(desk);
         Ok(ids)
     }
 
-    /// The ids of a word as the pre-tokenizer leaves it.
-    fn encode_word(&self, word: &str) -> Result<Vec<u32>> {
-        let tokens = self.0.library.get_model().tokenize(word).map_err(|e| not_encodable(word, &e))?;
-        Ok(tokens.into_iter().map(|token| token.id).collect())
+    /// Leaves the ids of a word, as it stands in the text, on the desk.
+    fn encode_new(&self, cut: Cut, word: &str, desk: &mut Desk) -> Result<()> {
+        match &self.0.bpe {
+            Some(bpe) => bpe.encode(word, &mut desk.word, &mut desk.work),
+            None => desk.word = self.encode_word(&cut.spell(word))?,
+        }
+        if self.0.forgeable {
+            desk.word = self.without_control(std::mem::take(&mut desk.word))?;
+        }
+        Ok(())
     }
 
     /// The text of ids, special tokens left out.
@@ -196,10 +298,12 @@ impl Tokenizer {
 
     fn text_of(&self, ids: &[u32]) -> Result<String> {
         let shown: Vec<u32> = ids.iter().copied().filter(|id| !self.0.control.contains(id)).collect();
-        self.0
-            .library
-            .decode(&shown, true)
-            .map_err(|e| Error::input("these token ids cannot be decoded").cause(e))
+        match &self.0.engine {
+            Engine::Own(vocabulary) => Ok(vocabulary.decode(&shown)),
+            Engine::Library(library) => library
+                .decode(&shown, true)
+                .map_err(|e| Error::input("these token ids cannot be decoded").cause(e)),
+        }
     }
 
     /// Decodes ids as they come.
@@ -242,11 +346,17 @@ impl Tokenizer {
 
     /// The token as the vocabulary spells it, which is not always text: `Ġthe`, `<0x0A>`.
     pub fn token(&self, id: u32) -> Option<String> {
-        self.0.library.id_to_token(id)
+        match &self.0.engine {
+            Engine::Own(vocabulary) => vocabulary.token(id).map(str::to_string),
+            Engine::Library(library) => library.id_to_token(id),
+        }
     }
 
     pub fn id(&self, token: &str) -> Option<u32> {
-        self.0.library.token_to_id(token)
+        match &self.0.engine {
+            Engine::Own(vocabulary) => vocabulary.id(token),
+            Engine::Library(library) => library.token_to_id(token),
+        }
     }
 
     /// The digest of [`Tokenizer::json`].
@@ -293,6 +403,14 @@ impl Tokenizer {
     }
 }
 
+/// What one thread needs to encode, kept from one text to the next.
+#[derive(Default)]
+struct Desk {
+    cache: WordCache,
+    word: Vec<u32>,
+    work: Work,
+}
+
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokenizer")
@@ -311,6 +429,18 @@ pub fn byte_symbol(byte: u8) -> char {
     }
     let rank = (0..byte).filter(|b| !printable(*b)).count() as u32;
     char::from_u32(256 + rank).unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
+/// The byte that a character stands for in byte-level vocabularies: the inverse of [`byte_symbol`].
+pub fn byte_of_symbol(symbol: char) -> Option<u8> {
+    static BYTES: LazyLock<[Option<u8>; 0x144]> = LazyLock::new(|| {
+        let mut bytes = [None; 0x144];
+        for byte in 0..=255 {
+            bytes[byte_symbol(byte) as usize] = Some(byte);
+        }
+        bytes
+    });
+    *BYTES.get(symbol as usize)?
 }
 
 fn unknown_id(library: &tokenizers::Tokenizer, json: &Value) -> Option<u32> {
@@ -427,5 +557,7 @@ mod tests {
         let symbols: BTreeSet<char> = (0..=255).map(byte_symbol).collect();
         assert_eq!(symbols.len(), 256);
         assert_eq!([b' ', b'\n', b'a', 0xAD].map(byte_symbol), ['Ġ', 'Ċ', 'a', 'Ń']);
+        assert!((0..=255).all(|byte| byte_of_symbol(byte_symbol(byte)) == Some(byte)));
+        assert_eq!([' ', '\n', '中'].map(byte_of_symbol), [None; 3]);
     }
 }

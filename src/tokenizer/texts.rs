@@ -49,7 +49,49 @@ impl Text {
 pub struct Texts {
     /// How many there are.
     pub total: u64,
-    texts: Box<dyn Iterator<Item = Result<Text>>>,
+    /// Bytes of text in all of them, when the files say so.
+    pub bytes: Option<u64>,
+    texts: Box<dyn Iterator<Item = Result<Text>> + Send>,
+}
+
+/// Texts to be worked on together, in parallel.
+#[derive(Default)]
+pub struct Batch {
+    pub texts: Vec<Text>,
+    /// Of text.
+    pub bytes: usize,
+}
+
+/// A batch takes no further text once it has so many bytes, or so many texts.
+const BATCH_BYTES: usize = 4 << 20;
+const BATCH_TEXTS: usize = 8192;
+
+impl Texts {
+    /// Hands all texts to `work` in batches, and reads one while `work` is at the one before.
+    ///
+    /// # Errors
+    /// What reading, or `work`, says first.
+    pub fn batches(mut self, mut work: impl FnMut(Batch) -> Result<()> + Send) -> Result<()> {
+        let mut batch = self.batch()?;
+        while !batch.texts.is_empty() {
+            let (done, next) = rayon::join(|| work(batch), || self.batch());
+            done?;
+            batch = next?;
+        }
+        Ok(())
+    }
+
+    /// The next texts; none at the end.
+    fn batch(&mut self) -> Result<Batch> {
+        let mut batch = Batch::default();
+        while batch.bytes < BATCH_BYTES && batch.texts.len() < BATCH_TEXTS {
+            let Some(text) = self.next() else { break };
+            let text = text?;
+            batch.bytes += text.bytes();
+            batch.texts.push(text);
+        }
+        Ok(batch)
+    }
 }
 
 impl Iterator for Texts {
@@ -64,18 +106,20 @@ impl Inputs {
     /// # Errors
     /// When a file cannot be opened, or is not of documents or conversations.
     pub fn texts(&self) -> Result<Texts> {
-        let mut all: Vec<Box<dyn Iterator<Item = Result<Text>>>> = Vec::new();
-        let mut total = 0;
+        let mut all: Vec<Box<dyn Iterator<Item = Result<Text>> + Send>> = Vec::new();
+        let (mut total, mut bytes) = (0, Some(0));
         for path in &self.documents {
             let documents = DocumentReader::open(path)?;
             total += documents.rows;
+            bytes = bytes.zip(documents.text_bytes).map(|(sum, more)| sum + more);
             all.push(Box::new(documents.map(|d| d.map(Text::Document))));
         }
         for path in &self.conversations {
             let conversations = ConversationReader::open(path)?;
             total += conversations.rows;
+            bytes = bytes.zip(conversations.text_bytes).map(|(sum, more)| sum + more);
             all.push(Box::new(conversations.map(|c| c.map(Text::Conversation))));
         }
-        Ok(Texts { total, texts: Box::new(all.into_iter().flatten()) })
+        Ok(Texts { total, bytes, texts: Box::new(all.into_iter().flatten()) })
     }
 }

@@ -9,6 +9,8 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap};
 
+use foldhash::fast::FixedState;
+
 use super::Word;
 use crate::base::{Monitor, Result};
 
@@ -36,17 +38,34 @@ pub struct Trained {
     pub merges: Vec<(String, String)>,
 }
 
+/// Two token ids side by side.
 type Pair = (u32, u32);
+
+/// How often a pair occurs, and the words that it occurs in, or once did.
+#[derive(Default)]
+struct Stat {
+    count: i64,
+    words: Vec<u32>,
+}
+
+/// A distinct word: its tokens lie at `start` in [`Trainer::symbols`].
+struct Span {
+    start: usize,
+    len: u32,
+    /// How often it occurs.
+    count: i64,
+}
 
 struct Trainer<'a> {
     plan: &'a Plan<'a>,
     tokens: Vec<String>,
-    ids: HashMap<String, u32>,
-    /// Each distinct word as token ids, and how often it occurs.
-    words: Vec<(Vec<u32>, i64)>,
-    counts: HashMap<Pair, i64>,
-    /// Where a pair occurs, or once did.
-    places: HashMap<Pair, Vec<u32>>,
+    ids: HashMap<String, u32, FixedState>,
+    /// The tokens of all words end to end, so that merging moves no memory but a word's own.
+    symbols: Vec<u32>,
+    words: Vec<Span>,
+    /// For each pair, which of `stats` is its.
+    pairs: HashMap<Pair, u32, FixedState>,
+    stats: Vec<Stat>,
     /// Pairs by count; entries may be out of date, which is seen when they come up.
     queue: BinaryHeap<(i64, Reverse<Pair>)>,
 }
@@ -71,52 +90,93 @@ pub fn train(words: &[Word], plan: &Plan, monitor: &dyn Monitor) -> Result<Train
 impl<'a> Trainer<'a> {
     fn new(words: &[Word], plan: &'a Plan<'a>) -> Self {
         let tokens = plan.alphabet.clone();
-        let ids: HashMap<String, u32> = tokens.iter().cloned().zip(0..).collect();
+        let ids = tokens.iter().cloned().zip(0..).collect();
         let mut trainer = Trainer {
             plan,
             tokens,
             ids,
+            symbols: Vec::new(),
             words: Vec::new(),
-            counts: HashMap::new(),
-            places: HashMap::new(),
+            pairs: HashMap::default(),
+            stats: Vec::new(),
             queue: BinaryHeap::new(),
         };
+        let (first, inside) = (trainer.letters(""), trainer.letters(plan.prefix));
         for word in words {
-            trainer.add_word(word);
+            trainer.add_word(word, &first, &inside);
         }
         trainer
     }
 
+    /// The ids of single characters behind `prefix`.
+    fn letters(&self, prefix: &str) -> HashMap<char, u32, FixedState> {
+        let letter = |(token, id): (&String, u32)| {
+            let mut chars = token.strip_prefix(prefix)?.chars();
+            Some((chars.next().filter(|_| chars.next().is_none())?, id))
+        };
+        self.tokens.iter().zip(0..).filter_map(letter).collect()
+    }
+
     /// A character that is not in the alphabet cuts a word in two; a word that is looked up whole
     /// (with a prefix) is then unknown and teaches nothing.
-    fn add_word(&mut self, word: &Word) {
-        let mut pieces = vec![Vec::new()];
+    fn add_word(
+        &mut self,
+        word: &Word,
+        first: &HashMap<char, u32, FixedState>,
+        inside: &HashMap<char, u32, FixedState>,
+    ) {
+        let from = (self.symbols.len(), self.words.len());
+        let mut start = from.0;
         for (i, c) in word.text.chars().enumerate() {
-            let symbol = if i == 0 { c.to_string() } else { format!("{}{c}", self.plan.prefix) };
-            match self.ids.get(&symbol) {
-                Some(id) => pieces.last_mut().expect("never empty").push(*id),
-                None if self.plan.prefix.is_empty() => pieces.push(Vec::new()),
-                None => return,
+            match (if i == 0 { first } else { inside }).get(&c) {
+                Some(id) => self.symbols.push(*id),
+                None if self.plan.prefix.is_empty() => start = self.end_piece(start, word.count),
+                None => {
+                    self.symbols.truncate(from.0);
+                    return self.words.truncate(from.1);
+                }
             }
         }
-        let long = pieces.into_iter().filter(|piece| piece.len() > 1);
-        self.words.extend(long.map(|piece| (piece, word.count as i64)));
+        self.end_piece(start, word.count);
+    }
+
+    /// What was added since `start` is a word, if there is something in it to merge. Says where the
+    /// next begins.
+    fn end_piece(&mut self, start: usize, count: u64) -> usize {
+        let len = self.symbols.len() - start;
+        if len > 1 {
+            self.words.push(Span { start, len: len as u32, count: count as i64 });
+        } else {
+            self.symbols.truncate(start);
+        }
+        self.symbols.len()
     }
 
     fn count_pairs(&mut self) {
-        for (i, (word, count)) in self.words.iter().enumerate() {
-            for pair in word.windows(2).map(|w| (w[0], w[1])) {
-                *self.counts.entry(pair).or_default() += count;
-                note(self.places.entry(pair).or_default(), i as u32);
+        for i in 0..self.words.len() {
+            let Span { start, len, count } = self.words[i];
+            for at in start..start + len as usize - 1 {
+                let pair = (self.symbols[at], self.symbols[at + 1]);
+                self.stat(pair).add(count, i as u32);
             }
         }
-        self.queue = self.counts.iter().map(|(pair, count)| (*count, Reverse(*pair))).collect();
+        let all = self.pairs.iter();
+        self.queue = all.map(|(pair, stat)| (self.stats[*stat as usize].count, Reverse(*pair))).collect();
+    }
+
+    fn stat(&mut self, pair: Pair) -> &mut Stat {
+        let next = self.stats.len() as u32;
+        let at = *self.pairs.entry(pair).or_insert(next);
+        if at == next {
+            self.stats.push(Stat::default());
+        }
+        &mut self.stats[at as usize]
     }
 
     /// The most frequent pair that may be merged.
     fn next_pair(&mut self) -> Option<Pair> {
         while let Some((count, Reverse(pair))) = self.queue.pop() {
-            let now = self.counts.get(&pair).copied().unwrap_or(0);
+            let now = self.stat(pair).count;
             if now != count {
                 if now > 0 {
                     self.queue.push((now, Reverse(pair)));
@@ -131,7 +191,7 @@ impl<'a> Trainer<'a> {
             if letters <= self.plan.max_length && !self.plan.reserved.contains(&token) {
                 return Some(pair);
             }
-            self.counts.remove(&pair);
+            self.stat(pair).count = 0;
         }
         None
     }
@@ -154,51 +214,58 @@ impl<'a> Trainer<'a> {
             self.tokens.push(token.clone());
             self.tokens.len() as u32 - 1
         });
-        let mut changed = BTreeSet::new();
-        for place in self.places.remove(&pair).unwrap_or_default() {
-            let (word, count) = &mut self.words[place as usize];
-            let merged = merged(word, pair, new);
-            if merged.len() == word.len() {
+        let mut changed = Vec::new();
+        for word in std::mem::take(&mut self.stat(pair).words) {
+            self.merge_in(word, pair, new, &mut changed);
+        }
+        self.stat(pair).count = 0;
+        changed.sort_unstable();
+        changed.dedup();
+        for next in changed {
+            let count = self.stat(next).count;
+            if count > 0 {
+                self.queue.push((count, Reverse(next)));
+            }
+        }
+    }
+
+    /// Replaces `pair` by `new` in one word, from left to right, and counts the pairs that come and
+    /// go with it.
+    fn merge_in(&mut self, word: u32, pair: Pair, new: u32, changed: &mut Vec<Pair>) {
+        let Span { start, len, count } = self.words[word as usize];
+        let end = start + len as usize;
+        let (mut from, mut to) = (start, start);
+        while from < end {
+            if from + 1 == end || (self.symbols[from], self.symbols[from + 1]) != pair {
+                self.symbols[to] = self.symbols[from];
+                (from, to) = (from + 1, to + 1);
                 continue;
             }
-            for old in word.windows(2) {
-                *self.counts.entry((old[0], old[1])).or_default() -= *count;
+            if to > start {
+                let before = self.symbols[to - 1];
+                self.stat((before, pair.0)).count -= count;
+                self.stat((before, new)).add(count, word);
+                changed.push((before, new));
             }
-            for next in merged.windows(2).map(|w| (w[0], w[1])) {
-                *self.counts.entry(next).or_default() += *count;
-                if next.0 == new || next.1 == new {
-                    note(self.places.entry(next).or_default(), place);
-                    changed.insert(next);
-                }
+            if from + 2 < end {
+                let behind = self.symbols[from + 2];
+                self.stat((pair.1, behind)).count -= count;
+                self.stat((new, behind)).add(count, word);
+                changed.push((new, behind));
             }
-            *word = merged;
+            self.symbols[to] = new;
+            (from, to) = (from + 2, to + 1);
         }
-        self.counts.remove(&pair);
-        for next in changed {
-            self.queue.push((self.counts[&next], Reverse(next)));
-        }
+        self.words[word as usize].len = (to - start) as u32;
     }
 }
 
-/// `place` at the end of `places`, once.
-fn note(places: &mut Vec<u32>, place: u32) {
-    if places.last() != Some(&place) {
-        places.push(place);
-    }
-}
-
-/// `word` with `pair` replaced by `new`, from left to right.
-fn merged(word: &[u32], pair: Pair, new: u32) -> Vec<u32> {
-    let mut out = Vec::with_capacity(word.len());
-    let mut i = 0;
-    while i < word.len() {
-        if i + 1 < word.len() && (word[i], word[i + 1]) == pair {
-            out.push(new);
-            i += 2;
-        } else {
-            out.push(word[i]);
-            i += 1;
+impl Stat {
+    /// Another occurrence, in a word that occurs `count` times.
+    fn add(&mut self, count: i64, word: u32) {
+        self.count += count;
+        if self.words.last() != Some(&word) {
+            self.words.push(word);
         }
     }
-    out
 }

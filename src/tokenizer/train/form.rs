@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::Algorithm;
 use crate::base::{Error, Result};
 use crate::tokenizer::cut::{PIECES, SPACE};
+use crate::tokenizer::known::pieces_decoder;
 
 /// The form around a model that is still to be trained.
 pub struct Form {
@@ -33,11 +34,7 @@ impl Form {
                     {"type": "Split", "pattern": {"Regex": PIECES}, "behavior": "Isolated", "invert": false},
                     {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": false},
                 ]}),
-                decoder: json!({"type": "Sequence", "decoders": [
-                    {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-                    {"type": "ByteFallback"},
-                    {"type": "Fuse"},
-                ]}),
+                decoder: pieces_decoder(),
             },
             Algorithm::Wordpiece => Form {
                 normalizer: json!({"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,

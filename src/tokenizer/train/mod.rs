@@ -353,7 +353,7 @@ fn score(
     used: Option<&mut Vec<bool>>,
 ) -> Result<Score> {
     let encoded: Vec<Result<Vec<u32>>> =
-        words.words.par_iter().map(|word| tokenizer.encode_word(&word.text)).collect();
+        words.words.par_iter().map(|word| tokenizer.encode_spelled(&word.text)).collect();
     let fallback = matches!(options.algorithm, Algorithm::SentencepieceBpe | Algorithm::Unigram);
     let first_byte = options.special().len() as u32;
     let is_byte = |id: u32| fallback && (first_byte..first_byte + 256).contains(&id);

@@ -1,7 +1,10 @@
 //! Counts the words of a corpus as the tokenizer to be trained will cut it, held-out documents apart.
 
 use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
+use foldhash::fast::FixedState;
 use rayon::prelude::*;
 use tokenizers::{
     NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
@@ -12,9 +15,6 @@ use super::{Algorithm, Options};
 use crate::base::{Digest, Error, Monitor, Result};
 use crate::tokenizer::cut::Cut;
 use crate::tokenizer::{Inputs, Special, Text};
-
-/// Text cut into words at once, in bytes.
-const BATCH_BYTES: usize = 4 << 20;
 
 /// A distinct word and how often it occurs.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,26 +41,49 @@ pub struct Counted {
     pub total_bytes: u64,
 }
 
+/// How often each word occurs. The order of the map is seen nowhere: what leaves it is sorted.
+type Counts = HashMap<Box<str>, u64, FixedState>;
+
+/// What one thread has counted: documents to train on, and held-out ones.
+type Tally = [Counts; 2];
+
+/// The documents to train on, or those held out.
 #[derive(Default)]
 struct Side {
-    counts: HashMap<String, u64>,
     documents: u64,
     bytes: u64,
 }
 
 impl Side {
-    fn add(&mut self, counts: HashMap<String, u64>) {
-        for (word, count) in counts {
-            *self.counts.entry(word).or_default() += count;
-        }
+    fn add(&mut self, text: &Text) {
+        self.documents += 1;
+        self.bytes += text.bytes() as u64;
     }
 
-    fn finish(self) -> Words {
-        let mut words: Vec<Word> =
-            self.counts.into_iter().map(|(text, count)| Word { text, count }).collect();
-        words.sort_unstable();
+    fn finish(self, counts: Counts, cutter: &Cutter) -> Words {
+        let mut words: Vec<Word> = counts
+            .into_par_iter()
+            .map(|(word, count)| Word { text: cutter.spell(word.into_string()), count })
+            .collect();
+        words.par_sort_unstable();
+        // What differs in the text may be one word to the model: a space is `▁`.
+        words.dedup_by(|next, word| {
+            let same = next.text == word.text;
+            word.count += if same { next.count } else { 0 };
+            same
+        });
         Words { words, documents: self.documents, bytes: self.bytes }
     }
+}
+
+/// All in one; the largest takes the others in.
+fn together(mut tallies: Vec<Counts>) -> Counts {
+    tallies.sort_by_key(HashMap::len);
+    let mut all = tallies.pop().unwrap_or_default();
+    for (word, count) in tallies.into_iter().flatten() {
+        *all.entry(word).or_default() += count;
+    }
+    all
 }
 
 /// How a text is cut into words, as the tokenizer to be trained will do it.
@@ -90,16 +113,24 @@ impl Cutter {
         })
     }
 
-    /// Adds the words of `text` to `counts`.
-    fn count(&self, text: &str, counts: &mut HashMap<String, u64>) -> Result<()> {
+    /// What a text may be cut into for several threads to count.
+    fn parts(&self, text: &str) -> Vec<Range<usize>> {
+        match self {
+            Cutter::Quick(cut) => cut.parts(text),
+            _ => vec![0..text.len()],
+        }
+    }
+
+    /// Adds the words of a part of `text` to `counts`, as they are before [`Cutter::spell`].
+    fn count(&self, text: &str, part: Range<usize>, counts: &mut Counts) -> Result<()> {
         let mut add = |word: &str| match counts.get_mut(word) {
             Some(count) => *count += 1,
-            None => drop(counts.insert(word.to_string(), 1)),
+            None => drop(counts.insert(word.into(), 1)),
         };
         match self {
             Cutter::Quick(cut) => {
-                return cut.words(text, |word| {
-                    add(word);
+                return cut.words(text, part, |word| {
+                    add(&text[word]);
                     Ok(())
                 });
             }
@@ -117,6 +148,14 @@ impl Cutter {
             }
         }
         Ok(())
+    }
+
+    /// A counted word as the model is to see it.
+    fn spell(&self, word: String) -> String {
+        match self {
+            Cutter::Quick(cut) => cut.spell(&word),
+            _ => word,
+        }
     }
 }
 
@@ -151,30 +190,30 @@ pub fn count(inputs: &Inputs, cutter: &Cutter, options: &Options, monitor: &dyn 
     }
     let keep = options.sample_bytes as f64 / total_bytes as f64;
     let is_held_out = |text: &Text| point("held out", text.id()) < options.held_out_fraction;
-    let (mut train, mut held_out) = (Side::default(), Side::default());
-    let (mut batch, mut waiting, mut read) = (Vec::new(), 0, 0);
-    for text in inputs.texts()? {
-        let text = text?;
-        read += text.bytes() as u64;
-        if point("sample", text.id()) >= keep {
-            continue;
+    let (mut train, mut held_out, mut read) = (Side::default(), Side::default(), 0);
+    let tallies = Mutex::default();
+    inputs.texts()?.batches(|batch| {
+        let sampled = batch.texts.iter().filter(|text| point("sample", text.id()) < keep);
+        let chosen: Vec<(&Text, bool)> = sampled.map(|text| (text, is_held_out(text))).collect();
+        for (text, is_held_out) in &chosen {
+            if *is_held_out { held_out.add(text) } else { train.add(text) }
         }
-        let side = if is_held_out(&text) { &mut held_out } else { &mut train };
-        side.documents += 1;
-        side.bytes += text.bytes() as u64;
-        waiting += text.bytes();
-        batch.push((is_held_out(&text), text));
-        if waiting >= BATCH_BYTES {
-            cut(&mut batch, cutter, &mut train, &mut held_out, monitor)?;
-            waiting = 0;
-            monitor.step("count words", read, Some(total_bytes), "B")?;
-        }
-    }
-    cut(&mut batch, cutter, &mut train, &mut held_out, monitor)?;
+        tally(&chosen, cutter, &tallies, monitor)?;
+        read += batch.bytes as u64;
+        monitor.step("count words", read, Some(total_bytes), "B")
+    })?;
+    let tallies = tallies.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (mut words, mut held_out_words): (Vec<Counts>, Vec<Counts>) =
+        tallies.into_iter().map(|[train, held_out]| (train, held_out)).unzip();
     if train.bytes == 0 {
         std::mem::swap(&mut train, &mut held_out);
+        std::mem::swap(&mut words, &mut held_out_words);
     }
-    let counted = Counted { train: train.finish(), held_out: held_out.finish(), total_bytes };
+    let counted = Counted {
+        train: train.finish(together(words), cutter),
+        held_out: held_out.finish(together(held_out_words), cutter),
+        total_bytes,
+    };
     if counted.train.words.is_empty() {
         return Err(Error::input(format!(
             "the sample of {} bytes from {total_bytes} bytes of text holds no document",
@@ -185,10 +224,14 @@ pub fn count(inputs: &Inputs, cutter: &Cutter, options: &Options, monitor: &dyn 
     Ok(counted)
 }
 
-/// Bytes of text in all inputs.
+/// Bytes of text in all inputs: from their statistics, else by reading them.
 fn size(inputs: &Inputs, monitor: &dyn Monitor) -> Result<u64> {
+    let texts = inputs.texts()?;
+    if let Some(bytes) = texts.bytes {
+        return Ok(bytes);
+    }
     let mut bytes = 0;
-    for (i, text) in inputs.texts()?.enumerate() {
+    for (i, text) in texts.enumerate() {
         bytes += text?.bytes() as u64;
         if i % 1024 == 0 {
             monitor.check()?;
@@ -197,28 +240,29 @@ fn size(inputs: &Inputs, monitor: &dyn Monitor) -> Result<u64> {
     Ok(bytes)
 }
 
-fn cut(
-    batch: &mut Vec<(bool, Text)>,
+/// Counts the words of texts, each with whether it is held out, in parallel. A thread takes a tally
+/// that is free, so that there are as many as threads.
+fn tally(
+    texts: &[(&Text, bool)],
     cutter: &Cutter,
-    train: &mut Side,
-    held_out: &mut Side,
+    tallies: &Mutex<Vec<Tally>>,
     monitor: &dyn Monitor,
 ) -> Result<()> {
-    let counted: Vec<Result<(bool, HashMap<String, u64>)>> = batch
-        .par_iter()
-        .map(|(is_held_out, text)| {
-            monitor.check()?;
-            let mut counts = HashMap::new();
-            for part in text.parts() {
-                cutter.count(part, &mut counts)?;
-            }
-            Ok((*is_held_out, counts))
+    let parts: Vec<(&str, Range<usize>, bool)> = texts
+        .iter()
+        .flat_map(|(text, is_held_out)| text.parts().into_iter().map(|part| (part, *is_held_out)))
+        .flat_map(|(text, is_held_out)| {
+            cutter.parts(text).into_iter().map(move |part| (text, part, is_held_out))
         })
         .collect();
-    batch.clear();
-    for side in counted {
-        let (is_held_out, counts) = side?;
-        if is_held_out { held_out.add(counts) } else { train.add(counts) }
-    }
-    Ok(())
+    let all = || tallies.lock().unwrap_or_else(PoisonError::into_inner);
+    let count = |(text, part, is_held_out): (&str, Range<usize>, bool)| {
+        monitor.check()?;
+        let free = all().pop();
+        let mut tally = free.unwrap_or_default();
+        let done = cutter.count(text, part, &mut tally[usize::from(is_held_out)]);
+        all().push(tally);
+        done
+    };
+    parts.into_par_iter().map(count).collect()
 }
