@@ -1,6 +1,7 @@
 //! The command line: one file a command, each a short text over the library. Results go to stdout,
 //! progress and logs to stderr.
 
+mod bench;
 mod chat;
 mod completions;
 mod generate;
@@ -67,6 +68,8 @@ enum Command {
     Generate(generate::Generate),
     /// Talk with a model.
     Chat(chat::Chat),
+    /// Measure how fast this machine trains, generates, tokenizes and plans.
+    Bench(bench::Bench),
     /// List the stage kinds, or the ports and params of one.
     Stages(stages::Stages),
     /// Print the JSON Schema of pipeline and stage files.
@@ -197,6 +200,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Query(c) => c.run(format),
         Command::Generate(c) => c.run(format),
         Command::Chat(c) => c.run(format),
+        Command::Bench(c) => c.run(format),
         Command::Stages(c) => c.run(format),
         Command::Schema(c) => c.run(),
         Command::Completions(c) => c.run(),

@@ -614,3 +614,20 @@ unsafe fn steps<S: Simd, const H: usize, const W: usize>(
         }
     }
 }
+
+/// What this machine's products reach at most, in 10^9 multiplications and additions a second: the best
+/// of several products of 1024 × 1024 matrices.
+pub fn peak(team: &Team) -> f64 {
+    const N: usize = 1024;
+    let mut all = super::Buffer::new(3 * N * N);
+    let (a, rest) = all.split_at_mut(N * N);
+    let (b, c) = rest.split_at_mut(N * N);
+    a.iter_mut().chain(b.iter_mut()).enumerate().for_each(|(i, x)| *x = (i % 17) as f32);
+    let mut best = f64::INFINITY;
+    for _ in 0..30 {
+        let begun = std::time::Instant::now();
+        matmul(team, (N, N, N), View::new(a, N), View::new(b, N), Start::Zero, c, N);
+        best = best.min(begun.elapsed().as_secs_f64());
+    }
+    2.0 * (N * N * N) as f64 / best / 1e9
+}

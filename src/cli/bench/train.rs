@@ -1,0 +1,196 @@
+//! `tinylm bench train`: steps of a model with a preset's shape on tokens drawn at random, each step a
+//! forward pass, the loss, the way back, clipping and the update, as a `pretrain` stage does them.
+
+use std::time::{Duration, Instant};
+
+use candle_core::Device;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use super::{median_ms, peak_rss_mib, rounded};
+use crate::base::{Error, Result, Rng, machine};
+use crate::kernel::{Isa, Team, peak};
+use crate::model::plain::Plain;
+use crate::model::{self, Config, Gpt, Pass, Sequences};
+use crate::train::{self, AdamW, Options};
+
+#[derive(Args)]
+pub struct Train {
+    /// The model's shape.
+    #[arg(long, default_value = "tinylm-1.5m")]
+    preset: String,
+    /// Numbers that products are made of.
+    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    dtype: Dtype,
+    /// Sequences of a step.
+    #[arg(long, default_value_t = 16)]
+    batch: usize,
+    /// Tokens of a sequence. Default: the preset's.
+    #[arg(long)]
+    seq: Option<usize>,
+    /// Steps that the medians are of, after two that are not counted.
+    #[arg(long, default_value_t = 20)]
+    steps: usize,
+    /// Default: as many as the machine has.
+    #[arg(long)]
+    threads: Option<usize>,
+    #[arg(long, default_value_t = 0.1)]
+    dropout: f64,
+    /// What computes: our kernels, or their plain twin on candle.
+    #[arg(long, value_enum, default_value_t = Backend::Kernels)]
+    backend: Backend,
+    /// Also measure what this machine's products reach at most, and the share of it that a step does.
+    #[arg(long)]
+    peak: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Dtype {
+    F32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Backend {
+    Kernels,
+    Candle,
+}
+
+/// Medians over the steps.
+#[derive(Debug, Serialize)]
+pub struct TrainFigures {
+    preset: String,
+    dtype: &'static str,
+    params: usize,
+    batch: usize,
+    seq: usize,
+    tokens_per_s: f64,
+    step_ms: f64,
+    peak_rss_mib: f64,
+    threads: usize,
+    instructions: &'static str,
+    /// Multiplications and additions of the matrix products of a step, a second.
+    gflops: f64,
+    /// What a large product reaches here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_gflops: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    share_of_peak: Option<f64>,
+    /// Of the last step, nats a token: learning random tokens by heart, so it falls.
+    loss: f64,
+}
+
+impl Train {
+    pub fn measure(&self) -> Result<TrainFigures> {
+        let config = self.config()?;
+        let threads = self.threads.unwrap_or_else(machine::threads).max(1);
+        let (times, loss) = match self.backend {
+            Backend::Kernels => self.kernels(&config, threads),
+            Backend::Candle => self.candle(&config)?,
+        };
+        let peak_rss_mib = peak_rss_mib();
+        let tokens = self.batch * config.seq_len;
+        let step_ms = median_ms(times);
+        let gflops = flops(&config) * tokens as f64 / step_ms / 1e6;
+        let peak_gflops = self.peak.then(|| peak(&Team::new(threads)));
+        Ok(TrainFigures {
+            preset: self.preset.clone(),
+            dtype: "f32",
+            params: config.parameters(),
+            batch: self.batch,
+            seq: config.seq_len,
+            tokens_per_s: rounded(tokens as f64 / step_ms * 1e3),
+            step_ms,
+            peak_rss_mib,
+            threads,
+            instructions: Isa::best().name(),
+            gflops: rounded(gflops),
+            peak_gflops: peak_gflops.map(rounded),
+            share_of_peak: peak_gflops.map(|p| rounded(gflops / p)),
+            loss: rounded(loss / tokens as f64),
+        })
+    }
+
+    fn config(&self) -> Result<Config> {
+        let preset = model::preset(&self.preset)?;
+        let seq_len = self.seq.unwrap_or(preset.seq_len);
+        let config = Config { seq_len, dropout: self.dropout, ..preset.clone() };
+        if let Some((name, why)) = config.mistake() {
+            return Err(Error::usage(format!("--{}: {why}", if name == "seq_len" { "seq" } else { name })));
+        }
+        for (flag, value) in [("batch", self.batch), ("steps", self.steps)] {
+            if value == 0 {
+                return Err(Error::usage(format!("--{flag} 0: expected 1 or more")));
+            }
+        }
+        Ok(config)
+    }
+
+    fn tokens(&self, config: &Config) -> [Vec<u32>; 2] {
+        let mut rng = Rng::new(1, "bench");
+        [(); 2].map(|()| (0..self.batch * config.seq_len).map(|_| rng.index(config.vocab_size) as u32).collect())
+    }
+
+    /// The times of the steps, and the last one's loss.
+    fn kernels(&self, config: &Config, threads: usize) -> (Vec<Duration>, f64) {
+        let [ids, targets] = self.tokens(config);
+        let all = Sequences { ids: &ids, targets: &targets, length: config.seq_len };
+        let mut gpt = Gpt::fresh(config, 1);
+        let mut pass = Pass::training(config, Team::new(threads));
+        let mut optimizer = AdamW::new(&gpt, &options());
+        let mut loss = 0.0;
+        let step = |i: usize| {
+            let begun = Instant::now();
+            loss = pass.gradient(&gpt, all, i as u64, &mut optimizer.gradient);
+            let norm = optimizer.norm(pass.team(), ids.len() as u64);
+            optimizer.update(pass.team(), &mut gpt.weights, 1e-3, ids.len() as u64, norm);
+            begun.elapsed()
+        };
+        let times = (0..self.steps + 2).map(step).skip(2).collect();
+        (times, loss)
+    }
+
+    /// The gradient only: candle's copy of the weights stays what it is.
+    fn candle(&self, config: &Config) -> Result<(Vec<Duration>, f64)> {
+        let [ids, targets] = self.tokens(config);
+        let all = Sequences { ids: &ids, targets: &targets, length: config.seq_len };
+        let gpt = Gpt::fresh(config, 1);
+        let math = |e: candle_core::Error| Error::bug(format!("candle: {e}"));
+        let plain = Plain::new(&gpt, &Device::Cpu).map_err(math)?;
+        let (mut times, mut loss) = (Vec::new(), 0.0);
+        for i in 0..self.steps + 2 {
+            let begun = Instant::now();
+            loss = plain.gradient(&gpt, all, Some(i as u64)).map_err(math)?.0;
+            times.push(begun.elapsed());
+        }
+        Ok((times.split_off(2), loss))
+    }
+}
+
+/// Of the products of one token, forward and back: 2 for each weight of a matrix forward, twice that
+/// back, and for attention the half of scores and of mixing that is not ahead.
+fn flops(config: &Config) -> f64 {
+    let (c, f) = (config.d_model, config.d_ff);
+    let weights = config.n_layer * (4 * c * c + 2 * c * f) + config.vocab_size * c;
+    let attention = config.n_layer * c * config.seq_len;
+    (6 * (weights + attention)) as f64
+}
+
+fn options() -> Options {
+    Options {
+        steps: 1,
+        batch_size: 1,
+        accumulate: 1,
+        schedule: train::Schedule { peak: 1e-3, floor: 1e-3, warmup: 0 },
+        weight_decay: 0.1,
+        beta1: 0.9,
+        beta2: 0.95,
+        clip: 1.0,
+        eval_every: 0,
+        eval_rows: 1,
+        patience: 0,
+        sample_every: 0,
+        prompts: Vec::new(),
+        keep: train::Keep::Last,
+        seed: 1,
+    }
+}
