@@ -5,6 +5,7 @@
 //! the node at fault. Reading events is left to `saphyr-parser`; writing YAML is not done here.
 //! Scalars follow the YAML 1.2 core schema (so `no` is a string).
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -160,7 +161,10 @@ impl<'a> Builder<'a> {
                         .error(&span, format!("the tag `{tag}` means nothing here"))
                         .help("remove it"));
                 }
-                (scalar(&text, style).ok_or_else(|| self.too_big(&span, &text))?, anchor)
+                match scalar(text, style) {
+                    Ok(value) => (value, anchor),
+                    Err(text) => return Err(self.too_big(&span, &text)),
+                }
             }
             Event::SequenceStart(anchor, _) => {
                 let mut items = Vec::new();
@@ -183,14 +187,14 @@ impl<'a> Builder<'a> {
 
     fn map(&mut self, depth: usize) -> Result<Vec<(Key, Node)>> {
         let mut entries: Vec<(Key, Node)> = Vec::new();
-        let mut seen: HashMap<String, usize> = HashMap::new();
+        let mut seen = Seen::default();
         loop {
             let key = match self.next()? {
                 (Event::MappingEnd, _) => return Ok(entries),
                 (Event::Scalar(text, ..), span) => Key { name: text.into_owned(), span: self.span(&span) },
                 (_, span) => return Err(self.error(&span, "a key must be a plain word")),
             };
-            if let Some(line) = seen.insert(key.name.clone(), key.span.line) {
+            if let Some(line) = seen.earlier(&key, &entries) {
                 return Err(Error::usage(format!("the key `{}` stands here a second time", key.name))
                     .at(key.span.place())
                     .help(format!("its first is on line {line}; remove one")));
@@ -224,6 +228,25 @@ impl<'a> Builder<'a> {
     }
 }
 
+/// The keys of a map so far. Most maps have a handful, which are compared faster than hashed.
+#[derive(Default)]
+struct Seen(HashMap<String, usize>);
+
+impl Seen {
+    const FEW: usize = 16;
+
+    /// The line on which `key` stood before, if it did; `entries` are all those before it.
+    fn earlier(&mut self, key: &Key, entries: &[(Key, Node)]) -> Option<usize> {
+        if entries.len() < Self::FEW {
+            return entries.iter().find(|(k, _)| k.name == key.name).map(|(k, _)| k.span.line);
+        }
+        if self.0.is_empty() {
+            self.0.extend(entries.iter().map(|(k, _)| (k.name.clone(), k.span.line)));
+        }
+        self.0.insert(key.name.clone(), key.span.line)
+    }
+}
+
 fn size(node: &Node) -> usize {
     1 + match &node.value {
         Value::Seq(items) => items.iter().map(size).sum(),
@@ -240,31 +263,50 @@ fn height(node: &Node) -> usize {
     }
 }
 
-/// The core schema's reading of a plain scalar; `None` for an integer beyond 64 bits.
-fn scalar(text: &str, style: ScalarStyle) -> Option<Value> {
-    if style != ScalarStyle::Plain {
-        return Some(Value::Str(text.to_string()));
+/// The core schema's reading of a scalar; an integer beyond 64 bits is handed back.
+fn scalar(text: Cow<'_, str>, style: ScalarStyle) -> Result<Value, Cow<'_, str>> {
+    let value = match style {
+        ScalarStyle::Plain => plain(&text),
+        _ => Plain::Text,
+    };
+    match value {
+        Plain::Value(value) => Ok(value),
+        Plain::Text => Ok(Value::Str(text.into_owned())),
+        Plain::TooBig => Err(text),
     }
-    Some(match text {
+}
+
+enum Plain {
+    Value(Value),
+    Text,
+    TooBig,
+}
+
+fn plain(text: &str) -> Plain {
+    Plain::Value(match text {
         "" | "~" | "null" | "Null" | "NULL" => Value::Null,
         "true" | "True" | "TRUE" => Value::Bool(true),
         "false" | "False" | "FALSE" => Value::Bool(false),
         ".inf" | ".Inf" | "+.inf" => Value::Float(f64::INFINITY),
         "-.inf" | "-.Inf" => Value::Float(f64::NEG_INFINITY),
         ".nan" | ".NaN" => Value::Float(f64::NAN),
-        _ => {
-            let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
-            if let Some(hex) = text.strip_prefix("0x").filter(|h| h.chars().all(|c| c.is_ascii_hexdigit())) {
-                Value::Int(i64::from_str_radix(hex, 16).ok()?)
-            } else if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
-                Value::Int(text.parse().ok()?)
-            } else if is_float(digits) {
-                Value::Float(text.parse().ok()?)
-            } else {
-                Value::Str(text.to_string())
-            }
-        }
+        _ => return number(text),
     })
+}
+
+fn number(text: &str) -> Plain {
+    let whole =
+        |n: Result<i64, std::num::ParseIntError>| n.map_or(Plain::TooBig, |n| Plain::Value(Value::Int(n)));
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    if let Some(hex) = text.strip_prefix("0x").filter(|h| h.chars().all(|c| c.is_ascii_hexdigit())) {
+        whole(i64::from_str_radix(hex, 16))
+    } else if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
+        whole(text.parse())
+    } else if is_float(digits) {
+        text.parse().map_or(Plain::TooBig, |x| Plain::Value(Value::Float(x)))
+    } else {
+        Plain::Text
+    }
 }
 
 /// `[0-9]*\.?[0-9]*([eE][-+]?[0-9]+)?` with at least one digit in front of the exponent.
@@ -327,6 +369,14 @@ impl Node {
         match &self.value {
             Value::Map(entries) => entries,
             _ => &[],
+        }
+    }
+
+    /// [`Node::entries`], taken out of the map.
+    pub fn into_entries(self) -> Vec<(Key, Node)> {
+        match self.value {
+            Value::Map(entries) => entries,
+            _ => Vec::new(),
         }
     }
 

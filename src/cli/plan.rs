@@ -82,7 +82,7 @@ fn to_json(pipeline: &Pipeline, plan: &Plan) -> serde_json::Value {
                 "stage": p.stage,
                 "verdict": p.decision.verdict,
                 "reason": p.decision.reason.to_json(),
-                "key": p.decision.key(),
+                "key": p.decision.key,
             })
         })
         .collect();

@@ -24,9 +24,10 @@ impl RunFolder {
 
 impl Reporter for RunFolder {
     fn report(&mut self, event: &Event) {
-        let Ok(line) = serde_json::to_string(event) else { return };
+        let Ok(mut line) = serde_json::to_string(event) else { return };
+        line.push('\n');
         // A full disk must not stop a run whose artifacts may still fit; they have errors of their own.
-        let _ = writeln!(self.events, "{line}");
+        let _ = self.events.write_all(line.as_bytes());
         if let Event::Summary(summary) = event {
             let text = serde_json::to_vec_pretty(summary).unwrap_or_default();
             let _ = fs::write_atomic(&self.folder.join("summary.json"), &text);

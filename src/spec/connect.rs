@@ -1,7 +1,7 @@
 //! Params, ports and types: turns variants into [`StageSpec`]s, in the order they can run, so that
 //! what a stage gives is known when the next one asks for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::matrix::{Reference, Target, Variant};
 use super::{Input, Mistakes, Pipeline, SourceSpec, StageSpec, resources, text};
@@ -10,10 +10,13 @@ use crate::base::{Error, Result, suggest};
 use crate::stage::{ANY, Connected, Facts, Issue, Kinds, Port, Stage, Upstream};
 
 /// What is known of the stages already connected.
-#[derive(Default)]
 struct Known {
-    outputs: BTreeMap<String, BTreeMap<String, String>>,
-    facts: BTreeMap<(String, String), Facts>,
+    /// Stage -> port -> artifact type.
+    outputs: HashMap<String, BTreeMap<String, String>>,
+    /// Stage -> port -> what is known of its artifact.
+    facts: HashMap<String, BTreeMap<String, Facts>>,
+    /// Every artifact type there is.
+    types: BTreeMap<&'static str, ()>,
 }
 
 pub fn all(
@@ -22,12 +25,12 @@ pub fn all(
     pipeline: &Pipeline,
     mistakes: &mut Mistakes,
 ) -> Vec<StageSpec> {
-    let mut known = Known::default();
+    let mut known = Known { outputs: HashMap::new(), facts: HashMap::new(), types: kinds.types() };
     let mut stages = Vec::new();
     for variant in variants {
         let Some(kind) = kinds.get(&variant.kind) else { continue };
         let before = mistakes.0.len();
-        let stage = one(&variant, kind, kinds, pipeline, &mut known, mistakes);
+        let stage = one(&variant, kind, pipeline, &mut known, mistakes);
         if mistakes.0.len() == before {
             stages.extend(stage);
         }
@@ -38,13 +41,12 @@ pub fn all(
 fn one(
     variant: &Variant,
     kind: &dyn Stage,
-    kinds: &Kinds,
     pipeline: &Pipeline,
     known: &mut Known,
     mistakes: &mut Mistakes,
 ) -> Option<StageSpec> {
     let node = &variant.node;
-    let outputs = mistakes.keep(outputs(node, kind, kinds));
+    let outputs = mistakes.keep(outputs(node, kind, &known.types));
     // Registered even when the params are wrong, so that one mistake does not make two.
     known.outputs.insert(variant.name.clone(), outputs.clone().unwrap_or_default());
     let empty = Node { value: Value::Null, span: variant.span.clone() };
@@ -56,10 +58,8 @@ fn one(
     for issue in kind.check(&params, &connected) {
         mistakes.push(located(issue, node, variant));
     }
-    for port in outputs.keys() {
-        let facts = kind.facts(&params, &connected, port);
-        known.facts.insert((variant.name.clone(), port.clone()), facts);
-    }
+    let facts = outputs.keys().map(|port| (port.clone(), kind.facts(&params, &connected, port)));
+    known.facts.insert(variant.name.clone(), facts.collect());
     let seed = node.get("seed").and_then(|n| mistakes.keep(yaml::decode::<u64>(n)));
     Some(StageSpec {
         name: variant.name.clone(),
@@ -79,7 +79,11 @@ fn of_kind(error: Error, variant: &Variant) -> Error {
     error.help(format!("`tinylm stages {}` lists its params", variant.kind))
 }
 
-fn outputs(node: &Node, kind: &dyn Stage, kinds: &Kinds) -> Result<BTreeMap<String, String>> {
+fn outputs(
+    node: &Node,
+    kind: &dyn Stage,
+    types: &BTreeMap<&'static str, ()>,
+) -> Result<BTreeMap<String, String>> {
     let info = kind.info();
     let mut all: BTreeMap<String, String> =
         info.outputs.iter().map(|p| (p.name.clone(), p.ty.to_string())).collect();
@@ -96,7 +100,6 @@ fn outputs(node: &Node, kind: &dyn Stage, kinds: &Kinds) -> Result<BTreeMap<Stri
             .error(format!("the outputs of `{}` are fixed: {names}", info.name))
             .help("remove `outputs:`"));
     }
-    let types = kinds.types();
     for (key, ty) in declared.entries() {
         let name: String = yaml::decode(ty)?;
         if !types.contains_key(name.as_str()) {
@@ -253,7 +256,7 @@ fn facts_of(connections: &BTreeMap<String, Vec<Input>>, known: &Known, root: &st
     let upstream = |input: &Input| match input {
         Input::Stage { stage, port } => Upstream {
             label: stage.clone(),
-            facts: known.facts.get(&(stage.clone(), port.clone())).cloned().unwrap_or_default(),
+            facts: known.facts.get(stage).and_then(|f| f.get(port)).cloned().unwrap_or_default(),
             files: Vec::new(),
         },
         Input::Source(source) => Upstream {

@@ -12,8 +12,8 @@ use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize as _, Serialize};
 use serde_json::Value;
 
 use crate::base::yaml::{self, Node};
@@ -215,7 +215,7 @@ struct Erased<K> {
 
 impl<K: Kind> Erased<K> {
     fn params(&self, value: &Value) -> Result<K::Params> {
-        serde_json::from_value(value.clone())
+        K::Params::deserialize(value)
             .map_err(|e| Error::bug(format!("resolved params of `{}` do not read back: {e}", self.info.name)))
     }
 }
