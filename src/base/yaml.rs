@@ -9,8 +9,9 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use saphyr_parser::{Event, Parser, ScalarStyle, Span as RawSpan};
+use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span as RawSpan};
 use serde::de::{self, IntoDeserializer, Visitor};
 
 use super::{Error, Place, Result, suggest};
@@ -88,8 +89,60 @@ pub fn parse(name: &str, text: &str, limits: Limits) -> Result<Node> {
             limits.bytes
         )));
     }
-    Builder { parser: Parser::new_from_str(text), source, limits, nodes: 0, anchors: HashMap::new() }
-        .document()
+    let build = |events| Builder { events, source, limits, nodes: 0, anchors: HashMap::new() }.document();
+    if text.len() < LONG {
+        return build(Events::Here(Parser::new_from_str(text)));
+    }
+    std::thread::scope(|scope| {
+        let (sender, batches) = sync_channel(8);
+        let ahead = std::thread::Builder::new().name("yaml".into());
+        match ahead.spawn_scoped(scope, move || parse_ahead(text, &sender)) {
+            Ok(_) => build(Events::Ahead { batches, batch: Vec::new().into_iter() }),
+            Err(_) => build(Events::Here(Parser::new_from_str(text))),
+        }
+    })
+}
+
+/// From so many bytes on, one thread cuts the text into events while another makes the tree of them.
+const LONG: usize = 1 << 16;
+
+/// Events that are handed over at one time.
+const BATCH: usize = 1024;
+
+type Parsed<'a> = Result<(Event<'a>, RawSpan), ScanError>;
+
+enum Events<'a> {
+    Here(Parser<'a, saphyr_parser::StrInput<'a>>),
+    Ahead { batches: Receiver<Vec<Parsed<'a>>>, batch: std::vec::IntoIter<Parsed<'a>> },
+}
+
+impl<'a> Events<'a> {
+    fn next(&mut self) -> Option<Parsed<'a>> {
+        match self {
+            Events::Here(parser) => parser.next_event(),
+            Events::Ahead { batches, batch } => loop {
+                match batch.next() {
+                    Some(parsed) => return Some(parsed),
+                    None => *batch = batches.recv().ok()?.into_iter(),
+                }
+            },
+        }
+    }
+}
+
+/// Sends all events of `text`, up to a mistake or until nobody listens.
+fn parse_ahead<'a>(text: &'a str, batches: &SyncSender<Vec<Parsed<'a>>>) {
+    let mut parser = Parser::new_from_str(text);
+    let mut more = true;
+    while more {
+        let mut batch = Vec::with_capacity(BATCH);
+        while more && batch.len() < BATCH {
+            let parsed = parser.next_event();
+            more = matches!(&parsed, Some(Ok((event, _))) if *event != Event::StreamEnd);
+            batch.extend(parsed);
+        }
+        more &= batches.send(batch).is_ok();
+    }
 }
 
 /// Reads a file as [`parse`] does.
@@ -101,7 +154,7 @@ pub fn load(path: &std::path::Path, limits: Limits) -> Result<Node> {
 }
 
 struct Builder<'a> {
-    parser: Parser<'a, saphyr_parser::StrInput<'a>>,
+    events: Events<'a>,
     source: Arc<Source>,
     limits: Limits,
     nodes: usize,
@@ -129,7 +182,7 @@ impl<'a> Builder<'a> {
     }
 
     fn next(&mut self) -> Result<(Event<'a>, RawSpan)> {
-        match self.parser.next_event() {
+        match self.events.next() {
             Some(Ok(event)) => Ok(event),
             Some(Err(e)) => {
                 let mark = *e.marker();
@@ -186,7 +239,8 @@ impl<'a> Builder<'a> {
     }
 
     fn map(&mut self, depth: usize) -> Result<Vec<(Key, Node)>> {
-        let mut entries: Vec<(Key, Node)> = Vec::new();
+        // Most maps of a pipeline have one entry; room for four would be most of its memory.
+        let mut entries: Vec<(Key, Node)> = Vec::with_capacity(1);
         let mut seen = Seen::default();
         loop {
             let key = match self.next()? {
@@ -809,6 +863,29 @@ mod tests {
         assert_eq!(error.place().unwrap().line, 3);
         assert!(error.to_string().contains("its first is on line 1"));
         assert!(read("a: 1\n---\nb: 2").unwrap_err().message().contains("second document"));
+    }
+
+    #[test]
+    fn a_long_text_reads_like_a_short_one() {
+        let entry = |i: usize| format!("k{i}: [{i}, {{a: 'x'}}]\n");
+        let long: String = (0..LONG / 8).map(entry).collect();
+        assert!(long.len() > LONG);
+        let node = read(&long).unwrap();
+        assert_eq!(node.entries().len(), LONG / 8);
+        for (i, (key, value)) in node.entries().iter().enumerate().step_by(997) {
+            let short = read(&entry(i)).unwrap();
+            assert_eq!(
+                (&key.name, value.to_json()),
+                (&short.entries()[0].0.name, short.entries()[0].1.to_json())
+            );
+            assert_eq!((key.span.line, key.span.column), (i + 1, 1));
+        }
+        let error = read(&(long.clone() + "k7: 1\n")).unwrap_err();
+        assert_eq!(error.place().unwrap().line, LONG / 8 + 1);
+        assert!(error.to_string().contains("its first is on line 8"), "{error}");
+        // Each side may be the one that finds the mistake.
+        assert!(read(&(long.clone() + "}: [\n")).unwrap_err().message().contains("not YAML"));
+        assert!(read(&("a: 1\na: 2\n".to_string() + &long)).unwrap_err().message().contains("second time"));
     }
 
     proptest! {

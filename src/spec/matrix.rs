@@ -56,14 +56,14 @@ pub enum Target {
 /// Multiplies every stage. The result is in an order in which stages can run.
 pub fn expand(drafts: Vec<Draft>, kinds: &Kinds, mistakes: &mut Mistakes) -> Vec<Variant> {
     let names = Names::of(&drafts);
-    let inputs: Vec<_> = drafts.iter().map(|d| read_inputs(d, &names, mistakes)).collect();
+    let mut inputs: Vec<_> = drafts.iter().map(|d| read_inputs(d, &names, mistakes)).collect();
     let Some(order) = mistakes.keep(order(&drafts, &inputs, &names)) else { return Vec::new() };
     let mut made = Made::default();
     let mut drafts: Vec<Option<Draft>> = drafts.into_iter().map(Some).collect();
     for i in order {
         let Some(draft) = drafts[i].take() else { continue };
         let base = draft.name.clone();
-        let multiplied = variants(draft, &inputs[i], &made, kinds);
+        let multiplied = variants(draft, std::mem::take(&mut inputs[i]), &made, kinds);
         made.extend(base, mistakes.keep(multiplied).unwrap_or_default());
     }
     made.all
@@ -109,13 +109,14 @@ fn read_inputs(draft: &Draft, names: &Names, mistakes: &mut Mistakes) -> Inputs 
             node.error(format!("`inputs` is a map of port to what is connected, found {}", node.describe())),
         );
     }
-    let mut ports = Vec::new();
+    let mut ports = Vec::with_capacity(node.entries().len());
     for (key, value) in node.entries() {
         let items: Vec<&Node> = match &value.value {
             Value::Seq(items) => items.iter().collect(),
             _ => vec![value],
         };
-        let references = items.into_iter().filter_map(|n| mistakes.keep(reference(n, names))).collect();
+        let mut references = Vec::with_capacity(items.len());
+        references.extend(items.into_iter().filter_map(|n| mistakes.keep(reference(n, names))));
         ports.push((key.clone(), references));
     }
     ports
@@ -220,24 +221,25 @@ fn cycle(drafts: &[Draft], needs: &[Vec<usize>], left: &[usize]) -> Error {
         .help("take one of these inputs away; a file whose name begins like a stage is written `./name.txt`")
 }
 
-fn variants(draft: Draft, inputs: &Inputs, earlier: &Made, kinds: &Kinds) -> Result<Vec<Variant>> {
+fn variants(draft: Draft, inputs: Inputs, earlier: &Made, kinds: &Kinds) -> Result<Vec<Variant>> {
     let mut axes = own_axes(&draft)?;
     let info = kinds.get(&draft.kind).map(|k| k.info());
     let many = |port: &str| info.is_some_and(|i| i.open || i.input(port).is_some_and(|p| p.many));
-    for (port, references) in inputs {
+    for (port, references) in &inputs {
         if !many(&port.name) {
             references.iter().for_each(|r| inherit(r, earlier, &mut axes));
         }
     }
-    let connected = |values: &BTreeMap<String, Node>| -> Result<Inputs> {
-        let resolve = |(port, all): &(Key, Vec<Reference>)| {
-            Ok((port.clone(), resolve_all(all, values, earlier, many(&port.name))?))
+    let connected = |inputs: Inputs, values: &BTreeMap<String, Node>| -> Result<Inputs> {
+        let resolve = |(port, all): (Key, Vec<Reference>)| {
+            let all = resolve_all(all, values, earlier, many(&port.name))?;
+            Ok((port, all))
         };
-        inputs.iter().map(resolve).collect()
+        inputs.into_iter().map(resolve).collect()
     };
     if axes.is_empty() {
         let axes = BTreeMap::new();
-        let (node, inputs) = (one(draft.node, &axes)?, connected(&axes)?);
+        let (node, inputs) = (one(draft.node, &axes)?, connected(inputs, &axes)?);
         let (base, name) = (draft.name.clone(), draft.name);
         return Ok(vec![Variant { name, base, kind: draft.kind, node, span: draft.span, inputs, axes }]);
     }
@@ -250,7 +252,7 @@ fn variants(draft: Draft, inputs: &Inputs, earlier: &Made, kinds: &Kinds) -> Res
             kind: draft.kind.clone(),
             node,
             span: draft.span.clone(),
-            inputs: connected(&values)?,
+            inputs: connected(inputs.clone(), &values)?,
             axes: values,
         });
     }
@@ -388,18 +390,18 @@ fn put_param(node: &mut Node, key: &Key, value: &Node) {
 }
 
 fn resolve_all(
-    references: &[Reference],
+    references: Vec<Reference>,
     values: &BTreeMap<String, Node>,
     earlier: &Made,
     many: bool,
 ) -> Result<Vec<Reference>> {
-    let mut out = Vec::new();
+    let mut out = Vec::with_capacity(references.len());
     for reference in references {
         let Target::Stage { base, rest } = &reference.target else {
-            out.push(reference.clone());
+            out.push(reference);
             continue;
         };
-        for (name, port) in chosen(base, rest, values, earlier, many, reference)? {
+        for (name, port) in chosen(base, rest, values, earlier, many, &reference)? {
             out.push(Reference { target: Target::Variant { name, port }, span: reference.span.clone() });
         }
     }

@@ -193,14 +193,22 @@ pub trait Stage: Send + Sync {
     /// # Errors
     /// Unknown keys, wrong types, missing params, at their place.
     fn resolve(&self, params: &Node) -> Result<Value>;
-    fn check(&self, params: &Value, inputs: &Connected) -> Vec<Issue>;
-    fn facts(&self, params: &Value, inputs: &Connected, port: &str) -> Facts;
+    /// [`Kind::check`], and [`Kind::facts`] of each of the output `ports`.
+    fn examine(&self, params: &Value, inputs: &Connected, ports: &[&str]) -> Examined;
     /// # Errors
     /// As [`Kind::run`].
     fn run(&self, params: &Value, ctx: &Context) -> Result<()>;
     /// # Errors
     /// As [`Kind::gates`].
     fn gates(&self, params: &Value, outputs: &BTreeMap<String, Artifact>) -> Result<Vec<String>>;
+}
+
+/// What a kind says of a stage before anything runs.
+#[derive(Debug, Clone, Default)]
+pub struct Examined {
+    pub issues: Vec<Issue>,
+    /// Output port -> what is known of its artifact; without the ports of which nothing is known.
+    pub facts: BTreeMap<String, Facts>,
 }
 
 /// The engine's view of `K`.
@@ -235,15 +243,19 @@ impl<K: Kind> Stage for Erased<K> {
             .map_err(|e| params.error(format!("these params cannot be written down: {e}")))
     }
 
-    fn check(&self, params: &Value, inputs: &Connected) -> Vec<Issue> {
-        match self.params(params) {
-            Ok(params) => K::check(&params, inputs),
-            Err(e) => vec![Issue { at: "params".into(), message: e.to_string(), help: None }],
+    fn examine(&self, params: &Value, inputs: &Connected, ports: &[&str]) -> Examined {
+        let params = match self.params(params) {
+            Ok(params) => params,
+            Err(e) => {
+                let issue = Issue { at: "params".into(), message: e.to_string(), help: None };
+                return Examined { issues: vec![issue], facts: BTreeMap::new() };
+            }
+        };
+        let facts = ports.iter().map(|port| (port.to_string(), K::facts(&params, inputs, port)));
+        Examined {
+            issues: K::check(&params, inputs),
+            facts: facts.filter(|(_, facts)| !facts.is_empty()).collect(),
         }
-    }
-
-    fn facts(&self, params: &Value, inputs: &Connected, port: &str) -> Facts {
-        self.params(params).map(|params| K::facts(&params, inputs, port)).unwrap_or_default()
     }
 
     fn run(&self, params: &Value, ctx: &Context) -> Result<()> {
