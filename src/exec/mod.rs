@@ -226,6 +226,8 @@ struct Scheduler {
     /// What the lockfile says of each action, but for its outputs.
     locked: HashMap<usize, LockedStage>,
     failed: bool,
+    /// Events not yet sent, see [`Scheduler::tell`].
+    untold: Vec<Event>,
 }
 
 #[derive(Clone, Copy)]
@@ -258,12 +260,14 @@ impl Scheduler {
             outputs: HashMap::new(),
             locked: HashMap::new(),
             failed: false,
+            untold: Vec::new(),
         }
     }
 
     async fn run(mut self) -> (Vec<StageResult>, HashMap<usize, LockedStage>) {
         loop {
             self.start_what_can();
+            self.tell_all();
             match self.running.join_next().await {
                 Some(Ok((i, result))) => self.finished(i, result),
                 Some(Err(e)) => self.lost(&e.to_string()),
@@ -275,8 +279,24 @@ impl Scheduler {
                 self.skip(i, Reason::UpstreamFailed("the run".into()));
             }
         }
+        self.tell_all();
         let results = self.selected.iter().filter_map(|i| self.done.remove(i)).collect();
         (results, self.locked)
+    }
+
+    /// Sends an event, with some others where many stages are settled in a row: waking up whoever
+    /// reports takes as long as settling a stage that is up to date.
+    fn tell(&mut self, event: Event) {
+        self.untold.push(event);
+        if self.untold.len() >= 64 {
+            self.tell_all();
+        }
+    }
+
+    fn tell_all(&mut self) {
+        for event in self.untold.drain(..) {
+            let _ = self.shared.events.send(event);
+        }
     }
 
     fn stopping(&self) -> bool {
@@ -346,12 +366,14 @@ impl Scheduler {
         self.ready.remove(&i);
         self.taken.insert(i, need);
         self.keys.insert(i, key);
-        let _ = shared.events.send(Event::StageStarted {
+        self.tell(Event::StageStarted {
             stage: stage.name.clone(),
             kind: stage.kind.clone(),
             key,
             reason: decision.reason.to_json(),
         });
+        // Before anything that the stage itself reports.
+        self.tell_all();
         let connected = stage::connected(&shared, stage, &self.outputs);
         let shared = shared.clone();
         self.running.spawn_blocking(move || {
@@ -397,7 +419,7 @@ impl Scheduler {
         if !result.outputs.is_empty() {
             self.outputs.insert(result.stage.clone(), result.outputs.clone());
         }
-        let _ = self.shared.events.send(Event::StageFinished(result.clone()));
+        self.tell(Event::StageFinished(result.clone()));
         self.done.insert(i, result);
     }
 

@@ -132,7 +132,9 @@ fn make(
     };
     let begun = Instant::now();
     tracing::dispatcher::with_default(&dispatch, || {
-        let result = pool(threads, &dispatch)?.install(|| kind(shared, stage)?.run(&stage.params, &ctx));
+        let kind = kind(shared, stage)?;
+        let run = || kind.run(&stage.params, &ctx);
+        let result = if kind.info().parallel { pool(threads, &dispatch)?.install(run) } else { run() };
         result.inspect_err(|e| tracing::error!("{e}"))
     })?;
     monitor.check()?;

@@ -83,7 +83,7 @@ pub struct Info {
     pub open: bool,
     /// Its bytes depend on the seed, which then is part of the key.
     pub seeded: bool,
-    /// Uses every thread it is given; others are given one.
+    /// Uses every thread it is given, through rayon; others run on one.
     pub parallel: bool,
     /// Params that judge the result and do not change its bytes: left out of the key.
     pub not_in_key: &'static [&'static str],
@@ -326,8 +326,8 @@ impl Artifact {
 pub struct Context<'a> {
     /// Use it through `Rng::new(ctx.seed, "what for")`. The same for every stage of a pipeline.
     pub seed: u64,
-    /// How many threads it may use. The bytes must not depend on it. A rayon pool of this size is
-    /// installed around [`Kind::run`].
+    /// How many threads it may use. The bytes must not depend on it. For a kind that is
+    /// [`Info::parallel`] a rayon pool of this size is installed around [`Kind::run`].
     pub threads: usize,
     pub monitor: &'a dyn Monitor,
     /// A private folder for temporaries; gone afterwards.
