@@ -27,7 +27,4 @@ fn leave_threads_to_us() {
         std::env::set_var("RAYON_NUM_THREADS", "1");
         std::env::set_var("CANDLE_NUM_THREADS", "1");
     }
-    // What is not a stage (the hashing of sources) uses rayon's global pool.
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
 }

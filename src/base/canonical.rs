@@ -29,7 +29,7 @@ fn write(value: &Value, out: &mut Vec<u8>) {
                 if i > 0 {
                     out.push(b',');
                 }
-                scalar(&Value::String(key.clone()), out);
+                scalar(key, out);
                 out.push(b':');
                 write(value, out);
             }
@@ -49,9 +49,10 @@ fn write(value: &Value, out: &mut Vec<u8>) {
     }
 }
 
-fn scalar(value: &Value, out: &mut Vec<u8>) {
+fn scalar(value: &impl serde::Serialize, out: &mut Vec<u8>) {
     // Numbers and strings have one spelling in serde_json: shortest round-trip floats, minimal escapes.
-    out.extend_from_slice(value.to_string().as_bytes());
+    let written = serde_json::to_writer(out, value);
+    debug_assert!(written.is_ok(), "a Vec takes whatever is written to it");
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! A digest is BLAKE3 of content, written `blake3:<hex>`; never a `String`.
 
 use std::fmt;
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::str::FromStr;
 
-use super::{Error, Result};
+use super::{Error, Result, machine};
 
 /// 32 bytes of BLAKE3. Displays and serializes as `blake3:<64 hex digits>`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,20 +19,19 @@ impl Digest {
         Digest(*blake3::hash(bytes).as_bytes())
     }
 
-    /// Streams a file; its content is never whole in memory.
+    /// Streams a file; its content is never whole in memory. A large one is hashed by all cores while
+    /// its next part is being read.
     ///
     /// # Errors
     /// When the file cannot be opened or read.
     pub fn of_file(path: &Path) -> Result<Self> {
         let mut file = super::fs::open(path)?;
-        let mut hasher = Hasher::new();
-        let mut buffer = vec![0; 1 << 18];
-        loop {
-            match file.read(&mut buffer).map_err(|e| Error::io("read", path, &e))? {
-                0 => return Ok(hasher.finish()),
-                n => hasher.update(&buffer[..n]),
-            }
-        }
+        let large = file.metadata().is_ok_and(|meta| meta.len() > 2 * PART);
+        let digest = match large.then(machine::pool).flatten() {
+            Some(pool) => pool.install(|| of_large(&mut file)),
+            None => of_small(&mut file),
+        };
+        digest.map_err(|e| Error::io("read", path, &e))
     }
 
     /// The 64 hex digits without the prefix, for file names.
@@ -47,6 +47,43 @@ impl Digest {
     pub fn short(&self) -> String {
         format!("{PREFIX}{}", &self.hex()[..12])
     }
+}
+
+/// So much of a file is read and hashed at one time.
+const PART: u64 = 1 << 20;
+
+/// Puts the next part of `file` into `part`; nothing at its end.
+fn next_part(file: &mut File, part: &mut Vec<u8>) -> std::io::Result<()> {
+    part.clear();
+    file.take(PART).read_to_end(part).map(drop)
+}
+
+fn of_small(file: &mut File) -> std::io::Result<Digest> {
+    let (mut hasher, mut part) = (Hasher::new(), Vec::new());
+    loop {
+        next_part(file, &mut part)?;
+        if part.is_empty() {
+            return Ok(hasher.finish());
+        }
+        hasher.update(&part);
+    }
+}
+
+/// On a rayon pool: one thread reads ahead, the others hash what is there.
+fn of_large(file: &mut File) -> std::io::Result<Digest> {
+    let (mut hasher, mut part, mut next) = (blake3::Hasher::new(), Vec::new(), Vec::new());
+    next_part(file, &mut part)?;
+    while !part.is_empty() {
+        let (read, _) = rayon::join(
+            || next_part(file, &mut next),
+            || {
+                hasher.update_rayon(&part);
+            },
+        );
+        read?;
+        std::mem::swap(&mut part, &mut next);
+    }
+    Ok(Digest(*hasher.finalize().as_bytes()))
 }
 
 /// A digest of bytes that come in pieces.
@@ -120,8 +157,10 @@ mod tests {
     #[test]
     fn a_file_digests_as_its_bytes() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let bytes = vec![7u8; 300_000];
-        std::fs::write(file.path(), &bytes).unwrap();
-        assert_eq!(Digest::of_file(file.path()).unwrap(), Digest::of(&bytes));
+        for size in [0, 1, 300_000, PART as usize, 2 * PART as usize + 1, 5_000_001] {
+            let bytes: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
+            std::fs::write(file.path(), &bytes).unwrap();
+            assert_eq!(Digest::of_file(file.path()).unwrap(), Digest::of(&bytes), "{size}");
+        }
     }
 }

@@ -32,6 +32,15 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// As [`read`]; `None` when nothing is there.
+pub fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+        Err(e) => Err(Error::io("read", path, &e)),
+    }
+}
+
 /// A file that must be UTF-8.
 ///
 /// # Errors
@@ -202,12 +211,14 @@ pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut open = vec![folder.to_path_buf()];
     while let Some(dir) = open.pop() {
-        for path in children(&dir)? {
-            if path.is_dir() {
-                open.push(path);
-            } else {
-                found.push(path);
-            }
+        for entry in entries(&dir)? {
+            let path = entry.path();
+            // Listing a folder tells what lies in it, but for links, which have to be followed.
+            let is_folder = match entry.file_type() {
+                Ok(kind) if !kind.is_symlink() => kind.is_dir(),
+                _ => path.is_dir(),
+            };
+            if is_folder { open.push(path) } else { found.push(path) }
         }
     }
     found.sort();
@@ -216,12 +227,14 @@ pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// What lies directly in `folder`, sorted.
 pub fn children(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(folder).map_err(|e| Error::io("list", folder, &e))?;
-    let mut paths = entries
-        .map(|entry| entry.map(|e| e.path()).map_err(|e| Error::io("list", folder, &e)))
-        .collect::<Result<Vec<_>>>()?;
+    let mut paths: Vec<PathBuf> = entries(folder)?.iter().map(fs::DirEntry::path).collect();
     paths.sort();
     Ok(paths)
+}
+
+fn entries(folder: &Path) -> Result<Vec<fs::DirEntry>> {
+    let failed = |e| Error::io("list", folder, &e);
+    fs::read_dir(folder).map_err(failed)?.map(|entry| entry.map_err(failed)).collect()
 }
 
 /// A private folder in `parent` that removes itself when dropped.

@@ -1,8 +1,24 @@
 //! What this machine has and what this process took of it. Never part of an artifact.
 
+use std::sync::OnceLock;
+
 /// Threads that can run at one time.
 pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// One thread a core for the engine's own work (reading and hashing files), started when there first is
+/// such work. Stages have threads of their own. `None` where no thread can be started.
+pub fn pool() -> Option<&'static rayon::ThreadPool> {
+    static POOL: OnceLock<Option<rayon::ThreadPool>> = OnceLock::new();
+    POOL.get_or_init(|| rayon::ThreadPoolBuilder::new().num_threads(threads()).build().ok()).as_ref()
+}
+
+/// Makes rayon's global pool one thread a core, for what works in parallel outside of stages. Without it
+/// that pool has the one thread that `main.rs` leaves to libraries.
+pub fn use_all_cores() {
+    // An error says that the pool is there already.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads()).build_global();
 }
 
 /// Physical memory in bytes; `None` where the system does not tell.

@@ -5,11 +5,13 @@
 //! the node at fault. Reading events is left to `saphyr-parser`; writing YAML is not done here.
 //! Scalars follow the YAML 1.2 core schema (so `no` is a string).
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use saphyr_parser::{Event, Parser, ScalarStyle, Span as RawSpan};
+use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span as RawSpan};
 use serde::de::{self, IntoDeserializer, Visitor};
 
 use super::{Error, Place, Result, suggest};
@@ -87,8 +89,60 @@ pub fn parse(name: &str, text: &str, limits: Limits) -> Result<Node> {
             limits.bytes
         )));
     }
-    Builder { parser: Parser::new_from_str(text), source, limits, nodes: 0, anchors: HashMap::new() }
-        .document()
+    let build = |events| Builder { events, source, limits, nodes: 0, anchors: HashMap::new() }.document();
+    if text.len() < LONG {
+        return build(Events::Here(Parser::new_from_str(text)));
+    }
+    std::thread::scope(|scope| {
+        let (sender, batches) = sync_channel(8);
+        let ahead = std::thread::Builder::new().name("yaml".into());
+        match ahead.spawn_scoped(scope, move || parse_ahead(text, &sender)) {
+            Ok(_) => build(Events::Ahead { batches, batch: Vec::new().into_iter() }),
+            Err(_) => build(Events::Here(Parser::new_from_str(text))),
+        }
+    })
+}
+
+/// From so many bytes on, one thread cuts the text into events while another makes the tree of them.
+const LONG: usize = 1 << 16;
+
+/// Events that are handed over at one time.
+const BATCH: usize = 1024;
+
+type Parsed<'a> = Result<(Event<'a>, RawSpan), ScanError>;
+
+enum Events<'a> {
+    Here(Parser<'a, saphyr_parser::StrInput<'a>>),
+    Ahead { batches: Receiver<Vec<Parsed<'a>>>, batch: std::vec::IntoIter<Parsed<'a>> },
+}
+
+impl<'a> Events<'a> {
+    fn next(&mut self) -> Option<Parsed<'a>> {
+        match self {
+            Events::Here(parser) => parser.next_event(),
+            Events::Ahead { batches, batch } => loop {
+                match batch.next() {
+                    Some(parsed) => return Some(parsed),
+                    None => *batch = batches.recv().ok()?.into_iter(),
+                }
+            },
+        }
+    }
+}
+
+/// Sends all events of `text`, up to a mistake or until nobody listens.
+fn parse_ahead<'a>(text: &'a str, batches: &SyncSender<Vec<Parsed<'a>>>) {
+    let mut parser = Parser::new_from_str(text);
+    let mut more = true;
+    while more {
+        let mut batch = Vec::with_capacity(BATCH);
+        while more && batch.len() < BATCH {
+            let parsed = parser.next_event();
+            more = matches!(&parsed, Some(Ok((event, _))) if *event != Event::StreamEnd);
+            batch.extend(parsed);
+        }
+        more &= batches.send(batch).is_ok();
+    }
 }
 
 /// Reads a file as [`parse`] does.
@@ -100,7 +154,7 @@ pub fn load(path: &std::path::Path, limits: Limits) -> Result<Node> {
 }
 
 struct Builder<'a> {
-    parser: Parser<'a, saphyr_parser::StrInput<'a>>,
+    events: Events<'a>,
     source: Arc<Source>,
     limits: Limits,
     nodes: usize,
@@ -128,7 +182,7 @@ impl<'a> Builder<'a> {
     }
 
     fn next(&mut self) -> Result<(Event<'a>, RawSpan)> {
-        match self.parser.next_event() {
+        match self.events.next() {
             Some(Ok(event)) => Ok(event),
             Some(Err(e)) => {
                 let mark = *e.marker();
@@ -160,7 +214,10 @@ impl<'a> Builder<'a> {
                         .error(&span, format!("the tag `{tag}` means nothing here"))
                         .help("remove it"));
                 }
-                (scalar(&text, style).ok_or_else(|| self.too_big(&span, &text))?, anchor)
+                match scalar(text, style) {
+                    Ok(value) => (value, anchor),
+                    Err(text) => return Err(self.too_big(&span, &text)),
+                }
             }
             Event::SequenceStart(anchor, _) => {
                 let mut items = Vec::new();
@@ -182,15 +239,16 @@ impl<'a> Builder<'a> {
     }
 
     fn map(&mut self, depth: usize) -> Result<Vec<(Key, Node)>> {
-        let mut entries: Vec<(Key, Node)> = Vec::new();
-        let mut seen: HashMap<String, usize> = HashMap::new();
+        // Most maps of a pipeline have one entry; room for four would be most of its memory.
+        let mut entries: Vec<(Key, Node)> = Vec::with_capacity(1);
+        let mut seen = Seen::default();
         loop {
             let key = match self.next()? {
                 (Event::MappingEnd, _) => return Ok(entries),
                 (Event::Scalar(text, ..), span) => Key { name: text.into_owned(), span: self.span(&span) },
                 (_, span) => return Err(self.error(&span, "a key must be a plain word")),
             };
-            if let Some(line) = seen.insert(key.name.clone(), key.span.line) {
+            if let Some(line) = seen.earlier(&key, &entries) {
                 return Err(Error::usage(format!("the key `{}` stands here a second time", key.name))
                     .at(key.span.place())
                     .help(format!("its first is on line {line}; remove one")));
@@ -224,6 +282,25 @@ impl<'a> Builder<'a> {
     }
 }
 
+/// The keys of a map so far. Most maps have a handful, which are compared faster than hashed.
+#[derive(Default)]
+struct Seen(HashMap<String, usize>);
+
+impl Seen {
+    const FEW: usize = 16;
+
+    /// The line on which `key` stood before, if it did; `entries` are all those before it.
+    fn earlier(&mut self, key: &Key, entries: &[(Key, Node)]) -> Option<usize> {
+        if entries.len() < Self::FEW {
+            return entries.iter().find(|(k, _)| k.name == key.name).map(|(k, _)| k.span.line);
+        }
+        if self.0.is_empty() {
+            self.0.extend(entries.iter().map(|(k, _)| (k.name.clone(), k.span.line)));
+        }
+        self.0.insert(key.name.clone(), key.span.line)
+    }
+}
+
 fn size(node: &Node) -> usize {
     1 + match &node.value {
         Value::Seq(items) => items.iter().map(size).sum(),
@@ -240,31 +317,50 @@ fn height(node: &Node) -> usize {
     }
 }
 
-/// The core schema's reading of a plain scalar; `None` for an integer beyond 64 bits.
-fn scalar(text: &str, style: ScalarStyle) -> Option<Value> {
-    if style != ScalarStyle::Plain {
-        return Some(Value::Str(text.to_string()));
+/// The core schema's reading of a scalar; an integer beyond 64 bits is handed back.
+fn scalar(text: Cow<'_, str>, style: ScalarStyle) -> Result<Value, Cow<'_, str>> {
+    let value = match style {
+        ScalarStyle::Plain => plain(&text),
+        _ => Plain::Text,
+    };
+    match value {
+        Plain::Value(value) => Ok(value),
+        Plain::Text => Ok(Value::Str(text.into_owned())),
+        Plain::TooBig => Err(text),
     }
-    Some(match text {
+}
+
+enum Plain {
+    Value(Value),
+    Text,
+    TooBig,
+}
+
+fn plain(text: &str) -> Plain {
+    Plain::Value(match text {
         "" | "~" | "null" | "Null" | "NULL" => Value::Null,
         "true" | "True" | "TRUE" => Value::Bool(true),
         "false" | "False" | "FALSE" => Value::Bool(false),
         ".inf" | ".Inf" | "+.inf" => Value::Float(f64::INFINITY),
         "-.inf" | "-.Inf" => Value::Float(f64::NEG_INFINITY),
         ".nan" | ".NaN" => Value::Float(f64::NAN),
-        _ => {
-            let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
-            if let Some(hex) = text.strip_prefix("0x").filter(|h| h.chars().all(|c| c.is_ascii_hexdigit())) {
-                Value::Int(i64::from_str_radix(hex, 16).ok()?)
-            } else if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
-                Value::Int(text.parse().ok()?)
-            } else if is_float(digits) {
-                Value::Float(text.parse().ok()?)
-            } else {
-                Value::Str(text.to_string())
-            }
-        }
+        _ => return number(text),
     })
+}
+
+fn number(text: &str) -> Plain {
+    let whole =
+        |n: Result<i64, std::num::ParseIntError>| n.map_or(Plain::TooBig, |n| Plain::Value(Value::Int(n)));
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    if let Some(hex) = text.strip_prefix("0x").filter(|h| h.chars().all(|c| c.is_ascii_hexdigit())) {
+        whole(i64::from_str_radix(hex, 16))
+    } else if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
+        whole(text.parse())
+    } else if is_float(digits) {
+        text.parse().map_or(Plain::TooBig, |x| Plain::Value(Value::Float(x)))
+    } else {
+        Plain::Text
+    }
 }
 
 /// `[0-9]*\.?[0-9]*([eE][-+]?[0-9]+)?` with at least one digit in front of the exponent.
@@ -327,6 +423,14 @@ impl Node {
         match &self.value {
             Value::Map(entries) => entries,
             _ => &[],
+        }
+    }
+
+    /// [`Node::entries`], taken out of the map.
+    pub fn into_entries(self) -> Vec<(Key, Node)> {
+        match self.value {
+            Value::Map(entries) => entries,
+            _ => Vec::new(),
         }
     }
 
@@ -759,6 +863,29 @@ mod tests {
         assert_eq!(error.place().unwrap().line, 3);
         assert!(error.to_string().contains("its first is on line 1"));
         assert!(read("a: 1\n---\nb: 2").unwrap_err().message().contains("second document"));
+    }
+
+    #[test]
+    fn a_long_text_reads_like_a_short_one() {
+        let entry = |i: usize| format!("k{i}: [{i}, {{a: 'x'}}]\n");
+        let long: String = (0..LONG / 8).map(entry).collect();
+        assert!(long.len() > LONG);
+        let node = read(&long).unwrap();
+        assert_eq!(node.entries().len(), LONG / 8);
+        for (i, (key, value)) in node.entries().iter().enumerate().step_by(997) {
+            let short = read(&entry(i)).unwrap();
+            assert_eq!(
+                (&key.name, value.to_json()),
+                (&short.entries()[0].0.name, short.entries()[0].1.to_json())
+            );
+            assert_eq!((key.span.line, key.span.column), (i + 1, 1));
+        }
+        let error = read(&(long.clone() + "k7: 1\n")).unwrap_err();
+        assert_eq!(error.place().unwrap().line, LONG / 8 + 1);
+        assert!(error.to_string().contains("its first is on line 8"), "{error}");
+        // Each side may be the one that finds the mistake.
+        assert!(read(&(long.clone() + "}: [\n")).unwrap_err().message().contains("not YAML"));
+        assert!(read(&("a: 1\na: 2\n".to_string() + &long)).unwrap_err().message().contains("second time"));
     }
 
     proptest! {

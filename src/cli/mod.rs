@@ -23,7 +23,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::base::error::Fault;
-use crate::base::{Error, Result, fs, suggest};
+use crate::base::{Error, Result, fs, machine, suggest};
 use crate::plan::{Past, Plan};
 use crate::report::style::Style;
 use crate::spec::{self, Overrides, Pipeline};
@@ -190,6 +190,14 @@ pub fn main() -> ExitCode {
 
 fn dispatch(cli: Cli) -> Result<ExitCode> {
     let format = cli.format;
+    // The others have stages, which bring threads of their own, or nothing to compute; starting threads
+    // would take longer than all that they do.
+    if matches!(
+        cli.command,
+        Command::Inspect(_) | Command::Query(_) | Command::Generate(_) | Command::Chat(_)
+    ) {
+        machine::use_all_cores();
+    }
     match cli.command {
         Command::Run(c) => c.run(format),
         Command::Plan(c) => c.run(format),

@@ -33,7 +33,10 @@ impl PlanCommand {
             Format::Text => print!("{}", text(&loaded.pipeline, &plan)),
             Format::Json => print_json(&to_json(&loaded.pipeline, &plan)),
         }
-        Ok(if self.exit_code && plan.has_work() { ExitCode::from(3) } else { ExitCode::SUCCESS })
+        let code = if self.exit_code && plan.has_work() { ExitCode::from(3) } else { ExitCode::SUCCESS };
+        // The process ends here: freeing ten thousand stages one by one takes a tenth of its time.
+        std::mem::forget((plan, loaded));
+        Ok(code)
     }
 }
 
@@ -82,7 +85,7 @@ fn to_json(pipeline: &Pipeline, plan: &Plan) -> serde_json::Value {
                 "stage": p.stage,
                 "verdict": p.decision.verdict,
                 "reason": p.decision.reason.to_json(),
-                "key": p.decision.key(),
+                "key": p.decision.key,
             })
         })
         .collect();

@@ -54,11 +54,9 @@ struct Report<'a> {
 impl<'a> Report<'a> {
     fn new(loaded: &Loaded, sources: &Sources, stage: &StageSpec, planned: &'a Planned) -> Self {
         let past = Past { store: &loaded.store, sources };
-        let nearest = planned
-            .decision
-            .fingerprint
-            .as_ref()
-            .and_then(|f| plan::nearest(f, &loaded.pipeline, stage, &past));
+        let decision = &planned.decision;
+        let action = decision.fingerprint.as_ref().zip(decision.key.as_ref());
+        let nearest = action.and_then(|(f, key)| plan::nearest(f, key, &loaded.pipeline, stage, &past));
         let ran_because = planned
             .decision
             .action
@@ -116,7 +114,7 @@ impl<'a> Report<'a> {
             "stage": self.planned.stage,
             "verdict": d.verdict,
             "reason": d.reason.to_json(),
-            "key": d.key(),
+            "key": d.key,
             "ran_because": self.ran_because.as_ref().map(|(r, run)| json!({"run": run, "reason": r.to_json()})),
             "nearest": self.nearest.as_ref().map(|(a, _)| json!({"key": a.fingerprint.key(), "run": a.run})),
             "differences": differences,

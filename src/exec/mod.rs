@@ -7,12 +7,13 @@
 mod log;
 mod stage;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use serde_json::Value;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinSet;
 
@@ -84,7 +85,8 @@ pub async fn run(
     options: Options,
 ) -> Result<Summary> {
     let begun = Instant::now();
-    let selected: Vec<String> = pipeline.closure(&options.stages)?.iter().map(|s| s.name.clone()).collect();
+    let selected: Vec<usize> =
+        pipeline.closure(&options.stages)?.iter().filter_map(|s| pipeline.place(&s.name)).collect();
     for name in &options.forced {
         pipeline.select(name)?;
     }
@@ -104,8 +106,8 @@ pub async fn run(
     let lock =
         if options.locked { Some(checked_lock(&pipeline, &selected, &kinds, &sources)?) } else { None };
     let shared = Arc::new(Shared { pipeline, kinds, store, sources, events, cancel, options, lock });
-    let results = Scheduler::new(shared.clone(), &selected).run().await;
-    finish(&shared, &results)?;
+    let (results, locked) = Scheduler::new(shared.clone(), selected).run().await;
+    finish(&shared, &results, locked)?;
     let ok = results.iter().all(|r| matches!(r.status, Status::Ran | Status::Cached));
     let summary = Summary {
         pipeline: shared.pipeline.name.clone(),
@@ -121,13 +123,13 @@ pub async fn run(
 /// Downloads what is missing, finds and hashes all sources.
 fn prepare(
     pipeline: &Pipeline,
-    selected: &[String],
+    selected: &[usize],
     store: &Store,
     events: UnboundedSender<Event>,
     cancel: Cancel,
 ) -> Result<Sources> {
     store.sweep();
-    let specs = || pipeline.stages.iter().filter(|s| selected.contains(&s.name)).flat_map(StageSpec::sources);
+    let specs = || selected.iter().flat_map(|i| pipeline.stages[*i].sources());
     source::fetch(specs(), store, &Preparing { events, cancel })?;
     let sources = source::resolve(specs(), &pipeline.root, store)?;
     // Kept so that a later `why` can name the files that changed.
@@ -152,55 +154,80 @@ impl Monitor for Preparing {
     }
 }
 
-fn checked_lock(pipeline: &Pipeline, selected: &[String], kinds: &Kinds, sources: &Sources) -> Result<Lock> {
+fn checked_lock(pipeline: &Pipeline, selected: &[usize], kinds: &Kinds, sources: &Sources) -> Result<Lock> {
     let path = pipeline.lockfile();
     let lock = Lock::load(&path)?.ok_or_else(|| {
         Error::input(format!("there is no lockfile `{}`", path.display()))
             .help("run once without --locked to write it")
     })?;
-    let stages: Vec<_> = pipeline.stages.iter().filter(|s| selected.contains(&s.name)).collect();
+    let stages: Vec<_> = selected.iter().map(|i| &pipeline.stages[*i]).collect();
     plan::lock::verify(&lock, pipeline, &stages, kinds, sources)?;
     Ok(lock)
 }
 
 /// What is written once all is done: the memo and, unless something was overridden, the lockfile.
-fn finish(shared: &Shared, results: &[StageResult]) -> Result<()> {
+fn finish(shared: &Shared, results: &[StageResult], mut actions: HashMap<usize, LockedStage>) -> Result<()> {
     shared.store.save()?;
-    if !shared.pipeline.overrides.is_empty() || shared.options.locked {
+    let pipeline = &shared.pipeline;
+    if !pipeline.overrides.is_empty() || shared.options.locked {
         return Ok(());
     }
-    let path = shared.pipeline.lockfile();
-    let old = Lock::load(&path).ok().flatten().filter(|l| l.pipeline == shared.pipeline.name);
-    let mut lock = old.unwrap_or_else(|| Lock::new(&shared.pipeline.name));
-    let declared: HashSet<&str> =
-        shared.pipeline.stages.iter().flat_map(StageSpec::sources).map(|s| s.text.as_str()).collect();
-    lock.sources.retain(|text, _| declared.contains(text.as_str()));
-    lock.stages.retain(|name, _| shared.pipeline.stage(name).is_some());
+    let path = pipeline.lockfile();
+    let made = || results.iter().filter(|r| !r.outputs.is_empty());
+    // What this run says nothing of is taken over from the lock that is there.
+    let mut lock = match made().count() == pipeline.stages.len() {
+        true => Lock::new(&pipeline.name),
+        false => earlier_lock(pipeline, &path),
+    };
     for (text, source) in shared.sources.iter() {
         lock.sources.insert(text.to_string(), source.artifact.digest);
     }
-    for result in results.iter().filter(|r| !r.outputs.is_empty()) {
-        if let Some(action) = result.key.and_then(|key| shared.store.action(&key)) {
-            lock.stages.insert(result.stage.clone(), LockedStage::of(&action));
+    for result in made() {
+        if let Some(action) = pipeline.place(&result.stage).and_then(|i| actions.remove(&i)) {
+            let outputs = result.outputs.clone();
+            lock.stages.insert(result.stage.clone(), LockedStage { outputs, ..action });
         }
     }
     lock.save(&path)
 }
 
+/// The lock at `path`, without what the pipeline no longer declares; an empty one where there is none.
+fn earlier_lock(pipeline: &Pipeline, path: &Path) -> Lock {
+    let old = Lock::load(path).ok().flatten().filter(|l| l.pipeline == pipeline.name);
+    let mut lock = old.unwrap_or_else(|| Lock::new(&pipeline.name));
+    let declared: HashSet<&str> =
+        pipeline.stages.iter().flat_map(StageSpec::sources).map(|s| s.text.as_str()).collect();
+    lock.sources.retain(|text, _| declared.contains(text.as_str()));
+    lock.stages.retain(|name, _| pipeline.stage(name).is_some());
+    lock
+}
+
+/// Stages are known here by their place in [`Pipeline::stages`], where upstream stands before downstream.
 struct Scheduler {
     shared: Arc<Shared>,
-    /// Not started, in order.
-    waiting: VecDeque<String>,
-    running: JoinSet<(String, StageResult)>,
+    /// What was asked for, in order.
+    selected: Vec<usize>,
+    /// Of the stages not started: those whose upstream is done, and those that a failure reached.
+    ready: BTreeSet<usize>,
+    /// Of the ready, those that need what failed or was skipped.
+    doomed: BTreeSet<usize>,
+    /// How many stages each waits for.
+    missing: HashMap<usize, usize>,
+    /// The selected stages that wait for each.
+    users: HashMap<usize, Vec<usize>>,
+    running: JoinSet<(usize, StageResult)>,
     /// Threads and memory taken by what runs.
-    taken: HashMap<String, Need>,
+    taken: HashMap<usize, Need>,
     /// Keys of what runs: two stages with one key are one action, the second waits for the first.
-    keys: HashMap<String, Digest>,
-    done: BTreeMap<String, StageResult>,
+    keys: HashMap<usize, Digest>,
+    done: HashMap<usize, StageResult>,
     /// Output digests of finished stages.
     outputs: HashMap<String, BTreeMap<String, Digest>>,
-    order: Vec<String>,
+    /// What the lockfile says of each action, but for its outputs.
+    locked: HashMap<usize, LockedStage>,
     failed: bool,
+    /// Events not yet sent, see [`Scheduler::tell`].
+    untold: Vec<Event>,
 }
 
 #[derive(Clone, Copy)]
@@ -210,102 +237,148 @@ struct Need {
 }
 
 impl Scheduler {
-    fn new(shared: Arc<Shared>, selected: &[String]) -> Self {
+    fn new(shared: Arc<Shared>, selected: Vec<usize>) -> Self {
+        let mut users: HashMap<usize, Vec<usize>> = HashMap::new();
+        let mut missing = HashMap::new();
+        for &i in &selected {
+            let upstream: BTreeSet<usize> =
+                shared.pipeline.stages[i].upstream().filter_map(|up| shared.pipeline.place(up)).collect();
+            missing.insert(i, upstream.len());
+            upstream.into_iter().for_each(|up| users.entry(up).or_default().push(i));
+        }
         Scheduler {
+            ready: selected.iter().copied().filter(|i| missing[i] == 0).collect(),
             shared,
-            waiting: selected.iter().cloned().collect(),
+            selected,
+            doomed: BTreeSet::new(),
+            missing,
+            users,
             running: JoinSet::new(),
             taken: HashMap::new(),
             keys: HashMap::new(),
-            done: BTreeMap::new(),
+            done: HashMap::new(),
             outputs: HashMap::new(),
-            order: selected.to_vec(),
+            locked: HashMap::new(),
             failed: false,
+            untold: Vec::new(),
         }
     }
 
-    async fn run(mut self) -> Vec<StageResult> {
+    async fn run(mut self) -> (Vec<StageResult>, HashMap<usize, LockedStage>) {
         loop {
             self.start_what_can();
+            self.tell_all();
             match self.running.join_next().await {
-                Some(Ok((name, result))) => self.finished(&name, result),
+                Some(Ok((i, result))) => self.finished(i, result),
                 Some(Err(e)) => self.lost(&e.to_string()),
                 None => break,
             }
         }
-        for name in std::mem::take(&mut self.waiting) {
-            let reason = Reason::UpstreamFailed("the run".into());
-            self.skip(&name, reason);
+        for i in self.selected.clone() {
+            if !self.done.contains_key(&i) {
+                self.skip(i, Reason::UpstreamFailed("the run".into()));
+            }
         }
-        self.order.iter().filter_map(|name| self.done.remove(name)).collect()
+        self.tell_all();
+        let results = self.selected.iter().filter_map(|i| self.done.remove(i)).collect();
+        (results, self.locked)
+    }
+
+    /// Sends an event, with some others where many stages are settled in a row: waking up whoever
+    /// reports takes as long as settling a stage that is up to date.
+    fn tell(&mut self, event: Event) {
+        self.untold.push(event);
+        if self.untold.len() >= 64 {
+            self.tell_all();
+        }
+    }
+
+    fn tell_all(&mut self) {
+        for event in self.untold.drain(..) {
+            let _ = self.shared.events.send(event);
+        }
     }
 
     fn stopping(&self) -> bool {
         self.shared.cancel.is_cancelled() || (self.failed && !self.shared.options.keep_going)
     }
 
-    /// Goes over what waits until nothing more can start.
+    /// Goes over what is ready, in order, until nothing more can start. What becomes ready on the way
+    /// stands further down, so one pass meets it.
     fn start_what_can(&mut self) {
-        let mut left = VecDeque::new();
-        while let Some(name) = self.waiting.pop_front() {
-            if self.stopping() {
-                left.push_back(name);
-                continue;
-            }
-            let shared = self.shared.clone();
-            let Some(stage) = shared.pipeline.stage(&name) else { continue };
-            if let Some(bad) = stage.upstream().find(|up| self.done.get(*up).is_some_and(|r| !is_good(r))) {
-                let reason = Reason::UpstreamFailed(bad.to_string());
-                self.skip(&name, reason);
-            } else if stage.upstream().any(|up| !self.done.contains_key(up)) || !self.consider(&shared, stage)
-            {
-                left.push_back(name);
+        let shared = self.shared.clone();
+        let mut from = 0;
+        while !self.stopping() {
+            // Without a thread to spare nothing starts, and only what will never start is of interest.
+            let candidates = if self.is_full() { &self.doomed } else { &self.ready };
+            let Some(i) = candidates.range(from..).next().copied() else { break };
+            from = i + 1;
+            let stage = &shared.pipeline.stages[i];
+            if self.doomed.contains(&i) {
+                let bad = stage.upstream().find(|up| self.is_bad(up)).unwrap_or_default();
+                self.skip(i, Reason::UpstreamFailed(bad.to_string()));
+            } else {
+                self.consider(&shared, i);
             }
         }
-        self.waiting = left;
     }
 
-    /// Settles or starts a stage whose inputs are all there; `false` when it has to wait for room.
-    fn consider(&mut self, shared: &Arc<Shared>, stage: &StageSpec) -> bool {
+    fn is_bad(&self, stage: &str) -> bool {
+        let result = self.shared.pipeline.place(stage).and_then(|i| self.done.get(&i));
+        result.is_some_and(|r| !is_good(r))
+    }
+
+    fn is_full(&self) -> bool {
+        !self.taken.is_empty()
+            && self.taken.values().map(|n| n.threads).sum::<usize>() >= self.shared.options.jobs
+    }
+
+    /// Settles or starts a stage whose inputs are all there, unless it has to wait for room.
+    fn consider(&mut self, shared: &Arc<Shared>, i: usize) {
+        let stage = &shared.pipeline.stages[i];
         let need = self.need(stage);
         if !self.fits(need) {
-            return false;
+            return;
         }
         let inputs = plan::input_digests(stage, &shared.sources, |name| self.outputs.get(name));
         let forced = shared.options.forced.iter().any(|f| *f == stage.name || *f == stage.base);
         let past = Past { store: &shared.store, sources: &shared.sources };
         let decision = plan::decide(&shared.pipeline, stage, &shared.kinds, inputs, &past, forced);
-        let Some(key) = decision.key() else {
-            self.fail(stage, None, decision.reason, &Error::bug("a stage was started without its inputs"));
-            return true;
+        let (Some(key), Some(fingerprint)) = (decision.key, &decision.fingerprint) else {
+            let error = Error::bug("a stage was started without its inputs");
+            return self.fail(i, None, decision.reason, &error);
         };
+        let busy = decision.verdict != Verdict::Cached && self.keys.values().any(|k| *k == key);
+        if busy {
+            return;
+        }
+        self.locked.insert(i, LockedStage::new(fingerprint, key));
         if decision.verdict == Verdict::Cached {
-            let result = stage::cached(shared, stage, &decision);
-            self.finished(&stage.name, result);
-            return true;
+            self.finished(i, stage::cached(shared, stage, &decision));
+        } else {
+            self.spawn(i, decision, key, need);
         }
-        if self.keys.values().any(|k| *k == key) {
-            return false;
-        }
-        self.spawn(stage, decision, key, need);
-        true
     }
 
-    fn spawn(&mut self, stage: &StageSpec, decision: Decision, key: Digest, need: Need) {
+    fn spawn(&mut self, i: usize, decision: Decision, key: Digest, need: Need) {
         let shared = self.shared.clone();
-        let name = stage.name.clone();
-        self.taken.insert(name.clone(), need);
-        self.keys.insert(name.clone(), key);
-        let _ = shared.events.send(Event::StageStarted {
-            stage: name.clone(),
+        let stage = &shared.pipeline.stages[i];
+        self.ready.remove(&i);
+        self.taken.insert(i, need);
+        self.keys.insert(i, key);
+        self.tell(Event::StageStarted {
+            stage: stage.name.clone(),
             kind: stage.kind.clone(),
             key,
             reason: decision.reason.to_json(),
         });
+        // Before anything that the stage itself reports.
+        self.tell_all();
         let connected = stage::connected(&shared, stage, &self.outputs);
+        let shared = shared.clone();
         self.running.spawn_blocking(move || {
-            let result = stage::execute(&shared, &name, &decision, connected, need.threads);
-            (name, result)
+            let stage = &shared.pipeline.stages[i];
+            (i, stage::execute(&shared, stage, &decision, connected, need.threads))
         });
     }
 
@@ -326,68 +399,72 @@ impl Scheduler {
                 && memory.saturating_add(need.memory) <= options.memory)
     }
 
-    fn finished(&mut self, name: &str, result: StageResult) {
-        self.taken.remove(name);
-        self.keys.remove(name);
-        self.failed |= !is_good(&result);
-        if !result.outputs.is_empty() {
-            self.outputs.insert(name.to_string(), result.outputs.clone());
+    fn finished(&mut self, i: usize, result: StageResult) {
+        self.ready.remove(&i);
+        self.doomed.remove(&i);
+        self.taken.remove(&i);
+        self.keys.remove(&i);
+        let good = is_good(&result);
+        self.failed |= !good;
+        for user in self.users.remove(&i).unwrap_or_default() {
+            if !good {
+                self.doomed.insert(user);
+            }
+            let missing = self.missing.entry(user).or_default();
+            *missing = missing.saturating_sub(1);
+            if *missing == 0 || !good {
+                self.ready.insert(user);
+            }
         }
-        let _ = self.shared.events.send(Event::StageFinished(result.clone()));
-        self.done.insert(name.to_string(), result);
+        if !result.outputs.is_empty() {
+            self.outputs.insert(result.stage.clone(), result.outputs.clone());
+        }
+        self.tell(Event::StageFinished(result.clone()));
+        self.done.insert(i, result);
     }
 
-    fn fail(&mut self, stage: &StageSpec, key: Option<Digest>, reason: Reason, error: &Error) {
+    fn fail(&mut self, i: usize, key: Option<Digest>, reason: Reason, error: &Error) {
         let result = StageResult {
-            stage: stage.name.clone(),
-            kind: stage.kind.clone(),
             status: Status::Failed,
             key,
             reason: reason.to_json(),
-            seconds: 0.0,
-            outputs: BTreeMap::new(),
             error: Some(error.to_string()),
             fault: Some(error.fault()),
-            measurements: Vec::new(),
+            ..self.nothing_of(i)
         };
-        self.finished(&stage.name, result);
+        self.finished(i, result);
     }
 
-    fn skip(&mut self, name: &str, reason: Reason) {
-        let shared = self.shared.clone();
-        let Some(stage) = shared.pipeline.stage(name) else { return };
-        let reason =
-            if shared.cancel.is_cancelled() { Reason::UpstreamFailed("the run".into()) } else { reason };
-        let result = StageResult {
-            stage: name.to_string(),
+    fn skip(&mut self, i: usize, reason: Reason) {
+        let stopped = self.shared.cancel.is_cancelled();
+        let reason = if stopped { Reason::UpstreamFailed("the run".into()) } else { reason };
+        self.finished(i, StageResult { reason: reason.to_json(), ..self.nothing_of(i) });
+    }
+
+    /// The result of a stage that was not run.
+    fn nothing_of(&self, i: usize) -> StageResult {
+        let stage = &self.shared.pipeline.stages[i];
+        StageResult {
+            stage: stage.name.clone(),
             kind: stage.kind.clone(),
             status: Status::Skipped,
             key: None,
-            reason: reason.to_json(),
+            reason: Value::Null,
             seconds: 0.0,
             outputs: BTreeMap::new(),
             error: None,
             fault: None,
             measurements: Vec::new(),
-        };
-        self.finished(name, result);
+        }
     }
 
     /// A blocking task that died without a result; [`stage::execute`] catches panics, so this is a
     /// runtime that is shutting down.
     fn lost(&mut self, why: &str) {
         self.failed = true;
-        let shared = self.shared.clone();
-        let lost: Vec<String> = self.taken.keys().cloned().collect();
-        for name in lost.iter().take(1) {
-            if let Some(stage) = shared.pipeline.stage(name) {
-                self.fail(
-                    stage,
-                    None,
-                    Reason::NeverRan,
-                    &Error::bug(format!("the stage's thread died: {why}")),
-                );
-            }
+        if let Some(i) = self.taken.keys().min().copied() {
+            let error = Error::bug(format!("the stage's thread died: {why}"));
+            self.fail(i, None, Reason::NeverRan, &error);
         }
     }
 }
@@ -402,7 +479,7 @@ fn result_of(stage: &StageSpec, status: Status, decision: &Decision, action: &Ac
         stage: stage.name.clone(),
         kind: stage.kind.clone(),
         status,
-        key: decision.key(),
+        key: decision.key,
         reason: decision.reason.to_json(),
         seconds: action.seconds,
         outputs: action.outputs.clone(),

@@ -55,14 +55,11 @@ pub fn cached(shared: &Shared, stage: &StageSpec, decision: &Decision) -> StageR
 /// Runs the stage to a committed action or an error; never panics.
 pub fn execute(
     shared: &Arc<Shared>,
-    name: &str,
+    stage: &StageSpec,
     decision: &Decision,
     connected: Connections,
     threads: usize,
 ) -> StageResult {
-    let Some(stage) = shared.pipeline.stage(name) else {
-        unreachable!("the scheduler starts stages of this pipeline");
-    };
     let begun = Instant::now();
     let made = catch_unwind(AssertUnwindSafe(|| make(shared, stage, decision, connected, threads)))
         .unwrap_or_else(|panic| Err(Error::bug(format!("the stage panicked: {}", panic_text(&*panic)))));
@@ -95,7 +92,7 @@ fn failed(
         stage: stage.name.clone(),
         kind: stage.kind.clone(),
         status: Status::Failed,
-        key: decision.key(),
+        key: decision.key,
         reason: decision.reason.to_json(),
         seconds,
         outputs,
@@ -135,7 +132,9 @@ fn make(
     };
     let begun = Instant::now();
     tracing::dispatcher::with_default(&dispatch, || {
-        let result = pool(threads, &dispatch)?.install(|| kind(shared, stage)?.run(&stage.params, &ctx));
+        let kind = kind(shared, stage)?;
+        let run = || kind.run(&stage.params, &ctx);
+        let result = if kind.info().parallel { pool(threads, &dispatch)?.install(run) } else { run() };
         result.inspect_err(|e| tracing::error!("{e}"))
     })?;
     monitor.check()?;
@@ -201,7 +200,7 @@ fn settle(shared: &Shared, stage: &StageSpec, decision: &Decision, action: &Acti
     for (port, artifact) in &action.outputs {
         shared.store.show(pipeline, &stage.name, port, artifact)?;
     }
-    if let Some(key) = decision.key() {
+    if let Some(key) = decision.key {
         shared.store.remember(pipeline, &stage.name, &key)?;
     }
     let outputs =

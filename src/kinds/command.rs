@@ -220,12 +220,15 @@ fn follow(child: &mut Child, ctx: &Context) -> Result<VecDeque<String>> {
             return Err(Error::cancelled());
         }
     }
+    // A program that closed its output is mostly about to end: look again soon, then ever later.
+    let mut pause = Duration::from_micros(20);
     while !matches!(child.try_wait(), Ok(Some(_)) | Err(_)) {
         if ctx.monitor.cancelled() {
             stop(child);
             return Err(Error::cancelled());
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(5));
     }
     drop(readers);
     Ok(tail)

@@ -13,7 +13,7 @@ use crate::base::{Digest, Error, Result, canonical, fs};
 use crate::spec::{Pipeline, StageSpec};
 use crate::stage::Kinds;
 use crate::store::source::Sources;
-use crate::store::{Action, Damage, Manifest};
+use crate::store::{Action, Damage, Fingerprint, Manifest};
 
 /// Of the file's shape.
 const VERSION: u32 = 1;
@@ -43,13 +43,13 @@ pub struct LockedStage {
 }
 
 impl LockedStage {
-    pub fn of(action: &Action) -> Self {
-        let f = &action.fingerprint;
+    /// Of an action whose outputs are not known yet.
+    pub fn new(fingerprint: &Fingerprint, key: Digest) -> Self {
         LockedStage {
-            kind: format!("{} {}", f.kind, f.kind_version),
-            params: canonical::digest(&f.params),
-            key: f.key(),
-            outputs: action.outputs.clone(),
+            kind: format!("{} {}", fingerprint.kind, fingerprint.kind_version),
+            params: canonical::digest(&fingerprint.params),
+            key,
+            outputs: BTreeMap::new(),
         }
     }
 }
@@ -173,10 +173,10 @@ fn stage_difference(
     };
     let inputs = input_digests(stage, sources, |upstream| lock.stages.get(upstream).map(|s| &s.outputs));
     let decision = decide(pipeline, stage, kinds, inputs, &Nothing, false);
-    let Some(fingerprint) = decision.fingerprint else {
+    let (Some(fingerprint), Some(key)) = (decision.fingerprint, decision.key) else {
         return Some(format!("stage `{name}`: {}", decision.reason.detail()));
     };
-    if fingerprint.key() == locked.key {
+    if key == locked.key {
         return None;
     }
     let kind = format!("{} {}", fingerprint.kind, fingerprint.kind_version);
@@ -187,11 +187,7 @@ fn stage_difference(
     } else {
         "its inputs or seed changed".to_string()
     };
-    Some(format!(
-        "stage `{name}`: {what} (locked {}, found {})",
-        locked.key.short(),
-        fingerprint.key().short()
-    ))
+    Some(format!("stage `{name}`: {what} (locked {}, found {})", locked.key.short(), key.short()))
 }
 
 /// No past: [`verify`] asks for fingerprints, not for what is in the store.

@@ -69,14 +69,10 @@ pub struct Decision {
     pub reason: Reason,
     /// `None` while an input's digest is not known.
     pub fingerprint: Option<Fingerprint>,
+    /// Of the fingerprint: the action key.
+    pub key: Option<Digest>,
     /// Of a cached stage.
     pub action: Option<Action>,
-}
-
-impl Decision {
-    pub fn key(&self) -> Option<Digest> {
-        self.fingerprint.as_ref().map(Fingerprint::key)
-    }
 }
 
 /// One stage of a plan.
@@ -162,30 +158,24 @@ pub fn decide(
         return pending(format!("a kind `{}`", stage.kind));
     };
     let fingerprint = fingerprint(stage, info, inputs);
-    let action = known.action(&fingerprint.key());
-    let reason = match &action {
-        _ if forced => Reason::Forced,
-        Some(action) => match damage(action, known) {
-            Some((port, damage)) => Reason::damaged(port, damage),
-            None => {
-                return Decision {
-                    verdict: Verdict::Cached,
-                    reason: Reason::UpToDate,
-                    fingerprint: Some(fingerprint),
-                    action: Some(action.clone()),
-                };
-            }
+    let key = fingerprint.key();
+    let (verdict, reason, action) = match known.action(&key) {
+        _ if forced => (Verdict::Run, Reason::Forced, None),
+        Some(action) => match damage(&action, known) {
+            Some((port, damage)) => (Verdict::Run, Reason::damaged(port, damage), None),
+            None => (Verdict::Cached, Reason::UpToDate, Some(action)),
         },
-        None => match nearest(&fingerprint, pipeline, stage, known) {
-            Some((_, differences)) => Reason::Changed(differences),
-            None => Reason::NeverRan,
+        None => match nearest(&fingerprint, &key, pipeline, stage, known) {
+            Some((_, differences)) => (Verdict::Run, Reason::Changed(differences), None),
+            None => (Verdict::Run, Reason::NeverRan, None),
         },
     };
-    Decision { verdict: Verdict::Run, reason, fingerprint: Some(fingerprint), action: None }
+    Decision { verdict, reason, fingerprint: Some(fingerprint), key: Some(key), action }
 }
 
 fn pending(waits_for: String) -> Decision {
-    Decision { verdict: Verdict::Pending, reason: Reason::Waits(waits_for), fingerprint: None, action: None }
+    let reason = Reason::Waits(waits_for);
+    Decision { verdict: Verdict::Pending, reason, fingerprint: None, key: None, action: None }
 }
 
 fn damage(action: &Action, known: &dyn Known) -> Option<(String, Damage)> {
@@ -211,16 +201,16 @@ fn fingerprint(stage: &StageSpec, info: &Info, inputs: BTreeMap<String, Vec<Dige
 /// The earlier action of this stage that differs least from `fingerprint`, the newest of such; and how.
 pub fn nearest(
     fingerprint: &Fingerprint,
+    key: &Digest,
     pipeline: &Pipeline,
     stage: &StageSpec,
     known: &dyn Known,
 ) -> Option<(Action, Vec<Difference>)> {
-    let key = fingerprint.key();
     known
         .history(&pipeline.name, &stage.name)
         .iter()
         .rev()
-        .filter(|k| **k != key)
+        .filter(|k| *k != key)
         .filter_map(|k| known.action(k))
         .filter(|a| a.version == VERSION)
         .map(|action| {

@@ -17,11 +17,18 @@ pub use jsonl::JsonLines;
 /// Somebody who is told everything, in order.
 pub trait Reporter: Send {
     fn report(&mut self, event: &Event);
+
+    /// Nothing more has happened so far: what was held back should be seen now.
+    fn flush(&mut self) {}
 }
 
 /// Feeds every reporter until the stream ends.
 pub async fn feed(mut events: UnboundedReceiver<Event>, mut reporters: Vec<Box<dyn Reporter>>) {
-    while let Some(event) = events.recv().await {
-        reporters.iter_mut().for_each(|r| r.report(&event));
+    let mut batch = Vec::new();
+    while events.recv_many(&mut batch, 1024).await > 0 {
+        for event in batch.drain(..) {
+            reporters.iter_mut().for_each(|r| r.report(&event));
+        }
+        reporters.iter_mut().for_each(|r| r.flush());
     }
 }

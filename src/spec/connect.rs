@@ -1,10 +1,11 @@
 //! Params, ports and types: turns variants into [`StageSpec`]s, in the order they can run, so that
 //! what a stage gives is known when the next one asks for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 use super::matrix::{Reference, Target, Variant};
-use super::{Input, Mistakes, Pipeline, SourceSpec, StageSpec, resources, text};
+use super::{Input, Mistakes, Pipeline, Resources, SourceSpec, StageSpec, resources, text};
 use crate::base::yaml::{self, Key, Node, Span, Value};
 use crate::base::{Error, Result, suggest};
 use crate::stage::{ANY, Connected, Facts, Issue, Kinds, Port, Stage, Upstream};
@@ -12,8 +13,41 @@ use crate::stage::{ANY, Connected, Facts, Issue, Kinds, Port, Stage, Upstream};
 /// What is known of the stages already connected.
 #[derive(Default)]
 struct Known {
-    outputs: BTreeMap<String, BTreeMap<String, String>>,
-    facts: BTreeMap<(String, String), Facts>,
+    stages: Vec<StageSpec>,
+    /// Where each is in `stages`.
+    places: HashMap<String, usize>,
+    /// Port -> artifact type of the stages with mistakes, so that one mistake does not make two.
+    broken: HashMap<String, BTreeMap<String, String>>,
+    /// Stage -> port -> what is known of its artifact, where anything is.
+    facts: HashMap<String, BTreeMap<String, Facts>>,
+    /// Every artifact type there is.
+    types: BTreeMap<&'static str, ()>,
+}
+
+impl Known {
+    /// Port -> artifact type of an earlier stage.
+    fn outputs(&self, stage: &str) -> Option<&BTreeMap<String, String>> {
+        let place = self.places.get(stage);
+        place.map(|i| &self.stages[*i].outputs).or_else(|| self.broken.get(stage))
+    }
+
+    /// Has the kind look at its params and at what is connected, and keeps what it says of the outputs.
+    fn examine(
+        &mut self,
+        stage: &StageSpec,
+        node: &Node,
+        kind: &dyn Stage,
+        root: &Path,
+        mistakes: &mut Mistakes,
+    ) {
+        let connected = facts_of(&stage.inputs, self, root);
+        let ports: Vec<&str> = stage.outputs.keys().map(String::as_str).collect();
+        let examined = kind.examine(&stage.params, &connected, &ports);
+        examined.issues.into_iter().for_each(|issue| mistakes.push(located(issue, node, stage)));
+        if !examined.facts.is_empty() {
+            self.facts.insert(stage.name.clone(), examined.facts);
+        }
+    }
 }
 
 pub fn all(
@@ -22,64 +56,58 @@ pub fn all(
     pipeline: &Pipeline,
     mistakes: &mut Mistakes,
 ) -> Vec<StageSpec> {
-    let mut known = Known::default();
-    let mut stages = Vec::new();
+    let mut known = Known { types: kinds.types(), ..Known::default() };
     for variant in variants {
         let Some(kind) = kinds.get(&variant.kind) else { continue };
-        let before = mistakes.0.len();
-        let stage = one(&variant, kind, kinds, pipeline, &mut known, mistakes);
-        if mistakes.0.len() == before {
-            stages.extend(stage);
+        let outputs = mistakes.keep(outputs(&variant.node, kind, &known.types));
+        let params = mistakes.keep(params(&variant, kind));
+        let inputs = inputs(&variant, kind, &known, mistakes);
+        let (params, outputs) = match (params, outputs) {
+            (Some(params), Some(outputs)) => (params, outputs),
+            (_, outputs) => {
+                known.broken.insert(variant.name, outputs.unwrap_or_default());
+                continue;
+            }
+        };
+        let node = variant.node;
+        let mut stage = StageSpec {
+            name: variant.name,
+            base: variant.base,
+            kind: variant.kind,
+            description: String::new(),
+            params,
+            inputs,
+            outputs,
+            seed: pipeline.seed,
+            resources: Resources::default(),
+            span: variant.span,
+        };
+        known.examine(&stage, &node, kind, &pipeline.root, mistakes);
+        if let Some(seed) = node.get("seed") {
+            stage.seed = mistakes.keep(yaml::decode(seed)).unwrap_or_default();
         }
+        stage.description = text(&node, "description", mistakes).unwrap_or_default();
+        stage.resources = resources(&node, mistakes);
+        known.places.insert(stage.name.clone(), known.stages.len());
+        known.stages.push(stage);
     }
-    stages
+    known.stages
 }
 
-fn one(
-    variant: &Variant,
-    kind: &dyn Stage,
-    kinds: &Kinds,
-    pipeline: &Pipeline,
-    known: &mut Known,
-    mistakes: &mut Mistakes,
-) -> Option<StageSpec> {
-    let node = &variant.node;
-    let outputs = mistakes.keep(outputs(node, kind, kinds));
-    // Registered even when the params are wrong, so that one mistake does not make two.
-    known.outputs.insert(variant.name.clone(), outputs.clone().unwrap_or_default());
+fn params(variant: &Variant, kind: &dyn Stage) -> Result<serde_json::Value> {
     let empty = Node { value: Value::Null, span: variant.span.clone() };
-    let params_node = node.get("params").unwrap_or(&empty);
-    let params = mistakes.keep(kind.resolve(params_node).map_err(|e| of_kind(e, variant)));
-    let connections = inputs(variant, kind, known, mistakes);
-    let connected = facts_of(&connections, known, &pipeline.root);
-    let (params, outputs) = (params?, outputs?);
-    for issue in kind.check(&params, &connected) {
-        mistakes.push(located(issue, node, variant));
-    }
-    for port in outputs.keys() {
-        let facts = kind.facts(&params, &connected, port);
-        known.facts.insert((variant.name.clone(), port.clone()), facts);
-    }
-    let seed = node.get("seed").and_then(|n| mistakes.keep(yaml::decode::<u64>(n)));
-    Some(StageSpec {
-        name: variant.name.clone(),
-        base: variant.base.clone(),
-        kind: variant.kind.clone(),
-        description: text(node, "description", mistakes).unwrap_or_default(),
-        params,
-        inputs: connections,
-        outputs,
-        seed: seed.unwrap_or(pipeline.seed),
-        resources: resources(node, mistakes),
-        span: variant.span.clone(),
-    })
+    kind.resolve(variant.node.get("params").unwrap_or(&empty)).map_err(|e| of_kind(e, variant))
 }
 
 fn of_kind(error: Error, variant: &Variant) -> Error {
     error.help(format!("`tinylm stages {}` lists its params", variant.kind))
 }
 
-fn outputs(node: &Node, kind: &dyn Stage, kinds: &Kinds) -> Result<BTreeMap<String, String>> {
+fn outputs(
+    node: &Node,
+    kind: &dyn Stage,
+    types: &BTreeMap<&'static str, ()>,
+) -> Result<BTreeMap<String, String>> {
     let info = kind.info();
     let mut all: BTreeMap<String, String> =
         info.outputs.iter().map(|p| (p.name.clone(), p.ty.to_string())).collect();
@@ -96,7 +124,6 @@ fn outputs(node: &Node, kind: &dyn Stage, kinds: &Kinds) -> Result<BTreeMap<Stri
             .error(format!("the outputs of `{}` are fixed: {names}", info.name))
             .help("remove `outputs:`"));
     }
-    let types = kinds.types();
     for (key, ty) in declared.entries() {
         let name: String = yaml::decode(ty)?;
         if !types.contains_key(name.as_str()) {
@@ -147,8 +174,9 @@ fn inputs(
                 .at(references[1].span.place()),
             );
         }
-        let connected = references.iter().filter_map(|r| mistakes.keep(connect(r, port, info.name, known)));
-        all.entry(key.name.clone()).or_default().extend(connected);
+        let mut connected = Vec::with_capacity(references.len());
+        connected.extend(references.iter().filter_map(|r| mistakes.keep(connect(r, port, info.name, known))));
+        all.insert(key.name.clone(), connected);
     }
     for port in
         info.inputs.iter().filter(|p| p.required && !variant.inputs.iter().any(|(k, _)| k.name == p.name))
@@ -192,7 +220,7 @@ fn connect(reference: &Reference, port: &Port, kind: &str, known: &Known) -> Res
         })),
         Target::Variant { name, port: wanted } => {
             let empty = BTreeMap::new();
-            let outputs = known.outputs.get(name).unwrap_or(&empty);
+            let outputs = known.outputs(name).unwrap_or(&empty);
             let output = match wanted {
                 Some(wanted) => named_output(name, wanted, outputs, &reference.span)?,
                 None => only_output(name, port, outputs, &reference.span)?,
@@ -249,11 +277,11 @@ fn only_output(stage: &str, port: &Port, outputs: &BTreeMap<String, String>, spa
     }
 }
 
-fn facts_of(connections: &BTreeMap<String, Vec<Input>>, known: &Known, root: &std::path::Path) -> Connected {
+fn facts_of(connections: &BTreeMap<String, Vec<Input>>, known: &Known, root: &Path) -> Connected {
     let upstream = |input: &Input| match input {
         Input::Stage { stage, port } => Upstream {
             label: stage.clone(),
-            facts: known.facts.get(&(stage.clone(), port.clone())).cloned().unwrap_or_default(),
+            facts: known.facts.get(stage).and_then(|f| f.get(port)).cloned().unwrap_or_default(),
             files: Vec::new(),
         },
         Input::Source(source) => Upstream {
@@ -268,11 +296,11 @@ fn facts_of(connections: &BTreeMap<String, Vec<Input>>, known: &Known, root: &st
 }
 
 /// At the very param or input where it stands in the file, else at the stage's name.
-fn located(issue: Issue, node: &Node, variant: &Variant) -> Error {
+fn located(issue: Issue, node: &Node, stage: &StageSpec) -> Error {
     let found = node.locate(&issue.at);
-    let span = if std::ptr::eq(found, node) { &variant.span } else { &found.span };
+    let span = if std::ptr::eq(found, node) { &stage.span } else { &found.span };
     let name = issue.at.strip_prefix("params.").map(|p| format!("`{p}`: ")).unwrap_or_default();
-    let error = Error::usage(format!("stage `{}`: {name}{}", variant.name, issue.message)).at(span.place());
+    let error = Error::usage(format!("stage `{}`: {name}{}", stage.name, issue.message)).at(span.place());
     match issue.help {
         Some(help) => error.help(help),
         None => error,

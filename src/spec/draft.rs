@@ -1,6 +1,7 @@
 //! A stage as it stands in the file, with its `use:` merged in and `${vars.…}` replaced; its kind is
 //! known, its inputs are still words.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use super::interpolate::{self, Scope};
@@ -25,10 +26,9 @@ pub const STAGE_KEYS: [&str; 9] =
 pub const STAGE_FILE_KEYS: [&str; 7] =
     ["kind", "description", "inputs", "outputs", "params", "resources", "seed"];
 
-pub fn read(tree: &Node, root: &Path, kinds: &Kinds, mistakes: &mut Mistakes) -> Vec<Draft> {
-    let vars = mistakes.keep(variables(tree)).unwrap_or_default();
-    let stages = tree.get("stages");
-    match stages {
+pub fn read(tree: Node, root: &Path, kinds: &Kinds, mistakes: &mut Mistakes) -> Vec<Draft> {
+    let vars = mistakes.keep(variables(&tree)).unwrap_or_default();
+    match tree.get("stages") {
         Some(node) if !matches!(node.value, Value::Map(_)) => {
             mistakes
                 .push(node.error(format!("`stages` is a map of name to stage, found {}", node.describe())));
@@ -36,9 +36,11 @@ pub fn read(tree: &Node, root: &Path, kinds: &Kinds, mistakes: &mut Mistakes) ->
         Some(_) => {}
         None => mistakes.push(tree.error("a pipeline needs `stages:`")),
     }
-    let scope = Scope { namespace: "vars", values: &vars };
-    let entries = stages.map(Node::entries).unwrap_or_default();
-    entries.iter().filter_map(|(key, node)| stage(key, node, root, &scope, kinds, mistakes)).collect()
+    let mut reader =
+        Reader { root, kinds, scope: Scope { namespace: "vars", values: &vars }, files: HashMap::new() };
+    let stages = tree.into_entries().into_iter().find(|(key, _)| key.name == "stages");
+    let entries = stages.map(|(_, node)| node.into_entries()).unwrap_or_default();
+    entries.into_iter().filter_map(|(key, node)| reader.stage(key, node, mistakes)).collect()
 }
 
 /// `vars:`, each of which may refer to those above it.
@@ -49,58 +51,66 @@ fn variables(tree: &Node) -> Result<Vec<(String, Node)>> {
         return Err(node.error(format!("`vars` is a map, found {}", node.describe())));
     }
     for (key, value) in node.entries() {
-        let value = interpolate::apply(value, &Scope { namespace: "vars", values: &vars })?;
+        let value = interpolate::apply(value.clone(), &Scope { namespace: "vars", values: &vars })?;
         vars.push((key.name.clone(), value));
     }
     Ok(vars)
 }
 
-fn stage(
-    key: &Key,
-    node: &Node,
-    root: &Path,
-    scope: &Scope,
-    kinds: &Kinds,
-    mistakes: &mut Mistakes,
-) -> Option<Draft> {
-    if !is_name(&key.name) {
-        mistakes.push(
-            Error::usage(format!("`{}` cannot be the name of a stage", key.name))
-                .at(key.span.place())
-                .help("use letters, digits, `_` and `-`"),
-        );
-        return None;
-    }
-    let before = mistakes.0.len();
-    unknown_keys(node, "a stage", &STAGE_KEYS, mistakes);
-    let node = mistakes.keep(interpolate::apply(node, scope))?;
-    let node = match node.get("use") {
-        None => node,
-        Some(file) => {
-            if let Some(kind) = node.get("kind") {
-                mistakes.push(
-                    kind.error("`kind` and `use` exclude each other")
-                        .help("the file under `use` names the kind"),
-                );
-            }
-            let base = mistakes.keep(stage_file(file, root))?;
-            unknown_keys(&base, "a stage file", &STAGE_FILE_KEYS, mistakes);
-            merge(&mistakes.keep(interpolate::apply(&base, scope))?, &node)
-        }
-    };
-    let kind = mistakes.keep(kind_of(&node, key, kinds))?;
-    (mistakes.0.len() == before).then(|| Draft { name: key.name.clone(), kind, node, span: key.span.clone() })
+/// What reading one stage after the other needs.
+struct Reader<'a> {
+    root: &'a Path,
+    kinds: &'a Kinds,
+    scope: Scope<'a>,
+    /// The stage files that `use:` named so far, by that name.
+    files: HashMap<String, Node>,
 }
 
-fn stage_file(node: &Node, root: &Path) -> Result<Node> {
-    let name: String = yaml::decode(node)?;
-    let path = root.join(&name);
-    let text = crate::base::fs::read_text(&path).map_err(|e| {
-        node.error(format!("cannot read the stage file `{name}`"))
-            .cause(e.message())
-            .help("`use:` is a path from the folder that holds `pipelines/`")
-    })?;
-    yaml::parse(&name, &text, Limits::default())
+impl Reader<'_> {
+    fn stage(&mut self, key: Key, node: Node, mistakes: &mut Mistakes) -> Option<Draft> {
+        if !is_name(&key.name) {
+            mistakes.push(
+                Error::usage(format!("`{}` cannot be the name of a stage", key.name))
+                    .at(key.span.place())
+                    .help("use letters, digits, `_` and `-`"),
+            );
+            return None;
+        }
+        let before = mistakes.0.len();
+        unknown_keys(&node, "a stage", &STAGE_KEYS, mistakes);
+        let node = mistakes.keep(interpolate::apply(node, &self.scope))?;
+        let node = match node.get("use") {
+            None => node,
+            Some(file) => {
+                if let Some(kind) = node.get("kind") {
+                    mistakes.push(
+                        kind.error("`kind` and `use` exclude each other")
+                            .help("the file under `use` names the kind"),
+                    );
+                }
+                let base = mistakes.keep(self.stage_file(file))?;
+                unknown_keys(&base, "a stage file", &STAGE_FILE_KEYS, mistakes);
+                merge(&mistakes.keep(interpolate::apply(base, &self.scope))?, &node)
+            }
+        };
+        let kind = mistakes.keep(kind_of(&node, &key, self.kinds))?;
+        (mistakes.0.len() == before).then_some(Draft { name: key.name, kind, node, span: key.span })
+    }
+
+    fn stage_file(&mut self, node: &Node) -> Result<Node> {
+        let name: String = yaml::decode(node)?;
+        if let Some(known) = self.files.get(&name) {
+            return Ok(known.clone());
+        }
+        let text = crate::base::fs::read_text(&self.root.join(&name)).map_err(|e| {
+            node.error(format!("cannot read the stage file `{name}`"))
+                .cause(e.message())
+                .help("`use:` is a path from the folder that holds `pipelines/`")
+        })?;
+        let file = yaml::parse(&name, &text, Limits::default())?;
+        self.files.insert(name, file.clone());
+        Ok(file)
+    }
 }
 
 /// `over` on top of `base`: maps key by key, anything else whole.

@@ -18,22 +18,28 @@ const LATER: [&str; 3] = ["inputs", "outputs", "matrix"];
 ///
 /// # Errors
 /// An unknown namespace or name, or a list inside a longer string.
-pub fn apply(node: &Node, scope: &Scope) -> Result<Node> {
-    let value = match &node.value {
-        Value::Str(text) if text.contains("${") => return string(text, node, scope),
-        Value::Seq(items) => Value::Seq(items.iter().map(|n| apply(n, scope)).collect::<Result<_>>()?),
-        Value::Map(entries) => {
-            Value::Map(entries.iter().map(|(k, n)| Ok((k.clone(), apply(n, scope)?))).collect::<Result<_>>()?)
-        }
-        other => other.clone(),
-    };
-    Ok(Node { value, span: node.span.clone() })
+pub fn apply(mut node: Node, scope: &Scope) -> Result<Node> {
+    replace(&mut node, scope)?;
+    Ok(node)
 }
 
-fn string(text: &str, node: &Node, scope: &Scope) -> Result<Node> {
+fn replace(node: &mut Node, scope: &Scope) -> Result<()> {
+    match &mut node.value {
+        Value::Str(text) if text.contains("${") => {
+            let text = std::mem::take(text);
+            node.value = string(&text, node, scope)?;
+        }
+        Value::Seq(items) => items.iter_mut().try_for_each(|n| replace(n, scope))?,
+        Value::Map(entries) => entries.iter_mut().try_for_each(|(_, n)| replace(n, scope))?,
+        _ => {}
+    }
+    Ok(())
+}
+
+/// `node` is only where `text` stands.
+fn string(text: &str, node: &Node, scope: &Scope) -> Result<Value> {
     if let Some(name) = only_reference(text, scope.namespace) {
-        let value = look_up(name, node, scope)?.value.clone();
-        return Ok(Node { value, span: node.span.clone() });
+        return Ok(look_up(name, node, scope)?.value.clone());
     }
     let mut out = String::new();
     let mut rest = text;
@@ -58,13 +64,13 @@ fn string(text: &str, node: &Node, scope: &Scope) -> Result<Node> {
         rest = &rest[at + end + 1..];
     }
     out.push_str(rest);
-    Ok(Node { value: Value::Str(out), span: node.span.clone() })
+    Ok(Value::Str(out))
 }
 
 /// `$${` becomes `${`: the last step, once every reference is gone.
 pub fn unescape(node: &mut Node) {
     match &mut node.value {
-        Value::Str(text) => *text = text.replace("$${", "${"),
+        Value::Str(text) if text.contains("$${") => *text = text.replace("$${", "${"),
         Value::Seq(items) => items.iter_mut().for_each(unescape),
         Value::Map(entries) => entries.iter_mut().for_each(|(_, n)| unescape(n)),
         _ => {}

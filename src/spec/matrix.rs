@@ -4,7 +4,8 @@
 //! `${matrix.axis}` themselves. A stage that takes one artifact from a stage with a matrix is
 //! multiplied along with it (`report@d_model=64`); a port that takes many gets them all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
 use super::Mistakes;
 use super::draft::Draft;
@@ -20,11 +21,14 @@ pub struct Variant {
     pub kind: String,
     pub node: Node,
     pub span: Span,
-    pub inputs: Vec<(Key, Vec<Reference>)>,
+    pub inputs: Inputs,
     axes: BTreeMap<String, Node>,
 }
 
-/// What stands at an input port.
+/// What stands at each input port.
+pub type Inputs = Vec<(Key, Vec<Reference>)>;
+
+/// One thing that stands at an input port.
 #[derive(Clone)]
 pub struct Reference {
     pub target: Target,
@@ -51,37 +55,74 @@ pub enum Target {
 
 /// Multiplies every stage. The result is in an order in which stages can run.
 pub fn expand(drafts: Vec<Draft>, kinds: &Kinds, mistakes: &mut Mistakes) -> Vec<Variant> {
-    let names: Vec<String> = drafts.iter().map(|d| d.name.clone()).collect();
-    let inputs: Vec<_> = drafts.iter().map(|d| read_inputs(d, &names, mistakes)).collect();
-    let Some(order) = mistakes.keep(order(&drafts, &inputs)) else { return Vec::new() };
-    let mut all: Vec<Variant> = Vec::new();
+    let names = Names::of(&drafts);
+    let mut inputs: Vec<_> = drafts.iter().map(|d| read_inputs(d, &names, mistakes)).collect();
+    let Some(order) = mistakes.keep(order(&drafts, &inputs, &names)) else { return Vec::new() };
+    let mut made = Made::default();
+    let mut drafts: Vec<Option<Draft>> = drafts.into_iter().map(Some).collect();
     for i in order {
-        let made = variants(&drafts[i], &inputs[i], &all, kinds);
-        all.extend(mistakes.keep(made).unwrap_or_default());
+        let Some(draft) = drafts[i].take() else { continue };
+        let base = draft.name.clone();
+        let multiplied = variants(draft, std::mem::take(&mut inputs[i]), &made, kinds);
+        made.extend(base, mistakes.keep(multiplied).unwrap_or_default());
     }
-    all
+    made.all
 }
 
-fn read_inputs(draft: &Draft, names: &[String], mistakes: &mut Mistakes) -> Vec<(Key, Vec<Reference>)> {
+/// The stages' names in the order of the file, and the place of each.
+struct Names<'a> {
+    all: Vec<&'a str>,
+    place: HashMap<&'a str, usize>,
+}
+
+impl<'a> Names<'a> {
+    fn of(drafts: &'a [Draft]) -> Self {
+        let all: Vec<&str> = drafts.iter().map(|d| d.name.as_str()).collect();
+        let place = all.iter().enumerate().map(|(i, name)| (*name, i)).collect();
+        Names { all, place }
+    }
+}
+
+/// The variants so far, found by the stage that they were made of.
+#[derive(Default)]
+struct Made {
+    all: Vec<Variant>,
+    of: HashMap<String, Range<usize>>,
+}
+
+impl Made {
+    fn extend(&mut self, base: String, variants: Vec<Variant>) {
+        let start = self.all.len();
+        self.all.extend(variants);
+        self.of.insert(base, start..self.all.len());
+    }
+
+    fn of(&self, base: &str) -> &[Variant] {
+        self.of.get(base).map_or(&[], |range| &self.all[range.clone()])
+    }
+}
+
+fn read_inputs(draft: &Draft, names: &Names, mistakes: &mut Mistakes) -> Inputs {
     let Some(node) = draft.node.get("inputs") else { return Vec::new() };
     if !matches!(node.value, Value::Map(_) | Value::Null) {
         mistakes.push(
             node.error(format!("`inputs` is a map of port to what is connected, found {}", node.describe())),
         );
     }
-    let mut ports = Vec::new();
+    let mut ports = Vec::with_capacity(node.entries().len());
     for (key, value) in node.entries() {
         let items: Vec<&Node> = match &value.value {
             Value::Seq(items) => items.iter().collect(),
             _ => vec![value],
         };
-        let references = items.into_iter().filter_map(|n| mistakes.keep(reference(n, names))).collect();
+        let mut references = Vec::with_capacity(items.len());
+        references.extend(items.into_iter().filter_map(|n| mistakes.keep(reference(n, names))));
         ports.push((key.clone(), references));
     }
     ports
 }
 
-fn reference(node: &Node, names: &[String]) -> Result<Reference> {
+fn reference(node: &Node, names: &Names) -> Result<Reference> {
     let span = node.span.clone();
     if let Value::Map(_) = node.value {
         let target = url(node)?;
@@ -94,14 +135,14 @@ fn reference(node: &Node, names: &[String]) -> Result<Reference> {
         return Err(node
             .error("a URL needs the sha256 of what it gives")
             .help(format!("write {{ url: \"{text}\", sha256: … }}")));
-    } else if !is_path && names.contains(&base) {
+    } else if !is_path && names.place.contains_key(base.as_str()) {
         Target::Stage { rest: text[base.len()..].to_string(), base }
     } else if is_path || text.contains('.') {
         Target::Source { text, sha256: None }
     } else {
         return Err(node
             .error(format!("there is no stage `{text}`"))
-            .suggest(suggest::closest(&text, names.iter().map(String::as_str)))
+            .suggest(suggest::closest(&text, names.all.iter().copied()))
             .help(format!("if it is a file, write `./{text}`")));
     };
     Ok(Reference { target, span })
@@ -128,28 +169,21 @@ fn url(node: &Node) -> Result<Target> {
 }
 
 /// Indices in an order in which every stage stands behind what it waits for; ties as in the file.
-fn order(drafts: &[Draft], inputs: &[Vec<(Key, Vec<Reference>)>]) -> Result<Vec<usize>> {
-    let index: BTreeMap<&str, usize> = drafts.iter().enumerate().map(|(i, d)| (d.name.as_str(), i)).collect();
+fn order(drafts: &[Draft], inputs: &[Inputs], names: &Names) -> Result<Vec<usize>> {
     let needs: Vec<Vec<usize>> = inputs
         .iter()
         .map(|ports| {
-            ports.iter().flat_map(|(_, r)| r).filter_map(|r| index.get(r.base()?).copied()).collect()
+            ports.iter().flat_map(|(_, r)| r).filter_map(|r| names.place.get(r.base()?).copied()).collect()
         })
         .collect();
-    let mut left: Vec<usize> = needs
-        .iter()
-        .map(|n| {
-            let mut distinct = n.clone();
-            distinct.sort_unstable();
-            distinct.dedup();
-            distinct.len()
-        })
-        .collect();
+    let mut left = vec![0; drafts.len()];
     let mut users: Vec<Vec<usize>> = vec![Vec::new(); drafts.len()];
     for (i, needed) in needs.iter().enumerate() {
         for &n in needed {
-            if !users[n].contains(&i) {
+            // A stage that is needed twice is waited for once.
+            if users[n].last() != Some(&i) {
                 users[n].push(i);
+                left[i] += 1;
             }
         }
     }
@@ -187,36 +221,38 @@ fn cycle(drafts: &[Draft], needs: &[Vec<usize>], left: &[usize]) -> Error {
         .help("take one of these inputs away; a file whose name begins like a stage is written `./name.txt`")
 }
 
-fn variants(
-    draft: &Draft,
-    inputs: &[(Key, Vec<Reference>)],
-    earlier: &[Variant],
-    kinds: &Kinds,
-) -> Result<Vec<Variant>> {
-    let mut axes = own_axes(draft)?;
+fn variants(draft: Draft, inputs: Inputs, earlier: &Made, kinds: &Kinds) -> Result<Vec<Variant>> {
+    let mut axes = own_axes(&draft)?;
     let info = kinds.get(&draft.kind).map(|k| k.info());
     let many = |port: &str| info.is_some_and(|i| i.open || i.input(port).is_some_and(|p| p.many));
-    for (port, references) in inputs {
+    for (port, references) in &inputs {
         if !many(&port.name) {
             references.iter().for_each(|r| inherit(r, earlier, &mut axes));
         }
     }
+    let connected = |inputs: Inputs, values: &BTreeMap<String, Node>| -> Result<Inputs> {
+        let resolve = |(port, all): (Key, Vec<Reference>)| {
+            let all = resolve_all(all, values, earlier, many(&port.name))?;
+            Ok((port, all))
+        };
+        inputs.into_iter().map(resolve).collect()
+    };
+    if axes.is_empty() {
+        let axes = BTreeMap::new();
+        let (node, inputs) = (one(draft.node, &axes)?, connected(inputs, &axes)?);
+        let (base, name) = (draft.name.clone(), draft.name);
+        return Ok(vec![Variant { name, base, kind: draft.kind, node, span: draft.span, inputs, axes }]);
+    }
     let mut out = Vec::new();
     for values in product(&axes) {
-        let node = one(draft, &values)?;
-        let node = if values.is_empty() { node } else { set_params(draft, node, &values, kinds)? };
-        let name = variant_name(&draft.name, &values);
-        let connected = inputs
-            .iter()
-            .map(|(port, all)| Ok((port.clone(), resolve_all(all, &values, earlier, many(&port.name))?)))
-            .collect::<Result<_>>()?;
+        let node = set_params(&draft, one(draft.node.clone(), &values)?, &values, kinds)?;
         out.push(Variant {
-            name,
+            name: variant_name(&draft.name, &values),
             base: draft.name.clone(),
             kind: draft.kind.clone(),
             node,
             span: draft.span.clone(),
-            inputs: connected,
+            inputs: connected(inputs.clone(), &values)?,
             axes: values,
         });
     }
@@ -224,9 +260,9 @@ fn variants(
 }
 
 /// `${matrix.…}` replaced, escapes resolved.
-fn one(draft: &Draft, values: &BTreeMap<String, Node>) -> Result<Node> {
+fn one(node: Node, values: &BTreeMap<String, Node>) -> Result<Node> {
     let scope: Vec<(String, Node)> = values.iter().map(|(k, n)| (k.clone(), n.clone())).collect();
-    let mut node = interpolate::apply(&draft.node, &Scope { namespace: "matrix", values: &scope })?;
+    let mut node = interpolate::apply(node, &Scope { namespace: "matrix", values: &scope })?;
     interpolate::unescape(&mut node);
     Ok(node)
 }
@@ -277,12 +313,12 @@ fn axis_value(node: &Node) -> Result<String> {
     Ok(text)
 }
 
-fn inherit(reference: &Reference, earlier: &[Variant], axes: &mut BTreeMap<String, Vec<Node>>) {
+fn inherit(reference: &Reference, earlier: &Made, axes: &mut BTreeMap<String, Vec<Node>>) {
     let Target::Stage { base, rest } = &reference.target else { return };
     if rest.starts_with('@') {
         return;
     }
-    for variant in earlier.iter().filter(|v| v.base == *base) {
+    for variant in earlier.of(base) {
         for (axis, value) in &variant.axes {
             let values = axes.entry(axis.clone()).or_default();
             if !values.iter().any(|v| v.value == value.value) {
@@ -354,18 +390,18 @@ fn put_param(node: &mut Node, key: &Key, value: &Node) {
 }
 
 fn resolve_all(
-    references: &[Reference],
+    references: Vec<Reference>,
     values: &BTreeMap<String, Node>,
-    earlier: &[Variant],
+    earlier: &Made,
     many: bool,
 ) -> Result<Vec<Reference>> {
-    let mut out = Vec::new();
+    let mut out = Vec::with_capacity(references.len());
     for reference in references {
         let Target::Stage { base, rest } = &reference.target else {
-            out.push(reference.clone());
+            out.push(reference);
             continue;
         };
-        for (name, port) in chosen(base, rest, values, earlier, many, reference)? {
+        for (name, port) in chosen(base, rest, values, earlier, many, &reference)? {
             out.push(Reference { target: Target::Variant { name, port }, span: reference.span.clone() });
         }
     }
@@ -377,11 +413,11 @@ fn chosen(
     base: &str,
     rest: &str,
     values: &BTreeMap<String, Node>,
-    earlier: &[Variant],
+    earlier: &Made,
     many: bool,
     reference: &Reference,
 ) -> Result<Vec<(String, Option<String>)>> {
-    let all: Vec<&Variant> = earlier.iter().filter(|v| v.base == base).collect();
+    let all = earlier.of(base);
     if rest.starts_with('@') {
         let text = format!("{base}{rest}");
         let exact = all.iter().find_map(|v| match text.strip_prefix(&v.name)? {
@@ -398,7 +434,7 @@ fn chosen(
     }
     let port = rest.strip_prefix('.').map(str::to_string);
     let fits =
-        |v: &&&Variant| v.axes.iter().all(|(k, n)| many || values.get(k).is_some_and(|x| x.value == n.value));
+        |v: &&Variant| v.axes.iter().all(|(k, n)| many || values.get(k).is_some_and(|x| x.value == n.value));
     let found: Vec<_> = all.iter().filter(fits).map(|v| (v.name.clone(), port.clone())).collect();
     if found.is_empty() && !all.is_empty() {
         let known = suggest::list(all.iter().map(|v| v.name.as_str()));

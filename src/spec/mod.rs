@@ -12,7 +12,7 @@ mod matrix;
 mod overrides;
 pub mod schema;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -34,6 +34,8 @@ pub struct Pipeline {
     /// The memory that stages may claim together.
     pub memory: Option<u64>,
     pub stages: Vec<StageSpec>,
+    /// Where in `stages` each is, by its name.
+    places: HashMap<String, usize>,
     /// What `--set` and `--seed` changed, as given; a run with such is not written to the lockfile.
     pub overrides: Vec<String>,
 }
@@ -96,7 +98,12 @@ impl SourceSpec {
 
 impl Pipeline {
     pub fn stage(&self, name: &str) -> Option<&StageSpec> {
-        self.stages.iter().find(|s| s.name == name)
+        self.place(name).map(|place| &self.stages[place])
+    }
+
+    /// Where in [`Pipeline::stages`] the stage called `name` is.
+    pub fn place(&self, name: &str) -> Option<usize> {
+        self.places.get(name).copied()
     }
 
     /// The stages called `name`: one, or all of a matrix.
@@ -201,7 +208,7 @@ pub fn load(file: &Path, kinds: &Kinds, overrides: &Overrides) -> Result<Pipelin
     let root = project_root(file);
     let mut mistakes = Mistakes::default();
     let head = head(&tree, file, &mut mistakes);
-    let drafts = draft::read(&tree, &root, kinds, &mut mistakes);
+    let drafts = draft::read(tree, &root, kinds, &mut mistakes);
     // Positions of later mistakes would be guesses where the stages themselves do not read.
     let (head, drafts) = std::mem::take(&mut mistakes).done((head, drafts))?;
     let mut pipeline = Pipeline {
@@ -212,6 +219,7 @@ pub fn load(file: &Path, kinds: &Kinds, overrides: &Overrides) -> Result<Pipelin
         seed: overrides.seed.unwrap_or(head.seed),
         memory: head.memory,
         stages: Vec::new(),
+        places: HashMap::new(),
         overrides: overrides
             .sets
             .iter()
@@ -222,6 +230,7 @@ pub fn load(file: &Path, kinds: &Kinds, overrides: &Overrides) -> Result<Pipelin
     let variants = matrix::expand(drafts, kinds, &mut mistakes);
     let variants = std::mem::take(&mut mistakes).done(variants)?;
     pipeline.stages = connect::all(variants, kinds, &pipeline, &mut mistakes);
+    pipeline.places = pipeline.stages.iter().enumerate().map(|(i, s)| (s.name.clone(), i)).collect();
     mistakes.done(pipeline)
 }
 

@@ -91,7 +91,7 @@ pub fn run_with<K: Kind>(
             })
             .collect(),
     );
-    if let Some(issue) = stage.check(&params, &shapes).into_iter().next() {
+    if let Some(issue) = stage.examine(&params, &shapes, &[]).issues.into_iter().next() {
         let at = issue.at.strip_prefix("params.").unwrap_or("");
         return Err(node.locate(at).error(issue.message));
     }

@@ -12,8 +12,8 @@ use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize as _, Serialize};
 use serde_json::Value;
 
 use crate::base::yaml::{self, Node};
@@ -83,7 +83,7 @@ pub struct Info {
     pub open: bool,
     /// Its bytes depend on the seed, which then is part of the key.
     pub seeded: bool,
-    /// Uses every thread it is given; others are given one.
+    /// Uses every thread it is given, through rayon; others run on one.
     pub parallel: bool,
     /// Params that judge the result and do not change its bytes: left out of the key.
     pub not_in_key: &'static [&'static str],
@@ -193,14 +193,22 @@ pub trait Stage: Send + Sync {
     /// # Errors
     /// Unknown keys, wrong types, missing params, at their place.
     fn resolve(&self, params: &Node) -> Result<Value>;
-    fn check(&self, params: &Value, inputs: &Connected) -> Vec<Issue>;
-    fn facts(&self, params: &Value, inputs: &Connected, port: &str) -> Facts;
+    /// [`Kind::check`], and [`Kind::facts`] of each of the output `ports`.
+    fn examine(&self, params: &Value, inputs: &Connected, ports: &[&str]) -> Examined;
     /// # Errors
     /// As [`Kind::run`].
     fn run(&self, params: &Value, ctx: &Context) -> Result<()>;
     /// # Errors
     /// As [`Kind::gates`].
     fn gates(&self, params: &Value, outputs: &BTreeMap<String, Artifact>) -> Result<Vec<String>>;
+}
+
+/// What a kind says of a stage before anything runs.
+#[derive(Debug, Clone, Default)]
+pub struct Examined {
+    pub issues: Vec<Issue>,
+    /// Output port -> what is known of its artifact; without the ports of which nothing is known.
+    pub facts: BTreeMap<String, Facts>,
 }
 
 /// The engine's view of `K`.
@@ -215,7 +223,7 @@ struct Erased<K> {
 
 impl<K: Kind> Erased<K> {
     fn params(&self, value: &Value) -> Result<K::Params> {
-        serde_json::from_value(value.clone())
+        K::Params::deserialize(value)
             .map_err(|e| Error::bug(format!("resolved params of `{}` do not read back: {e}", self.info.name)))
     }
 }
@@ -235,15 +243,19 @@ impl<K: Kind> Stage for Erased<K> {
             .map_err(|e| params.error(format!("these params cannot be written down: {e}")))
     }
 
-    fn check(&self, params: &Value, inputs: &Connected) -> Vec<Issue> {
-        match self.params(params) {
-            Ok(params) => K::check(&params, inputs),
-            Err(e) => vec![Issue { at: "params".into(), message: e.to_string(), help: None }],
+    fn examine(&self, params: &Value, inputs: &Connected, ports: &[&str]) -> Examined {
+        let params = match self.params(params) {
+            Ok(params) => params,
+            Err(e) => {
+                let issue = Issue { at: "params".into(), message: e.to_string(), help: None };
+                return Examined { issues: vec![issue], facts: BTreeMap::new() };
+            }
+        };
+        let facts = ports.iter().map(|port| (port.to_string(), K::facts(&params, inputs, port)));
+        Examined {
+            issues: K::check(&params, inputs),
+            facts: facts.filter(|(_, facts)| !facts.is_empty()).collect(),
         }
-    }
-
-    fn facts(&self, params: &Value, inputs: &Connected, port: &str) -> Facts {
-        self.params(params).map(|params| K::facts(&params, inputs, port)).unwrap_or_default()
     }
 
     fn run(&self, params: &Value, ctx: &Context) -> Result<()> {
@@ -314,8 +326,8 @@ impl Artifact {
 pub struct Context<'a> {
     /// Use it through `Rng::new(ctx.seed, "what for")`. The same for every stage of a pipeline.
     pub seed: u64,
-    /// How many threads it may use. The bytes must not depend on it. A rayon pool of this size is
-    /// installed around [`Kind::run`].
+    /// How many threads it may use. The bytes must not depend on it. For a kind that is
+    /// [`Info::parallel`] a rayon pool of this size is installed around [`Kind::run`].
     pub threads: usize,
     pub monitor: &'a dyn Monitor,
     /// A private folder for temporaries; gone afterwards.

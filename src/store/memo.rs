@@ -2,7 +2,7 @@
 //! read again. A cache and nothing more: losing it costs time, `--paranoid` does without.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,9 @@ pub struct Memo {
     files: BTreeMap<String, Entry>,
     #[serde(skip)]
     changed: bool,
+    /// The folder that relative paths start from.
+    #[serde(skip)]
+    here: Option<PathBuf>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -33,8 +36,9 @@ impl Memo {
         fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
     }
 
-    pub fn get(&self, path: &Path, stat: &Stat) -> Option<Digest> {
-        self.files.get(&name(path)).filter(|e| e.stat == *stat).map(|e| e.digest)
+    pub fn get(&mut self, path: &Path, stat: &Stat) -> Option<Digest> {
+        let name = self.name(path);
+        self.files.get(&name).filter(|e| e.stat == *stat).map(|e| e.digest)
     }
 
     /// Keeps the digest, unless the file is too fresh to be told from its next version.
@@ -43,7 +47,8 @@ impl Memo {
         if stat.mtime_ns.saturating_add(TICK_NS) > now {
             return;
         }
-        self.files.insert(name(path), Entry { stat, digest });
+        let name = self.name(path);
+        self.files.insert(name, Entry { stat, digest });
         self.changed = true;
     }
 
@@ -55,9 +60,11 @@ impl Memo {
             serde_json::to_vec(self).map_err(|e| crate::base::Error::bug(format!("the memo: {e}")))?;
         fs::write_atomic(path, &bytes)
     }
-}
 
-/// Absolute, so that it holds whatever folder the next run starts in.
-fn name(path: &Path) -> String {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()).to_string_lossy().into_owned()
+    /// Absolute, so that it holds whatever folder the next run starts in.
+    fn name(&mut self, path: &Path) -> String {
+        let here = self.here.get_or_insert_with(|| std::env::current_dir().unwrap_or_default());
+        let path = here.join(path);
+        std::path::absolute(&path).unwrap_or(path).to_string_lossy().into_owned()
+    }
 }

@@ -24,9 +24,9 @@ mod memo;
 pub mod source;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 pub use action::{Action, Fingerprint, Measurement};
 use memo::Memo;
 
+use crate::base::fs::Stat;
 use crate::base::{Digest, Error, Result, canonical, fs};
 use crate::stage::{Artifact, ArtifactFile};
 
@@ -85,6 +86,9 @@ pub struct Store {
     artifacts: PathBuf,
     root: PathBuf,
     memo: Mutex<Memo>,
+    /// Those that [`Store::damage`] found whole or [`Store::keep_manifest`] wrote: a manifest is named by
+    /// its content, so one that was read once needs no second reading to be handed out.
+    manifests: Mutex<HashMap<Digest, Manifest>>,
 }
 
 impl Store {
@@ -92,7 +96,8 @@ impl Store {
     pub fn open(artifacts: &Path, paranoid: bool) -> Self {
         let root = artifacts.join("store");
         let memo = if paranoid { Memo::default() } else { Memo::load(&root.join("memo.json")) };
-        Store { artifacts: artifacts.to_path_buf(), root, memo: Mutex::new(memo) }
+        let manifests = Mutex::default();
+        Store { artifacts: artifacts.to_path_buf(), root, memo: Mutex::new(memo), manifests }
     }
 
     fn object(&self, digest: &Digest) -> PathBuf {
@@ -104,10 +109,14 @@ impl Store {
         self.root.join(folder).join(format!("{name}.json"))
     }
 
-    /// The manifest called `digest`; `None` when it is missing or not what its name says.
+    /// The manifest called `digest`, from the disk; `None` when it is missing or not what its name says.
     pub fn manifest(&self, digest: &Digest) -> Option<Manifest> {
         let manifest: Manifest = read_json(&self.json("manifests", &digest.hex()))?;
         (manifest.digest() == *digest).then_some(manifest)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, HashMap<Digest, Manifest>> {
+        self.manifests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Keeps a manifest, so that later plans can say what changed in it.
@@ -116,10 +125,10 @@ impl Store {
     /// When it cannot be written.
     pub fn keep_manifest(&self, manifest: &Manifest) -> Result<Digest> {
         let digest = manifest.digest();
-        let path = self.json("manifests", &digest.hex());
-        if !path.exists() || self.manifest(&digest).is_none() {
-            write_json(&path, manifest)?;
+        if self.manifest(&digest).is_none() {
+            write_json(&self.json("manifests", &digest.hex()), manifest)?;
         }
+        self.seen().insert(digest, manifest.clone());
         Ok(digest)
     }
 
@@ -128,7 +137,9 @@ impl Store {
         let Some(manifest) = self.manifest(artifact) else {
             return Some(Damage::Missing { file: format!("its manifest {}", artifact.short()) });
         };
-        manifest.files.iter().find_map(|file| self.damaged_file(file))
+        let damage = manifest.files.iter().find_map(|file| self.damaged_file(file));
+        self.seen().insert(*artifact, manifest);
+        damage
     }
 
     fn damaged_file(&self, file: &ManifestFile) -> Option<Damage> {
@@ -136,7 +147,8 @@ impl Store {
         let Some(stat) = fs::stat(&path) else {
             return Some(Damage::Missing { file: file.path.clone() });
         };
-        let whole = stat.size == file.size && self.digest_of(&path).is_ok_and(|found| found == file.digest);
+        let whole = stat.size == file.size
+            && self.digest_of_stated(&path, Some(stat)).is_ok_and(|found| found == file.digest);
         (!whole).then(|| Damage::Damaged { file: file.path.clone() })
     }
 
@@ -145,7 +157,16 @@ impl Store {
     /// # Errors
     /// When it cannot be read.
     pub fn digest_of(&self, path: &Path) -> Result<Digest> {
-        let before = fs::stat(path);
+        self.digest_of_stated(path, fs::stat(path))
+    }
+
+    /// Whether the digest of a file that looks like `stat` is known without reading it.
+    fn knows(&self, path: &Path, stat: &Stat) -> bool {
+        self.memo().get(path, stat).is_some()
+    }
+
+    /// [`Store::digest_of`] of a file that looks like `before`.
+    fn digest_of_stated(&self, path: &Path, before: Option<Stat>) -> Result<Digest> {
         if let Some(known) = before.and_then(|stat| self.memo().get(path, &stat)) {
             return Ok(known);
         }
@@ -156,8 +177,8 @@ impl Store {
         Ok(digest)
     }
 
-    fn memo(&self) -> std::sync::MutexGuard<'_, Memo> {
-        self.memo.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn memo(&self) -> MutexGuard<'_, Memo> {
+        self.memo.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An artifact as a stage reads it.
@@ -165,7 +186,8 @@ impl Store {
     /// # Errors
     /// When its manifest is gone.
     pub fn artifact(&self, label: &str, digest: &Digest) -> Result<Artifact> {
-        let manifest = self.manifest(digest).ok_or_else(|| {
+        let seen = self.seen().get(digest).cloned();
+        let manifest = seen.or_else(|| self.manifest(digest)).ok_or_else(|| {
             Error::input(format!("the manifest of `{label}` ({}) is gone from the store", digest.short()))
                 .help("run again: its stage will make it anew")
         })?;
@@ -323,14 +345,12 @@ fn is_alive(pid: i32) -> bool {
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    if !path.exists() {
-        return None;
-    }
-    let read = fs::read(path).and_then(|bytes| {
-        serde_json::from_slice(&bytes).map_err(|e| Error::input(format!("`{}`: {e}", path.display())))
+    let read = fs::read_if_there(path).and_then(|bytes| {
+        let value = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
+        value.map_err(|e| Error::input(format!("`{}`: {e}", path.display())))
     });
     // Whatever cannot be read counts as absent and is made anew; that this happened is said aloud.
-    read.inspect_err(|e| tracing::warn!("unreadable in the store, ignored: {e}")).ok()
+    read.inspect_err(|e| tracing::warn!("unreadable in the store, ignored: {e}")).ok().flatten()
 }
 
 fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {

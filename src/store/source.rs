@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::{Manifest, ManifestFile, Store};
 use crate::base::fs::Stat;
-use crate::base::{Error, Monitor, Result, fs, suggest};
+use crate::base::{Digest, Error, Monitor, Result, fs, machine, suggest};
 use crate::spec::SourceSpec;
 use crate::stage::{Artifact, ArtifactFile, FILES};
 
@@ -181,22 +181,25 @@ fn named(base: &Path, path: PathBuf) -> Option<(String, PathBuf)> {
         .then_some((name, path))
 }
 
-fn source(text: &str, files: Listing, store: &Store) -> Result<Source> {
-    let hashed: Vec<(ArtifactFile, (PathBuf, Option<Stat>))> = files
-        .into_par_iter()
-        .map(|(name, path)| {
-            let stat = fs::stat(&path);
-            let file = ArtifactFile {
-                name,
-                digest: store.digest_of(&path)?,
-                size: stat.map_or(0, |s| s.size),
-                path,
-            };
-            let kept = (file.path.clone(), stat);
-            Ok((file, kept))
-        })
-        .collect::<Result<_>>()?;
-    let (mut files, stats): (Vec<_>, Vec<_>) = hashed.into_iter().unzip();
+/// Below so many bytes to read, starting threads takes longer than reading.
+const WORTH_THREADS: u64 = 1 << 20;
+
+fn source(text: &str, listing: Listing, store: &Store) -> Result<Source> {
+    let stats: Vec<_> = listing.iter().map(|(_, path)| (path.clone(), fs::stat(path))).collect();
+    let unread = |(path, stat): &&(PathBuf, Option<Stat>)| stat.is_none_or(|s| !store.knows(path, &s));
+    let bytes: u64 = stats.iter().filter(unread).filter_map(|(_, stat)| stat.map(|s| s.size)).sum();
+    let digest = |(path, stat): &(PathBuf, Option<Stat>)| store.digest_of_stated(path, *stat);
+    let digests: Vec<Digest> = match (bytes >= WORTH_THREADS).then(machine::pool).flatten() {
+        Some(pool) => pool.install(|| stats.par_iter().map(digest).collect::<Result<_>>())?,
+        None => stats.iter().map(digest).collect::<Result<_>>()?,
+    };
+    let sizes = stats.iter().map(|(_, stat)| stat.map_or(0, |s| s.size));
+    let mut files: Vec<ArtifactFile> = listing
+        .into_iter()
+        .zip(digests)
+        .zip(sizes)
+        .map(|(((name, path), digest), size)| ArtifactFile { name, path, digest, size })
+        .collect();
     files.sort_by(|a, b| a.name.cmp(&b.name));
     let listed = files.iter().map(|f| ManifestFile { path: f.name.clone(), digest: f.digest, size: f.size });
     let manifest = Manifest::new(FILES, listed.collect());
