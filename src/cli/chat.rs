@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::generate::{Decoding, load_model};
 use super::{Format, print_json};
-use crate::base::{machine, Error, Result};
+use crate::base::{Error, Result, machine};
 use crate::generate::{Options, Session, generate};
 use crate::model::Model;
 use crate::report::style::Style;

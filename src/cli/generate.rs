@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::{Format, print_json, target};
-use crate::base::{machine, Error, Result};
+use crate::base::{Error, Result, machine};
 use crate::generate::{self, Options, Session, Strategy};
 use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
 

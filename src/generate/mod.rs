@@ -151,7 +151,8 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         let room = gpt.config.seq_len;
-        let new: Vec<Vec<u32>> = texts.iter_mut().zip(ids).map(|(text, id)| text.take(&[*id], room)).collect();
+        let new: Vec<Vec<u32>> =
+            texts.iter_mut().zip(ids).map(|(text, id)| text.take(&[*id], room)).collect();
         let mut readings: Vec<Reading> =
             texts.iter_mut().zip(&new).map(|(text, ids)| Reading { cache: &mut text.cache, ids }).collect();
         let logits = self.decoder.read(gpt, &mut readings)?;

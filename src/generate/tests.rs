@@ -84,8 +84,8 @@ fn a_penalty_pushes_down_what_was_said() {
     session.feed(&[9, 10]).unwrap();
     session.text.logits = vec![0.0; model.gpt.config.vocab_size];
     (session.text.logits[9], session.text.logits[10], session.text.logits[11]) = (2.0, -2.0, 1.5);
-    let scores =
-        Chooser::new(&model, &Options { repetition_penalty: 2.0, ..Options::default() }).scores(&session.text);
+    let scores = Chooser::new(&model, &Options { repetition_penalty: 2.0, ..Options::default() })
+        .scores(&session.text);
     assert_eq!((scores[9], scores[10], scores[11]), (1.0, -4.0, 1.5));
 }
 

@@ -226,7 +226,9 @@ pub fn backward(team: &Team, shape: Shape, qkv: &[f32], back: Back, dropout: Dro
     assert_eq!(shape.start, 0, "there is no way back through a cache");
     let dqkv = Parts::new(dqkv);
     team.each(shape.batch * shape.heads, |task| {
-        with_scratch(&shape, |p, ds, width| one_head(team.isa, &shape, task, qkv, &back, dropout, dqkv, p, ds, width));
+        with_scratch(&shape, |p, ds, width| {
+            one_head(team.isa, &shape, task, qkv, &back, dropout, dqkv, p, ds, width)
+        });
     });
 }
 

@@ -74,7 +74,15 @@ pub(super) fn factors<S: Simd>(dropout: Dropout, row: usize, group: usize, colum
 
 /// `y = x · factor`, or `y += x · factor` where `add`; both `[N, C]`, their first row being `first` of the
 /// batch.
-pub fn apply(team: &Team, dropout: Dropout, columns: usize, first: usize, x: &[f32], y: &mut [f32], add: bool) {
+pub fn apply(
+    team: &Team,
+    dropout: Dropout,
+    columns: usize,
+    first: usize,
+    x: &[f32],
+    y: &mut [f32],
+    add: bool,
+) {
     let y = Parts::new(y);
     team.ranges(x.len() / columns, 16, |rows| {
         let all = rows.start * columns..rows.end * columns;

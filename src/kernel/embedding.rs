@@ -34,14 +34,7 @@ pub fn forward(team: &Team, ids: Ids, tokens: &[f32], positions: &[f32], c: usiz
 }
 
 /// Adds `dx: [N, C]` to the rows that were looked up, in their order.
-pub fn backward(
-    team: &Team,
-    ids: Ids,
-    dx: &[f32],
-    c: usize,
-    dtokens: &mut [f32],
-    dpositions: &mut [f32],
-) {
+pub fn backward(team: &Team, ids: Ids, dx: &[f32], c: usize, dtokens: &mut [f32], dpositions: &mut [f32]) {
     let (tokens, positions) = (Parts::new(dtokens), Parts::new(dpositions));
     let add = |to: &Parts, row: usize, from: &[f32], columns: &Range<usize>| {
         // SAFETY: each task has columns of its own.

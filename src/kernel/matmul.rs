@@ -56,7 +56,7 @@ impl<'a> View<'a> {
     /// Whether a tile that reads it in place would miss the cache: when a step goes to another row, or
     /// when rows lie so that their beginnings fall on few sets of it.
     fn is_slow(&self) -> bool {
-        self.column != 1 || (4 * self.row).is_multiple_of(2048)
+        self.column != 1 || self.row.is_multiple_of(1024)
     }
 
     /// Begin this row and column on.
@@ -95,22 +95,30 @@ pub fn matmul(
     if m * n * k < ALONE {
         return product(team.isa, 0..m, 0..n, k, a, b, start, c, stride);
     }
-    let panels = n.div_ceil(PANEL);
-    // All rows of a panel, so that it is packed once, or as many as the scratch takes where A is packed
-    // too, or fewer where there are so few panels that threads would go without.
-    let most = if a.is_slow() { ROWS } else { m };
-    let blocks = m.div_ceil(most.max(1)).max((2 * team.threads()).div_ceil(panels.max(1)));
-    let rows = m.div_ceil(blocks.max(1)).next_multiple_of(14).min(most);
-    let blocks = m.div_ceil(rows.max(1));
-    let groups = (4 * team.threads()).div_ceil(blocks.max(1)).min(panels).max(1);
-    let group = panels.div_ceil(groups);
-    let groups = panels.div_ceil(group.max(1));
+    let (rows, group) = tasks(team.threads(), m, n.div_ceil(PANEL), a.is_slow());
+    let blocks = m.div_ceil(rows);
+    let groups = n.div_ceil(group * PANEL);
     team.each(blocks * groups, |task| {
         let (left, top) = (task / blocks * group * PANEL, task % blocks * rows);
         // Tasks differ in their rows or columns.
         let (rows, columns) = (top..(top + rows).min(m), left..(left + group * PANEL).min(n));
         product(team.isa, rows, columns, k, a, b, start, c, stride);
     });
+}
+
+/// How many rows and how many panels a task has.
+///
+/// Every task packs its panels, and its rows where they have to be: many rows share the cost of a panel,
+/// many panels that of the rows. And there should be a few tasks for each thread, since one that is held
+/// up must not hold up the others.
+fn tasks(threads: usize, m: usize, panels: usize, packs_rows: bool) -> (usize, usize) {
+    let (most, least) = if packs_rows { (ROWS, 4) } else { (m.max(1), 1) };
+    let wanted = 4 * threads;
+    let blocks = m.div_ceil(most).max(1);
+    let groups = wanted.div_ceil(blocks).min(panels.div_ceil(least)).max(1);
+    let blocks = blocks.max(wanted.div_ceil(groups).min(m / 56));
+    let rows = m.div_ceil(blocks).next_multiple_of(14).min(most);
+    (rows, panels.div_ceil(groups).max(1))
 }
 
 /// Products of fewer multiplications are not worth sharing.
@@ -178,7 +186,11 @@ unsafe fn thin<S: Simd>(
             if let Start::Zero = start {
                 to.add(columns.start).write_bytes(0, columns.len());
             } else if let Start::Bias(bias) = start {
-                std::ptr::copy_nonoverlapping(bias[columns.clone()].as_ptr(), to.add(columns.start), columns.len());
+                std::ptr::copy_nonoverlapping(
+                    bias[columns.clone()].as_ptr(),
+                    to.add(columns.start),
+                    columns.len(),
+                );
             }
             let mut j = columns.start;
             if b.column == 1 {
@@ -278,7 +290,8 @@ unsafe fn thick<S: Simd>(
         // Left as it is: what is read was written before.
         let mut scratch = MaybeUninit::<Scratch>::uninit();
         let scratch = &raw mut *scratch.as_mut_ptr();
-        let (packed_a, packed_b) = ((&raw mut (*scratch).a).cast::<f32>(), (&raw mut (*scratch).b).cast::<f32>());
+        let (packed_a, packed_b) =
+            ((&raw mut (*scratch).a).cast::<f32>(), (&raw mut (*scratch).b).cast::<f32>());
         let mut top = 0;
         loop {
             let depth = DEPTH.min(k - top);
@@ -286,7 +299,8 @@ unsafe fn thick<S: Simd>(
             if copied {
                 pack_rows::<S>(packed_a, a, rows.clone(), top, depth);
             }
-            let block = Rows { a, packed: copied.then_some(packed_a.cast_const()), rows: rows.clone(), top, depth };
+            let block =
+                Rows { a, packed: copied.then_some(packed_a.cast_const()), rows: rows.clone(), top, depth };
             let mut left = columns.start;
             while left < columns.end {
                 let width = PANEL.min(columns.end - left);
@@ -476,25 +490,35 @@ unsafe fn tiles<S: Simd>(
     c: *mut f32,
     stride: usize,
 ) {
+    // SAFETY: as the caller's.
     macro_rules! tile {
-        ($height:literal) => {
+        ($height:literal, 2) => {
+            unsafe { tile::<S, $height, 2>(a, row, column, depth, b, begin, 0, c, stride) }
+        };
+        ($height:literal, 1) => {
             unsafe {
-                if S::WIDE {
-                    tile::<S, $height, 2>(a, row, column, depth, b, begin, 0, c, stride);
-                } else {
-                    tile::<S, $height, 1>(a, row, column, depth, b, begin, 0, c, stride);
-                    tile::<S, $height, 1>(a, row, column, depth, b.add(LANES), begin, LANES, c.add(LANES), stride);
-                }
+                tile::<S, $height, 1>(a, row, column, depth, b, begin, 0, c, stride);
+                let (b, c) = (b.add(LANES), c.add(LANES));
+                tile::<S, $height, 1>(a, row, column, depth, b, begin, LANES, c, stride);
             }
         };
     }
-    match height {
-        14 => tile!(14),
-        8 => tile!(8),
-        6 => tile!(6),
-        4 => tile!(4),
-        2 => tile!(2),
-        _ => tile!(1),
+    // Only the heights that S has, or compiling takes minutes.
+    if S::WIDE {
+        match height {
+            14 => tile!(14, 2),
+            8 => tile!(8, 2),
+            4 => tile!(4, 2),
+            2 => tile!(2, 2),
+            _ => tile!(1, 2),
+        }
+    } else {
+        match height {
+            6 => tile!(6, 1),
+            4 => tile!(4, 1),
+            2 => tile!(2, 1),
+            _ => tile!(1, 1),
+        }
     }
 }
 

@@ -82,7 +82,8 @@ impl Shared {
             } else {
                 self.sleeping.fetch_add(1, Ordering::SeqCst);
                 // A loop posted before `sleeping` was raised would not wake this thread: look again.
-                let open = (self.next.load(Ordering::SeqCst) & TASK) < self.tasks.load(Ordering::SeqCst) as u64;
+                let open =
+                    (self.next.load(Ordering::SeqCst) & TASK) < self.tasks.load(Ordering::SeqCst) as u64;
                 if !open && !self.stop.load(Ordering::SeqCst) {
                     std::thread::park();
                 }
@@ -259,9 +260,11 @@ mod tests {
         for _ in 0..5 {
             std::thread::sleep(std::time::Duration::from_millis(3));
             let sum = AtomicUsize::new(0);
-            team.each(7, |i| team.each(3, |j| {
-                sum.fetch_add(i * j, Ordering::Relaxed);
-            }));
+            team.each(7, |i| {
+                team.each(3, |j| {
+                    sum.fetch_add(i * j, Ordering::Relaxed);
+                })
+            });
             assert_eq!(sum.into_inner(), 21 * 3);
         }
     }

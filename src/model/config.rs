@@ -102,7 +102,9 @@ impl Config {
     /// An id that there is no embedding for.
     pub fn knows(&self, ids: &[u32]) -> Result<()> {
         match ids.iter().find(|id| **id as usize >= self.vocab_size) {
-            Some(id) => Err(Error::input(format!("token {id} is beyond the model's {} tokens", self.vocab_size))),
+            Some(id) => {
+                Err(Error::input(format!("token {id} is beyond the model's {} tokens", self.vocab_size)))
+            }
             None => Ok(()),
         }
     }

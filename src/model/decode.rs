@@ -92,14 +92,24 @@ impl Decoder {
             embedding::forward(team, ids, &w[gpt.layout.wte.clone()], &w[gpt.layout.wpe.clone()], c, x);
             row += text.ids.len();
         }
-        let add = |team: &Team, a: &[f32], x: &mut [f32]| crate::kernel::dropout::apply(team, Dropout::NONE, c, 0, a, x, true);
+        let add = |team: &Team, a: &[f32], x: &mut [f32]| {
+            crate::kernel::dropout::apply(team, Dropout::NONE, c, 0, a, x, true)
+        };
         for (i, block) in gpt.layout.blocks.iter().enumerate() {
             norm::forward(team, block.ln_1.norm(w), x, a, moments);
             linear::forward(team, block.c_attn.linear(w), a, qkv);
             let mut row = 0;
             for text in &mut *texts {
                 let rows = row..row + text.ids.len();
-                attend(team, config, text, i, &qkv[rows.start * 3 * c..rows.end * 3 * c], &mut attended[rows.start * c..rows.end * c], moments);
+                attend(
+                    team,
+                    config,
+                    text,
+                    i,
+                    &qkv[rows.start * 3 * c..rows.end * 3 * c],
+                    &mut attended[rows.start * c..rows.end * c],
+                    moments,
+                );
                 row = rows.end;
             }
             linear::forward(team, block.attn_proj.linear(w), attended, a);

@@ -21,8 +21,8 @@ pub use files::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
 pub use gpt::{Block, Gpt, Layout, Pair, Parameter};
 pub use pass::{Pass, Sequences, piece_tokens};
 
-pub use crate::kernel::IGNORE;
 use crate::kernel::Dropout;
+pub use crate::kernel::IGNORE;
 
 /// What is dropped at one site of the model in the step that `key` stands for.
 fn dropout_at(p: f64, key: u64, site: usize) -> Dropout {

@@ -233,7 +233,8 @@ impl Pass {
             kept.x[..n * c].copy_from_slice(x);
             norm::forward(team, block.ln_1.norm(w), x, a, &mut kept.ln_1[..2 * n]);
             linear::forward(team, block.c_attn.linear(w), a, qkv);
-            let rows = [0, 1, 2].map(|i| Rows { data: &qkv[i * c..], sequence: piece.length * 3 * c, row: 3 * c });
+            let rows =
+                [0, 1, 2].map(|i| Rows { data: &qkv[i * c..], sequence: piece.length * 3 * c, row: 3 * c });
             let moments = &mut kept.moments[..2 * n * shape.heads];
             attention::forward(team, shape, rows, sites.at(3 * i + 1), attended, moments);
             linear::forward(team, block.attn_proj.linear(w), attended, a);

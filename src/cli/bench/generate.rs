@@ -59,8 +59,10 @@ impl Generate {
         let new = self.new.unwrap_or(config.seq_len.saturating_sub(self.prompt));
         if self.prompt == 0 || new < 2 || self.prompt + new > config.seq_len || self.batch == 0 {
             let what = format!("--prompt {} --new {new} --batch {}", self.prompt, self.batch);
-            return Err(Error::usage(format!("{what}: a prompt, 2 or more new tokens and a sequence are needed"))
-                .help(format!("`{}` holds {} tokens", self.preset, config.seq_len)));
+            return Err(Error::usage(format!(
+                "{what}: a prompt, 2 or more new tokens and a sequence are needed"
+            ))
+            .help(format!("`{}` holds {} tokens", self.preset, config.seq_len)));
         }
         let threads = self.threads.unwrap_or_else(machine::threads).max(1);
         let gpt = Gpt::fresh(config, 1);

@@ -1,5 +1,5 @@
 //! How fast tokenizers are trained and text is encoded, on a text of the user's own: what
-//! `tinylm bench tokenize` shows, and `bench/tokenize.py` sets beside other programs.
+//! `tinylm bench tokenize` shows, and `bench/tokenizing.py` sets beside other programs.
 //!
 //! Training is what the stage `train_tokenizer` does: from a documents file to a `tokenizer.json` and
 //! its report. Encoding is of the text's lines, all at once, by the tokenizer just trained. What this

@@ -127,7 +127,8 @@ impl Train {
 
     fn tokens(&self, config: &Config) -> [Vec<u32>; 2] {
         let mut rng = Rng::new(1, "bench");
-        [(); 2].map(|()| (0..self.batch * config.seq_len).map(|_| rng.index(config.vocab_size) as u32).collect())
+        [(); 2]
+            .map(|()| (0..self.batch * config.seq_len).map(|_| rng.index(config.vocab_size) as u32).collect())
     }
 
     /// The times of the steps, and the last one's loss.

@@ -3,7 +3,7 @@
 
     cargo build --release
     pip install tokenizers sentencepiece tiktoken
-    python3 bench/tokenize.py --text my_corpus.txt
+    python3 bench/tokenizing.py --text my_corpus.txt
 
 All train a byte-pair encoding of the same size on the same file and then encode its lines, with all
 cores. The programs take turns: every round runs each of them once, so that whatever else the machine

@@ -1,0 +1,176 @@
+#!/usr/bin/env python3
+"""How fast a training step is: tinylm beside PyTorch, eager and compiled, f32 and bf16.
+
+    cargo build --release
+    pip install torch triton
+    python3 bench/training.py --preset tinylm-1.5m --rounds 3
+
+Both train the same GPT-2 shape on tokens drawn at random, with dropout 0.1: forward, cross-entropy,
+backward, clipping of the gradient's norm to 1, AdamW. PyTorch gets what makes it fast: fused attention
+(`scaled_dot_product_attention`), fused AdamW, memory that glibc keeps instead of giving it back (the
+MALLOC_ variables below; without them it is several times slower), as many threads as cores, and for
+bf16 autocast. `compile` is `torch.compile` with its default back end.
+
+The programs take turns: every round runs each of them once, as a process of its own, so that whatever
+else the machine does hits all alike. A round's figure is the median over the steps of that process after
+some that warm it up; shown is the median over the rounds, and how many times as fast tinylm is as the
+fastest of PyTorch's of the same numbers, in the same rounds.
+
+A program that is not installed is named with the command that installs it. Python 3.9 or newer.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+
+PRESETS = {  # vocabulary, width, layers, heads, length, batch
+    "tinylm-1.5m": (5000, 128, 3, 4, 128, 16),
+    "small": (5000, 256, 4, 4, 256, 16),
+    "medium": (10200, 512, 6, 8, 256, 8),
+    "slm": (50257, 384, 6, 6, 128, 8),
+}
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "8589934592",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "268435456",
+}
+
+
+def pytorch(preset, dtype, compiled, steps):
+    """One process's measurement: the median step in seconds."""
+    import time
+
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    vocab, width, layers, heads, length, batch = PRESETS[preset]
+    torch.manual_seed(1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+            self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+            self.drop = nn.Dropout(0.1)
+
+        def forward(self, x):
+            b, t, c = x.shape
+            q, k, v = (
+                y.view(b, t, heads, c // heads).transpose(1, 2) for y in self.qkv(self.ln_1(x)).split(c, 2)
+            )
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=0.1)
+            x = x + self.drop(self.proj(y.transpose(1, 2).reshape(b, t, c)))
+            return x + self.drop(self.down(F.gelu(self.up(self.ln_2(x)), approximate="tanh")))
+
+    class Gpt(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wte, self.wpe = nn.Embedding(vocab, width), nn.Embedding(length, width)
+            self.drop = nn.Dropout(0.1)
+            self.blocks = nn.ModuleList(Block() for _ in range(layers))
+            self.ln_f = nn.LayerNorm(width)
+
+        def forward(self, ids, targets):
+            x = self.drop(self.wte(ids) + self.wpe.weight)
+            for block in self.blocks:
+                x = block(x)
+            logits = self.ln_f(x) @ self.wte.weight.T
+            return F.cross_entropy(logits.view(-1, vocab), targets.view(-1))
+
+    model = Gpt()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
+    run = torch.compile(model) if compiled else model
+    ids = torch.randint(vocab, (batch, length))
+    targets = torch.randint(vocab, (batch, length))
+    seconds = []
+    for _ in range(steps + 3):
+        begun = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+            loss = run(ids, targets)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds.append(time.perf_counter() - begun)
+    print(json.dumps({"tokens_per_s": batch * length / statistics.median(seconds[3:])}))
+
+
+def contenders(args):
+    vocab, width, layers, heads, length, batch = PRESETS[args.preset]
+    steps = str(args.steps)
+    common = [args.tinylm, "bench", "train", "--preset", args.preset, "--batch", str(batch), "--steps", steps]
+    yield "tinylm f32", [*common, "--format", "json"]
+    if "bf16" in args.dtypes:
+        yield "tinylm bf16", [*common, "--dtype", "bf16", "--format", "json"]
+    for dtype in args.dtypes:
+        for how in ["eager", "compile"]:
+            own = [args.python, __file__, "--one", how, "--dtype", dtype]
+            yield f"PyTorch {how} {dtype}", [*own, "--preset", args.preset, "--steps", steps]
+
+
+def measure(command):
+    """Tokens a second of one process, or None with the reason on stderr."""
+    done = subprocess.run(command, env={**os.environ, **MALLOC}, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode != 0 or not lines:
+        tail = "\n".join(done.stderr.strip().splitlines()[-3:])
+        print(f"failed: {' '.join(command)}\n{tail}", file=sys.stderr)
+        return None
+    return json.loads(lines[-1])["tokens_per_s"]
+
+
+def find_tinylm():
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).parent.parent / "target"))
+    return str(target / "release" / "tinylm")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Training steps of tinylm and PyTorch, side by side.")
+    parser.add_argument("--preset", choices=PRESETS, default="tinylm-1.5m")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10, help="steps of a process that count")
+    parser.add_argument("--dtypes", nargs="+", choices=["f32", "bf16"], default=["f32"])
+    parser.add_argument("--tinylm", default=find_tinylm())
+    parser.add_argument("--python", default=sys.executable, help="a Python that has PyTorch")
+    parser.add_argument("--one", choices=["eager", "compile"], help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        return pytorch(args.preset, args.dtype, args.one == "compile", args.steps)
+    if not pathlib.Path(args.tinylm).exists():
+        sys.exit(f"there is no {args.tinylm}: cargo build --release, or name it with --tinylm")
+    if subprocess.run([args.python, "-c", "import torch"], capture_output=True).returncode != 0:
+        sys.exit(f"{args.python} has no PyTorch: pip install torch triton, or name another with --python")
+    found = {name: [] for name, _ in contenders(args)}
+    for number in range(args.rounds):
+        for name, command in contenders(args):
+            rate = measure(command)
+            print(f"round {number + 1}: {name:22} {'failed' if rate is None else f'{rate:,.0f} tok/s'}", file=sys.stderr)
+            if rate is not None:
+                found[name].append(rate)
+    table(args, {name: statistics.median(rates) for name, rates in found.items() if rates})
+
+
+def table(args, medians):
+    print(f"\n`{args.preset}`, {args.rounds} rounds of {args.steps} steps, {len(os.sched_getaffinity(0))} cores\n")
+    print("| | tok/s | tinylm is |\n| --- | ---: | ---: |")
+    for name, rate in medians.items():
+        own = medians.get(f"tinylm {name.split()[-1]}")
+        ratio = "" if own is None or name.startswith("tinylm") else f"{own / rate:.2f} x"
+        print(f"| {name} | {rate:,.0f} | {ratio} |")
+    for dtype in args.dtypes:
+        peers = [rate for name, rate in medians.items() if name.startswith("PyTorch") and name.endswith(dtype)]
+        own = medians.get(f"tinylm {dtype}")
+        if peers and own:
+            print(f"\n{dtype}: {own / max(peers):.2f} times the fastest of PyTorch's")
+
+
+if __name__ == "__main__":
+    main()
