@@ -14,7 +14,7 @@ once, so each of its stages also has a variable of its own; every tool runs ever
 Each tool does what it does by default but for what makes the comparison fair:
 
     tinylm      run; plan
-    DVC         repro, in `dvc init --no-scm`, analytics and the check for updates off; its plan is `repro --dry`
+    DVC         repro, in `dvc init --no-scm`, analytics and the check for updates off; its plan is `status`
     Snakemake   --cores 2 --quiet all; its plan is `--dry-run`
     make        -j2; its plan is `--dry-run`
 
@@ -22,7 +22,7 @@ The tools take turns within each repeat (interleaved), so that a slow minute of 
 of them. First runs begin in a fresh folder. Of the slow peers, some measurements are repeated less:
 as soon as one call took longer than --patience seconds it is not repeated, and the table says how
 many measurements stand behind each median. A call that takes longer than --limit seconds is stopped
-and shown as "> LIMIT".
+and shown as "> LIMIT"; one that fails is shown as failed, with its message below the table.
 
 Prints Markdown: the machine, the versions, a table of medians and ratios to tinylm.
 Peers that are not there are listed with the way to get them. Needs nothing beyond Python 3.9.
@@ -112,6 +112,8 @@ def write_lines(path, lines):
 
 
 class Tool:
+    fine = (0,)  # the exit codes that are no failure
+
     def __init__(self, name, program, write, run, plan, prepare=None, version=("--version",)):
         self.name, self.program, self.write = name, program, write
         self.run, self.plan, self.prepare, self.version = run, plan, prepare, version
@@ -135,7 +137,7 @@ def tools(arguments):
     found.append(Tool("tinylm", tinylm, write_tinylm, ["run", "p"], ["plan", "p"]))
     no_calls_home = [["init", "--no-scm", "-q"], ["config", "core.analytics", "false"], ["config", "core.check_update", "false"]]
     peers = [
-        ("DVC", "dvc", write_dvc, ["repro", "-q"], ["repro", "-q", "--dry"], no_calls_home),
+        ("DVC", "dvc", write_dvc, ["repro", "-q"], ["status", "-q"], no_calls_home),
         ("Snakemake", "snakemake", write_snakemake, ["--cores", "2", "--quiet", "all"], ["--cores", "2", "--quiet", "all", "--dry-run"], None),
         ("make", "make", write_make, ["-j2", "-s"], ["-s", "--dry-run"], None),
     ]
@@ -143,6 +145,8 @@ def tools(arguments):
         path = find(program, arguments.peers)
         if path:
             found.append(Tool(name, path, write, run, plan, prepare))
+            if name == "DVC":
+                found[-1].fine = (0, 1)  # `status -q` says with 1 that there is something to do
         else:
             missing.append(name)
     return found, missing
@@ -172,8 +176,12 @@ class Slow(Exception):
     """A call was stopped at the limit."""
 
 
+class Failed(Exception):
+    """A call ended with an error: it has no time, and the table says so."""
+
+
 def call(tool, arguments, folder, limit):
-    """Seconds that the tool took; stops the whole program when it fails, since a failure is no time."""
+    """Seconds that the tool took."""
     environment = {**os.environ, "PATH": f"{Path(tool.program).parent}{os.pathsep}{os.environ['PATH']}"}
     begun = time.perf_counter()
     try:
@@ -184,8 +192,9 @@ def call(tool, arguments, folder, limit):
     except subprocess.TimeoutExpired:
         raise Slow from None
     seconds = time.perf_counter() - begun
-    if done.returncode != 0:
-        sys.exit(f"error: {tool.name} {' '.join(arguments)} failed with {done.returncode}:\n{done.stderr[-2000:]}")
+    if done.returncode not in tool.fine or (done.returncode and done.stderr.strip()):
+        command = f"{tool.name} {' '.join(arguments)}"
+        raise Failed(f"`{command}` failed with {done.returncode}: {done.stderr.strip()[-2000:]}")
     return seconds
 
 
@@ -193,15 +202,17 @@ class Times:
     """Of one tool in one row of the table."""
 
     def __init__(self):
-        self.seconds, self.over = [], None
+        self.seconds, self.over, self.failed = [], None, None
 
     def text(self):
+        if self.failed:
+            return "failed"
         if self.over:
             return f"> {self.over} s"
         return f"{spelled(statistics.median(self.seconds))} ({len(self.seconds)})"
 
     def ratio(self, base):
-        if base.over:
+        if self.failed or base.failed or base.over:
             return ""
         mine = self.over or statistics.median(self.seconds)
         return f"{'> ' if self.over else ''}{mine / statistics.median(base.seconds):.3g} x"
@@ -217,12 +228,14 @@ def measure(found, arguments, one):
     for _ in range(arguments.repeat):
         for tool in found:
             mine = times[tool.name]
-            if mine.over or any(s > arguments.patience for s in mine.seconds):
+            if mine.failed or mine.over or any(s > arguments.patience for s in mine.seconds):
                 continue
             try:
                 mine.seconds.append(one(tool))
             except Slow:
                 mine.over = arguments.limit
+            except Failed as failure:
+                mine.failed = str(failure)
     return times
 
 
@@ -271,7 +284,8 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def print_row(label, found, times):
+def print_row(label, found, times, notes):
+    notes += [f"{label}: {t.failed}" for t in times.values() if t.failed]
     cells = [times[found[0].name].text()]
     for tool in found[1:]:
         cells += [times[tool.name].text(), times[tool.name].ratio(times[found[0].name])]
@@ -299,6 +313,7 @@ def main():
     heads = [found[0].name] + [head for t in found[1:] for head in (t.name, "ratio")]
     print("| | " + " | ".join(heads) + " |")
     print("| --- |" + " ---: |" * len(heads), flush=True)
+    notes = []
     with tempfile.TemporaryDirectory(prefix="engine-bench-") as work:
         rows = [
             (f"no-op run, chain of {short}", noop_runs, chain(short)),
@@ -308,7 +323,9 @@ def main():
             (f"plan, tree of {wide:,}", plans, tree(wide)),
         ]
         for label, how, parents in rows:
-            print_row(label, found, how(found, parents, arguments, work))
+            print_row(label, found, how(found, parents, arguments, work), notes)
+    for note in notes:
+        print(f"\n{note}")
 
 
 if __name__ == "__main__":

@@ -150,6 +150,17 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(|e| Error::io("move a file to", to, &e))
 }
 
+/// Whether somebody may run the file at `path`.
+pub fn is_executable(path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    }
+    #[cfg(not(unix))]
+    path.is_file()
+}
+
 /// No more writes to what others link to.
 pub fn make_read_only(path: &Path) -> Result<()> {
     let mut permissions = fs::metadata(path).map_err(|e| Error::io("read", path, &e))?.permissions();
