@@ -91,14 +91,14 @@ pub fn parse(name: &str, text: &str, limits: Limits) -> Result<Node> {
     }
     let build = |events| Builder { events, source, limits, nodes: 0, anchors: HashMap::new() }.document();
     if text.len() < LONG {
-        return build(Events::Here(Parser::new_from_str(text)));
+        return build(Events::Here(Box::new(Parser::new_from_str(text))));
     }
     std::thread::scope(|scope| {
         let (sender, batches) = sync_channel(8);
         let ahead = std::thread::Builder::new().name("yaml".into());
         match ahead.spawn_scoped(scope, move || parse_ahead(text, &sender)) {
             Ok(_) => build(Events::Ahead { batches, batch: Vec::new().into_iter() }),
-            Err(_) => build(Events::Here(Parser::new_from_str(text))),
+            Err(_) => build(Events::Here(Box::new(Parser::new_from_str(text)))),
         }
     })
 }
@@ -112,7 +112,7 @@ const BATCH: usize = 1024;
 type Parsed<'a> = Result<(Event<'a>, RawSpan), ScanError>;
 
 enum Events<'a> {
-    Here(Parser<'a, saphyr_parser::StrInput<'a>>),
+    Here(Box<Parser<'a, saphyr_parser::StrInput<'a>>>),
     Ahead { batches: Receiver<Vec<Parsed<'a>>>, batch: std::vec::IntoIter<Parsed<'a>> },
 }
 

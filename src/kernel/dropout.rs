@@ -40,7 +40,7 @@ impl Dropout {
     pub fn keeps(self, row: usize, column: usize, columns: usize) -> bool {
         let group = row * columns.div_ceil(2 * LANES) + column / (2 * LANES);
         let bits = hash_one((group * LANES + column % LANES) as u32, self.key);
-        let half = if column / LANES % 2 == 0 { bits & 0xffff } else { bits >> 16 };
+        let half = if (column / LANES).is_multiple_of(2) { bits & 0xffff } else { bits >> 16 };
         half >= self.threshold()
     }
 }

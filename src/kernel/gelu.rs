@@ -8,7 +8,7 @@ use super::team::{Parts, Team};
 /// Numbers that are worth a task.
 const GRAIN: usize = 4096;
 
-const TWICE_ROOT: f32 = 1.595_769_1; // 2 sqrt(2/π)
+const TWICE_ROOT: f32 = 1.595_769_2; // 2 sqrt(2/π)
 const CUBE: f32 = 0.044_715;
 
 /// `y = gelu(x)`.

@@ -53,10 +53,11 @@ impl<'a> View<'a> {
         rows == 0 || columns == 0 || (rows - 1) * self.row + (columns - 1) * self.column < self.data.len()
     }
 
-    /// Whether a tile that reads it in place would miss the cache: when a step goes to another row, or
-    /// when rows lie so that their beginnings fall on few sets of it.
-    fn is_slow(&self) -> bool {
-        self.column != 1 || self.row.is_multiple_of(1024)
+    /// Whether tiles are copied before they meet so many panels: when a step would go to another row,
+    /// when rows lie so that their beginnings fall on few sets of the cache, and when the panels are
+    /// enough to pay for it.
+    fn is_packed_for(&self, panels: usize) -> bool {
+        self.column != 1 || self.row.is_multiple_of(1024) || panels >= 16
     }
 
     /// Begin this row and column on.
@@ -95,7 +96,8 @@ pub fn matmul(
     if m * n * k < ALONE {
         return product(team.isa, 0..m, 0..n, k, a, b, start, c, stride);
     }
-    let (rows, group) = tasks(team.threads(), m, n.div_ceil(PANEL), a.is_slow());
+    let panels = n.div_ceil(PANEL);
+    let (rows, group) = tasks(team.threads(), m, panels, a.is_packed_for(panels));
     let blocks = m.div_ceil(rows);
     let groups = n.div_ceil(group * PANEL);
     team.each(blocks * groups, |task| {
@@ -156,7 +158,8 @@ simd! {
             if rows.len() <= THIN && (b.row == 1 || b.column == 1) {
                 thin::<S>(rows, columns, k, a, b, start, c.pointer(), stride);
             } else {
-                let most = if a.is_slow() { ROWS } else { rows.len() };
+                let packs = a.is_packed_for(columns.len().div_ceil(PANEL));
+                let most = if packs { ROWS } else { rows.len() };
                 for top in rows.clone().step_by(most) {
                     let rows = top..(top + most).min(rows.end);
                     thick::<S>(rows, columns.clone(), k, a, b, start, c.pointer(), stride);
@@ -295,7 +298,7 @@ unsafe fn thick<S: Simd>(
         let mut top = 0;
         loop {
             let depth = DEPTH.min(k - top);
-            let copied = a.is_slow();
+            let copied = a.is_packed_for(columns.len().div_ceil(PANEL));
             if copied {
                 pack_rows::<S>(packed_a, a, rows.clone(), top, depth);
             }
@@ -654,4 +657,82 @@ pub fn peak(team: &Team) -> f64 {
         best = best.min(begun.elapsed().as_secs_f64());
     }
     2.0 * (N * N * N) as f64 / best / 1e9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Rng;
+    use crate::kernel::Isa;
+
+    fn numbers(n: usize, label: &str) -> Vec<f32> {
+        let mut rng = Rng::new(1, label);
+        (0..n).map(|_| rng.normal() as f32).collect()
+    }
+
+    /// The definition: one chain of fused multiply-adds an element.
+    fn plain(m: usize, n: usize, k: usize, a: View, b: View, start: Start, c: &mut [f32]) {
+        for i in 0..m {
+            for j in 0..n {
+                let mut sum = match start {
+                    Start::Zero => 0.0,
+                    Start::Add => c[i * n + j],
+                    Start::Bias(bias) => bias[j],
+                };
+                for k in 0..k {
+                    let (x, y) = (a.data[i * a.row + k * a.column], b.data[k * b.row + j * b.column]);
+                    sum = x.mul_add(y, sum);
+                }
+                c[i * n + j] = sum;
+            }
+        }
+    }
+
+    /// To the bit: every way of lying, every beginning, sizes around tiles, panels and blocks, rows that
+    /// are packed and rows that are not.
+    #[test]
+    fn products_are_their_definition_on_every_cpu_and_any_threads() {
+        let sizes = [
+            (1, 1, 1),
+            (1, 40, 33),
+            (3, 100, 17),
+            (4, 130, 16),
+            (5, 33, 70),
+            (14, 32, 8),
+            (29, 31, 300),
+            (60, 70, 257),
+            (300, 64, 20),
+            (40, 520, 30),
+            (30, 16, 1024),
+            (70, 40, 1024),
+            (266, 5, 9),
+        ];
+        for isa in Isa::available() {
+            let teams = [1, 3].map(|threads| Team::with(threads, isa));
+            // Without a fused multiply-add in hardware the large ones take too long.
+            let few = isa.name() == "portable";
+            for (m, n, k) in sizes.into_iter().filter(|(m, n, k)| !few || m * n * k < 200_000) {
+                let (a, b, bias) = (numbers(m * k, "a"), numbers(k * n, "b"), numbers(n, "bias"));
+                for (at, bt, start) in (0..12).map(|i| (i & 1, i & 2, i / 4)) {
+                    let a = if at == 0 { View::new(&a, k) } else { View::new(&a, m).t() };
+                    let b = if bt == 0 { View::new(&b, n) } else { View::new(&b, k).t() };
+                    let start = [Start::Zero, Start::Add, Start::Bias(&bias)][start];
+                    let mut expected = numbers(m * n, "c");
+                    plain(m, n, k, a, b, start, &mut expected);
+                    for team in &teams {
+                        let mut c = numbers(m * n, "c");
+                        matmul(team, (m, n, k), a, b, start, &mut c, n);
+                        assert!(c == expected, "{m} {n} {k} {at} {bt} on {}", isa.name());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "a is no [3, 4]")]
+    fn what_is_too_short_is_refused() {
+        let (a, b) = ([0.0; 11], [0.0; 8]);
+        matmul(&Team::new(1), (3, 2, 4), View::new(&a, 4), View::new(&b, 2), Start::Zero, &mut [0.0; 6], 2);
+    }
 }

@@ -112,8 +112,8 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn transpose(src: *const f32, from: usize, dst: *mut f32, to: usize) {
-        for i in 0..LANES {
-            for j in 0..LANES {
+        for j in 0..LANES {
+            for i in 0..LANES {
                 unsafe { *dst.add(j * to + i) = *src.add(i * from + j) };
             }
         }

@@ -101,7 +101,8 @@ pub trait Simd: Copy {
     const WIDE: bool;
     /// Rows of the next tile when this many are left.
     fn height(left: usize) -> usize;
-    /// 16 × 16 numbers, rows `from` apart, written with rows and columns exchanged.
+    /// 16 × 16 numbers, rows `from` apart, written with rows and columns exchanged, one after the other:
+    /// where `to` is below 16, a later one overwrites what an earlier one wrote beyond it.
     unsafe fn transpose(src: *const f32, from: usize, dst: *mut f32, to: usize);
 }
 

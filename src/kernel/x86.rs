@@ -114,7 +114,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn transpose(src: *const f32, from: usize, dst: *mut f32, to: usize) {
         unsafe {
-            let r: [__m512; 16] = std::array::from_fn(|i| _mm512_loadu_ps(src.add(i * from)));
+            // No closures: what is not inlined here would lack the instructions.
+            let mut r = [_mm512_setzero_ps(); 16];
+            for (i, row) in r.iter_mut().enumerate() {
+                *row = _mm512_loadu_ps(src.add(i * from));
+            }
             let mut t = r;
             for i in 0..8 {
                 t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
@@ -123,21 +127,26 @@ impl Simd for Avx512 {
             // q[4g + c]: column c of each 128-bit lane, rows 4g .. 4g + 4.
             let mut q = r;
             for g in 0..4 {
-                let pd = |x: usize| _mm512_castps_pd(t[4 * g + x]);
-                q[4 * g] = _mm512_castpd_ps(_mm512_unpacklo_pd(pd(0), pd(2)));
-                q[4 * g + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(pd(0), pd(2)));
-                q[4 * g + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(pd(1), pd(3)));
-                q[4 * g + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(pd(1), pd(3)));
+                let (a, b) = (_mm512_castps_pd(t[4 * g]), _mm512_castps_pd(t[4 * g + 1]));
+                let (c, d) = (_mm512_castps_pd(t[4 * g + 2]), _mm512_castps_pd(t[4 * g + 3]));
+                q[4 * g] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+                q[4 * g + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+                q[4 * g + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+                q[4 * g + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
             }
+            let mut columns = q;
             for c in 0..4 {
                 let a = _mm512_shuffle_f32x4::<0x88>(q[c], q[4 + c]);
                 let b = _mm512_shuffle_f32x4::<0xdd>(q[c], q[4 + c]);
                 let d = _mm512_shuffle_f32x4::<0x88>(q[8 + c], q[12 + c]);
                 let e = _mm512_shuffle_f32x4::<0xdd>(q[8 + c], q[12 + c]);
-                _mm512_storeu_ps(dst.add(c * to), _mm512_shuffle_f32x4::<0x88>(a, d));
-                _mm512_storeu_ps(dst.add((4 + c) * to), _mm512_shuffle_f32x4::<0x88>(b, e));
-                _mm512_storeu_ps(dst.add((8 + c) * to), _mm512_shuffle_f32x4::<0xdd>(a, d));
-                _mm512_storeu_ps(dst.add((12 + c) * to), _mm512_shuffle_f32x4::<0xdd>(b, e));
+                columns[c] = _mm512_shuffle_f32x4::<0x88>(a, d);
+                columns[4 + c] = _mm512_shuffle_f32x4::<0x88>(b, e);
+                columns[8 + c] = _mm512_shuffle_f32x4::<0xdd>(a, d);
+                columns[12 + c] = _mm512_shuffle_f32x4::<0xdd>(b, e);
+            }
+            for (c, column) in columns.iter().enumerate() {
+                _mm512_storeu_ps(dst.add(c * to), *column);
             }
         }
     }
@@ -268,8 +277,8 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn transpose(src: *const f32, from: usize, dst: *mut f32, to: usize) {
-        for i in 0..LANES {
-            for j in 0..LANES {
+        for j in 0..LANES {
+            for i in 0..LANES {
                 unsafe { *dst.add(j * to + i) = *src.add(i * from + j) };
             }
         }

@@ -12,7 +12,7 @@ use crate::eval::{self, Gate, Scored};
 use crate::generate;
 use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
 use crate::stage::{Artifact, Connected, Context, Info, Issue, Kind, Port};
-use crate::tokenizer::chat;
+use crate::tokenizer::{Tokenizer, chat};
 use crate::train::Sample;
 
 pub struct Eval;
@@ -100,6 +100,9 @@ impl Kind for Eval {
     fn run(params: &Params, ctx: &Context) -> Result<()> {
         let input = ctx.input("model")?;
         let tokenizer = ctx.input("tokenizer")?.file_or_only(TOKENIZER_FILE)?;
+        if let Ok(own) = input.file(TOKENIZER_FILE) {
+            Tokenizer::load(own)?.is_part_of(&Tokenizer::load(tokenizer)?)?;
+        }
         let model = Model::load(input.file(CONFIG_FILE)?, input.file(WEIGHTS_FILE)?, tokenizer)?;
         let texts = texts::inputs(ctx)?;
         let options = eval::Options {

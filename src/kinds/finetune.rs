@@ -96,18 +96,7 @@ fn load(params: &Params, ctx: &Context) -> Result<Model> {
     let mut gpt = Gpt::load(input.file(CONFIG_FILE)?, input.file(WEIGHTS_FILE)?)?;
     let own = Tokenizer::load(input.file(TOKENIZER_FILE)?)?;
     let tokenizer = Tokenizer::load(ctx.input("tokenizer")?.file_or_only(TOKENIZER_FILE)?)?;
-    for id in 0..own.vocab_size().min(gpt.config.vocab_size) as u32 {
-        let (old, new) = (own.token(id), tokenizer.token(id));
-        if old != new {
-            let shown = |t: Option<String>| t.map_or("nothing".to_string(), |t| format!("`{t}`"));
-            return Err(Error::input(format!(
-                "token {id} is {} for the model and {} for the tokenizer",
-                shown(old),
-                shown(new)
-            ))
-            .help("connect the tokenizer that the model was trained with, or one that only adds to it"));
-        }
-    }
+    own.is_part_of(&tokenizer)?;
     if tokenizer.vocab_size() > gpt.config.vocab_size {
         tracing::info!(
             "the embedding grows from {} to {} tokens",

@@ -52,7 +52,7 @@ pub struct Merge<'a>(pub Cow<'a, str>, pub Cow<'a, str>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
     fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(MergeVisitor).map(|Merge(left, right)| Merge(left, right))
+        deserializer.deserialize_any(MergeVisitor)
     }
 }
 

@@ -352,6 +352,28 @@ impl Tokenizer {
         }
     }
 
+    /// Whether `other` says with each of this one's ids what this one says; it may have more.
+    ///
+    /// # Errors
+    /// The first id that means something else: a model trained with this one would read nonsense.
+    pub fn is_part_of(&self, other: &Tokenizer) -> Result<()> {
+        for id in 0..self.vocab_size() as u32 {
+            let (own, its) = (self.token(id), other.token(id));
+            if own != its {
+                let shown = |t: Option<String>| t.map_or("nothing".to_string(), |t| format!("`{t}`"));
+                let what = format!(
+                    "token {id} is {} for the model and {} for the tokenizer",
+                    shown(own),
+                    shown(its)
+                );
+                return Err(Error::input(what).help(
+                    "connect the tokenizer that the model was trained with, or one that only adds to it",
+                ));
+            }
+        }
+        Ok(())
+    }
+
     pub fn id(&self, token: &str) -> Option<u32> {
         match &self.0.engine {
             Engine::Own(vocabulary) => vocabulary.id(token),
