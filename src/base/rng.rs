@@ -64,10 +64,11 @@ impl Rng {
         (self.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }
 
-    /// Standard normal (Box and Muller, 1958; one of the pair, so that the stream has no memory).
+    /// Standard normal (Box and Muller, 1958; one of the pair, so that the stream has no memory). With
+    /// logarithm and cosine in Rust: the C library's differ between systems, and between CPUs of one.
     pub fn normal(&mut self) -> f64 {
-        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
-        radius * (std::f64::consts::TAU * self.uniform()).cos()
+        let radius = (-2.0 * libm::log(1.0 - self.uniform())).sqrt();
+        radius * libm::cos(std::f64::consts::TAU * self.uniform())
     }
 
     /// Fisher and Yates.

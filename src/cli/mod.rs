@@ -194,7 +194,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
     // would take longer than all that they do.
     if matches!(
         cli.command,
-        Command::Inspect(_) | Command::Query(_) | Command::Generate(_) | Command::Chat(_)
+        Command::Inspect(_) | Command::Query(_) | Command::Generate(_) | Command::Chat(_) | Command::Bench(_)
     ) {
         machine::use_all_cores();
     }

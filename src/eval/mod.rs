@@ -107,7 +107,7 @@ impl Sums {
             tokens: self.tokens,
             bytes: self.bytes,
             loss: self.nats / tokens,
-            perplexity: (self.nats / tokens).exp(),
+            perplexity: libm::exp(self.nats / tokens),
             bits_per_byte: self.nats / std::f64::consts::LN_2 / self.bytes as f64,
             bytes_per_token: self.bytes as f64 / tokens,
             top1_accuracy: self.top1 as f64 / tokens,
@@ -253,9 +253,9 @@ fn score_item(model: &Model, pass: &mut Pass, item: &Item, monitor: &dyn Monitor
 
 fn one_token(row: &[f32], target: u32) -> Sums {
     let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = row.iter().map(|x| f64::from(x - max).exp()).sum();
+    let sum: f64 = row.iter().map(|x| libm::exp(f64::from(x - max))).sum();
     let own = row[target as usize];
-    let nats = sum.ln() - f64::from(own - max);
+    let nats = libm::log(sum) - f64::from(own - max);
     // Of equals the lower id ranks first, as in greedy decoding.
     let rank =
         row.iter().enumerate().filter(|(i, x)| **x > own || (**x == own && (*i as u32) < target)).count();

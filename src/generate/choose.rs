@@ -79,15 +79,16 @@ pub fn argmax(scores: &[f32]) -> u32 {
 /// `ln softmax`.
 pub fn log_probabilities(scores: &[f32]) -> Vec<f64> {
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = scores.iter().map(|s| f64::from(s - max).exp()).sum();
-    scores.iter().map(|s| f64::from(s - max) - sum.ln()).collect()
+    let sum: f64 = scores.iter().map(|s| libm::exp(f64::from(s - max))).sum();
+    let ln = libm::log(sum);
+    scores.iter().map(|s| f64::from(s - max) - ln).collect()
 }
 
 /// What temperature, top-k and top-p leave, likeliest first, with probabilities that need not sum to 1.
 pub fn candidates(scores: &[f32], options: &Options) -> Vec<(u32, f64)> {
     let scaled: Vec<f32> = scores.iter().map(|s| s / options.temperature as f32).collect();
     let logs = log_probabilities(&scaled);
-    let mut all: Vec<(u32, f64)> = logs.iter().enumerate().map(|(i, p)| (i as u32, p.exp())).collect();
+    let mut all: Vec<(u32, f64)> = logs.iter().enumerate().map(|(i, p)| (i as u32, libm::exp(*p))).collect();
     all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     if options.top_k > 0 {
         all.truncate(options.top_k);

@@ -57,7 +57,7 @@ impl Kind for Pretrain {
     fn info() -> Info {
         Info {
             name: "pretrain",
-            version: 1,
+            version: 2, // 2: kernels of our own
             summary: "Trains a new decoder-only transformer on token shards.",
             inputs: vec![
                 Port::new("shards", "shards", "What it learns to continue."),

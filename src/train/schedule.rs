@@ -15,7 +15,7 @@ impl Schedule {
         }
         let span = steps.saturating_sub(self.warmup).max(1);
         let done = ((step - self.warmup) as f64 / span as f64).min(1.0);
-        self.floor + (self.peak - self.floor) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
+        self.floor + (self.peak - self.floor) * 0.5 * (1.0 + libm::cos(std::f64::consts::PI * done))
     }
 }
 
