@@ -124,7 +124,7 @@ fn tasks(threads: usize, m: usize, panels: usize, packs_rows: bool) -> (usize, u
 }
 
 /// Products of fewer multiplications are not worth sharing.
-const ALONE: usize = 1 << 17;
+const ALONE: usize = 1 << 15;
 
 /// Up to so many rows, B is read where it lies: it is needed but once.
 const THIN: usize = 4;
@@ -169,7 +169,7 @@ simd! {
     }
 }
 
-/// Row by row, 8 vectors of columns at a time.
+/// Row by row, some vectors of columns at a time.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn thin<S: Simd>(
@@ -182,7 +182,6 @@ unsafe fn thin<S: Simd>(
     c: *mut f32,
     stride: usize,
 ) {
-    const WIDE: usize = 8;
     unsafe {
         for i in rows {
             let (x, to) = (a.from(i, 0), c.add(i * stride));
@@ -197,9 +196,16 @@ unsafe fn thin<S: Simd>(
             }
             let mut j = columns.start;
             if b.column == 1 {
-                while j + WIDE * LANES <= columns.end {
-                    thin_rows::<S, WIDE>(x, a.column, k, b.from(0, j), b.row, to.add(j));
-                    j += WIDE * LANES;
+                // Long pieces of a row: B comes from beyond the cache, and is read ahead by the line.
+                if S::WIDE {
+                    while j + 16 * LANES <= columns.end {
+                        thin_rows::<S, 16>(x, a.column, k, b.from(0, j), b.row, to.add(j));
+                        j += 16 * LANES;
+                    }
+                }
+                while j + 4 * LANES <= columns.end {
+                    thin_rows::<S, 4>(x, a.column, k, b.from(0, j), b.row, to.add(j));
+                    j += 4 * LANES;
                 }
                 while j + LANES <= columns.end {
                     thin_rows::<S, 1>(x, a.column, k, b.from(0, j), b.row, to.add(j));
@@ -258,14 +264,11 @@ unsafe fn thin_columns<S: Simd>(
     c: *mut f32,
 ) {
     unsafe {
-        let mut square = [0f32; LANES * LANES];
         let mut sum = S::load(c);
         let whole = k / LANES * LANES;
         for top in (0..whole).step_by(LANES) {
-            S::transpose(b.add(top), stride, square.as_mut_ptr(), LANES);
-            for y in 0..LANES {
-                let x = S::splat(*x.add((top + y) * step));
-                sum = S::fma(x, S::load(square.as_ptr().add(y * LANES)), sum);
+            for (y, row) in S::columns(b.add(top), stride).iter().enumerate() {
+                sum = S::fma(S::splat(*x.add((top + y) * step)), *row, sum);
             }
         }
         for k in whole..k {

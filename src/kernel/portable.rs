@@ -111,11 +111,7 @@ impl Simd for Portable {
         a
     }
     #[inline(always)]
-    unsafe fn transpose(src: *const f32, from: usize, dst: *mut f32, to: usize) {
-        for j in 0..LANES {
-            for i in 0..LANES {
-                unsafe { *dst.add(j * to + i) = *src.add(i * from + j) };
-            }
-        }
+    unsafe fn columns(src: *const f32, from: usize) -> [Self::F; LANES] {
+        std::array::from_fn(|j| std::array::from_fn(|i| unsafe { *src.add(i * from + j) }))
     }
 }

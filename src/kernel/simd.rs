@@ -101,9 +101,19 @@ pub trait Simd: Copy {
     const WIDE: bool;
     /// Rows of the next tile when this many are left.
     fn height(left: usize) -> usize;
-    /// 16 × 16 numbers, rows `from` apart, written with rows and columns exchanged, one after the other:
-    /// where `to` is below 16, a later one overwrites what an earlier one wrote beyond it.
-    unsafe fn transpose(src: *const f32, from: usize, dst: *mut f32, to: usize);
+    /// The columns of 16 × 16 numbers whose rows lie `from` apart.
+    unsafe fn columns(src: *const f32, from: usize) -> [Self::F; LANES];
+
+    /// The same, written one after the other `to` apart: where that is below 16, a later one overwrites
+    /// what an earlier one wrote beyond it.
+    #[inline(always)]
+    unsafe fn transpose(src: *const f32, from: usize, dst: *mut f32, to: usize) {
+        unsafe {
+            for (c, column) in Self::columns(src, from).iter().enumerate() {
+                Self::store(dst.add(c * to), *column);
+            }
+        }
+    }
 }
 
 /// 16 numbers, with operators.

@@ -112,7 +112,7 @@ impl Simd for Avx512 {
 
     /// Pairs, then quads, then 128-bit lanes.
     #[inline(always)]
-    unsafe fn transpose(src: *const f32, from: usize, dst: *mut f32, to: usize) {
+    unsafe fn columns(src: *const f32, from: usize) -> [__m512; LANES] {
         unsafe {
             // No closures: what is not inlined here would lack the instructions.
             let mut r = [_mm512_setzero_ps(); 16];
@@ -145,9 +145,7 @@ impl Simd for Avx512 {
                 columns[8 + c] = _mm512_shuffle_f32x4::<0xdd>(a, d);
                 columns[12 + c] = _mm512_shuffle_f32x4::<0xdd>(b, e);
             }
-            for (c, column) in columns.iter().enumerate() {
-                _mm512_storeu_ps(dst.add(c * to), *column);
-            }
+            columns
         }
     }
 }
@@ -276,11 +274,17 @@ impl Simd for Avx2 {
         unsafe { std::mem::transmute::<[u32; LANES], [__m256i; 2]>(a) }
     }
     #[inline(always)]
-    unsafe fn transpose(src: *const f32, from: usize, dst: *mut f32, to: usize) {
-        for j in 0..LANES {
-            for i in 0..LANES {
-                unsafe { *dst.add(j * to + i) = *src.add(i * from + j) };
+    unsafe fn columns(src: *const f32, from: usize) -> [Self::F; LANES] {
+        unsafe {
+            let mut columns = [Self::splat(0.0); LANES];
+            for (j, column) in columns.iter_mut().enumerate() {
+                let mut numbers = [0.0; LANES];
+                for (i, number) in numbers.iter_mut().enumerate() {
+                    *number = *src.add(i * from + j);
+                }
+                *column = Self::load(numbers.as_ptr());
             }
+            columns
         }
     }
 }
