@@ -45,6 +45,6 @@ mod x86;
 pub use buffer::Buffer;
 pub use dropout::Dropout;
 pub use loss::IGNORE;
-pub use matmul::peak;
+pub use matmul::{Dtype, peak};
 pub use simd::Isa;
 pub use team::Team;

@@ -2,7 +2,7 @@
 //! has: NEON on aarch64, SSE2 on x86-64. There, without a fused multiply-add, `mul_add` is a slow
 //! function call: this is for exactness on machines from before 2013, not for speed.
 
-use super::simd::{LANES, Simd};
+use super::simd::{LANES, Simd, Tiles};
 
 #[derive(Clone, Copy)]
 pub struct Portable;
@@ -12,9 +12,8 @@ fn each<A: Copy, B: Copy, C>(a: [A; LANES], b: [B; LANES], f: impl Fn(A, B) -> C
     std::array::from_fn(|i| f(a[i], b[i]))
 }
 
-impl Simd for Portable {
+impl Tiles for Portable {
     type F = [f32; LANES];
-    type U = [u32; LANES];
     const WIDE: bool = false;
 
     #[inline(always)]
@@ -35,6 +34,15 @@ impl Simd for Portable {
         unsafe { p.cast::<Self::F>().write_unaligned(x) }
     }
     #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+}
+
+impl Simd for Portable {
+    type U = [u32; LANES];
+
+    #[inline(always)]
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
         each(a, b, |a, b| a + b)
     }
@@ -49,10 +57,6 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn div(a: Self::F, b: Self::F) -> Self::F {
         each(a, b, |a, b| a / b)
-    }
-    #[inline(always)]
-    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
-        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
     }
     #[inline(always)]
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F {

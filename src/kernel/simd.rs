@@ -51,6 +51,15 @@ impl Isa {
         Self::available()[0]
     }
 
+    /// Whether it has an instruction for products of pairs of bf16.
+    pub fn has_pairs(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if self.0 == Kind::Avx512 {
+            return is_x86_feature_detected!("avx512bf16");
+        }
+        false
+    }
+
     pub fn name(self) -> &'static str {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -63,23 +72,45 @@ impl Isa {
     }
 }
 
+/// What the inner loop of a matrix product is made of: 16 sums, and what they are sums of.
+///
+/// # Safety
+/// As of [`Simd`].
+pub trait Tiles: Copy {
+    type F: Copy;
+    /// Whether a tile is two vectors wide; else one.
+    const WIDE: bool;
+    /// Rows of the next tile when this many are left.
+    fn height(left: usize) -> usize;
+    unsafe fn splat(x: f32) -> Self::F;
+    unsafe fn load(p: *const f32) -> Self::F;
+    unsafe fn store(p: *mut f32, x: Self::F);
+    /// `a · b + c`, rounded once.
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// Asks for what lies there, which need not be anything.
+    #[inline(always)]
+    unsafe fn prefetch(_: *const f32) {}
+    /// The same, into the second cache.
+    #[inline(always)]
+    unsafe fn prefetch_far(_: *const f32) {}
+    /// The same, but the compiler can't know: keeps it from deriving one pointer from another.
+    #[inline(always)]
+    fn opaque(p: *const f32) -> *const f32 {
+        p
+    }
+}
+
 /// 16 lanes of f32 and of u32, and what can be done with them.
 ///
 /// # Safety
 /// The functions of an implementation may only be called where its instructions run; [`simd!`] sees to
 /// that. Pointers must be good for 16 elements; they need no alignment.
-pub trait Simd: Copy {
-    type F: Copy;
+pub trait Simd: Tiles {
     type U: Copy;
-    unsafe fn splat(x: f32) -> Self::F;
-    unsafe fn load(p: *const f32) -> Self::F;
-    unsafe fn store(p: *mut f32, x: Self::F);
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
-    /// `a · b + c`, rounded once.
-    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// The greater; `b` where either is not a number.
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
     /// The lesser; `b` where either is not a number.
@@ -97,10 +128,6 @@ pub trait Simd: Copy {
     unsafe fn keep_ge(a: Self::U, b: Self::U, x: Self::F) -> Self::F;
     unsafe fn to_array(a: Self::F) -> [f32; LANES];
     unsafe fn from_array_u(a: [u32; LANES]) -> Self::U;
-    /// Whether a tile of the matrix product is two vectors wide; else one.
-    const WIDE: bool;
-    /// Rows of the next tile when this many are left.
-    fn height(left: usize) -> usize;
     /// The columns of 16 × 16 numbers whose rows lie `from` apart.
     unsafe fn columns(src: *const f32, from: usize) -> [Self::F; LANES];
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, Thread};
 
+use super::matmul::Dtype;
 use super::simd::Isa;
 
 /// How often a thread looks for work before it sleeps: some 50 µs.
@@ -19,9 +20,12 @@ const SPINS: usize = 4_000;
 /// Threads that share loops, and the kind of CPU they run on.
 pub struct Team {
     pub isa: Isa,
+    /// Of its matrix products.
+    pub dtype: Dtype,
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     handles: Vec<Thread>,
+    scratch: std::sync::Mutex<super::Buffer>,
 }
 
 /// What a loop runs: the body, by task.
@@ -119,11 +123,47 @@ impl Team {
         };
         let workers: Vec<JoinHandle<()>> = (1..threads).filter_map(spawn).collect();
         let handles = workers.iter().map(|w| w.thread().clone()).collect();
-        Team { isa, shared, workers, handles }
+        Team {
+            isa,
+            dtype: Dtype::F32,
+            shared,
+            workers,
+            handles,
+            scratch: std::sync::Mutex::new(super::Buffer::new(0)),
+        }
+    }
+
+    /// The same team, with products in `dtype`.
+    pub fn in_dtype(mut self, dtype: Dtype) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// What its products run on, in words.
+    pub fn instructions(&self) -> String {
+        match self.dtype {
+            Dtype::F32 => self.isa.name().into(),
+            Dtype::Bf16 if super::matmul::has_exact_pairs(self.isa) => "AVX-512 BF16".into(),
+            Dtype::Bf16 => format!("{}, rounded to bf16", self.isa.name()),
+        }
     }
 
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Memory of `len` numbers for the length of a call, kept for the next. It holds anything.
+    pub(super) fn with_scratch<R>(&self, len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+        match self.scratch.try_lock() {
+            Ok(mut scratch) => {
+                if scratch.len() < len {
+                    *scratch = super::Buffer::new(len);
+                }
+                f(&mut scratch[..len])
+            }
+            // Somebody else's product is on its way.
+            Err(_) => f(&mut super::Buffer::new(len)),
+        }
     }
 
     /// Calls `body` with every number below `tasks`, side by side, and returns when all are done.
@@ -203,6 +243,11 @@ impl<T> Copy for Parts<'_, T> {}
 impl<'a, T> Parts<'a, T> {
     pub fn new(all: &'a mut [T]) -> Self {
         Parts { start: all.as_mut_ptr(), len: all.len(), life: std::marker::PhantomData }
+    }
+
+    /// `len` elements from there on, all of which whoever uses the parts may write.
+    pub(super) fn at(start: *mut T, len: usize) -> Self {
+        Parts { start, len, life: std::marker::PhantomData }
     }
 
     /// # Safety

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::simd::{LANES, Simd};
+use super::simd::{LANES, Simd, Tiles};
 
 #[derive(Clone, Copy)]
 pub struct Avx512;
@@ -10,9 +10,8 @@ pub struct Avx512;
 #[derive(Clone, Copy)]
 pub struct Avx2;
 
-impl Simd for Avx512 {
+impl Tiles for Avx512 {
     type F = __m512;
-    type U = __m512i;
     // 14 × 2 sums, 2 of B and 1 of A: 31 of 32 registers.
     const WIDE: bool = true;
 
@@ -34,6 +33,30 @@ impl Simd for Avx512 {
         unsafe { _mm512_storeu_ps(p, x) }
     }
     #[inline(always)]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    #[allow(clippy::pointers_in_nomem_asm_block)] // it reads nothing
+    fn opaque(mut p: *const f32) -> *const f32 {
+        // SAFETY: it is a comment.
+        unsafe { std::arch::asm!("/* {0} */", inout(reg) p, options(nomem, nostack, preserves_flags, pure)) }
+        p
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const f32) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_far(p: *const f32) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+}
+
+impl Simd for Avx512 {
+    type U = __m512i;
+
+    #[inline(always)]
     unsafe fn add(a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_add_ps(a, b) }
     }
@@ -48,10 +71,6 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn div(a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_div_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
-        unsafe { _mm512_fmadd_ps(a, b, c) }
     }
     #[inline(always)]
     unsafe fn max(a: __m512, b: __m512) -> __m512 {
@@ -109,7 +128,6 @@ impl Simd for Avx512 {
     unsafe fn from_array_u(a: [u32; LANES]) -> __m512i {
         unsafe { _mm512_loadu_si512(a.as_ptr().cast()) }
     }
-
     /// Pairs, then quads, then 128-bit lanes.
     #[inline(always)]
     unsafe fn columns(src: *const f32, from: usize) -> [__m512; LANES] {
@@ -150,6 +168,56 @@ impl Simd for Avx512 {
     }
 }
 
+/// [`Avx512`] whose numbers, but for sums, are pairs of bf16.
+#[derive(Clone, Copy)]
+pub struct Pairs;
+
+impl Tiles for Pairs {
+    type F = __m512;
+    const WIDE: bool = Avx512::WIDE;
+
+    #[inline(always)]
+    fn height(left: usize) -> usize {
+        Avx512::height(left)
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m512 {
+        unsafe { Avx512::splat(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m512 {
+        unsafe { Avx512::load(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: __m512) {
+        unsafe { Avx512::store(p, x) }
+    }
+    /// The upper halves' product first, then the lower halves'.
+    #[inline(always)]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe {
+            let (a, b) = (_mm512_castps_si512(a), _mm512_castps_si512(b));
+            _mm512_dpbf16_ps(
+                c,
+                std::mem::transmute::<__m512i, __m512bh>(a),
+                std::mem::transmute::<__m512i, __m512bh>(b),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const f32) {
+        unsafe { Avx512::prefetch(p) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_far(p: *const f32) {
+        unsafe { Avx512::prefetch_far(p) }
+    }
+    #[inline(always)]
+    fn opaque(p: *const f32) -> *const f32 {
+        Avx512::opaque(p)
+    }
+}
+
 macro_rules! both {
     ($f:path, $a:expr, $b:expr) => {
         [$f($a[0], $b[0]), $f($a[1], $b[1])]
@@ -159,9 +227,8 @@ macro_rules! both {
     };
 }
 
-impl Simd for Avx2 {
+impl Tiles for Avx2 {
     type F = [__m256; 2];
-    type U = [__m256i; 2];
     // 6 sums of two registers, B's two and one of A: 15 of 16 registers.
     const WIDE: bool = false;
 
@@ -186,6 +253,15 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+}
+
+impl Simd for Avx2 {
+    type U = [__m256i; 2];
+
+    #[inline(always)]
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
         unsafe { both!(_mm256_add_ps, a, b) }
     }
@@ -200,10 +276,6 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn div(a: Self::F, b: Self::F) -> Self::F {
         unsafe { both!(_mm256_div_ps, a, b) }
-    }
-    #[inline(always)]
-    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
-        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
     }
     #[inline(always)]
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F {

@@ -45,6 +45,9 @@ macro_rules! training_params {
             pub patience: u32,
             /// Steps between samples. 0: only at the end.
             pub sample_every: u64,
+            /// What matrix products are made of. Sums, weights and all else stay f32; what is learned
+            /// differs in its bits, and is of the same quality.
+            pub dtype: crate::kernel::Dtype,
             /// What the samples begin with.
             pub prompts: Vec<String>,
             /// The weights that are kept: of the `best` validation, or the `last`.
@@ -70,6 +73,7 @@ macro_rules! training_params {
                     eval_rows: 64,
                     patience: 0,
                     sample_every: 0,
+                    dtype: crate::kernel::Dtype::F32,
                     prompts: Vec::new(),
                     keep: crate::train::Keep::Best,
                 }
@@ -97,6 +101,7 @@ macro_rules! training_params {
                     sample_every: self.sample_every,
                     prompts: self.prompts.clone(),
                     keep: self.keep,
+                    dtype: self.dtype,
                     seed,
                 }
             }

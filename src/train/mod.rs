@@ -28,7 +28,7 @@ pub use schedule::Schedule;
 
 use crate::base::{Error, Monitor, Progress, Result, machine, units};
 use crate::generate::{self, Strategy};
-use crate::kernel::Team;
+use crate::kernel::{Dtype, Team};
 use crate::model::{Model, Pass};
 
 /// Which weights are kept at the end.
@@ -67,6 +67,8 @@ pub struct Options {
     pub sample_every: u64,
     pub prompts: Vec<String>,
     pub keep: Keep,
+    /// Of matrix products.
+    pub dtype: Dtype,
     pub seed: u64,
 }
 
@@ -141,8 +143,9 @@ impl<'a> Run<'a> {
             return Err(Error::input("there is not one row of tokens to train on")
                 .help("give it more text, or a smaller seq_len"));
         }
+        let team = Team::new(rayon::current_num_threads()).in_dtype(options.dtype);
         Ok(Run {
-            pass: Pass::training(&model.gpt.config, Team::new(rayon::current_num_threads())),
+            pass: Pass::training(&model.gpt.config, team),
             batch: Batch::default(),
             optimizer: AdamW::new(&model.gpt, options),
             model,

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{median_ms, peak_rss_mib, rounded};
 use crate::base::{Error, Result, Rng, machine};
-use crate::kernel::{Isa, Team, peak};
+use crate::kernel::{Dtype, Team, peak};
 use crate::model::plain::Plain;
 use crate::model::{self, Config, Gpt, Pass, Sequences};
 use crate::train::{self, AdamW, Options};
@@ -45,11 +45,6 @@ pub struct Train {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Dtype {
-    F32,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Backend {
     Kernels,
     Candle,
@@ -67,7 +62,7 @@ pub struct TrainFigures {
     step_ms: f64,
     peak_rss_mib: f64,
     threads: usize,
-    instructions: &'static str,
+    instructions: String,
     /// Multiplications and additions of the matrix products of a step, a second.
     gflops: f64,
     /// What a large product reaches here.
@@ -91,10 +86,10 @@ impl Train {
         let tokens = self.batch * config.seq_len;
         let step_ms = median_ms(times);
         let gflops = flops(&config) * tokens as f64 / step_ms / 1e6;
-        let peak_gflops = self.peak.then(|| peak(&Team::new(threads)));
+        let peak_gflops = self.peak.then(|| peak(&self.team(threads)));
         Ok(TrainFigures {
             preset: self.preset.clone(),
-            dtype: "f32",
+            dtype: self.dtype.name(),
             params: config.parameters(),
             batch: self.batch,
             seq: config.seq_len,
@@ -102,12 +97,16 @@ impl Train {
             step_ms,
             peak_rss_mib,
             threads,
-            instructions: Isa::best().name(),
+            instructions: self.team(1).instructions(),
             gflops: rounded(gflops),
             peak_gflops: peak_gflops.map(rounded),
             share_of_peak: peak_gflops.map(|p| rounded(gflops / p)),
             loss: rounded(loss / tokens as f64),
         })
+    }
+
+    fn team(&self, threads: usize) -> Team {
+        Team::new(threads).in_dtype(self.dtype)
     }
 
     fn config(&self) -> Result<Config> {
@@ -116,6 +115,10 @@ impl Train {
         let config = Config { seq_len, dropout: self.dropout, ..preset.clone() };
         if let Some((name, why)) = config.mistake() {
             return Err(Error::usage(format!("--{}: {why}", if name == "seq_len" { "seq" } else { name })));
+        }
+        if self.backend == Backend::Candle && self.dtype != Dtype::F32 {
+            let dtype = self.dtype.name();
+            return Err(Error::usage(format!("--dtype {dtype}: the plain twin has f32 only")));
         }
         for (flag, value) in [("batch", self.batch), ("steps", self.steps)] {
             if value == 0 {
@@ -136,7 +139,7 @@ impl Train {
         let [ids, targets] = self.tokens(config);
         let all = Sequences { ids: &ids, targets: &targets, length: config.seq_len };
         let mut gpt = Gpt::fresh(config, 1);
-        let mut pass = Pass::training(config, Team::new(threads));
+        let mut pass = Pass::training(config, self.team(threads));
         let mut optimizer = AdamW::new(&gpt, &options());
         let mut loss = 0.0;
         let step = |i: usize| {
@@ -150,20 +153,27 @@ impl Train {
         (times, loss)
     }
 
-    /// The gradient only: candle's copy of the weights stays what it is.
+    /// The same steps with the gradient of the plain twin, which drops what the kernels drop: its last
+    /// loss is what theirs is measured by.
     fn candle(&self, config: &Config) -> Result<(Vec<Duration>, f64)> {
         let [ids, targets] = self.tokens(config);
         let all = Sequences { ids: &ids, targets: &targets, length: config.seq_len };
-        let gpt = Gpt::fresh(config, 1);
+        let mut gpt = Gpt::fresh(config, 1);
+        let team = self.team(1);
+        let mut optimizer = AdamW::new(&gpt, &options());
         let math = |e: candle_core::Error| Error::bug(format!("candle: {e}"));
-        let plain = Plain::new(&gpt, &Device::Cpu).map_err(math)?;
-        let (mut times, mut loss) = (Vec::new(), 0.0);
+        let (mut times, mut last) = (Vec::new(), 0.0);
         for i in 0..self.steps + 2 {
             let begun = Instant::now();
-            loss = plain.gradient(&gpt, all, Some(i as u64)).map_err(math)?.0;
+            let plain = Plain::new(&gpt, &Device::Cpu).map_err(math)?;
+            let (loss, gradient) = plain.gradient(&gpt, all, Some(i as u64)).map_err(math)?;
+            optimizer.gradient.copy_from_slice(&gradient);
+            let norm = optimizer.norm(&team, ids.len() as u64);
+            optimizer.update(&team, &mut gpt.weights, 1e-3, ids.len() as u64, norm);
             times.push(begun.elapsed());
+            last = loss;
         }
-        Ok((times.split_off(2), loss))
+        Ok((times.split_off(2), last))
     }
 }
 
@@ -192,6 +202,7 @@ fn options() -> Options {
         sample_every: 0,
         prompts: Vec::new(),
         keep: train::Keep::Last,
+        dtype: Dtype::F32,
         seed: 1,
     }
 }

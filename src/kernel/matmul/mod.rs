@@ -1,0 +1,626 @@
+//! Products of matrices: `C = A·B`, `C = bias + A·B` or `C += A·B`.
+//!
+//! Each element of C is one chain of fused multiply-adds over k = 0, 1, 2, … from what it starts with.
+//! Nothing else decides its bits: not the sizes of tiles and blocks below, not which thread does what,
+//! not the width of the vectors, which lie along the columns. A single row gives the bits that it would
+//! give within a thousand.
+//!
+//! What makes it fast (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication",
+//! 2008):
+//! - a **tile** of C, as many rows as there are registers for, stays in registers while k runs;
+//! - B is copied into **panels** of 32 columns, so that a tile reads it from end to end, and in blocks of
+//!   [`DEPTH`] rows, so that a block stays in the innermost cache while all rows of A pass by;
+//! - A is read where it lies, its numbers broadcast one at a time; where its rows lie badly for the cache,
+//!   or it is transposed, its tiles are copied too;
+//! - what several tasks read is packed once for all of them.
+//!
+//! **bf16.** Both matrices are rounded to bf16 (the upper half of an f32) on their way into tiles and
+//! panels; sums stay f32. The order of a sum is that of the x86 instruction for it, VDPBF16PS: pair after
+//! pair of k, in each the second product first, each added with one rounding. A product of two bf16 is
+//! exact in f32, so that is a chain of fused multiply-adds too, and CPUs without the instruction give the
+//! same bits with the tiles of f32. Numbers below 2^-55 count as 0, see [`pack`].
+
+mod pack;
+mod thin;
+mod tile;
+
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use self::pack::{Numbers, RUN, STRIP, pack_left, pack_right, panel_of, pieces};
+use self::thin::thin;
+use self::tile::{Begin, Left, Right, Rows, panel};
+use super::simd::{Isa, LANES, Simd, Tiles, simd};
+use super::team::{Parts, Team};
+
+/// Columns of a panel.
+pub const PANEL: usize = 2 * LANES;
+
+/// Steps that a tile takes at a time: 32 KiB of a panel.
+pub const DEPTH: usize = 256;
+
+/// A matrix to read: element (i, j) is `data[i * row + j * column]`.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    data: &'a [f32],
+    row: usize,
+    column: usize,
+}
+
+impl<'a> View<'a> {
+    /// Rows that lie `stride` apart.
+    pub fn new(data: &'a [f32], stride: usize) -> Self {
+        View { data, row: stride, column: 1 }
+    }
+
+    /// Rows for columns.
+    pub fn t(self) -> Self {
+        View { data: self.data, row: self.column, column: self.row }
+    }
+
+    /// Without the first rows.
+    pub fn below(self, rows: usize) -> Self {
+        View { data: &self.data[rows * self.row..], ..self }
+    }
+
+    fn holds(&self, rows: usize, columns: usize) -> bool {
+        rows == 0 || columns == 0 || (rows - 1) * self.row + (columns - 1) * self.column < self.data.len()
+    }
+
+    /// Whether tiles are copied before they are used: when a step would go to another row, and when rows
+    /// lie so that their beginnings fall on one set of the cache.
+    fn is_packed(&self) -> bool {
+        self.column != 1 || self.row.is_multiple_of(1024)
+    }
+
+    /// Begin this row and column on.
+    fn from(self, row: usize, column: usize) -> *const f32 {
+        // Within the slice: whoever calls it has asked `holds`.
+        self.data.as_ptr().wrapping_add(row * self.row + column * self.column)
+    }
+}
+
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub enum Start<'a> {
+    Zero,
+    /// What C holds.
+    Add,
+    /// A row for all rows.
+    Bias(&'a [f32]),
+}
+
+/// What products are made of. Sums are f32.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Default,
+    serde::Serialize,
+    serde::Deserialize,
+    schemars::JsonSchema,
+    clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// Rounded to 16 bits, 8 of them of precision: faster where the CPU has instructions for it.
+    Bf16,
+}
+
+impl Dtype {
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::F32 => "f32",
+            Dtype::Bf16 => "bf16",
+        }
+    }
+}
+
+/// `c[m, n] = start + a[m, k] · b[k, n]`, by all of the team, in its dtype.
+///
+/// # Panics
+/// When a slice is too short for its shape.
+#[allow(clippy::too_many_arguments)]
+pub fn matmul(
+    team: &Team,
+    (m, n, k): (usize, usize, usize),
+    a: View,
+    b: View,
+    start: Start,
+    c: &mut [f32],
+    stride: usize,
+) {
+    assert!(stride >= n, "rows of {n} do not fit a stride of {stride}");
+    if m == 0 || n == 0 {
+        return;
+    }
+    let c = Parts::new(c);
+    check((m, n, k), a, b, start, c, stride);
+    if team.dtype == Dtype::Bf16 {
+        let numbers = if has_exact_pairs(team.isa) { Numbers::Pairs } else { Numbers::Rounded };
+        return shared(team, numbers, (m, n, k), a, b, start, c, stride);
+    }
+    if m * n * k < ALONE {
+        product(team.isa, 0..m, 0..n, k, a, b, start, c, stride);
+    } else if m <= THIN {
+        // The ranges of columns are disjoint.
+        team.ranges(n, 4 * PANEL, |columns| product(team.isa, 0..m, columns, k, a, b, start, c, stride));
+    } else {
+        shared(team, Numbers::F32, (m, n, k), a, b, start, c, stride);
+    }
+}
+
+/// The tasks of a product, and before them those of packing what several of them read.
+#[allow(clippy::too_many_arguments)]
+fn shared(
+    team: &Team,
+    numbers: Numbers,
+    (m, n, k): (usize, usize, usize),
+    a: View,
+    b: View,
+    start: Start,
+    c: Parts,
+    stride: usize,
+) {
+    let isa = team.isa;
+    let rounds = numbers != Numbers::F32;
+    let (packs_a, most) = (rounds || a.is_packed(), m.div_ceil(m.div_ceil(HEIGHT)).next_multiple_of(RUN));
+    if packs_a && m > most {
+        for rows in pieces(0..m, most) {
+            let (a, c) = (a.below(rows.start), c.from(rows.start * stride));
+            shared(team, numbers, (rows.len(), n, k), a, b, start, c, stride);
+        }
+        return;
+    }
+    let (rows, group) = tasks(team.threads(), m, n.div_ceil(PANEL));
+    let blocks = m.div_ceil(rows);
+    let run = |a: Left, b: Right, columns: Range<usize>, steps: Range<usize>, start: Start| {
+        let groups = columns.len().div_ceil(group * PANEL);
+        team.each(blocks * groups, |task| {
+            let (left, top) = (columns.start + task / blocks * group * PANEL, task % blocks * rows);
+            // Tasks differ in their rows or columns.
+            let (rows, columns) = (top..(top + rows).min(m), left..(left + group * PANEL).min(columns.end));
+            thick(isa, numbers, rows, columns, steps.clone(), a, b, start, c, stride);
+        });
+    };
+    let packs_b = rounds || blocks > 1;
+    if !packs_a && !packs_b {
+        return run(Left::Lies(a), Right::Lies(b), 0..n, 0..k, start);
+    }
+    // As many columns and steps at a time as there is room for.
+    let all = numbers.steps(k);
+    let height = if packs_a { m } else { 0 };
+    let width = if packs_b { n.next_multiple_of(PANEL).min(WIDTH) } else { 0 };
+    let most = (ROOM / (height + width) / DEPTH * DEPTH).max(DEPTH).min(all.max(1));
+    team.with_scratch((height + width) * most + LANES, |scratch| {
+        let (packed_b, packed_a) = scratch.split_at_mut(width * most);
+        let (packed_a, packed_b) = (Parts::new(packed_a), Parts::new(packed_b));
+        for columns in pieces(0..n, if packs_b { width } else { n }) {
+            for (start, steps) in blocks_of(all, most, start) {
+                let runs = height.div_ceil(RUN);
+                let of_a = runs * steps.len().div_ceil(DEPTH);
+                let of_b = if packs_b { steps.len().div_ceil(STRIP) } else { 0 };
+                let block = |top: usize| steps.start + top..(steps.start + top + DEPTH).min(steps.end);
+                team.each(of_a + of_b, |task| {
+                    if task < of_a {
+                        let (first, top) = (task % runs * RUN, task / runs * DEPTH);
+                        let steps = block(top);
+                        let out = packed_a.from(top * height + first * steps.len());
+                        pack_left(isa, numbers, out, a, first..(first + RUN).min(m), steps, k);
+                    } else {
+                        let first = (task - of_a) * STRIP;
+                        let (first, top) = (first % DEPTH, first / DEPTH * DEPTH);
+                        let steps = block(top);
+                        let strip = first..(first + STRIP).min(steps.len());
+                        let out = packed_b.from(top * width);
+                        pack_right(isa, numbers, out, b, strip, steps, k, columns.clone());
+                    }
+                });
+                let a = if packs_a { Left::Packed(packed_a, 0, height) } else { Left::Lies(a) };
+                let b = if packs_b { Right::Packed(packed_b, columns.start, width) } else { Right::Lies(b) };
+                run(a, b, columns.clone(), steps, start);
+            }
+        }
+    });
+}
+
+/// How many rows and how many panels a task has.
+fn tasks(threads: usize, m: usize, panels: usize) -> (usize, usize) {
+    // A few tasks for each thread, since one that is held up must not hold up the others.
+    let wanted = if threads == 1 { 1 } else { 4 * threads };
+    // Few rows stay in the second cache while panels pass by, and no panel is packed twice.
+    let blocks = if m > 4 * ROWS { m.div_ceil(ROWS) } else { 1 };
+    let groups = wanted.div_ceil(blocks).min(panels).max(1);
+    let blocks = blocks.max(wanted.div_ceil(groups).min(m / 56));
+    // Whole tiles of all heights.
+    (m.div_ceil(blocks).next_multiple_of(42), panels.div_ceil(groups))
+}
+
+/// Rows of A and columns of B that are packed at a time, at most.
+const HEIGHT: usize = 4200;
+const WIDTH: usize = 4096;
+
+/// Words of A and B that are packed at a time: 4 MiB, or one block of [`DEPTH`] where that is more.
+const ROOM: usize = 1 << 20;
+
+/// Rows of C that a task has where there are many, so that what it reads of A fits the second cache.
+const ROWS: usize = 252;
+
+/// Products of fewer multiplications are not worth sharing.
+const ALONE: usize = 1 << 15;
+
+/// Up to so many rows, B is read where it lies: it is needed but once.
+const THIN: usize = 4;
+
+/// Some rows and columns of [`matmul`] in f32, by one thread. No two threads may hold the same of `c`.
+///
+/// # Panics
+/// When a slice is too short.
+#[allow(clippy::too_many_arguments)]
+pub fn product(
+    isa: Isa,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    k: usize,
+    a: View,
+    b: View,
+    start: Start,
+    c: Parts,
+    stride: usize,
+) {
+    if rows.is_empty() || columns.is_empty() {
+        return;
+    }
+    check((rows.end, columns.end, k), a, b, start, c, stride);
+    if rows.len() <= THIN && (b.row == 1 || b.column == 1) {
+        return thin(isa, rows, columns, k, a, b, start, c, stride);
+    }
+    let numbers = Numbers::F32;
+    if !a.is_packed() {
+        return thick(isa, numbers, rows, columns, 0..k, Left::Lies(a), Right::Lies(b), start, c, stride);
+    }
+    // Left as it is: what is read was written before.
+    let mut scratch = MaybeUninit::<[f32; RUN * DEPTH + LANES]>::uninit();
+    let scratch = Parts::at(scratch.as_mut_ptr().cast::<f32>(), RUN * DEPTH + LANES);
+    for rows in pieces(rows, RUN) {
+        for (start, depths) in blocks_of(k, DEPTH, start) {
+            pack_left(isa, numbers, scratch, a, rows.clone(), depths.clone(), k);
+            let (a, b) = (Left::Packed(scratch, rows.start, rows.len()), Right::Lies(b));
+            thick(isa, numbers, rows.clone(), columns.clone(), depths, a, b, start, c, stride);
+        }
+    }
+}
+
+/// What the functions below rely on.
+fn check((m, n, k): (usize, usize, usize), a: View, b: View, start: Start, c: Parts, stride: usize) {
+    assert!(a.holds(m, k), "a is no [{m}, {k}]");
+    assert!(b.holds(k, n), "b is no [{k}, {n}]");
+    assert!((m - 1) * stride + n <= c.len(), "c is no [{m}, {n}]");
+    if let Start::Bias(bias) = start {
+        assert!(bias.len() >= n, "the bias is no row of c");
+    }
+}
+
+/// Pieces of k, `most` long, the first of which begins with `start`, the others with what is there. One
+/// even of nothing.
+fn blocks_of(k: usize, most: usize, start: Start) -> impl Iterator<Item = (Start, Range<usize>)> {
+    (0..k.max(1))
+        .step_by(most)
+        .map(move |top| (if top == 0 { start } else { Start::Add }, top..(top + most).min(k)))
+}
+
+/// Some rows and columns, tile after tile.
+#[allow(clippy::too_many_arguments)]
+fn thick(
+    isa: Isa,
+    numbers: Numbers,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    steps: Range<usize>,
+    a: Left,
+    b: Right,
+    start: Start,
+    c: Parts,
+    stride: usize,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if numbers == Numbers::Pairs {
+        // SAFETY: pairs are chosen where the instruction was found.
+        return unsafe { thick_pairs(rows, columns, steps, a, b, start, c, stride) };
+    }
+    debug_assert!(numbers != Numbers::Pairs);
+    thick_words(isa, rows, columns, steps, a, b, start, c, stride);
+}
+
+simd! {
+    fn thick_words<S>(
+        rows: Range<usize>,
+        columns: Range<usize>,
+        steps: Range<usize>,
+        a: Left,
+        b: Right,
+        start: Start,
+        c: Parts,
+        stride: usize,
+    ) {
+        // SAFETY: S runs here, and the bounds were checked.
+        unsafe { thick_part::<S, S>(rows, columns, steps, a, b, start, c, stride) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16,avx2,fma")]
+#[allow(clippy::too_many_arguments)]
+unsafe fn thick_pairs(
+    rows: Range<usize>,
+    columns: Range<usize>,
+    steps: Range<usize>,
+    a: Left,
+    b: Right,
+    start: Start,
+    c: Parts,
+    stride: usize,
+) {
+    use super::x86::{Avx512, Pairs};
+    unsafe { thick_part::<Avx512, Pairs>(rows, columns, steps, a, b, start, c, stride) }
+}
+
+/// `S` packs, `T` multiplies.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+unsafe fn thick_part<S: Simd, T: Tiles>(
+    rows: Range<usize>,
+    columns: Range<usize>,
+    steps: Range<usize>,
+    a: Left,
+    b: Right,
+    start: Start,
+    c: Parts,
+    stride: usize,
+) {
+    unsafe {
+        // Left as it is: what is read was written before.
+        let mut scratch = MaybeUninit::<Panel>::uninit();
+        for top in (steps.start..steps.end.max(steps.start + 1)).step_by(DEPTH) {
+            let depth = DEPTH.min(steps.end - top);
+            for left in columns.clone().step_by(PANEL) {
+                let width = PANEL.min(columns.end - left);
+                let packed = match b {
+                    Right::Packed(packed, first, width) => {
+                        packed.from((top - steps.start) * width + (left - first) * depth).pointer()
+                    }
+                    Right::Lies(b) => {
+                        let packed = (&raw mut (*scratch.as_mut_ptr()).0).cast::<f32>();
+                        panel_of::<S>(packed, b, top, depth, left, width);
+                        packed
+                    }
+                };
+                let begin = match start {
+                    Start::Zero if top == steps.start => Begin::Zero,
+                    Start::Bias(bias) if top == steps.start => Begin::Row(&bias[left..left + width]),
+                    _ => Begin::C,
+                };
+                let shares_b = matches!(b, Right::Packed(..));
+                let block = Rows { a, rows: rows.clone(), first: steps.start, top, depth, shares_b };
+                panel::<T>(&block, packed, begin, c.pointer().wrapping_add(left), stride, width);
+            }
+        }
+    }
+}
+
+/// A block of a panel: 32 KiB.
+#[repr(align(64))]
+struct Panel([f32; DEPTH * PANEL]);
+
+/// Whether there is an instruction for pairs, and it gives the bits of its definition, which is asked
+/// once. It should; but bytes that depend on the machine would go unnoticed.
+pub(super) fn has_exact_pairs(isa: Isa) -> bool {
+    static EXACT: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    isa.has_pairs()
+        && *EXACT.get_or_init(|| {
+            let team = Team::new(1);
+            let (m, n, k) = (15, 33, 67);
+            // Of many sizes and both signs, so that the order and the roundings of a sum show.
+            let number = |i: usize| {
+                let bits = (i as u32).wrapping_mul(0x9e37_79b1);
+                f32::from_bits((bits & 0x807f_ffff) | ((110 + (bits >> 24) % 34) << 23))
+            };
+            let a: Vec<f32> = (0..m * k).map(number).collect();
+            let b: Vec<f32> = (m * k..m * k + k * n).map(number).collect();
+            let [native, defined] = [Numbers::Pairs, Numbers::Rounded].map(|numbers| {
+                let mut c = vec![0.0; m * n];
+                let (a, b) = (View::new(&a, k), View::new(&b, n));
+                shared(&team, numbers, (m, n, k), a, b, Start::Zero, Parts::new(&mut c), n);
+                c.iter().map(|x| x.to_bits()).collect::<Vec<u32>>()
+            });
+            if native != defined {
+                tracing::warn!(
+                    "this CPU's bf16 instruction does not give the bits of its definition: it is not used"
+                );
+            }
+            native == defined
+        })
+}
+
+/// What this machine's products reach at most, in 10^9 multiplications and additions a second: the best
+/// of several products of 2048 × 2048 matrices.
+pub fn peak(team: &Team) -> f64 {
+    const N: usize = 2048;
+    let mut all = super::Buffer::new(3 * N * N);
+    let (a, rest) = all.split_at_mut(N * N);
+    let (b, c) = rest.split_at_mut(N * N);
+    a.iter_mut().chain(b.iter_mut()).enumerate().for_each(|(i, x)| *x = (i % 17) as f32);
+    let mut best = f64::INFINITY;
+    for _ in 0..8 {
+        let begun = std::time::Instant::now();
+        matmul(team, (N, N, N), View::new(a, N), View::new(b, N), Start::Zero, c, N);
+        best = best.min(begun.elapsed().as_secs_f64());
+    }
+    2.0 * (N * N * N) as f64 / best / 1e9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Rng;
+    use crate::kernel::Isa;
+
+    fn numbers(n: usize, label: &str) -> Vec<f32> {
+        let mut rng = Rng::new(1, label);
+        (0..n).map(|_| rng.normal() as f32).collect()
+    }
+
+    /// The definition: one chain of fused multiply-adds an element.
+    fn plain(m: usize, n: usize, k: usize, a: View, b: View, start: Start, c: &mut [f32]) {
+        for i in 0..m {
+            for j in 0..n {
+                let mut sum = match start {
+                    Start::Zero => 0.0,
+                    Start::Add => c[i * n + j],
+                    Start::Bias(bias) => bias[j],
+                };
+                for k in 0..k {
+                    let (x, y) = (a.data[i * a.row + k * a.column], b.data[k * b.row + j * b.column]);
+                    sum = x.mul_add(y, sum);
+                }
+                c[i * n + j] = sum;
+            }
+        }
+    }
+
+    /// To the bit: every way of lying, every beginning, sizes around tiles, panels and blocks, rows that
+    /// are packed and rows that are not.
+    #[test]
+    fn products_are_their_definition_on_every_cpu_and_any_threads() {
+        let sizes = [
+            (1, 1, 1),
+            (1, 40, 33),
+            (3, 100, 17),
+            (4, 130, 16),
+            (5, 33, 70),
+            (14, 32, 8),
+            (29, 31, 300),
+            (60, 70, 257),
+            (300, 64, 20),
+            (40, 520, 30),
+            (30, 16, 1024),
+            (70, 40, 1024),
+            (266, 5, 9),
+            (4300, 20, 9),
+        ];
+        for isa in Isa::available() {
+            let teams = [1, 3].map(|threads| Team::with(threads, isa));
+            // Without a fused multiply-add in hardware the large ones take too long.
+            let few = isa.name() == "portable";
+            for (m, n, k) in sizes.into_iter().filter(|(m, n, k)| !few || m * n * k < 200_000) {
+                let (a, b, bias) = (numbers(m * k, "a"), numbers(k * n, "b"), numbers(n, "bias"));
+                for (at, bt, start) in (0..12).map(|i| (i & 1, i & 2, i / 4)) {
+                    let a = if at == 0 { View::new(&a, k) } else { View::new(&a, m).t() };
+                    let b = if bt == 0 { View::new(&b, n) } else { View::new(&b, k).t() };
+                    let start = [Start::Zero, Start::Add, Start::Bias(&bias)][start];
+                    let mut expected = numbers(m * n, "c");
+                    plain(m, n, k, a, b, start, &mut expected);
+                    for team in &teams {
+                        let mut c = numbers(m * n, "c");
+                        matmul(team, (m, n, k), a, b, start, &mut c, n);
+                        assert!(c == expected, "{m} {n} {k} {at} {bt} on {}", isa.name());
+                    }
+                }
+            }
+        }
+    }
+
+    /// To bf16 by way of the integers: half of the last place that stays is added, ties to even.
+    fn rounded(x: f32) -> f32 {
+        let bits = x.to_bits();
+        if x.abs() < 2f32.powi(-55) {
+            return 0.0;
+        }
+        if !x.is_finite() {
+            return f32::from_bits(bits & 0xffff_0000);
+        }
+        let (kept, rest) = (bits >> 16, bits & 0xffff);
+        let up = rest > 0x8000 || (rest == 0x8000 && kept % 2 == 1);
+        f32::from_bits((kept + u32::from(up)) << 16)
+    }
+
+    /// The definition in bf16: pairs of k, in each the second first; what the last lacks is 0.
+    fn plain_bf16((m, n, k): (usize, usize, usize), a: View, b: View, start: Start, c: &mut [f32]) {
+        for i in 0..m {
+            for j in 0..n {
+                let mut sum = match start {
+                    Start::Zero => 0.0,
+                    Start::Add => c[i * n + j],
+                    Start::Bias(bias) => bias[j],
+                };
+                for pair in 0..k.div_ceil(2) {
+                    for k in [2 * pair + 1, 2 * pair].into_iter().filter(|i| *i < k) {
+                        let (x, y) = (a.data[i * a.row + k * a.column], b.data[k * b.row + j * b.column]);
+                        sum = rounded(x).mul_add(rounded(y), sum);
+                    }
+                }
+                c[i * n + j] = sum;
+            }
+        }
+    }
+
+    /// As above, for bf16; where the CPU has an instruction for pairs, with that too.
+    #[test]
+    fn products_of_bf16_are_their_definition_on_every_cpu_and_any_threads() {
+        let sizes = [
+            (1, 1, 1),
+            (3, 100, 17),
+            (14, 32, 8),
+            (29, 31, 300),
+            (60, 70, 513),
+            (90, 64, 31),
+            (300, 40, 20),
+            (4300, 9, 5),
+        ];
+        for isa in Isa::available() {
+            let teams = [1, 3].map(|threads| Team::with(threads, isa).in_dtype(Dtype::Bf16));
+            let few = isa.name() == "portable";
+            for (m, n, k) in sizes.into_iter().filter(|(m, n, k)| !few || m * n * k < 200_000) {
+                let (mut a, b, bias) = (numbers(m * k, "a"), numbers(k * n, "b"), numbers(n, "bias"));
+                // Too small to count, a tie, and one that only rounding makes too large.
+                a[0] = 1e-20;
+                a[m * k - 1] = f32::from_bits(0x3f80_8000);
+                a[m * k / 2] = -f32::from_bits(0x3f81_8000);
+                for (at, bt, start) in (0..12).map(|i| (i & 1, i & 2, i / 4)) {
+                    let a = if at == 0 { View::new(&a, k) } else { View::new(&a, m).t() };
+                    let b = if bt == 0 { View::new(&b, n) } else { View::new(&b, k).t() };
+                    let start = [Start::Zero, Start::Add, Start::Bias(&bias)][start];
+                    let mut expected = numbers(m * n, "c");
+                    plain_bf16((m, n, k), a, b, start, &mut expected);
+                    for team in &teams {
+                        let mut c = numbers(m * n, "c");
+                        matmul(team, (m, n, k), a, b, start, &mut c, n);
+                        assert!(c == expected, "{m} {n} {k} {at} {bt} on {}", isa.name());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_shows_in_bf16_too() {
+        for x in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::from_bits(0x7f80_0001), f32::MAX] {
+            let (a, mut c) = ([x; 16], [0.0; 16]);
+            let team = Team::new(1).in_dtype(Dtype::Bf16);
+            matmul(&team, (1, 16, 1), View::new(&[1.0], 1), View::new(&a, 16), Start::Zero, &mut c, 16);
+            assert!(c.iter().all(|c| !c.is_finite()), "{x} gave {c:?}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "a is no [3, 4]")]
+    fn what_is_too_short_is_refused() {
+        let (a, b) = ([0.0; 11], [0.0; 8]);
+        matmul(&Team::new(1), (3, 2, 4), View::new(&a, 4), View::new(&b, 2), Start::Zero, &mut [0.0; 6], 2);
+    }
+}
