@@ -30,7 +30,7 @@ pub struct Chat {
 impl Chat {
     pub fn run(self, format: Format) -> Result<ExitCode> {
         let mut options = self.decoding.options()?;
-        let model = load_model(&self.model)?;
+        let model = load_model(&self.model, self.decoding.dtype)?;
         let mut talk = Talk::new(&model, self.system.as_deref())?;
         let stdin = std::io::stdin();
         let live = stdin.is_terminal();

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::{Format, print_json, target};
 use crate::base::{Error, Result, machine};
 use crate::generate::{self, Options, Session, Strategy};
+use crate::kernel::Dtype;
 use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
 
 #[derive(Args)]
@@ -52,6 +53,9 @@ pub struct Decoding {
     /// What sampling derives from.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Numbers that the model's matrices are made of: rounded to bf16 they are read faster.
+    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    pub dtype: Dtype,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -83,7 +87,7 @@ impl Decoding {
 }
 
 /// The model that a target names.
-pub fn load_model(text: &str) -> Result<Model> {
+pub fn load_model(text: &str, dtype: Dtype) -> Result<Model> {
     let path = std::path::Path::new(text);
     // The weights alone were named: what belongs to them lies beside.
     let beside = path.is_file().then(|| path.parent().map(|p| p.to_string_lossy().into_owned())).flatten();
@@ -94,13 +98,17 @@ pub fn load_model(text: &str) -> Result<Model> {
             e.context(format!("`{text}` is not a model")).blame(crate::base::error::Fault::Input)
         })
     };
-    Model::load(file(CONFIG_FILE)?, file(WEIGHTS_FILE)?, file(TOKENIZER_FILE)?)
+    let model = Model::load(file(CONFIG_FILE)?, file(WEIGHTS_FILE)?, file(TOKENIZER_FILE)?)?;
+    Ok(match dtype {
+        Dtype::F32 => model,
+        Dtype::Bf16 => Model { gpt: model.gpt.in_bf16(), ..model },
+    })
 }
 
 impl Generate {
     pub fn run(self, format: Format) -> Result<ExitCode> {
         let options = self.decoding.options()?;
-        let model = load_model(&self.model)?;
+        let model = load_model(&self.model, self.decoding.dtype)?;
         let ids = generate::prompt_ids(&model, &self.prompt)?;
         if ids.is_empty() {
             return Err(Error::usage(

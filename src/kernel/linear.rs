@@ -1,6 +1,6 @@
 //! A linear layer: `y = x · weight + bias`, `weight: [in, out]` (GPT-2's "Conv1D").
 
-use super::matmul::{Start, View, matmul};
+use super::matmul::{Start, THIN, View, matmul, matmul_halves};
 use super::simd::{F, LANES, simd};
 use super::team::{Parts, Team};
 
@@ -11,6 +11,8 @@ pub struct Linear<'a> {
     pub weight: &'a [f32],
     /// `[out]`
     pub bias: &'a [f32],
+    /// The same weights as bf16, where they are all numbers of that: what few rows read.
+    pub halves: Option<&'a [u16]>,
 }
 
 impl Linear<'_> {
@@ -23,8 +25,11 @@ impl Linear<'_> {
 /// `y: [N, out]` of `x: [N, in]`.
 pub fn forward(team: &Team, layer: Linear, x: &[f32], y: &mut [f32]) {
     let (from, to) = layer.shape();
-    let (x, w) = (View::new(x, from), View::new(layer.weight, to));
-    matmul(team, (y.len() / to, to, from), x, w, Start::Bias(layer.bias), y, to);
+    let (shape, x, bias) = ((y.len() / to, to, from), View::new(x, from), Start::Bias(layer.bias));
+    match layer.halves {
+        Some(halves) if shape.0 <= THIN => matmul_halves(team, shape, x, View::new(halves, to), bias, y, to),
+        _ => matmul(team, shape, x, View::new(layer.weight, to), bias, y, to),
+    }
 }
 
 /// `dx = dy · weightᵀ`.

@@ -46,5 +46,5 @@ pub use buffer::Buffer;
 pub use dropout::Dropout;
 pub use loss::IGNORE;
 pub use matmul::{Dtype, peak};
-pub use simd::Isa;
+pub use simd::{Isa, Number, half};
 pub use team::Team;

@@ -2,7 +2,7 @@
 //! has: NEON on aarch64, SSE2 on x86-64. There, without a fused multiply-add, `mul_add` is a slow
 //! function call: this is for exactness on machines from before 2013, not for speed.
 
-use super::simd::{LANES, Simd, Tiles};
+use super::simd::{LANES, Number, Simd, Tiles};
 
 #[derive(Clone, Copy)]
 pub struct Portable;
@@ -115,7 +115,12 @@ impl Simd for Portable {
         a
     }
     #[inline(always)]
-    unsafe fn columns(src: *const f32, from: usize) -> [Self::F; LANES] {
-        std::array::from_fn(|j| std::array::from_fn(|i| unsafe { *src.add(i * from + j) }))
+    unsafe fn load_halves(p: *const u16) -> Self::F {
+        let halves = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
+        halves.map(Number::widened)
+    }
+    #[inline(always)]
+    unsafe fn turned(rows: [Self::F; LANES]) -> [Self::F; LANES] {
+        std::array::from_fn(|j| std::array::from_fn(|i| rows[i][j]))
     }
 }

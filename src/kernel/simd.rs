@@ -128,8 +128,22 @@ pub trait Simd: Tiles {
     unsafe fn keep_ge(a: Self::U, b: Self::U, x: Self::F) -> Self::F;
     unsafe fn to_array(a: Self::F) -> [f32; LANES];
     unsafe fn from_array_u(a: [u32; LANES]) -> Self::U;
+    /// 16 bf16, widened.
+    unsafe fn load_halves(p: *const u16) -> Self::F;
+    /// The columns of 16 rows.
+    unsafe fn turned(rows: [Self::F; LANES]) -> [Self::F; LANES];
+
     /// The columns of 16 × 16 numbers whose rows lie `from` apart.
-    unsafe fn columns(src: *const f32, from: usize) -> [Self::F; LANES];
+    #[inline(always)]
+    unsafe fn columns<N: Number>(src: *const N, from: usize) -> [Self::F; LANES] {
+        unsafe {
+            let mut rows = [Self::splat(0.0); LANES];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = N::load::<Self>(src.add(i * from));
+            }
+            Self::turned(rows)
+        }
+    }
 
     /// The same, written one after the other `to` apart: where that is below 16, a later one overwrites
     /// what an earlier one wrote beyond it.
@@ -141,6 +155,44 @@ pub trait Simd: Tiles {
             }
         }
     }
+}
+
+/// What weights may be made of.
+pub trait Number: Copy + Send + Sync {
+    /// # Safety
+    /// As of [`Simd`].
+    unsafe fn load<S: Simd>(p: *const Self) -> S::F;
+    fn widened(self) -> f32;
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const f32) -> S::F {
+        unsafe { S::load(p) }
+    }
+    #[inline(always)]
+    fn widened(self) -> f32 {
+        self
+    }
+}
+
+/// bf16: the upper half of an f32.
+impl Number for u16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u16) -> S::F {
+        unsafe { S::load_halves(p) }
+    }
+    #[inline(always)]
+    fn widened(self) -> f32 {
+        f32::from_bits(u32::from(self) << 16)
+    }
+}
+
+/// To the nearest bf16, ties to even. What is not finite stays so.
+pub fn half(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let up = if x.is_finite() { 0x7fff + (bits >> 16 & 1) } else { 0 };
+    ((bits + up) >> 16) as u16
 }
 
 /// 16 numbers, with operators.

@@ -128,15 +128,19 @@ impl Simd for Avx512 {
     unsafe fn from_array_u(a: [u32; LANES]) -> __m512i {
         unsafe { _mm512_loadu_si512(a.as_ptr().cast()) }
     }
+    #[inline(always)]
+    unsafe fn load_halves(p: *const u16) -> __m512 {
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+
     /// Pairs, then quads, then 128-bit lanes.
     #[inline(always)]
-    unsafe fn columns(src: *const f32, from: usize) -> [__m512; LANES] {
+    unsafe fn turned(r: [__m512; LANES]) -> [__m512; LANES] {
         unsafe {
             // No closures: what is not inlined here would lack the instructions.
-            let mut r = [_mm512_setzero_ps(); 16];
-            for (i, row) in r.iter_mut().enumerate() {
-                *row = _mm512_loadu_ps(src.add(i * from));
-            }
             let mut t = r;
             for i in 0..8 {
                 t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
@@ -346,13 +350,25 @@ impl Simd for Avx2 {
         unsafe { std::mem::transmute::<[u32; LANES], [__m256i; 2]>(a) }
     }
     #[inline(always)]
-    unsafe fn columns(src: *const f32, from: usize) -> [Self::F; LANES] {
+    unsafe fn load_halves(p: *const u16) -> Self::F {
         unsafe {
+            let (low, high) = (_mm_loadu_si128(p.cast()), _mm_loadu_si128(p.add(8).cast()));
+            let (low, high) = (_mm256_cvtepu16_epi32(low), _mm256_cvtepu16_epi32(high));
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn turned(rows: [Self::F; LANES]) -> [Self::F; LANES] {
+        unsafe {
+            let rows = std::mem::transmute::<[Self::F; LANES], [[f32; LANES]; LANES]>(rows);
             let mut columns = [Self::splat(0.0); LANES];
             for (j, column) in columns.iter_mut().enumerate() {
                 let mut numbers = [0.0; LANES];
                 for (i, number) in numbers.iter_mut().enumerate() {
-                    *number = *src.add(i * from + j);
+                    *number = rows[i][j];
                 }
                 *column = Self::load(numbers.as_ptr());
             }

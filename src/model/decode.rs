@@ -97,7 +97,7 @@ impl Decoder {
         };
         for (i, block) in gpt.layout.blocks.iter().enumerate() {
             norm::forward(team, block.ln_1.norm(w), x, a, moments);
-            linear::forward(team, block.c_attn.linear(w), a, qkv);
+            linear::forward(team, block.c_attn.reading(gpt), a, qkv);
             let mut row = 0;
             for text in &mut *texts {
                 let rows = row..row + text.ids.len();
@@ -112,12 +112,12 @@ impl Decoder {
                 );
                 row = rows.end;
             }
-            linear::forward(team, block.attn_proj.linear(w), attended, a);
+            linear::forward(team, block.attn_proj.reading(gpt), attended, a);
             add(team, a, x);
             norm::forward(team, block.ln_2.norm(w), x, a, moments);
-            linear::forward(team, block.c_fc.linear(w), a, hidden);
+            linear::forward(team, block.c_fc.reading(gpt), a, hidden);
             gelu::forward(team, hidden, wide);
-            linear::forward(team, block.mlp_proj.linear(w), wide, a);
+            linear::forward(team, block.mlp_proj.reading(gpt), wide, a);
             add(team, a, x);
         }
         // Only what follows the last id of each text is asked for.
@@ -130,7 +130,12 @@ impl Decoder {
         let (x, a) = (&x[..texts.len() * c], &mut a[..texts.len() * c]);
         norm::forward(team, gpt.layout.ln_f.norm(w), x, a, moments);
         let mut logits = vec![0.0; texts.len() * config.vocab_size];
-        loss::logits(team, &w[gpt.layout.wte.clone()], c, a, &mut logits);
+        match &gpt.halves {
+            Some(halves) if texts.len() <= loss::THIN => {
+                loss::logits_of_halves(team, &halves[gpt.layout.wte.clone()], c, a, &mut logits);
+            }
+            _ => loss::logits(team, &w[gpt.layout.wte.clone()], c, a, &mut logits),
+        }
         Ok(logits)
     }
 

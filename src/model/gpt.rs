@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use super::Config;
 use crate::base::{Result, Rng};
-use crate::kernel::Buffer;
 use crate::kernel::linear::Linear;
 use crate::kernel::norm::Norm;
+use crate::kernel::{Buffer, Number, half};
 
 /// One learned tensor: its name on disk, its shape, its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +38,13 @@ impl Pair {
     /// As a linear layer.
     pub fn linear<'a>(&self, all: &'a [f32]) -> Linear<'a> {
         let (weight, bias) = self.of(all);
-        Linear { weight, bias }
+        Linear { weight, bias, halves: None }
+    }
+
+    /// As a linear layer to read with: from bf16 where the model has that.
+    pub fn reading<'a>(&self, gpt: &'a Gpt) -> Linear<'a> {
+        let halves = gpt.halves.as_deref().map(|all| &all[self.weight.clone()]);
+        Linear { halves, ..self.linear(&gpt.weights) }
     }
 
     /// (weight, bias), to write.
@@ -137,9 +143,20 @@ pub struct Gpt {
     pub layout: Layout,
     /// Laid out as [`Layout`] says.
     pub weights: Buffer,
+    /// The weights as bf16, laid out alike, when all matrices were rounded to that.
+    pub(super) halves: Option<Vec<u16>>,
 }
 
 impl Gpt {
+    /// The same model with its matrices rounded to bf16, which reads on with half of the traffic.
+    pub fn in_bf16(mut self) -> Self {
+        for p in self.layout.parameters.iter().filter(|p| p.shape.len() == 2) {
+            self.weights[p.range.clone()].iter_mut().for_each(|x| *x = half(*x).widened());
+        }
+        self.halves = Some(self.weights.iter().map(|x| half(*x)).collect());
+        self
+    }
+
     /// A new model, each tensor drawn from a stream of `seed` and its own name.
     pub fn fresh(config: &Config, seed: u64) -> Self {
         let mut gpt = Self::zeros(config);
@@ -161,7 +178,7 @@ impl Gpt {
     pub(super) fn zeros(config: &Config) -> Self {
         let layout = Layout::new(config);
         let len = layout.ln_f.bias.end;
-        Gpt { config: config.clone(), layout, weights: Buffer::new(len) }
+        Gpt { config: config.clone(), layout, weights: Buffer::new(len), halves: None }
     }
 
     pub fn parameters(&self) -> &[Parameter] {

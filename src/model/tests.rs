@@ -157,11 +157,14 @@ fn what_comes_later_changes_nothing_before_it() {
     assert_ne!(a[3], b[3]);
 }
 
-/// To the bit: a row's numbers do not depend on what goes along with it.
+/// To the bit: a row's numbers do not depend on what goes along with it, nor on whether weights of bf16
+/// are read as such.
 #[test]
 fn a_cache_gives_what_the_whole_gives_and_texts_don_t_mix() {
-    for config in [tiny(), odd()] {
+    let kinds = [tiny(), odd()].into_iter().flat_map(|c| [(c.clone(), false), (c, true)]);
+    for (config, halves) in kinds {
         let gpt = model(&config, 4);
+        let gpt = if halves { gpt.in_bf16() } else { gpt };
         let n = config.seq_len;
         let (ids, _) = batch(&config, 2, 8);
         let (ids, other) = ids.split_at(n);
@@ -186,6 +189,16 @@ fn a_cache_gives_what_the_whole_gives_and_texts_don_t_mix() {
         let refused = Decoder::new(Team::new(1)).read(&gpt, &mut [reading]).unwrap_err();
         assert!(refused.to_string().contains("is beyond the model's"), "{refused}");
     }
+}
+
+#[test]
+fn a_model_in_bf16_is_nearly_the_model() {
+    let (gpt, ids) = (model(&odd(), 4), [1, 2, 3, 4, 5]);
+    let (plain, rounded) = (logits(&gpt, &ids), logits(&model(&odd(), 4).in_bf16(), &ids));
+    let far = plain.iter().flatten().zip(rounded.iter().flatten()).map(|(a, b)| (a - b).abs());
+    let (far, size) = (far.fold(0f32, f32::max), plain.iter().flatten().fold(0f32, |m, x| m.max(x.abs())));
+    // 8 bits of precision: 2^-9 a weight, some of it adding up over the layers.
+    assert!(far > 0.0 && far < 0.02 * size, "{far} of {size}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{median_ms, peak_rss_mib, rounded};
 use crate::base::{Error, Result, Rng, machine};
-use crate::kernel::{Isa, Team};
+use crate::kernel::{Dtype, Isa, Team};
 use crate::model::{self, Cache, Decoder, Gpt, Reading};
 
 #[derive(Args)]
@@ -16,6 +16,9 @@ pub struct Generate {
     /// The model's shape.
     #[arg(long, default_value = "tinylm-1.5m")]
     preset: String,
+    /// Numbers that the matrices are made of.
+    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    dtype: Dtype,
     /// Tokens of the prompt.
     #[arg(long, default_value_t = 64)]
     prompt: usize,
@@ -66,6 +69,7 @@ impl Generate {
         }
         let threads = self.threads.unwrap_or_else(machine::threads).max(1);
         let gpt = Gpt::fresh(config, 1);
+        let gpt = if self.dtype == Dtype::Bf16 { gpt.in_bf16() } else { gpt };
         let mut decoder = Decoder::new(Team::new(threads));
         let (mut first, mut each) = (Vec::new(), Vec::new());
         for _ in 0..=self.repeat.max(1) {
@@ -77,7 +81,7 @@ impl Generate {
         let token_ms = median_ms(each) / (new - 1) as f64;
         Ok(GenerateFigures {
             preset: self.preset.clone(),
-            dtype: "f32",
+            dtype: self.dtype.name(),
             params: config.parameters(),
             batch: self.batch,
             prompt: self.prompt,

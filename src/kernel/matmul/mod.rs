@@ -28,9 +28,9 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use self::pack::{Numbers, RUN, STRIP, pack_left, pack_right, panel_of, pieces};
-use self::thin::thin;
+use self::thin::{thin, thin_halves};
 use self::tile::{Begin, Left, Right, Rows, panel};
-use super::simd::{Isa, LANES, Simd, Tiles, simd};
+use super::simd::{Isa, LANES, Number, Simd, Tiles, simd};
 use super::team::{Parts, Team};
 
 /// Columns of a panel.
@@ -41,15 +41,15 @@ pub const DEPTH: usize = 256;
 
 /// A matrix to read: element (i, j) is `data[i * row + j * column]`.
 #[derive(Clone, Copy)]
-pub struct View<'a> {
-    data: &'a [f32],
+pub struct View<'a, N = f32> {
+    data: &'a [N],
     row: usize,
     column: usize,
 }
 
-impl<'a> View<'a> {
+impl<'a, N: Number> View<'a, N> {
     /// Rows that lie `stride` apart.
-    pub fn new(data: &'a [f32], stride: usize) -> Self {
+    pub fn new(data: &'a [N], stride: usize) -> Self {
         View { data, row: stride, column: 1 }
     }
 
@@ -74,7 +74,7 @@ impl<'a> View<'a> {
     }
 
     /// Begin this row and column on.
-    fn from(self, row: usize, column: usize) -> *const f32 {
+    fn from(self, row: usize, column: usize) -> *const N {
         // Within the slice: whoever calls it has asked `holds`.
         self.data.as_ptr().wrapping_add(row * self.row + column * self.column)
     }
@@ -153,6 +153,27 @@ pub fn matmul(
     } else {
         shared(team, Numbers::F32, (m, n, k), a, b, start, c, stride);
     }
+}
+
+/// [`matmul`] of up to [`THIN`] rows with a `b` of bf16: the bits that `b` widened to f32 gives.
+///
+/// # Panics
+/// When a slice is too short for its shape, or the rows are more.
+pub fn matmul_halves(
+    team: &Team,
+    (m, n, k): (usize, usize, usize),
+    a: View,
+    b: View<u16>,
+    start: Start,
+    c: &mut [f32],
+    stride: usize,
+) {
+    assert!(stride >= n && (1..=THIN).contains(&m) && n > 0, "{m} rows of {n}");
+    let c = Parts::new(c);
+    check((m, n, k), a, b, start, c, stride);
+    let part = |columns| thin_halves(team.isa, 0..m, columns, k, a, b, start, c, stride);
+    // The ranges of columns are disjoint.
+    if m * n * k < ALONE { part(0..n) } else { team.ranges(n, 4 * PANEL, part) }
 }
 
 /// The tasks of a product, and before them those of packing what several of them read.
@@ -255,7 +276,7 @@ const ROWS: usize = 252;
 const ALONE: usize = 1 << 15;
 
 /// Up to so many rows, B is read where it lies: it is needed but once.
-const THIN: usize = 4;
+pub const THIN: usize = 4;
 
 /// Some rows and columns of [`matmul`] in f32, by one thread. No two threads may hold the same of `c`.
 ///
@@ -297,7 +318,14 @@ pub fn product(
 }
 
 /// What the functions below rely on.
-fn check((m, n, k): (usize, usize, usize), a: View, b: View, start: Start, c: Parts, stride: usize) {
+fn check<N: Number>(
+    (m, n, k): (usize, usize, usize),
+    a: View,
+    b: View<N>,
+    start: Start,
+    c: Parts,
+    stride: usize,
+) {
     assert!(a.holds(m, k), "a is no [{m}, {k}]");
     assert!(b.holds(k, n), "b is no [{k}, {n}]");
     assert!((m - 1) * stride + n <= c.len(), "c is no [{m}, {n}]");
@@ -468,7 +496,7 @@ pub fn peak(team: &Team) -> f64 {
 mod tests {
     use super::*;
     use crate::base::Rng;
-    use crate::kernel::Isa;
+    use crate::kernel::{Isa, half};
 
     fn numbers(n: usize, label: &str) -> Vec<f32> {
         let mut rng = Rng::new(1, label);
@@ -605,6 +633,34 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_matrix_of_bf16_gives_what_its_numbers_give() {
+        for isa in Isa::available() {
+            let team = Team::with(2, isa);
+            for (m, n, k) in [(1, 700, 40), (4, 37, 19), (3, 16, 16), (2, 5, 3)] {
+                let (a, b, bias) = (numbers(m * k, "a"), numbers(k * n, "b"), numbers(n, "bias"));
+                let b: Vec<u16> = b.iter().map(|x| half(*x)).collect();
+                let wide: Vec<f32> = b.iter().map(|x| x.widened()).collect();
+                for (turned, start) in [(false, Start::Zero), (true, Start::Add), (false, Start::Bias(&bias))]
+                {
+                    let (mut c, mut expected) = (numbers(m * n, "c"), numbers(m * n, "c"));
+                    let (a, stride) = (View::new(&a, k), if turned { k } else { n });
+                    let (b, wide) = (View::new(&b, stride), View::new(&wide, stride));
+                    let (b, wide) = if turned { (b.t(), wide.t()) } else { (b, wide) };
+                    plain(m, n, k, a, wide, start, &mut expected);
+                    matmul_halves(&team, (m, n, k), a, b, start, &mut c, n);
+                    assert!(c == expected, "{m} {n} {k} on {}", isa.name());
+                }
+            }
+        }
+        for (x, nearest) in
+            [(1.0, 0x3f80), (1.0 + 1.0 / 256.0, 0x3f80), (1.0 + 3.0 / 256.0, 0x3f82), (-0.0, 0x8000)]
+        {
+            assert_eq!(half(x), nearest, "{x}");
+        }
+        assert!(half(f32::NAN).widened().is_nan() && half(f32::INFINITY).widened().is_infinite());
     }
 
     #[test]
