@@ -116,14 +116,14 @@ impl Text {
 /// A model in the middle of a text.
 pub struct Session<'a> {
     model: &'a Model,
-    decoder: Decoder,
+    decoder: Decoder<'a>,
     pub text: Text,
 }
 
 impl<'a> Session<'a> {
     /// A session on this many threads; they help models of some size.
     pub fn new(model: &'a Model, threads: usize) -> Self {
-        Session { model, decoder: Decoder::new(Team::new(threads)), text: Text::default() }
+        Session { model, decoder: Decoder::new(&model.gpt, Team::new(threads)), text: Text::default() }
     }
 
     /// Reads `ids`. When there are more than the model holds, only the newest half of its room is kept.
@@ -139,7 +139,7 @@ impl<'a> Session<'a> {
         }
         let ids = self.text.take(ids, gpt.config.seq_len);
         let reading = Reading { cache: &mut self.text.cache, ids: &ids };
-        self.text.logits = self.decoder.read(gpt, &mut [reading])?;
+        self.text.logits = self.decoder.read(&mut [reading])?;
         Ok(())
     }
 
@@ -155,7 +155,7 @@ impl<'a> Session<'a> {
             texts.iter_mut().zip(ids).map(|(text, id)| text.take(&[*id], room)).collect();
         let mut readings: Vec<Reading> =
             texts.iter_mut().zip(&new).map(|(text, ids)| Reading { cache: &mut text.cache, ids }).collect();
-        let logits = self.decoder.read(gpt, &mut readings)?;
+        let logits = self.decoder.read(&mut readings)?;
         for (text, row) in texts.iter_mut().zip(logits.chunks_exact(gpt.config.vocab_size)) {
             text.logits = row.to_vec();
         }

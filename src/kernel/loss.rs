@@ -3,7 +3,7 @@
 
 use super::math::exp;
 pub use super::matmul::THIN;
-use super::matmul::{Start, View, matmul, matmul_halves};
+use super::matmul::{Start, View, matmul};
 use super::simd::{F, LANES, simd};
 use super::team::{Parts, Team};
 
@@ -62,12 +62,6 @@ impl Head<'_> {
 pub fn logits(team: &Team, tokens: &[f32], c: usize, x: &[f32], logits: &mut [f32]) {
     let (n, v) = (x.len() / c, tokens.len() / c);
     matmul(team, (n, v, c), View::new(x, c), View::new(tokens, c).t(), Start::Zero, logits, v);
-}
-
-/// The same of at most [`THIN`] rows, from the same `tokens` as bf16.
-pub fn logits_of_halves(team: &Team, tokens: &[u16], c: usize, x: &[f32], logits: &mut [f32]) {
-    let (n, v) = (x.len() / c, tokens.len() / c);
-    matmul_halves(team, (n, v, c), View::new(x, c), View::new(tokens, c).t(), Start::Zero, logits, v);
 }
 
 /// Nats of the rows; each becomes `softmax - onehot(target)` where gradients are wanted.

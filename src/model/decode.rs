@@ -11,7 +11,7 @@ use crate::kernel::attention::{self, Rows, Shape};
 use crate::kernel::embedding::{self, Ids};
 use crate::kernel::linear;
 use crate::kernel::norm;
-use crate::kernel::{Dropout, Team, gelu, loss};
+use crate::kernel::{Dropout, Panels, Team, gelu, loss};
 
 /// Keys and values of the positions already seen, per block `[T, C]`.
 #[derive(Clone, Default)]
@@ -43,9 +43,38 @@ pub struct Reading<'a> {
     pub ids: &'a [u32],
 }
 
+enum Head {
+    F32(Panels<f32>),
+    Bf16(Panels<u16>),
+}
+
+impl Head {
+    fn new(gpt: &Gpt, team: &Team) -> Self {
+        let (tokens, c) = (gpt.layout.wte.clone(), gpt.config.d_model);
+        match &gpt.halves {
+            Some(halves) => Head::Bf16(Panels::of_columns(team, &halves[tokens], c)),
+            None => Head::F32(Panels::of_columns(team, &gpt.weights[tokens], c)),
+        }
+    }
+
+    fn logits(&self, team: &Team, x: &[f32], logits: &mut [f32]) {
+        match self {
+            Head::F32(panels) => panels.product(team, x, logits),
+            Head::Bf16(panels) => panels.product(team, x, logits),
+        }
+    }
+}
+
+/// Texts that the head is read for row by row.
+const FEW: usize = 4;
+
 /// The memory of a step, and who takes it. Grows to the longest that it is given.
-pub struct Decoder {
+pub struct Decoder<'a> {
+    gpt: &'a Gpt,
     team: Team,
+    /// The output projection, laid out for few rows; made when it is needed a second time.
+    head: Option<Head>,
+    reads: usize,
     x: Vec<f32>,
     a: Vec<f32>,
     qkv: Vec<f32>,
@@ -55,11 +84,14 @@ pub struct Decoder {
     moments: Vec<f32>,
 }
 
-impl Decoder {
-    pub fn new(team: Team) -> Self {
+impl<'a> Decoder<'a> {
+    pub fn new(gpt: &'a Gpt, team: Team) -> Self {
         let none = Vec::new;
         Decoder {
+            gpt,
             team,
+            head: None,
+            reads: 0,
             x: none(),
             a: none(),
             qkv: none(),
@@ -77,13 +109,15 @@ impl Decoder {
     ///
     /// # Panics
     /// When a text has nothing new.
-    pub fn read(&mut self, gpt: &Gpt, texts: &mut [Reading]) -> Result<Vec<f32>> {
+    pub fn read(&mut self, texts: &mut [Reading]) -> Result<Vec<f32>> {
+        let gpt = self.gpt;
         let config = &gpt.config;
         check(config, texts)?;
         let (w, c) = (&gpt.weights[..], config.d_model);
         let n = texts.iter().map(|t| t.ids.len()).sum::<usize>();
         self.resize(config, n);
-        let Decoder { team, x, a, qkv, attended, hidden, wide, moments } = self;
+        self.reads += 1;
+        let Decoder { team, head, reads, x, a, qkv, attended, hidden, wide, moments, .. } = self;
         let mut row = 0;
         for text in &mut *texts {
             text.cache.prepare(config);
@@ -130,11 +164,10 @@ impl Decoder {
         let (x, a) = (&x[..texts.len() * c], &mut a[..texts.len() * c]);
         norm::forward(team, gpt.layout.ln_f.norm(w), x, a, moments);
         let mut logits = vec![0.0; texts.len() * config.vocab_size];
-        match &gpt.halves {
-            Some(halves) if texts.len() <= loss::THIN => {
-                loss::logits_of_halves(team, &halves[gpt.layout.wte.clone()], c, a, &mut logits);
-            }
-            _ => loss::logits(team, &w[gpt.layout.wte.clone()], c, a, &mut logits),
+        if texts.len() <= FEW && *reads > 1 {
+            head.get_or_insert_with(|| Head::new(gpt, team)).logits(team, a, &mut logits);
+        } else {
+            loss::logits(team, &w[gpt.layout.wte.clone()], c, a, &mut logits);
         }
         Ok(logits)
     }

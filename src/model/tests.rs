@@ -171,22 +171,22 @@ fn a_cache_gives_what_the_whole_gives_and_texts_don_t_mix() {
         let whole = logits(&gpt, ids);
         for step in [1, n / 3, n] {
             let (mut cache, mut beside) = (Cache::default(), Cache::default());
-            let mut decoder = Decoder::new(Team::new(2));
+            let mut decoder = Decoder::new(&gpt, Team::new(2));
             for start in (0..n).step_by(step) {
                 let end = (start + step).min(n);
                 let mut texts = [
                     Reading { cache: &mut cache, ids: &ids[start..end] },
                     Reading { cache: &mut beside, ids: &other[start..end] },
                 ];
-                let next = decoder.read(&gpt, &mut texts).unwrap();
+                let next = decoder.read(&mut texts).unwrap();
                 assert_eq!(next[..config.vocab_size], whole[end - 1], "at {end}");
             }
-            let full = decoder.read(&gpt, &mut [Reading { cache: &mut cache, ids: &[1] }]);
+            let full = decoder.read(&mut [Reading { cache: &mut cache, ids: &[1] }]);
             assert!(full.is_err(), "there are {n} positions");
         }
         let strange = [config.vocab_size as u32];
         let reading = Reading { cache: &mut Cache::default(), ids: &strange };
-        let refused = Decoder::new(Team::new(1)).read(&gpt, &mut [reading]).unwrap_err();
+        let refused = Decoder::new(&gpt, Team::new(1)).read(&mut [reading]).unwrap_err();
         assert!(refused.to_string().contains("is beyond the model's"), "{refused}");
     }
 }

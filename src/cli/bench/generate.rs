@@ -70,7 +70,7 @@ impl Generate {
         let threads = self.threads.unwrap_or_else(machine::threads).max(1);
         let gpt = Gpt::fresh(config, 1);
         let gpt = if self.dtype == Dtype::Bf16 { gpt.in_bf16() } else { gpt };
-        let mut decoder = Decoder::new(Team::new(threads));
+        let mut decoder = Decoder::new(&gpt, Team::new(threads));
         let (mut first, mut each) = (Vec::new(), Vec::new());
         for _ in 0..=self.repeat.max(1) {
             let (a, b) = self.once(&gpt, &mut decoder, new)?;
@@ -112,7 +112,7 @@ impl Generate {
         for i in 0..new {
             let readings = caches.iter_mut().zip(&next);
             let mut readings: Vec<Reading> = readings.map(|(cache, ids)| Reading { cache, ids }).collect();
-            let logits = decoder.read(gpt, &mut readings)?;
+            let logits = decoder.read(&mut readings)?;
             let best = |row: &[f32]| (0..size).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap_or(0) as u32;
             next = logits.chunks_exact(size).map(|row| vec![best(row)]).collect();
             if i == 0 {

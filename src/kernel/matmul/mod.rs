@@ -28,6 +28,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use self::pack::{Numbers, RUN, STRIP, pack_left, pack_right, panel_of, pieces};
+pub use self::thin::Panels;
 use self::thin::{thin, thin_halves};
 use self::tile::{Begin, Left, Right, Rows, panel};
 use super::simd::{Isa, LANES, Number, Simd, Tiles, simd};

@@ -3,8 +3,104 @@
 use std::ops::Range;
 
 use super::{Start, View};
-use crate::kernel::simd::{LANES, Number, Simd, simd};
-use crate::kernel::team::Parts;
+use crate::kernel::simd::{Isa, LANES, Number, Simd, simd};
+use crate::kernel::team::{Parts, Team};
+
+/// Numbers that products of few rows are there for.
+pub trait Thin: Number + Default {
+    /// Some rows and columns of `start + a · b`, whose bounds were checked.
+    #[allow(clippy::too_many_arguments)]
+    fn thin(
+        isa: Isa,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        k: usize,
+        a: View,
+        b: View<Self>,
+        start: Start,
+        c: Parts,
+        stride: usize,
+    );
+}
+
+macro_rules! thin_of {
+    ($number:ty, $function:ident) => {
+        impl Thin for $number {
+            fn thin(
+                isa: Isa,
+                rows: Range<usize>,
+                columns: Range<usize>,
+                k: usize,
+                a: View,
+                b: View<Self>,
+                start: Start,
+                c: Parts,
+                stride: usize,
+            ) {
+                $function(isa, rows, columns, k, a, b, start, c, stride)
+            }
+        }
+    };
+}
+thin_of!(f32, thin);
+thin_of!(u16, thin_halves);
+
+/// A matrix `[k, n]` that rows are multiplied with again and again: [`BREADTH`] columns after the other,
+/// each `[k, BREADTH]` in one piece, so that it is read from end to end. The last ones are fewer.
+pub struct Panels<N> {
+    data: Vec<N>,
+    k: usize,
+    n: usize,
+}
+
+/// 16 vectors.
+const BREADTH: usize = 16 * LANES;
+
+impl<N: Thin> Panels<N> {
+    /// Of a matrix whose columns are the rows of `columns: [n, k]`.
+    pub fn of_columns(team: &Team, columns: &[N], k: usize) -> Self {
+        let n = columns.len() / k;
+        let mut data = vec![N::default(); n * k];
+        let parts = Parts::new(&mut data);
+        team.each(n.div_ceil(BREADTH), |panel| {
+            let all = panel * BREADTH..((panel + 1) * BREADTH).min(n);
+            // SAFETY: each task has a panel of its own.
+            let panel = unsafe { parts.take(all.start * k..all.end * k) };
+            for (j, column) in columns[all.start * k..all.end * k].chunks_exact(k).enumerate() {
+                for (row, number) in panel.chunks_exact_mut(all.len()).zip(column) {
+                    row[j] = *number;
+                }
+            }
+        });
+        Panels { data, k, n }
+    }
+
+    /// `y: [m, n]` of `x: [m, k]`, the bits that [`super::matmul`] gives. For few rows: each reads it all.
+    ///
+    /// # Panics
+    /// When a slice is too short.
+    pub fn product(&self, team: &Team, x: &[f32], y: &mut [f32]) {
+        let Panels { data, k, n } = self;
+        let m = x.len() / k;
+        assert!(y.len() >= m * n, "y is no [{m}, {n}]");
+        let y = Parts::new(y);
+        team.each(n.div_ceil(BREADTH), |panel| {
+            let all = panel * BREADTH..((panel + 1) * BREADTH).min(*n);
+            let b = View::new(&data[all.start * k..all.end * k], all.len());
+            N::thin(
+                team.isa,
+                0..m,
+                0..all.len(),
+                *k,
+                View::new(x, *k),
+                b,
+                Start::Zero,
+                y.from(all.start),
+                *n,
+            );
+        });
+    }
+}
 
 simd! {
     /// Row by row, some vectors of columns at a time.
