@@ -81,7 +81,9 @@ def pytorch(preset, threads):
 
 def contenders(args):
     cores = len(os.sched_getaffinity(0))
-    yield "tinylm f32", [args.tinylm, "bench", "generate", "--preset", args.preset, "--format", "json"]
+    own = [args.tinylm, "bench", "generate", "--preset", args.preset, "--format", "json"]
+    yield "tinylm f32", own
+    yield "tinylm bf16", [*own, "--dtype", "bf16"]
     for threads in sorted({1, cores}):
         own = [args.python, __file__, "--threads", str(threads), "--preset", args.preset]
         yield f"PyTorch eager f32, {threads} thread{'s' if threads > 1 else ''}", own

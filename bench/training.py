@@ -14,7 +14,8 @@ bf16 autocast. `compile` is `torch.compile` with its default back end.
 The programs take turns: every round runs each of them once, as a process of its own, so that whatever
 else the machine does hits all alike. A round's figure is the median over the steps of that process after
 some that warm it up; shown is the median over the rounds, and how many times as fast tinylm is as the
-fastest of PyTorch's of the same numbers, in the same rounds.
+fastest of PyTorch's of the same numbers, in the same rounds. Beside it stands what PyTorch's product of
+two 2048 x 2048 matrices reaches in the same rounds, and the share of it that a step of tinylm's does.
 
 A program that is not installed is named with the command that installs it. Python 3.9 or newer.
 """
@@ -102,6 +103,22 @@ def pytorch(preset, dtype, compiled, steps):
     print(json.dumps({"tokens_per_s": batch * length / statistics.median(seconds[3:])}))
 
 
+def product(dtype):
+    """What PyTorch's matrix product (MKL's or oneDNN's) reaches here, in 10^9 operations a second: the best of many."""
+    import time
+
+    import torch
+
+    size = 2048
+    a, b = (torch.randn(size, size, dtype=getattr(torch, {"f32": "float32", "bf16": "bfloat16"}[dtype])) for _ in "ab")
+    best = float("inf")
+    for _ in range(20):
+        begun = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - begun)
+    print(json.dumps({"gflops": 2 * size**3 / best / 1e9}))
+
+
 def contenders(args):
     vocab, width, layers, heads, length, batch = PRESETS[args.preset]
     steps = str(args.steps)
@@ -109,21 +126,22 @@ def contenders(args):
     yield "tinylm f32", [*common, "--format", "json"]
     if "bf16" in args.dtypes:
         yield "tinylm bf16", [*common, "--dtype", "bf16", "--format", "json"]
-    for dtype in args.dtypes:
+    yield "peak f32", [args.python, __file__, "--one", "product", "--dtype", "f32"]
+    for dtype in [] if args.no_peers else args.dtypes:
         for how in ["eager", "compile"]:
             own = [args.python, __file__, "--one", how, "--dtype", dtype]
             yield f"PyTorch {how} {dtype}", [*own, "--preset", args.preset, "--steps", steps]
 
 
 def measure(command):
-    """Tokens a second of one process, or None with the reason on stderr."""
+    """What one process printed, or None with the reason on stderr."""
     done = subprocess.run(command, env={**os.environ, **MALLOC}, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode != 0 or not lines:
         tail = "\n".join(done.stderr.strip().splitlines()[-3:])
         print(f"failed: {' '.join(command)}\n{tail}", file=sys.stderr)
         return None
-    return json.loads(lines[-1])["tokens_per_s"]
+    return json.loads(lines[-1])
 
 
 def find_tinylm():
@@ -139,9 +157,12 @@ def main():
     parser.add_argument("--dtypes", nargs="+", choices=["f32", "bf16"], default=["f32"])
     parser.add_argument("--tinylm", default=find_tinylm())
     parser.add_argument("--python", default=sys.executable, help="a Python that has PyTorch")
-    parser.add_argument("--one", choices=["eager", "compile"], help=argparse.SUPPRESS)
+    parser.add_argument("--no-peers", action="store_true", help="only tinylm, and the machine's peak")
+    parser.add_argument("--one", choices=["eager", "compile", "product"], help=argparse.SUPPRESS)
     parser.add_argument("--dtype", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.one == "product":
+        return product(args.dtype)
     if args.one:
         return pytorch(args.preset, args.dtype, args.one == "compile", args.steps)
     if not pathlib.Path(args.tinylm).exists():
@@ -151,11 +172,17 @@ def main():
     found = {name: [] for name, _ in contenders(args)}
     for number in range(args.rounds):
         for name, command in contenders(args):
-            rate = measure(command)
-            print(f"round {number + 1}: {name:22} {'failed' if rate is None else f'{rate:,.0f} tok/s'}", file=sys.stderr)
-            if rate is not None:
-                found[name].append(rate)
-    table(args, {name: statistics.median(rates) for name, rates in found.items() if rates})
+            figures = measure(command)
+            if figures is None:
+                continue
+            found[name].append(figures)
+            what = " ".join(f"{key} {value:,.0f}" for key, value in figures.items() if key in ["tokens_per_s", "gflops"])
+            print(f"round {number + 1}: {name:22} {what}", file=sys.stderr)
+    middle = lambda name, key: statistics.median(f[key] for f in found[name])
+    table(args, {name: middle(name, "tokens_per_s") for name, f in found.items() if f and "tokens_per_s" in f[0]})
+    if found["tinylm f32"] and found["peak f32"]:
+        own, peak = middle("tinylm f32", "gflops"), middle("peak f32", "gflops")
+        print(f"\nProducts of a step: {own:.0f} GFLOP/s, {100 * own / peak:.0f} % of the {peak:.0f} of PyTorch's large product")
 
 
 def table(args, medians):
