@@ -41,6 +41,36 @@ fn greedy_is_one_beam_and_is_top_1() {
     assert_eq!(greedy, ids(&model, &Options { top_k: 1, ..with(Strategy::Sample) }));
 }
 
+/// Against every pair of tokens: within the likeliest first ones, the pair with the best mean wins.
+#[test]
+fn a_beam_finds_the_best_of_all_pairs() {
+    let model = model();
+    let options = Options { num_beams: 16, max_new_tokens: 2, ..with(Strategy::Beam) };
+    let chooser = Chooser::new(&model, &options);
+    let prompt = prompt_ids(&model, "The cat").unwrap();
+    let expected = |said: &[u32]| {
+        let mut session = Session::new(&model, 1);
+        session.feed(&[&prompt, said].concat()).unwrap();
+        log_probabilities(&chooser.scores(&session.text))
+    };
+    let first = expected(&[]);
+    let mut likely: Vec<u32> = (0..first.len() as u32).filter(|id| !chooser.ends(*id)).collect();
+    likely.sort_by(|a, b| first[*b as usize].total_cmp(&first[*a as usize]));
+    let mut best = (f64::NEG_INFINITY, Vec::new());
+    for a in likely.into_iter().take(16) {
+        for (b, second) in expected(&[a]).iter().enumerate() {
+            let mean = (first[a as usize] + second) / 2.0;
+            if mean > best.0 {
+                let b = Some(b as u32).filter(|b| !chooser.ends(*b));
+                best = (mean, [a].into_iter().chain(b).collect());
+            }
+        }
+    }
+    assert_eq!(ids(&model, &options), best.1);
+    // Greedy's pair is not it, or the beam would have had nothing to find.
+    assert_ne!(ids(&model, &Options { max_new_tokens: 2, ..with(Strategy::Greedy) }), best.1);
+}
+
 #[test]
 fn the_same_seed_says_the_same_and_another_does_not() {
     let model = model();

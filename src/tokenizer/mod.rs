@@ -536,6 +536,19 @@ mod tests {
     }
 
     #[test]
+    fn a_foreign_tokenizer_is_told_by_its_first_strange_token() {
+        let load = |name: &str| {
+            let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizers");
+            Tokenizer::load(&std::path::Path::new(folder).join(name)).unwrap()
+        };
+        let (bytes, words) = (load("byte_bpe.json"), load("word.json"));
+        bytes.is_part_of(&load("byte_bpe.json")).unwrap();
+        let error = bytes.is_part_of(&words).unwrap_err().to_string();
+        let first = (0..).find(|id| bytes.token(*id) != words.token(*id)).unwrap();
+        assert!(error.contains(&format!("token {first} is `{}`", bytes.token(first).unwrap())), "{error}");
+    }
+
+    #[test]
     fn another_programs_tokenizer_cannot_be_tricked_by_text() {
         let tokenizer = tokenizer(&foreign()).unwrap();
         assert_eq!(tokenizer.vocab_size(), 8, "with the added token");
