@@ -230,7 +230,7 @@ impl Pass {
             let kept = &mut self.kept[k];
             let qkv = &mut kept.qkv[..3 * n * c];
             let attended = &mut kept.attended[..n * c];
-            kept.x[..n * c].copy_from_slice(x);
+            copy(team, c, x, &mut kept.x[..n * c]);
             norm::forward(team, block.ln_1.norm(w), x, a, &mut kept.ln_1[..2 * n]);
             linear::forward(team, block.c_attn.linear(w), a, qkv);
             let rows =
@@ -239,19 +239,24 @@ impl Pass {
             attention::forward(team, shape, rows, sites.at(3 * i + 1), attended, moments);
             linear::forward(team, block.attn_proj.linear(w), attended, a);
             dropout::apply(team, sites.at(3 * i + 2), c, row, a, x, true);
-            kept.middle[..n * c].copy_from_slice(x);
+            copy(team, c, x, &mut kept.middle[..n * c]);
             norm::forward(team, block.ln_2.norm(w), x, a, &mut kept.ln_2[..2 * n]);
             linear::forward(team, block.c_fc.linear(w), a, &mut kept.hidden[..n * f]);
             gelu::forward(team, &kept.hidden[..n * f], wide);
             linear::forward(team, block.mlp_proj.linear(w), wide, a);
             dropout::apply(team, sites.at(3 * i + 3), c, row, a, x, true);
         }
-        self.last[..n * c].copy_from_slice(x);
+        copy(team, c, x, &mut self.last[..n * c]);
         norm::forward(team, gpt.layout.ln_f.norm(w), x, &mut self.b[..n * c], &mut self.ln_f[..2 * n]);
     }
 
-    /// The rows of `b` that count go into `a`, end to end; gives their targets.
+    /// The rows of `b` that count go into `a`, end to end; gives their targets. Where all do, the two change
+    /// places.
     fn gather(&mut self, targets: &[u32]) -> Vec<u32> {
+        if targets.iter().all(|t| *t != IGNORE) {
+            std::mem::swap(&mut self.a, &mut self.b);
+            return targets.to_vec();
+        }
         let c = self.config.d_model;
         let counted = targets.iter().enumerate().filter(|(_, t)| **t != IGNORE);
         let mut found = Vec::with_capacity(targets.len());
@@ -269,9 +274,12 @@ impl Pass {
         let targets = self.gather(piece.targets);
         let counted = targets.len();
         let mut head = Head { tokens: &gpt.weights[gpt.layout.wte.clone()], c, logits: &mut self.logits };
+        let (x, dtokens) = (&self.a[..counted * c], &mut gradient[gpt.layout.wte.clone()]);
+        if counted == n {
+            return head.loss(&self.team, x, &targets, Some((dtokens, &mut self.b[..n * c])));
+        }
         // The wide scratch takes the gradient of the rows that count; from there it goes to its rows.
-        let (x, dx) = (&self.a[..counted * c], &mut self.wide[..counted * c]);
-        let dtokens = &mut gradient[gpt.layout.wte.clone()];
+        let dx = &mut self.wide[..counted * c];
         let nats = head.loss(&self.team, x, &targets, Some((dtokens, dx)));
         let b = &mut self.b[..n * c];
         let mut rows = self.wide[..counted * c].chunks_exact(c);
@@ -329,6 +337,11 @@ impl Pass {
         let ids = Ids { ids: piece.ids, length: piece.length, start: 0 };
         embedding::backward(team, ids, dx, c, wte, &mut rest[..gpt.layout.wpe.len()]);
     }
+}
+
+/// By all of the team: `to` is `from`.
+fn copy(team: &Team, c: usize, from: &[f32], to: &mut [f32]) {
+    dropout::apply(team, Dropout::NONE, c, 0, from, to, false);
 }
 
 fn linear_back(team: &Team, pair: &Pair, x: &[f32], dy: &[f32], gradient: &mut [f32]) {
