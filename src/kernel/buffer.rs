@@ -4,7 +4,7 @@
 //! pages (measured in a virtual machine: 140 -> 280 GFLOP/s). Asking for large pages is a hint, never
 //! an error.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
@@ -28,12 +28,15 @@ impl Buffer {
         let large = bytes >= PAGE / 2;
         let (bytes, align) = if large { (bytes.next_multiple_of(PAGE), PAGE) } else { (bytes, 64) };
         let layout = Layout::from_size_align(bytes, align).expect("a length that fits memory");
-        // SAFETY: the size is not 0; zeros are numbers.
-        let start = unsafe { alloc_zeroed(layout) };
+        // SAFETY: the size is not 0.
+        let start = unsafe { alloc(layout) };
         let Some(start) = NonNull::new(start.cast::<f32>()) else { handle_alloc_error(layout) };
         if large {
+            // Before it is touched for the first time: pages that are there stay as they are.
             ask_for_large_pages(start, bytes);
         }
+        // SAFETY: so many bytes were allocated; zeros are numbers.
+        unsafe { start.as_ptr().cast::<u8>().write_bytes(0, bytes) };
         Buffer { start, len, layout }
     }
 }
