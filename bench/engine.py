@@ -34,12 +34,12 @@ import platform
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from common import CORES, add_tinylm, check_tinylm
+
 HOW_TO_GET = {"DVC": "pip install dvc", "Snakemake": "pip install snakemake", "make": "apt install make"}
 
 
@@ -133,7 +133,7 @@ class Tool:
 def tools(arguments):
     """The tools that are here, and the names of those that are not."""
     found, missing = [], []
-    tinylm = find_tinylm(arguments.tinylm)
+    tinylm = str(Path(arguments.tinylm).resolve())
     found.append(Tool("tinylm", tinylm, write_tinylm, ["run", "p"], ["plan", "p"]))
     no_calls_home = [["init", "--no-scm", "-q"], ["config", "core.analytics", "false"], ["config", "core.check_update", "false"]]
     peers = [
@@ -150,15 +150,6 @@ def tools(arguments):
         else:
             missing.append(name)
     return found, missing
-
-
-def find_tinylm(given):
-    target = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target"))
-    places = [given] if given else [target / "release/tinylm", shutil.which("tinylm")]
-    for place in places:
-        if place and Path(place).is_file():
-            return str(Path(place).resolve())
-    sys.exit("error: no tinylm found; build it (cargo build --release) or give --tinylm PATH")
 
 
 def find(program, folder):
@@ -280,10 +271,6 @@ def cpu_model():
         return platform.processor() or platform.machine()
 
 
-def cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def print_row(label, found, times, notes):
     notes += [f"{label}: {t.failed}" for t in times.values() if t.failed]
     cells = [times[found[0].name].text()]
@@ -294,18 +281,19 @@ def print_row(label, found, times, notes):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tinylm", metavar="PATH", help="the binary; else of the cargo target folder, else of PATH")
+    add_tinylm(parser)
     parser.add_argument("--peers", metavar="DIR", help="a folder with peers' programs, such as VENV/bin")
     parser.add_argument("--repeat", type=int, default=7, metavar="N", help="measurements of each (default 7)")
     parser.add_argument("--patience", type=float, default=20, metavar="S", help="longer calls are not repeated")
     parser.add_argument("--limit", type=float, default=300, metavar="S", help="longer calls are stopped")
     parser.add_argument("--small", action="store_true", help="10, 30 and 100 stages, to see that all works")
     arguments = parser.parse_args()
+    check_tinylm(arguments)
     short, long, wide = (10, 30, 100) if arguments.small else (10, 300, 10_000)
 
     found, missing = tools(arguments)
     load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
-    print(f"Machine: {cores()} cores, {cpu_model()}, {platform.system()} {platform.release()}{load}.\n")
+    print(f"Machine: {CORES} cores, {cpu_model()}, {platform.system()} {platform.release()}{load}.\n")
     print("Tools: " + ", ".join(f"{t.name} {t.version_text()}" for t in found) + ".")
     for name in missing:
         print(f"{name}: not installed ({HOW_TO_GET[name]}, then --peers DIR where it is not on PATH)")

@@ -15,18 +15,12 @@ generations. Starting the programs is not in it. Python 3.9 or newer.
 
 import argparse
 import json
-import os
-import pathlib
 import statistics
 import subprocess
 import sys
 
-PRESETS = {  # vocabulary, width, layers, heads, length
-    "tinylm-1.5m": (5000, 128, 3, 4, 128),
-    "small": (5000, 256, 4, 4, 256),
-    "medium": (10200, 512, 6, 8, 256),
-    "slm": (50257, 384, 6, 6, 128),
-}
+from common import CORES, PRESETS, add_tinylm, check_pytorch, check_tinylm
+
 PROMPT = 64
 
 
@@ -37,7 +31,7 @@ def pytorch(preset, threads):
     import torch
     from torch.nn import functional as F
 
-    vocab, width, layers, heads, length = PRESETS[preset]
+    vocab, width, layers, heads, length, _ = PRESETS[preset]
     torch.manual_seed(1)
     torch.set_num_threads(threads)
     new = lambda *shape: torch.randn(*shape) * 0.02
@@ -80,34 +74,26 @@ def pytorch(preset, threads):
 
 
 def contenders(args):
-    cores = len(os.sched_getaffinity(0))
     own = [args.tinylm, "bench", "generate", "--preset", args.preset, "--format", "json"]
     yield "tinylm f32", own
     yield "tinylm bf16", [*own, "--dtype", "bf16"]
-    for threads in sorted({1, cores}):
+    for threads in sorted({1, CORES}):
         own = [args.python, __file__, "--threads", str(threads), "--preset", args.preset]
         yield f"PyTorch eager f32, {threads} thread{'s' if threads > 1 else ''}", own
-
-
-def find_tinylm():
-    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).parent.parent / "target"))
-    return str(target / "release" / "tinylm")
 
 
 def main():
     parser = argparse.ArgumentParser(description="Generation by tinylm and PyTorch, side by side.")
     parser.add_argument("--preset", choices=PRESETS, default="tinylm-1.5m")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tinylm", default=find_tinylm())
+    add_tinylm(parser)
     parser.add_argument("--python", default=sys.executable, help="a Python that has PyTorch")
     parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.threads:
         return pytorch(args.preset, args.threads)
-    if not pathlib.Path(args.tinylm).exists():
-        sys.exit(f"there is no {args.tinylm}: cargo build --release, or name it with --tinylm")
-    if subprocess.run([args.python, "-c", "import torch"], capture_output=True).returncode != 0:
-        sys.exit(f"{args.python} has no PyTorch: pip install torch, or name another with --python")
+    check_tinylm(args)
+    check_pytorch(args)
     found = {name: [] for name, _ in contenders(args)}
     for _ in range(args.rounds):
         for name, command in contenders(args):
@@ -115,7 +101,7 @@ def main():
             if done.returncode != 0:
                 sys.exit(f"failed: {' '.join(command)}\n{done.stderr}")
             found[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
-    print(f"\n`{args.preset}`, {args.rounds} rounds, {len(os.sched_getaffinity(0))} cores\n")
+    print(f"\n`{args.preset}`, {args.rounds} rounds, {CORES} cores\n")
     print("| | tok/s | first token of 64, ms | tinylm is |\n| --- | ---: | ---: | ---: |")
     middle = lambda name, key: statistics.median(figure[key] for figure in found[name])
     own = middle("tinylm f32", "tokens_per_s")

@@ -30,14 +30,14 @@ import contextlib
 import io
 import json
 import os
-import pathlib
 import statistics
 import subprocess
 import sys
 import time
 
+from common import CORES, add_tinylm, check_tinylm
+
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def timed(work):
@@ -228,17 +228,15 @@ def table(results, megabytes):
 
 
 def arguments():
-    root = pathlib.Path(__file__).resolve().parent.parent
-    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", root / "target"))
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--text", required=True, help="the text to train on and to encode, in UTF-8")
     parser.add_argument("--vocab-size", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tinylm", default=str(target / "release" / "tinylm"), help="the program")
+    add_tinylm(parser)
     args = parser.parse_args()
-    for path, what in ((args.text, "--text"), (args.tinylm, "--tinylm")):
-        if not os.path.isfile(path):
-            parser.error(f"{what}: there is no file `{path}`")
+    if not os.path.isfile(args.text):
+        parser.error(f"--text: there is no file `{args.text}`")
+    check_tinylm(args)
     if args.rounds < 1:
         parser.error(f"--rounds: {args.rounds} is too few")
     return args

@@ -23,17 +23,12 @@ A program that is not installed is named with the command that installs it. Pyth
 import argparse
 import json
 import os
-import pathlib
 import statistics
 import subprocess
 import sys
 
-PRESETS = {  # vocabulary, width, layers, heads, length, batch
-    "tinylm-1.5m": (5000, 128, 3, 4, 128, 16),
-    "small": (5000, 256, 4, 4, 256, 16),
-    "medium": (10200, 512, 6, 8, 256, 8),
-    "slm": (50257, 384, 6, 6, 128, 8),
-}
+from common import CORES, PRESETS, add_tinylm, check_pytorch, check_tinylm
+
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "8589934592",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
@@ -51,7 +46,7 @@ def pytorch(preset, dtype, compiled, steps):
 
     vocab, width, layers, heads, length, batch = PRESETS[preset]
     torch.manual_seed(1)
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(CORES)
 
     class Block(nn.Module):
         def __init__(self):
@@ -144,18 +139,13 @@ def measure(command):
     return json.loads(lines[-1])
 
 
-def find_tinylm():
-    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).parent.parent / "target"))
-    return str(target / "release" / "tinylm")
-
-
 def main():
     parser = argparse.ArgumentParser(description="Training steps of tinylm and PyTorch, side by side.")
     parser.add_argument("--preset", choices=PRESETS, default="tinylm-1.5m")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="steps of a process that count")
     parser.add_argument("--dtypes", nargs="+", choices=["f32", "bf16"], default=["f32"])
-    parser.add_argument("--tinylm", default=find_tinylm())
+    add_tinylm(parser)
     parser.add_argument("--python", default=sys.executable, help="a Python that has PyTorch")
     parser.add_argument("--no-peers", action="store_true", help="only tinylm, and the machine's peak")
     parser.add_argument("--one", choices=["eager", "compile", "product"], help=argparse.SUPPRESS)
@@ -165,10 +155,8 @@ def main():
         return product(args.dtype)
     if args.one:
         return pytorch(args.preset, args.dtype, args.one == "compile", args.steps)
-    if not pathlib.Path(args.tinylm).exists():
-        sys.exit(f"there is no {args.tinylm}: cargo build --release, or name it with --tinylm")
-    if subprocess.run([args.python, "-c", "import torch"], capture_output=True).returncode != 0:
-        sys.exit(f"{args.python} has no PyTorch: pip install torch triton, or name another with --python")
+    check_tinylm(args)
+    check_pytorch(args)
     found = {name: [] for name, _ in contenders(args)}
     for number in range(args.rounds):
         for name, command in contenders(args):
@@ -186,7 +174,7 @@ def main():
 
 
 def table(args, medians):
-    print(f"\n`{args.preset}`, {args.rounds} rounds of {args.steps} steps, {len(os.sched_getaffinity(0))} cores\n")
+    print(f"\n`{args.preset}`, {args.rounds} rounds of {args.steps} steps, {CORES} cores\n")
     print("| | tok/s | tinylm is |\n| --- | ---: | ---: |")
     for name, rate in medians.items():
         own = medians.get(f"tinylm {name.split()[-1]}")

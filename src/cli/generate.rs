@@ -8,10 +8,9 @@ use std::time::Instant;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::{Format, print_json, target};
+use super::{DtypeArg, Format, print_json, target};
 use crate::base::{Error, Result, machine};
 use crate::generate::{self, Options, Session, Strategy};
-use crate::kernel::Dtype;
 use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
 
 #[derive(Args)]
@@ -53,9 +52,9 @@ pub struct Decoding {
     /// What sampling derives from.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Numbers that the model's matrices are made of: rounded to bf16 they are read faster.
-    #[arg(long, value_enum, default_value_t = Dtype::F32)]
-    pub dtype: Dtype,
+    /// Numbers that the model's matrices are made of: rounded to bf16, less is read for each token.
+    #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
+    pub dtype: DtypeArg,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -87,7 +86,7 @@ impl Decoding {
 }
 
 /// The model that a target names.
-pub fn load_model(text: &str, dtype: Dtype) -> Result<Model> {
+pub fn load_model(text: &str, dtype: DtypeArg) -> Result<Model> {
     let path = std::path::Path::new(text);
     // The weights alone were named: what belongs to them lies beside.
     let beside = path.is_file().then(|| path.parent().map(|p| p.to_string_lossy().into_owned())).flatten();
@@ -99,10 +98,7 @@ pub fn load_model(text: &str, dtype: Dtype) -> Result<Model> {
         })
     };
     let model = Model::load(file(CONFIG_FILE)?, file(WEIGHTS_FILE)?, file(TOKENIZER_FILE)?)?;
-    Ok(match dtype {
-        Dtype::F32 => model,
-        Dtype::Bf16 => Model { gpt: model.gpt.in_bf16(), ..model },
-    })
+    Ok(Model { gpt: model.gpt.in_dtype(dtype.into()), ..model })
 }
 
 impl Generate {

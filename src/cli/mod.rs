@@ -24,6 +24,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::base::error::Fault;
 use crate::base::{Error, Result, fs, machine, suggest};
+use crate::kernel::Dtype;
 use crate::plan::{Past, Plan};
 use crate::report::style::Style;
 use crate::spec::{self, Overrides, Pipeline};
@@ -46,6 +47,22 @@ pub struct Cli {
 pub enum Format {
     Text,
     Json,
+}
+
+/// `--dtype`.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum DtypeArg {
+    F32,
+    Bf16,
+}
+
+impl From<DtypeArg> for Dtype {
+    fn from(arg: DtypeArg) -> Dtype {
+        match arg {
+            DtypeArg::F32 => Dtype::F32,
+            DtypeArg::Bf16 => Dtype::Bf16,
+        }
+    }
 }
 
 #[derive(Subcommand)]

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use super::dropout::{Dropout, drop_row};
 use super::math::exp;
-use super::matmul::{Start, View, product};
+use super::matmul::{Product, Start, View};
 use super::simd::{F, Isa, LANES, simd};
 use super::team::{Parts, Team};
 
@@ -123,7 +123,8 @@ fn scores_of(isa: Isa, shape: &Shape, a: View, b: View, block: &Range<usize>, ou
     for left in (0..seen).step_by(STEP) {
         let first = left.saturating_sub(shape.start).max(block.start);
         let (rows, columns) = (first - block.start..block.len(), left..(left + STEP).min(seen));
-        product(isa, rows, columns, shape.width, a, b.t(), Start::Zero, out, width);
+        let product = Product { a, b: b.t(), k: shape.width, start: Start::Zero, c: out, stride: width };
+        product.part(isa, rows, columns);
     }
 }
 
@@ -155,9 +156,9 @@ fn mix(
 ) {
     for top in block.clone().step_by(STEP) {
         let rows = top - block.start..(top + STEP).min(block.end) - block.start;
-        let a = View::new(weights, width);
-        let out = out.from(block.start * stride);
-        product(isa, rows, 0..shape.width, end_of(shape, top), a, v, Start::Zero, out, stride);
+        let (a, c) = (View::new(weights, width), out.from(block.start * stride));
+        let product = Product { a, b: v, k: end_of(shape, top), start: Start::Zero, c, stride };
+        product.part(isa, rows, 0..shape.width);
     }
 }
 
@@ -279,8 +280,9 @@ fn one_head(
             let start = if left < block.start { Start::Add } else { Start::Zero };
             let skip = (top - block.start) * width;
             let (p, ds) = (View::new(&p[skip..], width).t(), View::new(&ds[skip..], width).t());
-            product(isa, keys.clone(), 0..d, n, p, dout.below(top), start, to(2), 3 * c);
-            product(isa, keys, 0..d, n, ds, q.below(top), start, to(1), 3 * c);
+            let of = |a, b, c| Product { a, b, k: n, start, c, stride: 3 * shape.heads * d };
+            of(p, dout.below(top), to(2)).part(isa, keys.clone(), 0..d);
+            of(ds, q.below(top), to(1)).part(isa, keys, 0..d);
         }
     }
 }

@@ -45,6 +45,6 @@ mod x86;
 pub use buffer::Buffer;
 pub use dropout::Dropout;
 pub use loss::IGNORE;
-pub use matmul::{Dtype, Panels, peak};
+pub use matmul::{Dtype, instructions, peak};
 pub use simd::{Isa, Number, half};
 pub use team::Team;

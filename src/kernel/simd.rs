@@ -158,7 +158,7 @@ pub trait Simd: Tiles {
 }
 
 /// What weights may be made of.
-pub trait Number: Copy + Send + Sync {
+pub trait Number: Copy + Default + Send + Sync {
     /// # Safety
     /// As of [`Simd`].
     unsafe fn load<S: Simd>(p: *const Self) -> S::F;
@@ -365,31 +365,37 @@ operator!(U, Mul, mul, mul_u);
 /// }
 /// double(isa, &mut x);
 /// ```
+///
+/// A second type, of numbers, may follow: `fn double<S, N: Number>`.
 macro_rules! simd {
-    ($($(#[$meta:meta])* $vis:vis fn $name:ident<$s:ident>($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
+    ($(
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident<$s:ident $(, $n:ident: $bound:path)?>($($arg:ident : $ty:ty),* $(,)?)
+        $(-> $ret:ty)? $body:block
+    )*) => {$(
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)]
-        $vis fn $name(isa: $crate::kernel::simd::Isa, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name<$($n: $bound)?>(isa: $crate::kernel::simd::Isa, $($arg: $ty),*) $(-> $ret)? {
             use $crate::kernel::simd::{Kind, Simd};
             #[inline(always)]
-            fn body<$s: Simd>($($arg: $ty),*) $(-> $ret)? $body
+            fn body<$s: Simd $(, $n: $bound)?>($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx2,fma")]
-            fn avx512($($arg: $ty),*) $(-> $ret)? {
-                body::<$crate::kernel::x86::Avx512>($($arg),*)
+            fn avx512<$($n: $bound)?>($($arg: $ty),*) $(-> $ret)? {
+                body::<$crate::kernel::x86::Avx512 $(, $n)?>($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2($($arg: $ty),*) $(-> $ret)? {
-                body::<$crate::kernel::x86::Avx2>($($arg),*)
+            fn avx2<$($n: $bound)?>($($arg: $ty),*) $(-> $ret)? {
+                body::<$crate::kernel::x86::Avx2 $(, $n)?>($($arg),*)
             }
             match isa.0 {
                 // SAFETY: an `Isa` is only made where its instructions were found.
                 #[cfg(target_arch = "x86_64")]
-                Kind::Avx512 => unsafe { avx512($($arg),*) },
+                Kind::Avx512 => unsafe { avx512::<$($n)?>($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
-                Kind::Avx2 => unsafe { avx2($($arg),*) },
-                Kind::Portable => body::<$crate::kernel::portable::Portable>($($arg),*),
+                Kind::Avx2 => unsafe { avx2::<$($n)?>($($arg),*) },
+                Kind::Portable => body::<$crate::kernel::portable::Portable $(, $n)?>($($arg),*),
             }
         }
     )*};

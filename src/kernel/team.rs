@@ -139,15 +139,6 @@ impl Team {
         self
     }
 
-    /// What its products run on, in words.
-    pub fn instructions(&self) -> String {
-        match self.dtype {
-            Dtype::F32 => self.isa.name().into(),
-            Dtype::Bf16 if super::matmul::has_exact_pairs(self.isa) => "AVX-512 BF16".into(),
-            Dtype::Bf16 => format!("{}, rounded to bf16", self.isa.name()),
-        }
-    }
-
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }

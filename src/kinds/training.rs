@@ -46,7 +46,7 @@ macro_rules! training_params {
             /// Steps between samples. 0: only at the end.
             pub sample_every: u64,
             /// What matrix products are made of. Sums, weights and all else stay f32; what is learned
-            /// differs in its bits, and is of the same quality.
+            /// differs in its bits.
             pub dtype: crate::kernel::Dtype,
             /// What the samples begin with.
             pub prompts: Vec<String>,

@@ -10,8 +10,9 @@ use crate::base::{Error, Result};
 use crate::kernel::attention::{self, Rows, Shape};
 use crate::kernel::embedding::{self, Ids};
 use crate::kernel::linear;
+use crate::kernel::matmul::{Panels, THIN};
 use crate::kernel::norm;
-use crate::kernel::{Dropout, Panels, Team, gelu, loss};
+use crate::kernel::{Dropout, Team, gelu, loss};
 
 /// Keys and values of the positions already seen, per block `[T, C]`.
 #[derive(Clone, Default)]
@@ -65,16 +66,12 @@ impl Head {
     }
 }
 
-/// Texts that the head is read for row by row.
-const FEW: usize = 4;
-
 /// The memory of a step, and who takes it. Grows to the longest that it is given.
 pub struct Decoder<'a> {
     gpt: &'a Gpt,
     team: Team,
-    /// The output projection, laid out for few rows; made when it is needed a second time.
+    /// The output projection, laid out for few rows; made when texts are first read on by single ids.
     head: Option<Head>,
-    reads: usize,
     x: Vec<f32>,
     a: Vec<f32>,
     qkv: Vec<f32>,
@@ -91,7 +88,6 @@ impl<'a> Decoder<'a> {
             gpt,
             team,
             head: None,
-            reads: 0,
             x: none(),
             a: none(),
             qkv: none(),
@@ -116,8 +112,7 @@ impl<'a> Decoder<'a> {
         let (w, c) = (&gpt.weights[..], config.d_model);
         let n = texts.iter().map(|t| t.ids.len()).sum::<usize>();
         self.resize(config, n);
-        self.reads += 1;
-        let Decoder { team, head, reads, x, a, qkv, attended, hidden, wide, moments, .. } = self;
+        let Decoder { team, head, x, a, qkv, attended, hidden, wide, moments, .. } = self;
         let mut row = 0;
         for text in &mut *texts {
             text.cache.prepare(config);
@@ -164,7 +159,7 @@ impl<'a> Decoder<'a> {
         let (x, a) = (&x[..texts.len() * c], &mut a[..texts.len() * c]);
         norm::forward(team, gpt.layout.ln_f.norm(w), x, a, moments);
         let mut logits = vec![0.0; texts.len() * config.vocab_size];
-        if texts.len() <= FEW && *reads > 1 {
+        if n == texts.len() && n <= THIN {
             head.get_or_insert_with(|| Head::new(gpt, team)).logits(team, a, &mut logits);
         } else {
             loss::logits(team, &w[gpt.layout.wte.clone()], c, a, &mut logits);

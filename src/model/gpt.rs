@@ -6,7 +6,7 @@ use super::Config;
 use crate::base::{Result, Rng};
 use crate::kernel::linear::Linear;
 use crate::kernel::norm::Norm;
-use crate::kernel::{Buffer, Number, half};
+use crate::kernel::{Buffer, Dtype, Number, half};
 
 /// One learned tensor: its name on disk, its shape, its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,8 +148,12 @@ pub struct Gpt {
 }
 
 impl Gpt {
-    /// The same model with its matrices rounded to bf16, which reads on with half of the traffic.
-    pub fn in_bf16(mut self) -> Self {
+    /// The same model with matrices of `dtype`: rounded to bf16, few rows are computed with half of the
+    /// traffic.
+    pub fn in_dtype(mut self, dtype: Dtype) -> Self {
+        if dtype == Dtype::F32 {
+            return self;
+        }
         for p in self.layout.parameters.iter().filter(|p| p.shape.len() == 2) {
             self.weights[p.range.clone()].iter_mut().for_each(|x| *x = half(*x).widened());
         }

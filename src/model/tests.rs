@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::plain::Plain;
 use super::*;
 use crate::base::{Rng, fs};
-use crate::kernel::{Isa, Team};
+use crate::kernel::{Dtype, Isa, Team};
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/model")).join(name)
@@ -161,10 +161,9 @@ fn what_comes_later_changes_nothing_before_it() {
 /// are read as such.
 #[test]
 fn a_cache_gives_what_the_whole_gives_and_texts_don_t_mix() {
-    let kinds = [tiny(), odd()].into_iter().flat_map(|c| [(c.clone(), false), (c, true)]);
-    for (config, halves) in kinds {
-        let gpt = model(&config, 4);
-        let gpt = if halves { gpt.in_bf16() } else { gpt };
+    let kinds = [tiny(), odd()].into_iter().flat_map(|c| [(c.clone(), Dtype::F32), (c, Dtype::Bf16)]);
+    for (config, dtype) in kinds {
+        let gpt = model(&config, 4).in_dtype(dtype);
         let n = config.seq_len;
         let (ids, _) = batch(&config, 2, 8);
         let (ids, other) = ids.split_at(n);
@@ -194,7 +193,7 @@ fn a_cache_gives_what_the_whole_gives_and_texts_don_t_mix() {
 #[test]
 fn a_model_in_bf16_is_nearly_the_model() {
     let (gpt, ids) = (model(&odd(), 4), [1, 2, 3, 4, 5]);
-    let (plain, rounded) = (logits(&gpt, &ids), logits(&model(&odd(), 4).in_bf16(), &ids));
+    let (plain, rounded) = (logits(&gpt, &ids), logits(&model(&odd(), 4).in_dtype(Dtype::Bf16), &ids));
     let far = plain.iter().flatten().zip(rounded.iter().flatten()).map(|(a, b)| (a - b).abs());
     let (far, size) = (far.fold(0f32, f32::max), plain.iter().flatten().fold(0f32, |m, x| m.max(x.abs())));
     // 8 bits of precision: 2^-9 a weight, some of it adding up over the layers.

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::{median_ms, peak_rss_mib, rounded};
 use crate::base::{Error, Result, Rng, machine};
+use crate::cli::DtypeArg;
 use crate::kernel::{Dtype, Isa, Team};
 use crate::model::{self, Cache, Decoder, Gpt, Reading};
 
@@ -17,8 +18,8 @@ pub struct Generate {
     #[arg(long, default_value = "tinylm-1.5m")]
     preset: String,
     /// Numbers that the matrices are made of.
-    #[arg(long, value_enum, default_value_t = Dtype::F32)]
-    dtype: Dtype,
+    #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
+    dtype: DtypeArg,
     /// Tokens of the prompt.
     #[arg(long, default_value_t = 64)]
     prompt: usize,
@@ -68,8 +69,8 @@ impl Generate {
             .help(format!("`{}` holds {} tokens", self.preset, config.seq_len)));
         }
         let threads = self.threads.unwrap_or_else(machine::threads).max(1);
-        let gpt = Gpt::fresh(config, 1);
-        let gpt = if self.dtype == Dtype::Bf16 { gpt.in_bf16() } else { gpt };
+        let dtype = Dtype::from(self.dtype);
+        let gpt = Gpt::fresh(config, 1).in_dtype(dtype);
         let mut decoder = Decoder::new(&gpt, Team::new(threads));
         let (mut first, mut each) = (Vec::new(), Vec::new());
         for _ in 0..=self.repeat.max(1) {
@@ -81,7 +82,7 @@ impl Generate {
         let token_ms = median_ms(each) / (new - 1) as f64;
         Ok(GenerateFigures {
             preset: self.preset.clone(),
-            dtype: self.dtype.name(),
+            dtype: dtype.name(),
             params: config.parameters(),
             batch: self.batch,
             prompt: self.prompt,

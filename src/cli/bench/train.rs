@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::{median_ms, peak_rss_mib, rounded};
 use crate::base::{Error, Result, Rng, machine};
-use crate::kernel::{Dtype, Team, peak};
+use crate::cli::DtypeArg;
+use crate::kernel::{Dtype, Team, instructions, peak};
 use crate::model::plain::Plain;
 use crate::model::{self, Config, Gpt, Pass, Sequences};
 use crate::train::{self, AdamW, Options};
@@ -20,8 +21,8 @@ pub struct Train {
     #[arg(long, default_value = "tinylm-1.5m")]
     preset: String,
     /// Numbers that products are made of.
-    #[arg(long, value_enum, default_value_t = Dtype::F32)]
-    dtype: Dtype,
+    #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
+    dtype: DtypeArg,
     /// Sequences of a step.
     #[arg(long, default_value_t = 16)]
     batch: usize,
@@ -89,7 +90,7 @@ impl Train {
         let peak_gflops = self.peak.then(|| peak(&self.team(threads)));
         Ok(TrainFigures {
             preset: self.preset.clone(),
-            dtype: self.dtype.name(),
+            dtype: self.dtype().name(),
             params: config.parameters(),
             batch: self.batch,
             seq: config.seq_len,
@@ -97,7 +98,7 @@ impl Train {
             step_ms,
             peak_rss_mib,
             threads,
-            instructions: self.team(1).instructions(),
+            instructions: instructions(&self.team(1)),
             gflops: rounded(gflops),
             peak_gflops: peak_gflops.map(rounded),
             share_of_peak: peak_gflops.map(|p| rounded(gflops / p)),
@@ -106,7 +107,11 @@ impl Train {
     }
 
     fn team(&self, threads: usize) -> Team {
-        Team::new(threads).in_dtype(self.dtype)
+        Team::new(threads).in_dtype(self.dtype())
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.dtype.into()
     }
 
     fn config(&self) -> Result<Config> {
@@ -116,8 +121,8 @@ impl Train {
         if let Some((name, why)) = config.mistake() {
             return Err(Error::usage(format!("--{}: {why}", if name == "seq_len" { "seq" } else { name })));
         }
-        if self.backend == Backend::Candle && self.dtype != Dtype::F32 {
-            let dtype = self.dtype.name();
+        if self.backend == Backend::Candle && self.dtype() != Dtype::F32 {
+            let dtype = self.dtype().name();
             return Err(Error::usage(format!("--dtype {dtype}: the plain twin has f32 only")));
         }
         for (flag, value) in [("batch", self.batch), ("steps", self.steps)] {

@@ -29,8 +29,8 @@ use std::ops::Range;
 
 use self::pack::{Numbers, RUN, STRIP, pack_left, pack_right, panel_of, pieces};
 pub use self::thin::Panels;
-use self::thin::{thin, thin_halves};
-use self::tile::{Begin, Left, Right, Rows, panel};
+use self::thin::thin;
+use self::tile::{Begin, Block, Left, Right, panel};
 use super::simd::{Isa, LANES, Number, Simd, Tiles, simd};
 use super::team::{Parts, Team};
 
@@ -40,7 +40,7 @@ pub const PANEL: usize = 2 * LANES;
 /// Steps that a tile takes at a time: 32 KiB of a panel.
 pub const DEPTH: usize = 256;
 
-/// A matrix to read: element (i, j) is `data[i * row + j * column]`.
+/// A matrix to read: element (i, j) is `data[i * row + j * column]`, and one of the two is 1.
 #[derive(Clone, Copy)]
 pub struct View<'a, N = f32> {
     data: &'a [N],
@@ -93,23 +93,15 @@ pub enum Start<'a> {
 
 /// What products are made of. Sums are f32.
 #[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Default,
-    serde::Serialize,
-    serde::Deserialize,
-    schemars::JsonSchema,
-    clap::ValueEnum,
+    Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
     /// 32 bits.
     #[default]
     F32,
-    /// Rounded to 16 bits, 8 of them of precision: faster where the CPU has instructions for it.
+    /// Rounded to 16 bits, 8 of them of precision. Meant for CPUs with AVX512-BF16; others compute the same
+    /// bits with f32 instructions.
     Bf16,
 }
 
@@ -136,23 +128,20 @@ pub fn matmul(
     c: &mut [f32],
     stride: usize,
 ) {
-    assert!(stride >= n, "rows of {n} do not fit a stride of {stride}");
+    let product = Product { a, b, k, start, c: Parts::new(c), stride };
     if m == 0 || n == 0 {
         return;
     }
-    let c = Parts::new(c);
-    check((m, n, k), a, b, start, c, stride);
+    product.check(m, n);
     if team.dtype == Dtype::Bf16 {
         let numbers = if has_exact_pairs(team.isa) { Numbers::Pairs } else { Numbers::Rounded };
-        return shared(team, numbers, (m, n, k), a, b, start, c, stride);
-    }
-    if m * n * k < ALONE {
-        product(team.isa, 0..m, 0..n, k, a, b, start, c, stride);
+        product.shared(team, numbers, m, n);
     } else if m <= THIN {
-        // The ranges of columns are disjoint.
-        team.ranges(n, 4 * PANEL, |columns| product(team.isa, 0..m, columns, k, a, b, start, c, stride));
+        product.few(team, m, n);
+    } else if m * n * k < ALONE {
+        product.part(team.isa, 0..m, 0..n);
     } else {
-        shared(team, Numbers::F32, (m, n, k), a, b, start, c, stride);
+        product.shared(team, Numbers::F32, m, n);
     }
 }
 
@@ -169,86 +158,143 @@ pub fn matmul_halves(
     c: &mut [f32],
     stride: usize,
 ) {
-    assert!(stride >= n && (1..=THIN).contains(&m) && n > 0, "{m} rows of {n}");
-    let c = Parts::new(c);
-    check((m, n, k), a, b, start, c, stride);
-    let part = |columns| thin_halves(team.isa, 0..m, columns, k, a, b, start, c, stride);
-    // The ranges of columns are disjoint.
-    if m * n * k < ALONE { part(0..n) } else { team.ranges(n, 4 * PANEL, part) }
+    assert!((1..=THIN).contains(&m) && n > 0, "{m} rows of {n}");
+    let product = Product { a, b, k, start, c: Parts::new(c), stride };
+    product.check(m, n);
+    product.few(team, m, n);
 }
 
-/// The tasks of a product, and before them those of packing what several of them read.
-#[allow(clippy::too_many_arguments)]
-fn shared(
-    team: &Team,
-    numbers: Numbers,
-    (m, n, k): (usize, usize, usize),
-    a: View,
-    b: View,
-    start: Start,
-    c: Parts,
-    stride: usize,
-) {
-    let isa = team.isa;
-    let rounds = numbers != Numbers::F32;
-    let (packs_a, most) = (rounds || a.is_packed(), m.div_ceil(m.div_ceil(HEIGHT)).next_multiple_of(RUN));
-    if packs_a && m > most {
-        for rows in pieces(0..m, most) {
-            let (a, c) = (a.below(rows.start), c.from(rows.start * stride));
-            shared(team, numbers, (rows.len(), n, k), a, b, start, c, stride);
+/// `c = start + a · b`, of which several threads may do parts. Element (i, j) of c is `c[i * stride + j]`.
+#[derive(Clone, Copy)]
+pub struct Product<'a, N = f32> {
+    pub a: View<'a>,
+    pub b: View<'a, N>,
+    /// Products of a sum.
+    pub k: usize,
+    pub start: Start<'a>,
+    pub c: Parts<'a>,
+    pub stride: usize,
+}
+
+impl<N: Number> Product<'_, N> {
+    /// What all below relies on.
+    fn check(&self, m: usize, n: usize) {
+        let Product { a, b, k, start, c, stride } = *self;
+        assert!(stride >= n, "rows of {n} do not fit a stride of {stride}");
+        assert!(a.holds(m, k), "a is no [{m}, {k}]");
+        assert!(b.holds(k, n), "b is no [{k}, {n}]");
+        assert!((m - 1) * stride + n <= c.len(), "c is no [{m}, {n}]");
+        if let Start::Bias(bias) = start {
+            assert!(bias.len() >= n, "the bias is no row of c");
         }
-        return;
     }
-    let (rows, group) = tasks(team.threads(), m, n.div_ceil(PANEL));
-    let blocks = m.div_ceil(rows);
-    let run = |a: Left, b: Right, columns: Range<usize>, steps: Range<usize>, start: Start| {
-        let groups = columns.len().div_ceil(group * PANEL);
-        team.each(blocks * groups, |task| {
-            let (left, top) = (columns.start + task / blocks * group * PANEL, task % blocks * rows);
-            // Tasks differ in their rows or columns.
-            let (rows, columns) = (top..(top + rows).min(m), left..(left + group * PANEL).min(columns.end));
-            thick(isa, numbers, rows, columns, steps.clone(), a, b, start, c, stride);
-        });
-    };
-    let packs_b = rounds || blocks > 1;
-    if !packs_a && !packs_b {
-        return run(Left::Lies(a), Right::Lies(b), 0..n, 0..k, start);
+
+    /// Few rows by all of the team.
+    fn few(&self, team: &Team, m: usize, n: usize) {
+        // The ranges of columns are disjoint.
+        let part = |columns| thin(team.isa, self, 0..m, columns);
+        if m * n * self.k < ALONE { part(0..n) } else { team.ranges(n, 4 * PANEL, part) }
     }
-    // As many columns and steps at a time as there is room for.
-    let all = numbers.steps(k);
-    let height = if packs_a { m } else { 0 };
-    let width = if packs_b { n.next_multiple_of(PANEL).min(WIDTH) } else { 0 };
-    let most = (ROOM / (height + width) / DEPTH * DEPTH).max(DEPTH).min(all.max(1));
-    team.with_scratch((height + width) * most + LANES, |scratch| {
-        let (packed_b, packed_a) = scratch.split_at_mut(width * most);
-        let (packed_a, packed_b) = (Parts::new(packed_a), Parts::new(packed_b));
-        for columns in pieces(0..n, if packs_b { width } else { n }) {
-            for (start, steps) in blocks_of(all, most, start) {
-                let runs = height.div_ceil(RUN);
-                let of_a = runs * steps.len().div_ceil(DEPTH);
-                let of_b = if packs_b { steps.len().div_ceil(STRIP) } else { 0 };
-                let block = |top: usize| steps.start + top..(steps.start + top + DEPTH).min(steps.end);
-                team.each(of_a + of_b, |task| {
-                    if task < of_a {
-                        let (first, top) = (task % runs * RUN, task / runs * DEPTH);
-                        let steps = block(top);
-                        let out = packed_a.from(top * height + first * steps.len());
-                        pack_left(isa, numbers, out, a, first..(first + RUN).min(m), steps, k);
-                    } else {
-                        let first = (task - of_a) * STRIP;
-                        let (first, top) = (first % DEPTH, first / DEPTH * DEPTH);
-                        let steps = block(top);
-                        let strip = first..(first + STRIP).min(steps.len());
-                        let out = packed_b.from(top * width);
-                        pack_right(isa, numbers, out, b, strip, steps, k, columns.clone());
-                    }
-                });
-                let a = if packs_a { Left::Packed(packed_a, 0, height) } else { Left::Lies(a) };
-                let b = if packs_b { Right::Packed(packed_b, columns.start, width) } else { Right::Lies(b) };
-                run(a, b, columns.clone(), steps, start);
+}
+
+impl<'a> Product<'a> {
+    /// Some rows and columns in f32, by this thread. No two threads may hold the same of `c`.
+    ///
+    /// # Panics
+    /// When a slice is too short.
+    pub fn part(self, isa: Isa, rows: Range<usize>, columns: Range<usize>) {
+        if rows.is_empty() || columns.is_empty() {
+            return;
+        }
+        self.check(rows.end, columns.end);
+        if rows.len() <= THIN {
+            return thin(isa, &self, rows, columns);
+        }
+        let Product { a, b, k, start, c, stride } = self;
+        let numbers = Numbers::F32;
+        let all = Part { rows, columns, steps: 0..k, a: Left::Lies(a), b: Right::Lies(b), start, c, stride };
+        if !a.is_packed() {
+            return all.compute(isa, numbers);
+        }
+        // Left as it is: what is read was written before.
+        let mut scratch = MaybeUninit::<[f32; RUN * DEPTH + LANES]>::uninit();
+        let scratch = Parts::at(scratch.as_mut_ptr().cast::<f32>(), RUN * DEPTH + LANES);
+        for rows in pieces(all.rows.clone(), RUN) {
+            for (start, steps) in blocks_of(k, DEPTH, start) {
+                pack_left(isa, numbers, scratch, a, rows.clone(), steps.clone(), k);
+                let a = Left::Packed(scratch, rows.start, rows.len());
+                Part { rows: rows.clone(), steps, a, start, ..all.clone() }.compute(isa, numbers);
             }
         }
-    });
+    }
+
+    /// All of it: the tasks of a product, and before them those of packing what several of them read.
+    fn shared(self, team: &Team, numbers: Numbers, m: usize, n: usize) {
+        let Product { a, b, k, start, c, stride } = self;
+        let isa = team.isa;
+        let rounds = numbers != Numbers::F32;
+        let most = m.div_ceil(m.div_ceil(HEIGHT)).next_multiple_of(RUN);
+        let packs_a = rounds || a.is_packed();
+        if packs_a && m > most {
+            for rows in pieces(0..m, most) {
+                let (a, c) = (a.below(rows.start), c.from(rows.start * stride));
+                Product { a, c, ..self }.shared(team, numbers, rows.len(), n);
+            }
+            return;
+        }
+        let (rows, group) = tasks(team.threads(), m, n.div_ceil(PANEL));
+        let blocks = m.div_ceil(rows);
+        let run = |a: Left, b: Right, columns: Range<usize>, steps: Range<usize>, start: Start| {
+            let groups = columns.len().div_ceil(group * PANEL);
+            team.each(blocks * groups, |task| {
+                // Tasks differ in their rows or columns.
+                let (left, top) = (columns.start + task / blocks * group * PANEL, task % blocks * rows);
+                let (rows, columns) =
+                    (top..(top + rows).min(m), left..(left + group * PANEL).min(columns.end));
+                Part { rows, columns, steps: steps.clone(), a, b, start, c, stride }.compute(isa, numbers);
+            });
+        };
+        let packs_b = rounds || blocks > 1;
+        if !packs_a && !packs_b {
+            return run(Left::Lies(a), Right::Lies(b), 0..n, 0..k, start);
+        }
+        // As many columns and steps at a time as there is room for.
+        let all = numbers.steps(k);
+        let height = if packs_a { m } else { 0 };
+        let width = if packs_b { n.next_multiple_of(PANEL).min(WIDTH) } else { 0 };
+        let most = (ROOM / (height + width) / DEPTH * DEPTH).max(DEPTH).min(all.max(1));
+        team.with_scratch((height + width) * most + LANES, |scratch| {
+            let (packed_b, packed_a) = scratch.split_at_mut(width * most);
+            let (packed_a, packed_b) = (Parts::new(packed_a), Parts::new(packed_b));
+            for columns in pieces(0..n, if packs_b { width } else { n }) {
+                for (start, steps) in blocks_of(all, most, start) {
+                    let runs = height.div_ceil(RUN);
+                    let of_a = runs * steps.len().div_ceil(DEPTH);
+                    let of_b = if packs_b { steps.len().div_ceil(STRIP) } else { 0 };
+                    let block = |top: usize| steps.start + top..(steps.start + top + DEPTH).min(steps.end);
+                    team.each(of_a + of_b, |task| {
+                        if task < of_a {
+                            let (first, top) = (task % runs * RUN, task / runs * DEPTH);
+                            let steps = block(top);
+                            let out = packed_a.from(top * height + first * steps.len());
+                            pack_left(isa, numbers, out, a, first..(first + RUN).min(m), steps, k);
+                        } else {
+                            let first = (task - of_a) * STRIP;
+                            let (first, top) = (first % DEPTH, first / DEPTH * DEPTH);
+                            let steps = block(top);
+                            let strip = first..(first + STRIP).min(steps.len());
+                            let out = packed_b.from(top * width);
+                            pack_right(isa, numbers, out, b, strip, steps, k, columns.clone());
+                        }
+                    });
+                    let a = if packs_a { Left::Packed(packed_a, 0, height) } else { Left::Lies(a) };
+                    let b =
+                        if packs_b { Right::Packed(packed_b, columns.start, width) } else { Right::Lies(b) };
+                    run(a, b, columns.clone(), steps, start);
+                }
+            }
+        });
+    }
 }
 
 /// How many rows and how many panels a task has.
@@ -279,62 +325,6 @@ const ALONE: usize = 1 << 15;
 /// Up to so many rows, B is read where it lies: it is needed but once.
 pub const THIN: usize = 4;
 
-/// Some rows and columns of [`matmul`] in f32, by one thread. No two threads may hold the same of `c`.
-///
-/// # Panics
-/// When a slice is too short.
-#[allow(clippy::too_many_arguments)]
-pub fn product(
-    isa: Isa,
-    rows: Range<usize>,
-    columns: Range<usize>,
-    k: usize,
-    a: View,
-    b: View,
-    start: Start,
-    c: Parts,
-    stride: usize,
-) {
-    if rows.is_empty() || columns.is_empty() {
-        return;
-    }
-    check((rows.end, columns.end, k), a, b, start, c, stride);
-    if rows.len() <= THIN && (b.row == 1 || b.column == 1) {
-        return thin(isa, rows, columns, k, a, b, start, c, stride);
-    }
-    let numbers = Numbers::F32;
-    if !a.is_packed() {
-        return thick(isa, numbers, rows, columns, 0..k, Left::Lies(a), Right::Lies(b), start, c, stride);
-    }
-    // Left as it is: what is read was written before.
-    let mut scratch = MaybeUninit::<[f32; RUN * DEPTH + LANES]>::uninit();
-    let scratch = Parts::at(scratch.as_mut_ptr().cast::<f32>(), RUN * DEPTH + LANES);
-    for rows in pieces(rows, RUN) {
-        for (start, depths) in blocks_of(k, DEPTH, start) {
-            pack_left(isa, numbers, scratch, a, rows.clone(), depths.clone(), k);
-            let (a, b) = (Left::Packed(scratch, rows.start, rows.len()), Right::Lies(b));
-            thick(isa, numbers, rows.clone(), columns.clone(), depths, a, b, start, c, stride);
-        }
-    }
-}
-
-/// What the functions below rely on.
-fn check<N: Number>(
-    (m, n, k): (usize, usize, usize),
-    a: View,
-    b: View<N>,
-    start: Start,
-    c: Parts,
-    stride: usize,
-) {
-    assert!(a.holds(m, k), "a is no [{m}, {k}]");
-    assert!(b.holds(k, n), "b is no [{k}, {n}]");
-    assert!((m - 1) * stride + n <= c.len(), "c is no [{m}, {n}]");
-    if let Start::Bias(bias) = start {
-        assert!(bias.len() >= n, "the bias is no row of c");
-    }
-}
-
 /// Pieces of k, `most` long, the first of which begins with `start`, the others with what is there. One
 /// even of nothing.
 fn blocks_of(k: usize, most: usize, start: Start) -> impl Iterator<Item = (Start, Range<usize>)> {
@@ -343,112 +333,96 @@ fn blocks_of(k: usize, most: usize, start: Start) -> impl Iterator<Item = (Start
         .map(move |top| (if top == 0 { start } else { Start::Add }, top..(top + most).min(k)))
 }
 
-/// Some rows and columns, tile after tile.
-#[allow(clippy::too_many_arguments)]
-fn thick(
-    isa: Isa,
-    numbers: Numbers,
+/// What one thread does of a product at a time: some rows and columns, some steps of k.
+#[derive(Clone)]
+struct Part<'a> {
     rows: Range<usize>,
     columns: Range<usize>,
     steps: Range<usize>,
-    a: Left,
-    b: Right,
-    start: Start,
-    c: Parts,
+    a: Left<'a>,
+    b: Right<'a>,
+    start: Start<'a>,
+    c: Parts<'a>,
     stride: usize,
-) {
-    #[cfg(target_arch = "x86_64")]
-    if numbers == Numbers::Pairs {
-        // SAFETY: pairs are chosen where the instruction was found.
-        return unsafe { thick_pairs(rows, columns, steps, a, b, start, c, stride) };
+}
+
+impl Part<'_> {
+    /// Tile after tile. The bounds were checked.
+    fn compute(&self, isa: Isa, numbers: Numbers) {
+        #[cfg(target_arch = "x86_64")]
+        if numbers == Numbers::Pairs {
+            // SAFETY: pairs are chosen where the instruction was found.
+            return unsafe { part_of_pairs(self) };
+        }
+        debug_assert!(numbers != Numbers::Pairs);
+        part_of_words(isa, self);
     }
-    debug_assert!(numbers != Numbers::Pairs);
-    thick_words(isa, rows, columns, steps, a, b, start, c, stride);
+
+    /// `S` packs, `T` multiplies.
+    #[inline(always)]
+    unsafe fn panels<S: Simd, T: Tiles>(&self) {
+        let Part { rows, columns, steps, a, b, start, c, stride } = self.clone();
+        unsafe {
+            // Left as it is: what is read was written before.
+            let mut scratch = MaybeUninit::<Panel>::uninit();
+            for top in (steps.start..steps.end.max(steps.start + 1)).step_by(DEPTH) {
+                let depth = DEPTH.min(steps.end - top);
+                for left in columns.clone().step_by(PANEL) {
+                    let width = PANEL.min(columns.end - left);
+                    let packed = match b {
+                        Right::Packed(packed, first, width) => {
+                            packed.from((top - steps.start) * width + (left - first) * depth).pointer()
+                        }
+                        Right::Lies(b) => {
+                            let packed = (&raw mut (*scratch.as_mut_ptr()).0).cast::<f32>();
+                            panel_of::<S>(packed, b, top, depth, left, width);
+                            packed
+                        }
+                    };
+                    let begin = match start {
+                        Start::Zero if top == steps.start => Begin::Zero,
+                        Start::Bias(bias) if top == steps.start => Begin::Row(&bias[left..left + width]),
+                        _ => Begin::C,
+                    };
+                    let shares_b = matches!(b, Right::Packed(..));
+                    let block = Block { a, rows: rows.clone(), first: steps.start, top, depth, shares_b };
+                    panel::<T>(&block, packed, begin, c.pointer().wrapping_add(left), stride, width);
+                }
+            }
+        }
+    }
 }
 
 simd! {
-    fn thick_words<S>(
-        rows: Range<usize>,
-        columns: Range<usize>,
-        steps: Range<usize>,
-        a: Left,
-        b: Right,
-        start: Start,
-        c: Parts,
-        stride: usize,
-    ) {
+    fn part_of_words<S>(part: &Part) {
         // SAFETY: S runs here, and the bounds were checked.
-        unsafe { thick_part::<S, S>(rows, columns, steps, a, b, start, c, stride) }
+        unsafe { part.panels::<S, S>() }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16,avx2,fma")]
-#[allow(clippy::too_many_arguments)]
-unsafe fn thick_pairs(
-    rows: Range<usize>,
-    columns: Range<usize>,
-    steps: Range<usize>,
-    a: Left,
-    b: Right,
-    start: Start,
-    c: Parts,
-    stride: usize,
-) {
+unsafe fn part_of_pairs(part: &Part) {
     use super::x86::{Avx512, Pairs};
-    unsafe { thick_part::<Avx512, Pairs>(rows, columns, steps, a, b, start, c, stride) }
-}
-
-/// `S` packs, `T` multiplies.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn thick_part<S: Simd, T: Tiles>(
-    rows: Range<usize>,
-    columns: Range<usize>,
-    steps: Range<usize>,
-    a: Left,
-    b: Right,
-    start: Start,
-    c: Parts,
-    stride: usize,
-) {
-    unsafe {
-        // Left as it is: what is read was written before.
-        let mut scratch = MaybeUninit::<Panel>::uninit();
-        for top in (steps.start..steps.end.max(steps.start + 1)).step_by(DEPTH) {
-            let depth = DEPTH.min(steps.end - top);
-            for left in columns.clone().step_by(PANEL) {
-                let width = PANEL.min(columns.end - left);
-                let packed = match b {
-                    Right::Packed(packed, first, width) => {
-                        packed.from((top - steps.start) * width + (left - first) * depth).pointer()
-                    }
-                    Right::Lies(b) => {
-                        let packed = (&raw mut (*scratch.as_mut_ptr()).0).cast::<f32>();
-                        panel_of::<S>(packed, b, top, depth, left, width);
-                        packed
-                    }
-                };
-                let begin = match start {
-                    Start::Zero if top == steps.start => Begin::Zero,
-                    Start::Bias(bias) if top == steps.start => Begin::Row(&bias[left..left + width]),
-                    _ => Begin::C,
-                };
-                let shares_b = matches!(b, Right::Packed(..));
-                let block = Rows { a, rows: rows.clone(), first: steps.start, top, depth, shares_b };
-                panel::<T>(&block, packed, begin, c.pointer().wrapping_add(left), stride, width);
-            }
-        }
-    }
+    unsafe { part.panels::<Avx512, Pairs>() }
 }
 
 /// A block of a panel: 32 KiB.
 #[repr(align(64))]
 struct Panel([f32; DEPTH * PANEL]);
 
+/// What a team's products run on, in words.
+pub fn instructions(team: &Team) -> String {
+    match team.dtype {
+        Dtype::F32 => team.isa.name().into(),
+        Dtype::Bf16 if has_exact_pairs(team.isa) => "AVX-512 BF16".into(),
+        Dtype::Bf16 => format!("{}, rounded to bf16", team.isa.name()),
+    }
+}
+
 /// Whether there is an instruction for pairs, and it gives the bits of its definition, which is asked
 /// once. It should; but bytes that depend on the machine would go unnoticed.
-pub(super) fn has_exact_pairs(isa: Isa) -> bool {
+fn has_exact_pairs(isa: Isa) -> bool {
     static EXACT: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     isa.has_pairs()
         && *EXACT.get_or_init(|| {
@@ -463,8 +437,8 @@ pub(super) fn has_exact_pairs(isa: Isa) -> bool {
             let b: Vec<f32> = (m * k..m * k + k * n).map(number).collect();
             let [native, defined] = [Numbers::Pairs, Numbers::Rounded].map(|numbers| {
                 let mut c = vec![0.0; m * n];
-                let (a, b) = (View::new(&a, k), View::new(&b, n));
-                shared(&team, numbers, (m, n, k), a, b, Start::Zero, Parts::new(&mut c), n);
+                let (a, b, start) = (View::new(&a, k), View::new(&b, n), Start::Zero);
+                Product { a, b, k, start, c: Parts::new(&mut c), stride: n }.shared(&team, numbers, m, n);
                 c.iter().map(|x| x.to_bits()).collect::<Vec<u32>>()
             });
             if native != defined {
@@ -504,8 +478,14 @@ mod tests {
         (0..n).map(|_| rng.normal() as f32).collect()
     }
 
-    /// The definition: one chain of fused multiply-adds an element.
-    fn plain(m: usize, n: usize, k: usize, a: View, b: View, start: Start, c: &mut [f32]) {
+    /// The definition: one chain of fused multiply-adds an element; in bf16, of pairs of k the second first.
+    fn plain(dtype: Dtype, (m, n, k): (usize, usize, usize), a: View, b: View, start: Start, c: &mut [f32]) {
+        let (order, number): (Vec<usize>, fn(f32) -> f32) = match dtype {
+            Dtype::F32 => ((0..k).collect(), |x| x),
+            Dtype::Bf16 => {
+                ((0..k).map(|i| if i + 1 < k || i % 2 == 1 { i ^ 1 } else { i }).collect(), rounded)
+            }
+        };
         for i in 0..m {
             for j in 0..n {
                 let mut sum = match start {
@@ -513,53 +493,11 @@ mod tests {
                     Start::Add => c[i * n + j],
                     Start::Bias(bias) => bias[j],
                 };
-                for k in 0..k {
+                for k in &order {
                     let (x, y) = (a.data[i * a.row + k * a.column], b.data[k * b.row + j * b.column]);
-                    sum = x.mul_add(y, sum);
+                    sum = number(x).mul_add(number(y), sum);
                 }
                 c[i * n + j] = sum;
-            }
-        }
-    }
-
-    /// To the bit: every way of lying, every beginning, sizes around tiles, panels and blocks, rows that
-    /// are packed and rows that are not.
-    #[test]
-    fn products_are_their_definition_on_every_cpu_and_any_threads() {
-        let sizes = [
-            (1, 1, 1),
-            (1, 40, 33),
-            (3, 100, 17),
-            (4, 130, 16),
-            (5, 33, 70),
-            (14, 32, 8),
-            (29, 31, 300),
-            (60, 70, 257),
-            (300, 64, 20),
-            (40, 520, 30),
-            (30, 16, 1024),
-            (70, 40, 1024),
-            (266, 5, 9),
-            (4300, 20, 9),
-        ];
-        for isa in Isa::available() {
-            let teams = [1, 3].map(|threads| Team::with(threads, isa));
-            // Without a fused multiply-add in hardware the large ones take too long.
-            let few = isa.name() == "portable";
-            for (m, n, k) in sizes.into_iter().filter(|(m, n, k)| !few || m * n * k < 200_000) {
-                let (a, b, bias) = (numbers(m * k, "a"), numbers(k * n, "b"), numbers(n, "bias"));
-                for (at, bt, start) in (0..12).map(|i| (i & 1, i & 2, i / 4)) {
-                    let a = if at == 0 { View::new(&a, k) } else { View::new(&a, m).t() };
-                    let b = if bt == 0 { View::new(&b, n) } else { View::new(&b, k).t() };
-                    let start = [Start::Zero, Start::Add, Start::Bias(&bias)][start];
-                    let mut expected = numbers(m * n, "c");
-                    plain(m, n, k, a, b, start, &mut expected);
-                    for team in &teams {
-                        let mut c = numbers(m * n, "c");
-                        matmul(team, (m, n, k), a, b, start, &mut c, n);
-                        assert!(c == expected, "{m} {n} {k} {at} {bt} on {}", isa.name());
-                    }
-                }
             }
         }
     }
@@ -578,45 +516,36 @@ mod tests {
         f32::from_bits((kept + u32::from(up)) << 16)
     }
 
-    /// The definition in bf16: pairs of k, in each the second first; what the last lacks is 0.
-    fn plain_bf16((m, n, k): (usize, usize, usize), a: View, b: View, start: Start, c: &mut [f32]) {
-        for i in 0..m {
-            for j in 0..n {
-                let mut sum = match start {
-                    Start::Zero => 0.0,
-                    Start::Add => c[i * n + j],
-                    Start::Bias(bias) => bias[j],
-                };
-                for pair in 0..k.div_ceil(2) {
-                    for k in [2 * pair + 1, 2 * pair].into_iter().filter(|i| *i < k) {
-                        let (x, y) = (a.data[i * a.row + k * a.column], b.data[k * b.row + j * b.column]);
-                        sum = rounded(x).mul_add(rounded(y), sum);
-                    }
-                }
-                c[i * n + j] = sum;
-            }
-        }
-    }
-
-    /// As above, for bf16; where the CPU has an instruction for pairs, with that too.
+    /// To the bit: every way of lying, every beginning, sizes around tiles, panels and blocks, rows that
+    /// are packed and rows that are not; in bf16, where the CPU has an instruction for pairs, with that too.
     #[test]
-    fn products_of_bf16_are_their_definition_on_every_cpu_and_any_threads() {
+    fn products_are_their_definition_on_every_cpu_and_any_threads() {
         let sizes = [
             (1, 1, 1),
+            (1, 40, 33),
             (3, 100, 17),
+            (4, 130, 16),
+            (5, 33, 70),
             (14, 32, 8),
             (29, 31, 300),
+            (60, 70, 257),
             (60, 70, 513),
             (90, 64, 31),
-            (300, 40, 20),
-            (4300, 9, 5),
+            (300, 64, 20),
+            (40, 520, 30),
+            (30, 16, 1024),
+            (70, 40, 1024),
+            (266, 5, 9),
+            (4300, 20, 9),
         ];
-        for isa in Isa::available() {
-            let teams = [1, 3].map(|threads| Team::with(threads, isa).in_dtype(Dtype::Bf16));
+        let all = Isa::available().into_iter().flat_map(|isa| [(isa, Dtype::F32), (isa, Dtype::Bf16)]);
+        for (isa, dtype) in all {
+            let teams = [1, 3].map(|threads| Team::with(threads, isa).in_dtype(dtype));
+            // Without a fused multiply-add in hardware the large ones take too long.
             let few = isa.name() == "portable";
             for (m, n, k) in sizes.into_iter().filter(|(m, n, k)| !few || m * n * k < 200_000) {
                 let (mut a, b, bias) = (numbers(m * k, "a"), numbers(k * n, "b"), numbers(n, "bias"));
-                // Too small to count, a tie, and one that only rounding makes too large.
+                // To bf16: too small to count, a tie, and one that only rounding makes too large.
                 a[0] = 1e-20;
                 a[m * k - 1] = f32::from_bits(0x3f80_8000);
                 a[m * k / 2] = -f32::from_bits(0x3f81_8000);
@@ -625,11 +554,11 @@ mod tests {
                     let b = if bt == 0 { View::new(&b, n) } else { View::new(&b, k).t() };
                     let start = [Start::Zero, Start::Add, Start::Bias(&bias)][start];
                     let mut expected = numbers(m * n, "c");
-                    plain_bf16((m, n, k), a, b, start, &mut expected);
+                    plain(dtype, (m, n, k), a, b, start, &mut expected);
                     for team in &teams {
                         let mut c = numbers(m * n, "c");
                         matmul(team, (m, n, k), a, b, start, &mut c, n);
-                        assert!(c == expected, "{m} {n} {k} {at} {bt} on {}", isa.name());
+                        assert!(c == expected, "{m} {n} {k} {at} {bt} on {}", instructions(team));
                     }
                 }
             }
@@ -650,7 +579,7 @@ mod tests {
                     let (a, stride) = (View::new(&a, k), if turned { k } else { n });
                     let (b, wide) = (View::new(&b, stride), View::new(&wide, stride));
                     let (b, wide) = if turned { (b.t(), wide.t()) } else { (b, wide) };
-                    plain(m, n, k, a, wide, start, &mut expected);
+                    plain(Dtype::F32, (m, n, k), a, wide, start, &mut expected);
                     matmul_halves(&team, (m, n, k), a, b, start, &mut c, n);
                     assert!(c == expected, "{m} {n} {k} on {}", isa.name());
                 }

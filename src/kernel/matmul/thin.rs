@@ -2,48 +2,9 @@
 
 use std::ops::Range;
 
-use super::{Start, View};
-use crate::kernel::simd::{Isa, LANES, Number, Simd, simd};
+use super::{Product, Start, View};
+use crate::kernel::simd::{LANES, Number, Simd, simd};
 use crate::kernel::team::{Parts, Team};
-
-/// Numbers that products of few rows are there for.
-pub trait Thin: Number + Default {
-    /// Some rows and columns of `start + a · b`, whose bounds were checked.
-    #[allow(clippy::too_many_arguments)]
-    fn thin(
-        isa: Isa,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        k: usize,
-        a: View,
-        b: View<Self>,
-        start: Start,
-        c: Parts,
-        stride: usize,
-    );
-}
-
-macro_rules! thin_of {
-    ($number:ty, $function:ident) => {
-        impl Thin for $number {
-            fn thin(
-                isa: Isa,
-                rows: Range<usize>,
-                columns: Range<usize>,
-                k: usize,
-                a: View,
-                b: View<Self>,
-                start: Start,
-                c: Parts,
-                stride: usize,
-            ) {
-                $function(isa, rows, columns, k, a, b, start, c, stride)
-            }
-        }
-    };
-}
-thin_of!(f32, thin);
-thin_of!(u16, thin_halves);
 
 /// A matrix `[k, n]` that rows are multiplied with again and again: [`BREADTH`] columns after the other,
 /// each `[k, BREADTH]` in one piece, so that it is read from end to end. The last ones are fewer.
@@ -56,7 +17,7 @@ pub struct Panels<N> {
 /// 16 vectors.
 const BREADTH: usize = 16 * LANES;
 
-impl<N: Thin> Panels<N> {
+impl<N: Number> Panels<N> {
     /// Of a matrix whose columns are the rows of `columns: [n, k]`.
     pub fn of_columns(team: &Team, columns: &[N], k: usize) -> Self {
         let n = columns.len() / k;
@@ -87,106 +48,61 @@ impl<N: Thin> Panels<N> {
         team.each(n.div_ceil(BREADTH), |panel| {
             let all = panel * BREADTH..((panel + 1) * BREADTH).min(*n);
             let b = View::new(&data[all.start * k..all.end * k], all.len());
-            N::thin(
-                team.isa,
-                0..m,
-                0..all.len(),
-                *k,
-                View::new(x, *k),
-                b,
-                Start::Zero,
-                y.from(all.start),
-                *n,
-            );
+            let (a, c) = (View::new(x, *k), y.from(all.start));
+            let product = Product { a, b, k: *k, start: Start::Zero, c, stride: *n };
+            thin(team.isa, &product, 0..m, 0..all.len());
         });
     }
 }
 
 simd! {
-    /// Row by row, some vectors of columns at a time.
-    pub(super) fn thin<S>(
-        rows: Range<usize>,
-        columns: Range<usize>,
-        k: usize,
-        a: View,
-        b: View,
-        start: Start,
-        c: Parts,
-        stride: usize,
-    ) {
-        // SAFETY: S runs here, and the bounds were checked.
-        unsafe { thin_part::<S, f32>(rows, columns, k, a, b, start, c.pointer(), stride) }
-    }
-
-    /// The same with a matrix of bf16.
-    pub(super) fn thin_halves<S>(
-        rows: Range<usize>,
-        columns: Range<usize>,
-        k: usize,
-        a: View,
-        b: View<u16>,
-        start: Start,
-        c: Parts,
-        stride: usize,
-    ) {
-        // SAFETY: as above.
-        unsafe { thin_part::<S, u16>(rows, columns, k, a, b, start, c.pointer(), stride) }
-    }
-}
-
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn thin_part<S: Simd, N: Number>(
-    rows: Range<usize>,
-    columns: Range<usize>,
-    k: usize,
-    a: View,
-    b: View<N>,
-    start: Start,
-    c: *mut f32,
-    stride: usize,
-) {
-    unsafe {
-        for i in rows {
-            let (x, to) = (a.from(i, 0), c.add(i * stride));
-            if let Start::Zero = start {
-                to.add(columns.start).write_bytes(0, columns.len());
-            } else if let Start::Bias(bias) = start {
-                std::ptr::copy_nonoverlapping(
-                    bias[columns.clone()].as_ptr(),
-                    to.add(columns.start),
-                    columns.len(),
-                );
-            }
-            let mut j = columns.start;
-            if b.column == 1 {
-                // Long pieces of a row: B comes from beyond the cache, and is read ahead by the line.
-                if S::WIDE {
-                    while j + 16 * LANES <= columns.end {
-                        thin_rows::<S, N, 16>(x, a.column, k, b.from(0, j), b.row, to.add(j));
-                        j += 16 * LANES;
+    /// Some rows and columns of a product whose bounds were checked: row by row, some vectors of columns at
+    /// a time.
+    pub(super) fn thin<S, N: Number>(product: &Product<N>, rows: Range<usize>, columns: Range<usize>) {
+        let Product { a, b, k, start, c, stride } = *product;
+        // SAFETY: S runs here.
+        unsafe {
+            for i in rows {
+                let (x, to) = (a.from(i, 0), c.pointer().add(i * stride));
+                if let Start::Zero = start {
+                    to.add(columns.start).write_bytes(0, columns.len());
+                } else if let Start::Bias(bias) = start {
+                    std::ptr::copy_nonoverlapping(
+                        bias[columns.clone()].as_ptr(),
+                        to.add(columns.start),
+                        columns.len(),
+                    );
+                }
+                let mut j = columns.start;
+                if b.column == 1 {
+                    // Long pieces of a row: B comes from beyond the cache, and is read ahead by the line.
+                    if S::WIDE {
+                        while j + 16 * LANES <= columns.end {
+                            thin_rows::<S, N, 16>(x, a.column, k, b.from(0, j), b.row, to.add(j));
+                            j += 16 * LANES;
+                        }
+                    }
+                    while j + 4 * LANES <= columns.end {
+                        thin_rows::<S, N, 4>(x, a.column, k, b.from(0, j), b.row, to.add(j));
+                        j += 4 * LANES;
+                    }
+                    while j + LANES <= columns.end {
+                        thin_rows::<S, N, 1>(x, a.column, k, b.from(0, j), b.row, to.add(j));
+                        j += LANES;
+                    }
+                } else {
+                    while j + LANES <= columns.end {
+                        thin_columns::<S, N>(x, a.column, k, b.from(0, j), b.column, to.add(j));
+                        j += LANES;
                     }
                 }
-                while j + 4 * LANES <= columns.end {
-                    thin_rows::<S, N, 4>(x, a.column, k, b.from(0, j), b.row, to.add(j));
-                    j += 4 * LANES;
+                for j in j..columns.end {
+                    let mut sum = *to.add(j);
+                    for k in 0..k {
+                        sum = (*x.add(k * a.column)).mul_add((*b.from(k, j)).widened(), sum);
+                    }
+                    *to.add(j) = sum;
                 }
-                while j + LANES <= columns.end {
-                    thin_rows::<S, N, 1>(x, a.column, k, b.from(0, j), b.row, to.add(j));
-                    j += LANES;
-                }
-            } else {
-                while j + LANES <= columns.end {
-                    thin_columns::<S, N>(x, a.column, k, b.from(0, j), b.column, to.add(j));
-                    j += LANES;
-                }
-            }
-            for j in j..columns.end {
-                let mut sum = *to.add(j);
-                for k in 0..k {
-                    sum = (*x.add(k * a.column)).mul_add((*b.from(k, j)).widened(), sum);
-                }
-                *to.add(j) = sum;
             }
         }
     }

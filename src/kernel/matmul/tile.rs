@@ -22,8 +22,8 @@ pub(super) enum Right<'a> {
     Packed(Parts<'a>, usize, usize),
 }
 
-/// Some rows of A, and some columns of them.
-pub(super) struct Rows<'a> {
+/// Some rows of A, and some steps of them.
+pub(super) struct Block<'a> {
     pub a: Left<'a>,
     pub rows: Range<usize>,
     /// The first step of what was packed, the first of these, and how many.
@@ -34,7 +34,7 @@ pub(super) struct Rows<'a> {
     pub shares_b: bool,
 }
 
-impl Rows<'_> {
+impl Block<'_> {
     /// The tile that begins at row `i`: where, and what lies between its rows and columns.
     #[inline(always)]
     fn tile(&self, i: usize, height: usize) -> (*const f32, usize, usize) {
@@ -56,11 +56,10 @@ pub(super) enum Begin<'a> {
     Row(&'a [f32]),
 }
 
-/// All tiles of a packed block, from top to bottom.
+/// All tiles of a packed panel, from top to bottom.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn panel<S: Tiles>(
-    block: &Rows,
+    block: &Block,
     packed: *const f32,
     begin: Begin,
     c: *mut f32,
@@ -82,20 +81,20 @@ pub(super) unsafe fn panel<S: Tiles>(
         let mut i = rows.start;
         while i < rows.end {
             let height = S::height(rows.end - i);
-            let (from, row, column) = block.tile(i, height);
-            let to = c.add(i * stride);
+            let (a, row, column) = block.tile(i, height);
+            let c = c.add(i * stride);
+            let tile = Tile { a, row, column, depth, b: packed, begin, c, stride, ahead };
             if width == PANEL {
-                tiles::<S>(height, from, row, column, depth, packed, begin, to, stride, ahead);
+                tiles::<S>(height, &tile);
             } else {
                 // The registers hold whole panels; what is beyond C goes by way of a copy.
                 let mut copy = [0.0; 14 * PANEL];
                 for (y, copy) in copy.chunks_exact_mut(PANEL).take(height).enumerate() {
-                    std::ptr::copy_nonoverlapping(to.add(y * stride), copy.as_mut_ptr(), width);
+                    std::ptr::copy_nonoverlapping(c.add(y * stride), copy.as_mut_ptr(), width);
                 }
-                let edge = copy.as_mut_ptr();
-                tiles::<S>(height, from, row, column, depth, packed, begin, edge, PANEL, ahead);
+                tiles::<S>(height, &Tile { c: copy.as_mut_ptr(), stride: PANEL, ..tile });
                 for (y, copy) in copy.chunks_exact(PANEL).take(height).enumerate() {
-                    std::ptr::copy_nonoverlapping(copy.as_ptr(), to.add(y * stride), width);
+                    std::ptr::copy_nonoverlapping(copy.as_ptr(), c.add(y * stride), width);
                 }
             }
             i += height;
@@ -106,29 +105,16 @@ pub(super) unsafe fn panel<S: Tiles>(
 
 /// The tile of `height` rows and one panel.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn tiles<S: Tiles>(
-    height: usize,
-    a: *const f32,
-    row: usize,
-    column: usize,
-    depth: usize,
-    b: *const f32,
-    begin: Begin,
-    c: *mut f32,
-    stride: usize,
-    ahead: *const f32,
-) {
+unsafe fn tiles<S: Tiles>(height: usize, tile: &Tile) {
     // SAFETY: as the caller's.
     macro_rules! tile {
         ($height:literal, 2) => {
-            unsafe { tile::<S, $height, 2>(a, row, column, depth, b, begin, 0, c, stride, ahead) }
+            unsafe { tile.compute::<S, $height, 2>(0) }
         };
         ($height:literal, 1) => {
             unsafe {
-                tile::<S, $height, 1>(a, row, column, depth, b, begin, 0, c, stride, ahead);
-                let (b, c) = (b.add(LANES), c.add(LANES));
-                tile::<S, $height, 1>(a, row, column, depth, b, begin, LANES, c, stride, ahead);
+                tile.compute::<S, $height, 1>(0);
+                tile.compute::<S, $height, 1>(LANES);
             }
         };
     }
@@ -165,46 +151,97 @@ macro_rules! unrolled {
     )*};
 }
 
-/// `H` rows and `W` vectors of C in registers.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn tile<S: Tiles, const H: usize, const W: usize>(
+/// Some rows and one panel of C.
+struct Tile<'a> {
+    /// Element (i, k) is `a[i * row + k * column]`.
     a: *const f32,
     row: usize,
     column: usize,
     depth: usize,
+    /// `[depth, PANEL]`
     b: *const f32,
-    begin: Begin,
-    offset: usize,
+    begin: Begin<'a>,
     c: *mut f32,
     stride: usize,
+    /// Where the tile's part of the next panel lies.
     ahead: *const f32,
-) {
-    unsafe {
-        let mut sums = [[S::splat(0.0); W]; H];
-        match begin {
-            Begin::Zero => {}
-            Begin::C => unrolled!(i < H, {
-                unrolled!(j < W, { sums[i][j] = S::load(c.add(i * stride + j * LANES)) });
-            }),
-            Begin::Row(bias) => {
-                let first = bias.as_ptr().add(offset);
-                unrolled!(j < W, {
-                    let bias = S::load(first.add(j * LANES));
-                    unrolled!(i < H, { sums[i][j] = bias });
+}
+
+impl Tile<'_> {
+    /// `H` rows and `W` vectors of it, from column `left` on, in registers.
+    #[inline(always)]
+    unsafe fn compute<S: Tiles, const H: usize, const W: usize>(&self, left: usize) {
+        unsafe {
+            let (c, stride) = (self.c.add(left), self.stride);
+            let mut sums = [[S::splat(0.0); W]; H];
+            match self.begin {
+                Begin::Zero => {}
+                Begin::C => unrolled!(i < H, {
+                    unrolled!(j < W, { sums[i][j] = S::load(c.add(i * stride + j * LANES)) });
+                }),
+                Begin::Row(bias) => {
+                    let first = bias.as_ptr().add(left);
+                    unrolled!(j < W, {
+                        let bias = S::load(first.add(j * LANES));
+                        unrolled!(i < H, { sums[i][j] = bias });
+                    });
+                }
+            }
+            self.steps::<S, H, W>(&mut sums, self.b.add(left));
+            unrolled!(i < H, {
+                unrolled!(j < W, { S::store(c.add(i * stride + j * LANES), sums[i][j]) });
+            });
+        }
+    }
+
+    /// `sums += a · b`. An address can hold a base and one or two times `row`: every third row gets a base
+    /// of its own.
+    #[inline(always)]
+    unsafe fn steps<S: Tiles, const H: usize, const W: usize>(
+        &self,
+        sums: &mut [[S::F; W]; H],
+        mut b: *const f32,
+    ) {
+        let (row, column) = (self.row, self.column);
+        macro_rules! step {
+            ($a0:ident $a1:ident $a2:ident $a3:ident $a4:ident) => {
+                let first = S::load(b);
+                let second = if W > 1 { S::load(b.add(LANES)) } else { first };
+                unrolled!(i < H, {
+                    let base = match i / 3 {
+                        0 => $a0,
+                        1 => $a1,
+                        2 => $a2,
+                        3 => $a3,
+                        _ => $a4,
+                    };
+                    let x = S::splat(*base.add(i % 3 * row));
+                    sums[i][0] = S::fma(x, first, sums[i][0]);
+                    if W > 1 {
+                        sums[i][1] = S::fma(x, second, sums[i][1]);
+                    }
                 });
+                // Else the compiler makes one counter of them and bases that don't fit the registers.
+                ($a0, $a1) = (S::opaque($a0.wrapping_add(column)), S::opaque($a1.wrapping_add(column)));
+                ($a2, $a3) = (S::opaque($a2.wrapping_add(column)), S::opaque($a3.wrapping_add(column)));
+                $a4 = S::opaque($a4.wrapping_add(column));
+                b = b.add(PANEL);
+            };
+        }
+        unsafe {
+            let mut ahead =
+                Ahead { c: self.c.wrapping_add(H * self.stride), stride: self.stride, b: self.ahead };
+            let base = |g: usize| self.a.wrapping_add(3 * g * row);
+            let (mut a0, mut a1, mut a2, mut a3, mut a4) = (base(0), base(1), base(2), base(3), base(4));
+            let fetched = H.min(self.depth);
+            for _ in 0..fetched {
+                ahead.fetch::<S>();
+                step!(a0 a1 a2 a3 a4);
+            }
+            for _ in fetched..self.depth {
+                step!(a0 a1 a2 a3 a4);
             }
         }
-        let ahead = Ahead { c: c.wrapping_add(H * stride), stride, b: ahead };
-        if row == 1 && column == H {
-            packed_steps::<S, H, W>(&mut sums, a, depth, b, ahead);
-        } else {
-            // Rows in place: whatever is transposed was packed.
-            steps::<S, H, W>(&mut sums, a, row, depth, b, ahead);
-        }
-        unrolled!(i < H, {
-            unrolled!(j < W, { S::store(c.add(i * stride + j * LANES), sums[i][j]) });
-        });
     }
 }
 
@@ -227,91 +264,5 @@ impl Ahead {
         }
         self.c = self.c.wrapping_add(self.stride);
         self.b = self.b.wrapping_add(PANEL);
-    }
-}
-
-/// `sums += a · b` where a tile of A lies `[depth, H]`.
-#[inline(always)]
-unsafe fn packed_steps<S: Tiles, const H: usize, const W: usize>(
-    sums: &mut [[S::F; W]; H],
-    mut a: *const f32,
-    depth: usize,
-    mut b: *const f32,
-    mut ahead: Ahead,
-) {
-    macro_rules! step {
-        () => {
-            let first = S::load(b);
-            let second = if W > 1 { S::load(b.add(LANES)) } else { first };
-            unrolled!(i < H, {
-                let x = S::splat(*a.add(i));
-                sums[i][0] = S::fma(x, first, sums[i][0]);
-                if W > 1 {
-                    sums[i][1] = S::fma(x, second, sums[i][1]);
-                }
-            });
-            a = a.add(H);
-            b = b.add(PANEL);
-        };
-    }
-    unsafe {
-        let fetched = H.min(depth);
-        for _ in 0..fetched {
-            ahead.fetch::<S>();
-            step!();
-        }
-        for _ in fetched..depth {
-            step!();
-        }
-    }
-}
-
-/// The same where its rows lie `row` apart. An address can hold a base and one or two times `row`: every
-/// third row gets a base of its own.
-#[inline(always)]
-unsafe fn steps<S: Tiles, const H: usize, const W: usize>(
-    sums: &mut [[S::F; W]; H],
-    a: *const f32,
-    row: usize,
-    depth: usize,
-    mut b: *const f32,
-    mut ahead: Ahead,
-) {
-    macro_rules! step {
-        ($a0:ident $a1:ident $a2:ident $a3:ident $a4:ident) => {
-            let first = S::load(b);
-            let second = if W > 1 { S::load(b.add(LANES)) } else { first };
-            unrolled!(i < H, {
-                let base = match i / 3 {
-                    0 => $a0,
-                    1 => $a1,
-                    2 => $a2,
-                    3 => $a3,
-                    _ => $a4,
-                };
-                let x = S::splat(*base.add(i % 3 * row));
-                sums[i][0] = S::fma(x, first, sums[i][0]);
-                if W > 1 {
-                    sums[i][1] = S::fma(x, second, sums[i][1]);
-                }
-            });
-            // Else the compiler makes one counter of them and bases that don't fit the registers.
-            ($a0, $a1) = (S::opaque($a0.wrapping_add(1)), S::opaque($a1.wrapping_add(1)));
-            ($a2, $a3) = (S::opaque($a2.wrapping_add(1)), S::opaque($a3.wrapping_add(1)));
-            $a4 = S::opaque($a4.wrapping_add(1));
-            b = b.add(PANEL);
-        };
-    }
-    unsafe {
-        let base = |g: usize| a.wrapping_add(3 * g * row);
-        let (mut a0, mut a1, mut a2, mut a3, mut a4) = (base(0), base(1), base(2), base(3), base(4));
-        let fetched = H.min(depth);
-        for _ in 0..fetched {
-            ahead.fetch::<S>();
-            step!(a0 a1 a2 a3 a4);
-        }
-        for _ in fetched..depth {
-            step!(a0 a1 a2 a3 a4);
-        }
     }
 }
