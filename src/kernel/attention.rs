@@ -9,7 +9,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::dropout::{Dropout, drop_row};
+use super::dropout::{Dropout, factors};
 use super::math::exp;
 use super::matmul::{Product, Start, View};
 use super::simd::{F, Isa, LANES, simd};
@@ -102,8 +102,10 @@ pub fn forward(
                 for i in block.clone() {
                     let row = &mut scores[(i - block.start) * width..][..width];
                     let moments = &mut moments[2 * i..2 * i + 2];
-                    weights(team.isa, row, shape.start + i + 1, shape.scale(), moments);
-                    finish(team.isa, row, &shape, i, dropout, first);
+                    let seen = shape.start + i + 1;
+                    row[seen..end_of(&shape, i)].fill(0.0);
+                    let place = Place { dropout, row: first + i, columns: shape.keys() };
+                    weights(team.isa, &mut row[..seen], shape.scale(), moments, place);
                 }
                 mix(team.isa, &shape, scores, width, &block, v, out.from(s * t * c + h * shape.width), c);
             }
@@ -128,13 +130,12 @@ fn scores_of(isa: Isa, shape: &Shape, a: View, b: View, block: &Range<usize>, ou
     }
 }
 
-/// Zeros from what row `i` sees to the end of its step, and what dropout leaves.
-fn finish(isa: Isa, row: &mut [f32], shape: &Shape, i: usize, dropout: Dropout, first: usize) {
-    let seen = shape.start + i + 1;
-    row[seen..end_of(shape, i)].fill(0.0);
-    if !dropout.is_none() {
-        drop_row(isa, dropout, first + i, shape.keys(), &mut row[..seen]);
-    }
+/// Where a row of weights stands for dropout.
+#[derive(Clone, Copy)]
+struct Place {
+    dropout: Dropout,
+    row: usize,
+    columns: usize,
 }
 
 /// Where the last step that row `i` takes part in ends: rows go by [`STEP`]s too.
@@ -163,9 +164,8 @@ fn mix(
 }
 
 simd! {
-    /// Scores to weights: `e^(scale (score - greatest)) / sum` of the first `seen`.
-    fn weights<S>(row: &mut [f32], seen: usize, scale: f32, moments: &mut [f32]) {
-        let row = &mut row[..seen];
+    /// Scores to weights, `e^(scale (score - greatest)) / sum`, and what dropout leaves of them.
+    fn weights<S>(row: &mut [f32], scale: f32, moments: &mut [f32], place: Place) {
         let mut greatest = F::<S>::splat(f32::NEG_INFINITY);
         for x in row.chunks(LANES) {
             greatest = greatest.max(F::load_some(x, f32::NEG_INFINITY));
@@ -180,25 +180,29 @@ simd! {
             sum = sum + F::load_some(x, 0.0);
         }
         let inverse = 1.0 / sum.sum();
-        for x in row.chunks_mut(LANES) {
-            (F::<S>::load_some(x, 0.0) * F::splat(inverse)).store_some(x);
+        for (group, x) in row.chunks_mut(2 * LANES).enumerate() {
+            let factors = factors::<S>(place.dropout, place.row, group, place.columns);
+            for (x, factor) in x.chunks_mut(LANES).zip(factors) {
+                (F::<S>::load_some(x, 0.0) * F::splat(inverse) * factor).store_some(x);
+            }
         }
         (moments[0], moments[1]) = (greatest, inverse);
     }
 
-    /// The same weights from their moments.
-    fn weights_again<S>(row: &mut [f32], scale: f32, moments: &[f32]) {
+    /// Back through the weights of a row. `p` holds scores and becomes the weights that dropout left; `dp`
+    /// holds the gradients of those and becomes that of the scores: `weight (dp · factor - total) · scale`.
+    fn weights_back<S>(p: &mut [f32], dp: &mut [f32], total: f32, scale: f32, moments: &[f32], place: Place) {
         let (greatest, inverse) = (F::<S>::splat(moments[0]), F::<S>::splat(moments[1]));
-        for x in row.chunks_mut(LANES) {
-            (exp((F::load_some(x, 0.0) - greatest) * F::splat(scale)) * inverse).store_some(x);
-        }
-    }
-
-    /// `ds = p (dp - total) · scale`, into `dp`.
-    fn into_scores<S>(p: &[f32], dp: &mut [f32], total: f32, scale: f32) {
-        for (p, dp) in p.chunks(LANES).zip(dp.chunks_mut(LANES)) {
-            let d = F::<S>::load_some(dp, 0.0) - F::splat(total);
-            (F::load_some(p, 0.0) * d * F::splat(scale)).store_some(dp);
+        let (total, scale) = (F::<S>::splat(total), F::<S>::splat(scale));
+        let groups = p.chunks_mut(2 * LANES).zip(dp.chunks_mut(2 * LANES));
+        for (group, (p, dp)) in groups.enumerate() {
+            let factors = factors::<S>(place.dropout, place.row, group, place.columns);
+            for ((p, dp), factor) in p.chunks_mut(LANES).zip(dp.chunks_mut(LANES)).zip(factors) {
+                let weight = exp((F::load_some(p, 0.0) - greatest) * scale) * inverse;
+                let d = F::load_some(dp, 0.0) * factor - total;
+                (weight * d * scale).store_some(dp);
+                (weight * factor).store_some(p);
+            }
         }
     }
 
@@ -262,15 +266,12 @@ fn one_head(
             let (seen, end) = (i + 1, end_of(shape, i));
             let moments = &back.moments[2 * (task * t + i)..][..2];
             let (row, drow) = (&mut p[at..at + width], &mut ds[at..at + width]);
-            weights_again(isa, &mut row[..seen], shape.scale(), moments);
             let range = own + i * c..own + i * c + d;
             let total = dot(isa, &back.dout[range.clone()], &back.out[range]);
-            if !dropout.is_none() {
-                drop_row(isa, dropout, first + i, t, &mut drow[..seen]);
-            }
-            into_scores(isa, &row[..seen], &mut drow[..seen], total, shape.scale());
+            let place = Place { dropout, row: first + i, columns: t };
+            weights_back(isa, &mut row[..seen], &mut drow[..seen], total, shape.scale(), moments, place);
+            row[seen..end].fill(0.0);
             drow[seen..end].fill(0.0);
-            finish(isa, row, shape, i, dropout, first);
         }
         mix(isa, shape, ds, width, &block, k, to(0), 3 * c);
         // Each key gets what the queries of this block, from its own step on, have for it.

@@ -61,9 +61,12 @@ fn hash<S: Simd>(x: U<S>, key: [u32; 2]) -> U<S> {
     x.xor(x.shr::<16>())
 }
 
-/// The factors, 0 or the scale, of the 32 numbers in a group.
+/// The factors, 0 or the scale, of the 32 numbers in a group; 1 where nothing is dropped.
 #[inline(always)]
 pub(super) fn factors<S: Simd>(dropout: Dropout, row: usize, group: usize, columns: usize) -> [F<S>; 2] {
+    if dropout.is_none() {
+        return [F::splat(1.0); 2];
+    }
     let first = (row * columns.div_ceil(2 * LANES) + group) * LANES;
     let lanes = U::from_array(std::array::from_fn(|i| i as u32));
     let bits = hash::<S>(U::splat(first as u32) + lanes, dropout.key);
@@ -110,11 +113,7 @@ simd! {
         for (i, (x, y)) in x.chunks_exact(columns).zip(y.chunks_exact_mut(columns)).enumerate() {
             let groups = x.chunks(2 * LANES).zip(y.chunks_mut(2 * LANES));
             for (group, (x, y)) in groups.enumerate() {
-                let factors = if dropout.is_none() {
-                    [F::<S>::splat(1.0); 2]
-                } else {
-                    factors::<S>(dropout, first + i, group, columns)
-                };
+                let factors = factors::<S>(dropout, first + i, group, columns);
                 for ((x, y), factor) in x.chunks(LANES).zip(y.chunks_mut(LANES)).zip(factors) {
                     let x = F::load_some(x, 0.0);
                     let sum = if add { x.mul_add(factor, F::load_some(y, 0.0)) } else { x * factor };
@@ -125,7 +124,7 @@ simd! {
     }
 
     /// Multiplies the beginning of a row of `columns` by its factors.
-    pub fn drop_row<S>(dropout: Dropout, row: usize, columns: usize, x: &mut [f32]) {
+    fn drop_row<S>(dropout: Dropout, row: usize, columns: usize, x: &mut [f32]) {
         for (group, x) in x.chunks_mut(2 * LANES).enumerate() {
             for (x, factor) in x.chunks_mut(LANES).zip(factors::<S>(dropout, row, group, columns)) {
                 (F::load_some(x, 0.0) * factor).store_some(x);

@@ -130,6 +130,30 @@ pub trait Simd: Tiles {
     unsafe fn from_array_u(a: [u32; LANES]) -> Self::U;
     /// 16 bf16, widened.
     unsafe fn load_halves(p: *const u16) -> Self::F;
+    /// The sum of all lanes: halves onto halves, 16 → 8 → 4 → 2 → 1.
+    #[inline(always)]
+    unsafe fn sum(a: Self::F) -> f32 {
+        fold(unsafe { Self::to_array(a) }, |a, b| a + b)
+    }
+    /// The greatest lane, by the same tree.
+    #[inline(always)]
+    unsafe fn greatest(a: Self::F) -> f32 {
+        fold(unsafe { Self::to_array(a) }, |a, b| if a > b { a } else { b })
+    }
+    /// The first `n`, below 16, of what lies there; the other lanes are those of `fill`.
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, n: usize, fill: Self::F) -> Self::F {
+        unsafe {
+            let mut all = Self::to_array(fill);
+            std::ptr::copy_nonoverlapping(p, all.as_mut_ptr(), n);
+            Self::load(all.as_ptr())
+        }
+    }
+    /// Writes the first `n` lanes, fewer than 16.
+    #[inline(always)]
+    unsafe fn store_first(p: *mut f32, n: usize, x: Self::F) {
+        unsafe { std::ptr::copy_nonoverlapping(Self::to_array(x).as_ptr(), p, n) }
+    }
     /// The columns of 16 rows.
     unsafe fn turned(rows: [Self::F; LANES]) -> [Self::F; LANES];
 
@@ -223,9 +247,7 @@ impl<S: Simd> F<S> {
         if x.len() >= LANES {
             return Self::load(x);
         }
-        let mut all = [fill; LANES];
-        all[..x.len()].copy_from_slice(x);
-        Self::load(&all)
+        F(unsafe { S::load_first(x.as_ptr(), x.len(), S::splat(fill)) })
     }
 
     #[inline(always)]
@@ -240,9 +262,7 @@ impl<S: Simd> F<S> {
         if out.len() >= LANES {
             return self.store(out);
         }
-        let all = self.to_array();
-        let n = out.len();
-        out.copy_from_slice(&all[..n]);
+        unsafe { S::store_first(out.as_mut_ptr(), out.len(), self.0) }
     }
 
     #[inline(always)]
@@ -281,15 +301,15 @@ impl<S: Simd> F<S> {
         unsafe { S::to_array(self.0) }
     }
 
-    /// The sum of all lanes: halves onto halves, 16 → 8 → 4 → 2 → 1.
+    /// The sum of all lanes, see [`Simd::sum`].
     #[inline(always)]
     pub fn sum(self) -> f32 {
-        fold(self.to_array(), |a, b| a + b)
+        unsafe { S::sum(self.0) }
     }
 
     #[inline(always)]
     pub fn greatest(self) -> f32 {
-        fold(self.to_array(), |a, b| if a > b { a } else { b })
+        unsafe { S::greatest(self.0) }
     }
 }
 

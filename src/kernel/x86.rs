@@ -10,6 +10,16 @@ pub struct Avx512;
 #[derive(Clone, Copy)]
 pub struct Avx2;
 
+/// The tree over 16 lanes, given as two halves.
+macro_rules! folded {
+    ($eight:path, $four:path, $low:expr, $high:expr) => {{
+        let eight = $eight($low, $high);
+        let four = $four(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+        let two = $four(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32($four(two, _mm_shuffle_ps::<1>(two, two)))
+    }};
+}
+
 impl Tiles for Avx512 {
     type F = __m512;
     // 14 × 2 sums, 2 of B and 1 of A: 31 of 32 registers.
@@ -134,6 +144,27 @@ impl Simd for Avx512 {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(a: __m512) -> f32 {
+        unsafe {
+            folded!(_mm256_add_ps, _mm_add_ps, _mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a))
+        }
+    }
+    #[inline(always)]
+    unsafe fn greatest(a: __m512) -> f32 {
+        unsafe {
+            folded!(_mm256_max_ps, _mm_max_ps, _mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, n: usize, fill: __m512) -> __m512 {
+        unsafe { _mm512_mask_loadu_ps(fill, (1 << n) - 1, p) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(p: *mut f32, n: usize, x: __m512) {
+        unsafe { _mm512_mask_storeu_ps(p, (1 << n) - 1, x) }
     }
 
     /// Pairs, then quads, then 128-bit lanes.
@@ -359,6 +390,14 @@ impl Simd for Avx2 {
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
             ]
         }
+    }
+    #[inline(always)]
+    unsafe fn sum(a: Self::F) -> f32 {
+        unsafe { folded!(_mm256_add_ps, _mm_add_ps, a[0], a[1]) }
+    }
+    #[inline(always)]
+    unsafe fn greatest(a: Self::F) -> f32 {
+        unsafe { folded!(_mm256_max_ps, _mm_max_ps, a[0], a[1]) }
     }
     #[inline(always)]
     unsafe fn turned(rows: [Self::F; LANES]) -> [Self::F; LANES] {
