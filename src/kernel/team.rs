@@ -236,11 +236,6 @@ impl<'a, T> Parts<'a, T> {
         Parts { start: all.as_mut_ptr(), len: all.len(), life: std::marker::PhantomData }
     }
 
-    /// `len` elements from there on, all of which whoever uses the parts may write.
-    pub(super) fn at(start: *mut T, len: usize) -> Self {
-        Parts { start, len, life: std::marker::PhantomData }
-    }
-
     /// # Safety
     /// No two tasks may hold overlapping ranges at one time.
     ///

@@ -10,7 +10,7 @@ use crate::base::{Error, Result};
 use crate::kernel::attention::{self, Rows, Shape};
 use crate::kernel::embedding::{self, Ids};
 use crate::kernel::linear;
-use crate::kernel::matmul::{Panels, THIN};
+use crate::kernel::matmul::{Panels, THIN, View};
 use crate::kernel::norm;
 use crate::kernel::{Dropout, Team, gelu, loss};
 
@@ -109,7 +109,7 @@ impl<'a> Decoder<'a> {
         let gpt = self.gpt;
         let config = &gpt.config;
         check(config, texts)?;
-        let (w, c) = (&gpt.weights[..], config.d_model);
+        let (w, c, f) = (&gpt.weights[..], config.d_model, config.d_ff);
         let n = texts.iter().map(|t| t.ids.len()).sum::<usize>();
         self.resize(config, n);
         let Decoder { team, head, x, a, qkv, attended, hidden, wide, moments, .. } = self;
@@ -126,7 +126,7 @@ impl<'a> Decoder<'a> {
         };
         for (i, block) in gpt.layout.blocks.iter().enumerate() {
             norm::forward(team, block.ln_1.norm(w), x, a, moments);
-            linear::forward(team, block.c_attn.reading(gpt), a, qkv);
+            linear::forward(team, block.c_attn.reading(gpt), View::new(a, c), qkv, 3 * c);
             let mut row = 0;
             for text in &mut *texts {
                 let rows = row..row + text.ids.len();
@@ -141,12 +141,12 @@ impl<'a> Decoder<'a> {
                 );
                 row = rows.end;
             }
-            linear::forward(team, block.attn_proj.reading(gpt), attended, a);
+            linear::forward(team, block.attn_proj.reading(gpt), View::new(attended, c), a, c);
             add(team, a, x);
             norm::forward(team, block.ln_2.norm(w), x, a, moments);
-            linear::forward(team, block.c_fc.reading(gpt), a, hidden);
+            linear::forward(team, block.c_fc.reading(gpt), View::new(a, c), hidden, f);
             gelu::forward(team, hidden, wide);
-            linear::forward(team, block.mlp_proj.reading(gpt), wide, a);
+            linear::forward(team, block.mlp_proj.reading(gpt), View::new(wide, f), a, c);
             add(team, a, x);
         }
         // Only what follows the last id of each text is asked for.

@@ -18,6 +18,7 @@ use crate::kernel::attention::{self, Back, Rows, Shape};
 use crate::kernel::embedding::{self, Ids};
 use crate::kernel::linear;
 use crate::kernel::loss::{CHUNK, Head, IGNORE};
+use crate::kernel::matmul::View;
 use crate::kernel::norm;
 use crate::kernel::{Buffer, Dropout, Team, dropout, gelu};
 
@@ -26,6 +27,12 @@ use crate::kernel::{Buffer, Dropout, Team, dropout, gelu};
 /// small part of the traffic; small enough that activations stay in cache.
 pub fn piece_tokens(config: &Config) -> usize {
     (4 * config.d_model).clamp(512, 4096)
+}
+
+/// Between rows of the feed-forward part. Were it a multiple of 4 KiB, the rows of a tile would fall on the
+/// same few places of the first cache.
+fn wide_stride(config: &Config) -> usize {
+    config.d_ff + if config.d_ff.is_multiple_of(1024) { 16 } else { 0 }
 }
 
 /// Sequences of one length, end to end.
@@ -54,7 +61,7 @@ struct Kept {
     /// `[N, C]`
     middle: Buffer,
     ln_2: Buffer,
-    /// `[N, F]`
+    /// `[N, F]`, rows [`wide_stride`] apart
     hidden: Buffer,
 }
 
@@ -69,7 +76,7 @@ impl Kept {
             moments: Buffer::new(2 * n * config.n_head),
             middle: Buffer::new(n * c),
             ln_2: Buffer::new(2 * n),
-            hidden: Buffer::new(n * config.d_ff),
+            hidden: Buffer::new(n * wide_stride(config)),
         }
     }
 }
@@ -89,7 +96,7 @@ pub struct Pass {
     ln_f: Buffer,
     a: Buffer,
     b: Buffer,
-    /// `[N, max(F, 3C)]`
+    /// `[N, F]`, rows as in [`Kept::hidden`], or `[N, 3C]`
     wide: Buffer,
     logits: Buffer,
 }
@@ -135,7 +142,7 @@ impl Pass {
             ln_f: Buffer::new(2 * room),
             a: Buffer::new(room * c),
             b: Buffer::new(room * c),
-            wide: Buffer::new(room * config.d_ff.max(3 * c)),
+            wide: Buffer::new(room * wide_stride(config).max(3 * c)),
             logits: Buffer::new(room.min(CHUNK) * config.vocab_size),
         }
     }
@@ -214,7 +221,7 @@ impl Pass {
 
     /// Up to the last norm, which goes into `b`.
     fn forward(&mut self, gpt: &Gpt, piece: Sequences, first: usize, sites: Sites) {
-        let (w, c, f) = (&gpt.weights[..], gpt.config.d_model, gpt.config.d_ff);
+        let (w, c, f) = (&gpt.weights[..], gpt.config.d_model, wide_stride(&gpt.config));
         let n = piece.ids.len();
         let shape = self.shape(n, piece.length, first);
         let (team, row) = (&self.team, first * piece.length);
@@ -232,18 +239,18 @@ impl Pass {
             let attended = &mut kept.attended[..n * c];
             copy(team, c, x, &mut kept.x[..n * c]);
             norm::forward(team, block.ln_1.norm(w), x, a, &mut kept.ln_1[..2 * n]);
-            linear::forward(team, block.c_attn.linear(w), a, qkv);
+            linear::forward(team, block.c_attn.linear(w), View::new(a, c), qkv, 3 * c);
             let rows =
                 [0, 1, 2].map(|i| Rows { data: &qkv[i * c..], sequence: piece.length * 3 * c, row: 3 * c });
             let moments = &mut kept.moments[..2 * n * shape.heads];
             attention::forward(team, shape, rows, sites.at(3 * i + 1), attended, moments);
-            linear::forward(team, block.attn_proj.linear(w), attended, a);
+            linear::forward(team, block.attn_proj.linear(w), View::new(attended, c), a, c);
             dropout::apply(team, sites.at(3 * i + 2), c, row, a, x, true);
             copy(team, c, x, &mut kept.middle[..n * c]);
             norm::forward(team, block.ln_2.norm(w), x, a, &mut kept.ln_2[..2 * n]);
-            linear::forward(team, block.c_fc.linear(w), a, &mut kept.hidden[..n * f]);
+            linear::forward(team, block.c_fc.linear(w), View::new(a, c), &mut kept.hidden[..n * f], f);
             gelu::forward(team, &kept.hidden[..n * f], wide);
-            linear::forward(team, block.mlp_proj.linear(w), wide, a);
+            linear::forward(team, block.mlp_proj.linear(w), View::new(wide, f), a, c);
             dropout::apply(team, sites.at(3 * i + 3), c, row, a, x, true);
         }
         copy(team, c, x, &mut self.last[..n * c]);
@@ -295,7 +302,7 @@ impl Pass {
 
     /// From the gradient in `b` down to the embeddings.
     fn backward(&mut self, gpt: &Gpt, piece: Sequences, first: usize, sites: Sites, gradient: &mut [f32]) {
-        let (w, c, f) = (&gpt.weights[..], gpt.config.d_model, gpt.config.d_ff);
+        let (w, c, f) = (&gpt.weights[..], gpt.config.d_model, wide_stride(&gpt.config));
         let n = piece.ids.len();
         let shape = self.shape(n, piece.length, first);
         let (team, row) = (&self.team, first * piece.length);
@@ -309,25 +316,25 @@ impl Pass {
             // The feed-forward part.
             dropout::apply(team, sites.at(3 * i + 3), c, row, dx, a, false);
             let (hidden, dhidden) = (&mut kept.hidden[..n * f], &mut self.wide[..n * f]);
-            linear::input(team, mlp_proj.linear(w), a, dhidden);
+            linear::input(team, mlp_proj.linear(w), View::new(a, c), dhidden, f);
             gelu::backward(team, hidden, dhidden);
-            linear_back(team, mlp_proj, hidden, a, gradient);
+            linear_back(team, mlp_proj, n, View::new(hidden, f), View::new(a, c), gradient);
             let (middle, moments) = (&kept.middle[..n * c], &kept.ln_2[..2 * n]);
             norm::again(team, ln_2.norm(w), middle, moments, a);
-            linear_back(team, c_fc, a, dhidden, gradient);
-            linear::input(team, c_fc.linear(w), dhidden, a);
+            linear_back(team, c_fc, n, View::new(a, c), View::new(dhidden, f), gradient);
+            linear::input(team, c_fc.linear(w), View::new(dhidden, f), a, c);
             norm_back(team, ln_2, w, middle, moments, a, dx, gradient);
             // Attention.
             dropout::apply(team, sites.at(3 * i + 2), c, row, dx, a, false);
             let (attended, dqkv) = (&kept.attended[..n * c], &mut self.wide[..3 * n * c]);
-            linear_back(team, attn_proj, attended, a, gradient);
-            linear::input(team, attn_proj.linear(w), a, b);
+            linear_back(team, attn_proj, n, View::new(attended, c), View::new(a, c), gradient);
+            linear::input(team, attn_proj.linear(w), View::new(a, c), b, c);
             let back = Back { out: attended, moments: &kept.moments[..2 * n * shape.heads], dout: b };
             attention::backward(team, shape, &kept.qkv[..3 * n * c], back, sites.at(3 * i + 1), dqkv);
             let (x, moments) = (&kept.x[..n * c], &kept.ln_1[..2 * n]);
             norm::again(team, ln_1.norm(w), x, moments, a);
-            linear_back(team, c_attn, a, dqkv, gradient);
-            linear::input(team, c_attn.linear(w), dqkv, a);
+            linear_back(team, c_attn, n, View::new(a, c), View::new(dqkv, 3 * c), gradient);
+            linear::input(team, c_attn.linear(w), View::new(dqkv, 3 * c), a, c);
             norm_back(team, ln_1, w, x, moments, a, dx, gradient);
         }
         if sites.p > 0.0 {
@@ -344,9 +351,9 @@ fn copy(team: &Team, c: usize, from: &[f32], to: &mut [f32]) {
     dropout::apply(team, Dropout::NONE, c, 0, from, to, false);
 }
 
-fn linear_back(team: &Team, pair: &Pair, x: &[f32], dy: &[f32], gradient: &mut [f32]) {
+fn linear_back(team: &Team, pair: &Pair, rows: usize, x: View, dy: View, gradient: &mut [f32]) {
     let (dweight, dbias) = pair.of_mut(gradient);
-    linear::weights(team, x, dy, dweight, dbias);
+    linear::weights(team, rows, x, dy, dweight, dbias);
 }
 
 #[allow(clippy::too_many_arguments)]

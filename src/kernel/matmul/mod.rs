@@ -11,8 +11,10 @@
 //! - B is copied into **panels** of 32 columns, so that a tile reads it from end to end, and in blocks of
 //!   [`DEPTH`] rows, so that a block stays in the innermost cache while all rows of A pass by;
 //! - A is read where it lies, its numbers broadcast one at a time; where its rows lie badly for the cache,
-//!   or it is transposed, its tiles are copied too;
-//! - what several tasks read is packed once for all of them.
+//!   or it is transposed, its tiles are copied too, as many as the second cache holds;
+//! - what several tasks read is packed once for all of them;
+//! - what comes next, of C and of B, is asked for a line at a time while sums run: asked for at once, it
+//!   would hold up what A needs from the next cache.
 //!
 //! **bf16.** Both matrices are rounded to bf16 (the upper half of an f32) on their way into tiles and
 //! panels; sums stay f32. The order of a sum is that of the x86 instruction for it, VDPBF16PS: pair after
@@ -24,13 +26,15 @@ mod pack;
 mod thin;
 mod tile;
 
+use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use self::pack::{Numbers, RUN, STRIP, pack_left, pack_right, panel_of, pieces};
+use self::pack::{Numbers, RUN, STRIP, pack_left, pack_right, panel_in, pieces};
 pub use self::thin::Panels;
 use self::thin::thin;
-use self::tile::{Begin, Block, Left, Right, panel};
+use self::tile::{Ahead, Begin, Block, Packed, Source, panel};
+use super::Buffer;
 use super::simd::{Isa, LANES, Number, Simd, Tiles, simd};
 use super::team::{Parts, Team};
 
@@ -64,14 +68,14 @@ impl<'a, N: Number> View<'a, N> {
         View { data: &self.data[rows * self.row..], ..self }
     }
 
-    fn holds(&self, rows: usize, columns: usize) -> bool {
-        rows == 0 || columns == 0 || (rows - 1) * self.row + (columns - 1) * self.column < self.data.len()
+    /// A row and what lies behind it, where columns lie side by side.
+    pub fn row(self, row: usize) -> &'a [N] {
+        debug_assert!(self.column == 1);
+        &self.data[row * self.row..]
     }
 
-    /// Whether tiles are copied before they are used: when a step would go to another row, and when rows
-    /// lie so that their beginnings fall on one set of the cache.
-    fn is_packed(&self) -> bool {
-        self.column != 1 || self.row.is_multiple_of(1024)
+    fn holds(&self, rows: usize, columns: usize) -> bool {
+        rows == 0 || columns == 0 || (rows - 1) * self.row + (columns - 1) * self.column < self.data.len()
     }
 
     /// Begin this row and column on.
@@ -211,90 +215,81 @@ impl<'a> Product<'a> {
             return thin(isa, &self, rows, columns);
         }
         let Product { a, b, k, start, c, stride } = self;
-        let numbers = Numbers::F32;
-        let all = Part { rows, columns, steps: 0..k, a: Left::Lies(a), b: Right::Lies(b), start, c, stride };
-        if !a.is_packed() {
-            return all.compute(isa, numbers);
-        }
-        // Left as it is: what is read was written before.
-        let mut scratch = MaybeUninit::<[f32; RUN * DEPTH + LANES]>::uninit();
-        let scratch = Parts::at(scratch.as_mut_ptr().cast::<f32>(), RUN * DEPTH + LANES);
-        for rows in pieces(all.rows.clone(), RUN) {
-            for (start, steps) in blocks_of(k, DEPTH, start) {
-                pack_left(isa, numbers, scratch, a, rows.clone(), steps.clone(), k);
-                let a = Left::Packed(scratch, rows.start, rows.len());
-                Part { rows: rows.clone(), steps, a, start, ..all.clone() }.compute(isa, numbers);
-            }
-        }
+        let (a, b) = (Source::Lies(a), Source::Lies(b));
+        Part { rows, columns, steps: 0..k, k, a, b, start, c, stride }.compute(isa, Numbers::F32);
     }
 
-    /// All of it: the tasks of a product, and before them those of packing what several of them read.
+    /// All of it, in tasks. What several of them read is packed once for them: panels of B where they differ
+    /// in their rows, tiles of A where they differ in their columns alone. The other is packed by each.
     fn shared(self, team: &Team, numbers: Numbers, m: usize, n: usize) {
         let Product { a, b, k, start, c, stride } = self;
         let isa = team.isa;
-        let rounds = numbers != Numbers::F32;
-        let most = m.div_ceil(m.div_ceil(HEIGHT)).next_multiple_of(RUN);
-        let packs_a = rounds || a.is_packed();
-        if packs_a && m > most {
-            for rows in pieces(0..m, most) {
-                let (a, c) = (a.below(rows.start), c.from(rows.start * stride));
-                Product { a, c, ..self }.shared(team, numbers, rows.len(), n);
-            }
-            return;
-        }
         let (rows, group) = tasks(team.threads(), m, n.div_ceil(PANEL));
         let blocks = m.div_ceil(rows);
-        let run = |a: Left, b: Right, columns: Range<usize>, steps: Range<usize>, start: Start| {
+        let run = |a: Source, b: Source, columns: Range<usize>, steps: Range<usize>, start: Start| {
             let groups = columns.len().div_ceil(group * PANEL);
             team.each(blocks * groups, |task| {
                 // Tasks differ in their rows or columns.
                 let (left, top) = (columns.start + task / blocks * group * PANEL, task % blocks * rows);
                 let (rows, columns) =
                     (top..(top + rows).min(m), left..(left + group * PANEL).min(columns.end));
-                Part { rows, columns, steps: steps.clone(), a, b, start, c, stride }.compute(isa, numbers);
+                Part { rows, columns, steps: steps.clone(), k, a, b, start, c, stride }.compute(isa, numbers);
             });
         };
-        let packs_b = rounds || blocks > 1;
-        if !packs_a && !packs_b {
-            return run(Left::Lies(a), Right::Lies(b), 0..n, 0..k, start);
-        }
-        // As many columns and steps at a time as there is room for.
-        let all = numbers.steps(k);
-        let height = if packs_a { m } else { 0 };
-        let width = if packs_b { n.next_multiple_of(PANEL).min(WIDTH) } else { 0 };
-        let most = (ROOM / (height + width) / DEPTH * DEPTH).max(DEPTH).min(all.max(1));
-        team.with_scratch((height + width) * most + LANES, |scratch| {
-            let (packed_b, packed_a) = scratch.split_at_mut(width * most);
-            let (packed_a, packed_b) = (Parts::new(packed_a), Parts::new(packed_b));
-            for columns in pieces(0..n, if packs_b { width } else { n }) {
-                for (start, steps) in blocks_of(all, most, start) {
-                    let runs = height.div_ceil(RUN);
-                    let of_a = runs * steps.len().div_ceil(DEPTH);
-                    let of_b = if packs_b { steps.len().div_ceil(STRIP) } else { 0 };
-                    let block = |top: usize| steps.start + top..(steps.start + top + DEPTH).min(steps.end);
-                    team.each(of_a + of_b, |task| {
-                        if task < of_a {
-                            let (first, top) = (task % runs * RUN, task / runs * DEPTH);
-                            let steps = block(top);
-                            let out = packed_a.from(top * height + first * steps.len());
-                            pack_left(isa, numbers, out, a, first..(first + RUN).min(m), steps, k);
-                        } else {
-                            let first = (task - of_a) * STRIP;
-                            let (first, top) = (first % DEPTH, first / DEPTH * DEPTH);
-                            let steps = block(top);
-                            let strip = first..(first + STRIP).min(steps.len());
-                            let out = packed_b.from(top * width);
-                            pack_right(isa, numbers, out, b, strip, steps, k, columns.clone());
-                        }
-                    });
-                    let a = if packs_a { Left::Packed(packed_a, 0, height) } else { Left::Lies(a) };
-                    let b =
-                        if packs_b { Right::Packed(packed_b, columns.start, width) } else { Right::Lies(b) };
-                    run(a, b, columns.clone(), steps, start);
+        let (own_a, own_b, all) = (Source::Lies(a), Source::Lies(b), numbers.steps(k));
+        // As many steps at a time as there is room for.
+        let steps_of = |width: usize| (ROOM / width / DEPTH * DEPTH).max(DEPTH).min(all.max(1));
+        if blocks > 1 {
+            let width = n.next_multiple_of(PANEL).min(WIDTH);
+            let most = steps_of(width);
+            team.with_scratch(width * most, |scratch| {
+                let data = Parts::new(scratch);
+                for columns in pieces(0..n, width) {
+                    for (start, steps) in blocks_of(0..all, most, start) {
+                        team.each(steps.len().div_ceil(STRIP), |task| {
+                            let (first, top) = (task * STRIP % DEPTH, task * STRIP / DEPTH * DEPTH);
+                            let block = steps.start + top..(steps.start + top + DEPTH).min(steps.end);
+                            let strip = first..(first + STRIP).min(block.len());
+                            pack_right(
+                                isa,
+                                numbers,
+                                data.from(top * width),
+                                b,
+                                strip,
+                                block,
+                                k,
+                                columns.clone(),
+                            );
+                        });
+                        let b = Packed { data, first: columns.start, count: width, step: steps.start };
+                        run(own_a, Source::Packed(b), columns.clone(), steps, start);
+                    }
                 }
-            }
-        });
+            });
+        } else if numbers.packs(a, n) {
+            let (most, runs) = (steps_of(m), m.div_ceil(RUN));
+            team.with_scratch(m * most + LANES, |scratch| {
+                let data = Parts::new(scratch);
+                for (start, steps) in blocks_of(0..all, most, start) {
+                    team.each(runs * steps.len().div_ceil(DEPTH), |task| {
+                        let (first, top) = (task % runs * RUN, task / runs * DEPTH);
+                        let block = steps.start + top..(steps.start + top + DEPTH).min(steps.end);
+                        let out = data.from(top * m + first * block.len());
+                        pack_left(isa, numbers, out, a, first..(first + RUN).min(m), block, k);
+                    });
+                    let a = Packed { data, first: 0, count: m, step: steps.start };
+                    run(Source::Packed(a), own_b, 0..n, steps, start);
+                }
+            });
+        } else {
+            run(own_a, own_b, 0..n, 0..all, start);
+        }
     }
+}
+
+thread_local! {
+    /// The tiles of a task.
+    static TILES: RefCell<Buffer> = RefCell::new(Buffer::new(0));
 }
 
 /// How many rows and how many panels a task has.
@@ -309,11 +304,10 @@ fn tasks(threads: usize, m: usize, panels: usize) -> (usize, usize) {
     (m.div_ceil(blocks).next_multiple_of(42), panels.div_ceil(groups))
 }
 
-/// Rows of A and columns of B that are packed at a time, at most.
-const HEIGHT: usize = 4200;
+/// Columns of B that are packed at a time, at most.
 const WIDTH: usize = 4096;
 
-/// Words of A and B that are packed at a time: 4 MiB, or one block of [`DEPTH`] where that is more.
+/// Words that are packed for all at a time: 4 MiB, or one block of [`DEPTH`] where that is more.
 const ROOM: usize = 1 << 20;
 
 /// Rows of C that a task has where there are many, so that what it reads of A fits the second cache.
@@ -325,12 +319,12 @@ const ALONE: usize = 1 << 15;
 /// Up to so many rows, B is read where it lies: it is needed but once.
 pub const THIN: usize = 4;
 
-/// Pieces of k, `most` long, the first of which begins with `start`, the others with what is there. One
-/// even of nothing.
-fn blocks_of(k: usize, most: usize, start: Start) -> impl Iterator<Item = (Start, Range<usize>)> {
-    (0..k.max(1))
+/// Pieces of some steps, `most` long, the first of which begins with `start`, the others with what is there.
+/// One even of nothing.
+fn blocks_of(all: Range<usize>, most: usize, start: Start) -> impl Iterator<Item = (Start, Range<usize>)> {
+    (all.start..all.end.max(all.start + 1))
         .step_by(most)
-        .map(move |top| (if top == 0 { start } else { Start::Add }, top..(top + most).min(k)))
+        .map(move |top| (if top == all.start { start } else { Start::Add }, top..(top + most).min(all.end)))
 }
 
 /// What one thread does of a product at a time: some rows and columns, some steps of k.
@@ -339,8 +333,9 @@ struct Part<'a> {
     rows: Range<usize>,
     columns: Range<usize>,
     steps: Range<usize>,
-    a: Left<'a>,
-    b: Right<'a>,
+    k: usize,
+    a: Source<'a>,
+    b: Source<'a>,
     start: Start<'a>,
     c: Parts<'a>,
     stride: usize,
@@ -349,44 +344,78 @@ struct Part<'a> {
 impl Part<'_> {
     /// Tile after tile. The bounds were checked.
     fn compute(&self, isa: Isa, numbers: Numbers) {
+        let a = match self.a {
+            Source::Lies(a) if numbers.packs(a, self.columns.len()) => a,
+            _ => return self.panels(isa, numbers),
+        };
+        TILES.with_borrow_mut(|tiles| {
+            // Rows that the second cache holds, of the steps that the first one holds.
+            let most = self.rows.len().min(ROWS);
+            let len = most * DEPTH + LANES;
+            if tiles.len() < len {
+                *tiles = Buffer::new(len);
+            }
+            let data = Parts::new(tiles);
+            for rows in pieces(self.rows.clone(), most) {
+                for (start, steps) in blocks_of(self.steps.clone(), DEPTH, self.start) {
+                    // To be rounded, they pass through a stage.
+                    let run = if numbers == Numbers::F32 { rows.len() } else { RUN };
+                    for run in pieces(rows.clone(), run) {
+                        let out = data.from((run.start - rows.start) * steps.len());
+                        pack_left(isa, numbers, out, a, run, steps.clone(), self.k);
+                    }
+                    let a = Packed { data, first: rows.start, count: rows.len(), step: steps.start };
+                    let (rows, a) = (rows.clone(), Source::Packed(a));
+                    Part { rows, steps, a, start, ..self.clone() }.panels(isa, numbers);
+                }
+            }
+        });
+    }
+
+    /// The same when A need not be packed any more.
+    fn panels(&self, isa: Isa, numbers: Numbers) {
         #[cfg(target_arch = "x86_64")]
         if numbers == Numbers::Pairs {
             // SAFETY: pairs are chosen where the instruction was found.
-            return unsafe { part_of_pairs(self) };
+            return unsafe { panels_of_pairs(self) };
         }
         debug_assert!(numbers != Numbers::Pairs);
-        part_of_words(isa, self);
+        panels_of_words(isa, self, numbers);
     }
 
     /// `S` packs, `T` multiplies.
     #[inline(always)]
-    unsafe fn panels<S: Simd, T: Tiles>(&self) {
-        let Part { rows, columns, steps, a, b, start, c, stride } = self.clone();
+    unsafe fn panels_of<S: Simd, T: Tiles>(&self, numbers: Numbers) {
+        let Part { rows, columns, steps, k, a, b, start, c, stride } = self;
         unsafe {
             // Left as it is: what is read was written before.
             let mut scratch = MaybeUninit::<Panel>::uninit();
-            for top in (steps.start..steps.end.max(steps.start + 1)).step_by(DEPTH) {
-                let depth = DEPTH.min(steps.end - top);
+            for (start, steps) in blocks_of(steps.clone(), DEPTH, *start) {
+                let (top, depth) = (steps.start, steps.len());
                 for left in columns.clone().step_by(PANEL) {
                     let width = PANEL.min(columns.end - left);
-                    let packed = match b {
-                        Right::Packed(packed, first, width) => {
-                            packed.from((top - steps.start) * width + (left - first) * depth).pointer()
+                    let (packed, ahead) = match b {
+                        Source::Packed(b) => {
+                            let packed = b.at(left, top, depth);
+                            let row = packed.wrapping_add(depth * PANEL);
+                            (packed, Ahead { row, column: 0, width: PANEL, stride: PANEL })
                         }
-                        Right::Lies(b) => {
+                        Source::Lies(b) => {
                             let packed = (&raw mut (*scratch.as_mut_ptr()).0).cast::<f32>();
-                            panel_of::<S>(packed, b, top, depth, left, width);
-                            packed
+                            panel_in::<S>(numbers, packed, *b, steps.clone(), *k, left, width);
+                            let row = b.from(top, left + PANEL);
+                            let (width, stride) =
+                                if b.column == 1 { (PANEL, b.row) } else { (depth, b.column) };
+                            (packed, Ahead { row, column: 0, width, stride })
                         }
                     };
                     let begin = match start {
-                        Start::Zero if top == steps.start => Begin::Zero,
-                        Start::Bias(bias) if top == steps.start => Begin::Row(&bias[left..left + width]),
-                        _ => Begin::C,
+                        Start::Zero => Begin::Zero,
+                        Start::Bias(bias) => Begin::Row(&bias[left..left + width]),
+                        Start::Add => Begin::C,
                     };
-                    let shares_b = matches!(b, Right::Packed(..));
-                    let block = Block { a, rows: rows.clone(), first: steps.start, top, depth, shares_b };
-                    panel::<T>(&block, packed, begin, c.pointer().wrapping_add(left), stride, width);
+                    let block = Block { a: *a, rows: rows.clone(), top, depth };
+                    panel::<T>(&block, packed, begin, c.pointer().wrapping_add(left), *stride, width, ahead);
                 }
             }
         }
@@ -394,17 +423,17 @@ impl Part<'_> {
 }
 
 simd! {
-    fn part_of_words<S>(part: &Part) {
+    fn panels_of_words<S>(part: &Part, numbers: Numbers) {
         // SAFETY: S runs here, and the bounds were checked.
-        unsafe { part.panels::<S, S>() }
+        unsafe { part.panels_of::<S, S>(numbers) }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16,avx2,fma")]
-unsafe fn part_of_pairs(part: &Part) {
+unsafe fn panels_of_pairs(part: &Part) {
     use super::x86::{Avx512, Pairs};
-    unsafe { part.panels::<Avx512, Pairs>() }
+    unsafe { part.panels_of::<Avx512, Pairs>(Numbers::Pairs) }
 }
 
 /// A block of a panel: 32 KiB.
@@ -454,7 +483,7 @@ fn has_exact_pairs(isa: Isa) -> bool {
 /// of several products of 2048 × 2048 matrices.
 pub fn peak(team: &Team) -> f64 {
     const N: usize = 2048;
-    let mut all = super::Buffer::new(3 * N * N);
+    let mut all = Buffer::new(3 * N * N);
     let (a, rest) = all.split_at_mut(N * N);
     let (b, c) = rest.split_at_mut(N * N);
     a.iter_mut().chain(b.iter_mut()).enumerate().for_each(|(i, x)| *x = (i % 17) as f32);

@@ -30,6 +30,15 @@ impl Numbers {
         }
     }
 
+    /// Whether tiles of `a` are copied for so many columns of a task: to be rounded; where rows, or steps,
+    /// lie so that all fall on the same few places of the cache; and where a step goes to another row, if
+    /// more than two panels read them.
+    pub fn packs(self, a: View, columns: usize) -> bool {
+        let transposed = a.column != 1;
+        let stride = if transposed { a.column } else { a.row };
+        self != Numbers::F32 || stride.is_multiple_of(1024) || transposed && columns > 2 * PANEL
+    }
+
     /// What steps take of `k`.
     fn depths(self, steps: Range<usize>, k: usize) -> Range<usize> {
         let each = if self == Numbers::Pairs { 2 } else { 1 };
@@ -55,7 +64,7 @@ simd! {
             // SAFETY: S runs here, and the bounds were checked.
             return unsafe { tiles_of::<S>(out, a, rows, steps.start, steps.len()) };
         }
-        assert!(rows.len() <= RUN);
+        assert!(rows.len() <= RUN || numbers == Numbers::F32);
         // Tiles are packed as they are, then rounded on the way to their place.
         let mut stage = [0.0; RUN * 2 * STAGE + LANES];
         for some in pieces(steps.clone(), STAGE) {
@@ -84,21 +93,38 @@ simd! {
         k: usize,
         columns: Range<usize>,
     ) {
-        let mut stage = [0.0; 2 * STRIP * PANEL + LANES];
-        let depths = numbers.depths(steps.start + strip.start..steps.start + strip.end, k);
         for left in columns.clone().step_by(PANEL) {
             let out = out.from((left - columns.start) * steps.len() + strip.start * PANEL);
             assert!(out.len() >= strip.len() * PANEL);
             let width = PANEL.min(columns.end - left);
+            let strip = steps.start + strip.start..steps.start + strip.end;
             // SAFETY: as above.
-            unsafe {
-                if numbers == Numbers::F32 {
-                    panel_of::<S>(out.pointer(), b, depths.start, depths.len(), left, width);
-                } else {
-                    panel_of::<S>(stage.as_mut_ptr(), b, depths.start, depths.len(), left, width);
-                    round_rows::<S>(numbers, &stage, depths.len(), PANEL, out.pointer());
-                }
-            }
+            unsafe { panel_in::<S>(numbers, out.pointer(), b, strip, k, left, width) };
+        }
+    }
+}
+
+/// A panel of some steps, in words.
+#[inline(always)]
+pub(super) unsafe fn panel_in<S: Simd>(
+    numbers: Numbers,
+    out: *mut f32,
+    b: View,
+    steps: Range<usize>,
+    k: usize,
+    left: usize,
+    width: usize,
+) {
+    unsafe {
+        if numbers == Numbers::F32 {
+            return panel_of::<S>(out, b, steps.start, steps.len(), left, width);
+        }
+        let mut stage = [0.0; 2 * STRIP * PANEL + LANES];
+        for strip in pieces(steps.clone(), STRIP) {
+            let depths = numbers.depths(strip.clone(), k);
+            panel_of::<S>(stage.as_mut_ptr(), b, depths.start, depths.len(), left, width);
+            let out = out.add((strip.start - steps.start) * PANEL);
+            round_rows::<S>(numbers, &stage, depths.len(), PANEL, out);
         }
     }
 }
@@ -166,14 +192,7 @@ unsafe fn put<S: Simd>(x: F<S>, to: *mut f32, n: usize) {
 
 /// `packed[i][j] = b[top + i, left + j]`, zeros behind `width`.
 #[inline(always)]
-pub(super) unsafe fn panel_of<S: Simd>(
-    out: *mut f32,
-    b: View,
-    top: usize,
-    depth: usize,
-    left: usize,
-    width: usize,
-) {
+unsafe fn panel_of<S: Simd>(out: *mut f32, b: View, top: usize, depth: usize, left: usize, width: usize) {
     unsafe {
         if width < PANEL {
             out.write_bytes(0, depth * PANEL);
@@ -208,18 +227,18 @@ unsafe fn tiles_of<S: Simd>(out: *mut f32, a: View, rows: Range<usize>, top: usi
             // Row after row of what is transposed, each read from end to end. A tile's last lanes are
             // overwritten by what comes behind it: not so at its end.
             let tile = S::height(usize::MAX);
+            let whole = rows.len().saturating_sub(LANES - tile) / tile * tile;
             for k in 0..depth {
                 let (from, to) = (a.from(rows.start, top + k), out.add(k * tile));
-                let mut i = 0;
-                if k * tile + LANES <= depth * tile {
-                    while i + LANES <= rows.len() {
-                        S::store(to.add(i * depth), S::load(from.add(i)));
-                        i += tile;
-                    }
+                let whole = if (depth - k) * tile >= LANES { whole } else { 0 };
+                for i in (0..whole).step_by(tile) {
+                    S::store(to.add(i * depth), S::load(from.add(i)));
                 }
+                let mut i = whole;
                 while i < rows.len() {
                     let height = S::height(rows.len() - i);
-                    std::ptr::copy_nonoverlapping(from.add(i), out.add(i * depth + k * height), height);
+                    let some = S::load_first(from.add(i), height, S::splat(0.0));
+                    S::store_first(out.add(i * depth + k * height), height, some);
                     i += height;
                 }
             }

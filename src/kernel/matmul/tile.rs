@@ -6,32 +6,37 @@ use super::{PANEL, View};
 use crate::kernel::simd::{LANES, Tiles};
 use crate::kernel::team::Parts;
 
-/// Where tiles of A are read.
+/// Tiles of A or panels of B, copied: those of `count` rows or columns, from `first` on, and of the steps
+/// from `step` on.
 #[derive(Clone, Copy)]
-pub(super) enum Left<'a> {
-    Lies(View<'a>),
-    /// Packed: where, from which row on, and how many rows.
-    Packed(Parts<'a>, usize, usize),
+pub(super) struct Packed<'a> {
+    pub data: Parts<'a>,
+    pub first: usize,
+    pub count: usize,
+    pub step: usize,
 }
 
-/// Where panels of B are read.
+impl Packed<'_> {
+    /// Where the block of `depth` steps from `top` on begins, of the tile or panel that begins at `i`.
+    #[inline(always)]
+    pub fn at(&self, i: usize, top: usize, depth: usize) -> *mut f32 {
+        self.data.from((top - self.step) * self.count + (i - self.first) * depth).pointer()
+    }
+}
+
+/// Where a matrix is read.
 #[derive(Clone, Copy)]
-pub(super) enum Right<'a> {
+pub(super) enum Source<'a> {
     Lies(View<'a>),
-    /// Packed: where, from which column on, and how many columns.
-    Packed(Parts<'a>, usize, usize),
+    Packed(Packed<'a>),
 }
 
 /// Some rows of A, and some steps of them.
 pub(super) struct Block<'a> {
-    pub a: Left<'a>,
+    pub a: Source<'a>,
     pub rows: Range<usize>,
-    /// The first step of what was packed, the first of these, and how many.
-    pub first: usize,
     pub top: usize,
     pub depth: usize,
-    /// Whether panels of B lie one behind the other.
-    pub shares_b: bool,
 }
 
 impl Block<'_> {
@@ -39,11 +44,8 @@ impl Block<'_> {
     #[inline(always)]
     fn tile(&self, i: usize, height: usize) -> (*const f32, usize, usize) {
         match self.a {
-            Left::Packed(packed, first, rows) => {
-                let at = (self.top - self.first) * rows + (i - first) * self.depth;
-                (packed.pointer().wrapping_add(at), 1, height)
-            }
-            Left::Lies(a) => (a.from(i, self.top), a.row, a.column),
+            Source::Packed(packed) => (packed.at(i, self.top, self.depth), 1, height),
+            Source::Lies(a) => (a.from(i, self.top), a.row, a.column),
         }
     }
 }
@@ -65,6 +67,7 @@ pub(super) unsafe fn panel<S: Tiles>(
     c: *mut f32,
     stride: usize,
     width: usize,
+    mut ahead: Ahead,
 ) {
     unsafe {
         let mut padded = [0.0; PANEL];
@@ -76,45 +79,43 @@ pub(super) unsafe fn panel<S: Tiles>(
             other => other,
         };
         let (rows, depth) = (&block.rows, block.depth);
-        // The next panel lies behind this one.
-        let mut ahead = packed.wrapping_add(if block.shares_b { depth * PANEL } else { 0 });
         let mut i = rows.start;
         while i < rows.end {
             let height = S::height(rows.end - i);
             let (a, row, column) = block.tile(i, height);
             let c = c.add(i * stride);
-            let tile = Tile { a, row, column, depth, b: packed, begin, c, stride, ahead };
+            let tile = Tile { a, row, column, depth, b: packed, begin, c, stride };
             if width == PANEL {
-                tiles::<S>(height, &tile);
+                tiles::<S>(height, &tile, &mut ahead);
             } else {
                 // The registers hold whole panels; what is beyond C goes by way of a copy.
                 let mut copy = [0.0; 14 * PANEL];
                 for (y, copy) in copy.chunks_exact_mut(PANEL).take(height).enumerate() {
                     std::ptr::copy_nonoverlapping(c.add(y * stride), copy.as_mut_ptr(), width);
                 }
-                tiles::<S>(height, &Tile { c: copy.as_mut_ptr(), stride: PANEL, ..tile });
+                let copied = Tile { c: copy.as_mut_ptr(), stride: PANEL, ..tile };
+                tiles::<S>(height, &copied, &mut ahead);
                 for (y, copy) in copy.chunks_exact(PANEL).take(height).enumerate() {
                     std::ptr::copy_nonoverlapping(copy.as_ptr(), c.add(y * stride), width);
                 }
             }
             i += height;
-            ahead = ahead.wrapping_add(if block.shares_b { height * PANEL } else { 0 });
         }
     }
 }
 
 /// The tile of `height` rows and one panel.
 #[inline(always)]
-unsafe fn tiles<S: Tiles>(height: usize, tile: &Tile) {
+unsafe fn tiles<S: Tiles>(height: usize, tile: &Tile, ahead: &mut Ahead) {
     // SAFETY: as the caller's.
     macro_rules! tile {
         ($height:literal, 2) => {
-            unsafe { tile.compute::<S, $height, 2>(0) }
+            unsafe { tile.compute::<S, $height, 2>(0, ahead) }
         };
         ($height:literal, 1) => {
             unsafe {
-                tile.compute::<S, $height, 1>(0);
-                tile.compute::<S, $height, 1>(LANES);
+                tile.compute::<S, $height, 1>(0, ahead);
+                tile.compute::<S, $height, 1>(LANES, ahead);
             }
         };
     }
@@ -163,14 +164,12 @@ struct Tile<'a> {
     begin: Begin<'a>,
     c: *mut f32,
     stride: usize,
-    /// Where the tile's part of the next panel lies.
-    ahead: *const f32,
 }
 
 impl Tile<'_> {
     /// `H` rows and `W` vectors of it, from column `left` on, in registers.
     #[inline(always)]
-    unsafe fn compute<S: Tiles, const H: usize, const W: usize>(&self, left: usize) {
+    unsafe fn compute<S: Tiles, const H: usize, const W: usize>(&self, left: usize, ahead: &mut Ahead) {
         unsafe {
             let (c, stride) = (self.c.add(left), self.stride);
             let mut sums = [[S::splat(0.0); W]; H];
@@ -187,7 +186,7 @@ impl Tile<'_> {
                     });
                 }
             }
-            self.steps::<S, H, W>(&mut sums, self.b.add(left));
+            self.steps::<S, H, W>(&mut sums, self.b.add(left), ahead);
             unrolled!(i < H, {
                 unrolled!(j < W, { S::store(c.add(i * stride + j * LANES), sums[i][j]) });
             });
@@ -201,6 +200,7 @@ impl Tile<'_> {
         &self,
         sums: &mut [[S::F; W]; H],
         mut b: *const f32,
+        ahead: &mut Ahead,
     ) {
         let (row, column) = (self.row, self.column);
         macro_rules! step {
@@ -229,40 +229,50 @@ impl Tile<'_> {
             };
         }
         unsafe {
-            let mut ahead =
-                Ahead { c: self.c.wrapping_add(H * self.stride), stride: self.stride, b: self.ahead };
+            let mut next = self.c.wrapping_add(H * self.stride);
             let base = |g: usize| self.a.wrapping_add(3 * g * row);
             let (mut a0, mut a1, mut a2, mut a3, mut a4) = (base(0), base(1), base(2), base(3), base(4));
-            let fetched = H.min(self.depth);
-            for _ in 0..fetched {
+            // A row at a time: a core waits for a dozen lines at most, and A needs some of them.
+            let each = self.depth / H;
+            for _ in 0..H {
+                S::prefetch(next);
+                S::prefetch(next.wrapping_add(LANES));
+                next = next.wrapping_add(self.stride);
                 ahead.fetch::<S>();
-                step!(a0 a1 a2 a3 a4);
+                for _ in 0..each {
+                    step!(a0 a1 a2 a3 a4);
+                }
             }
-            for _ in fetched..self.depth {
+            for _ in H * each..self.depth {
                 step!(a0 a1 a2 a3 a4);
             }
         }
     }
 }
 
-/// What comes nearer while sums run: the next tile of C, and a part of the next panel of B.
-struct Ahead {
-    c: *const f32,
-    stride: usize,
-    b: *const f32,
+/// The next panel of B, or what it will be made of, which comes nearer while sums run.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    /// A row, and where in it.
+    pub row: *const f32,
+    pub column: usize,
+    /// Numbers of a row, and what lies between rows.
+    pub width: usize,
+    pub stride: usize,
 }
 
 impl Ahead {
-    /// A row of each.
+    /// As much as a step takes.
     #[inline(always)]
     unsafe fn fetch<S: Tiles>(&mut self) {
+        let at = self.row.wrapping_add(self.column);
         unsafe {
-            S::prefetch(self.c);
-            S::prefetch(self.c.wrapping_add(LANES));
-            S::prefetch_far(self.b);
-            S::prefetch_far(self.b.wrapping_add(LANES));
+            S::prefetch_far(at);
+            S::prefetch_far(at.wrapping_add(LANES));
         }
-        self.c = self.c.wrapping_add(self.stride);
-        self.b = self.b.wrapping_add(PANEL);
+        self.column += PANEL;
+        if self.column >= self.width {
+            (self.row, self.column) = (self.row.wrapping_add(self.stride), 0);
+        }
     }
 }
