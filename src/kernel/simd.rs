@@ -87,13 +87,10 @@ pub trait Tiles: Copy {
     unsafe fn store(p: *mut f32, x: Self::F);
     /// `a · b + c`, rounded once.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// Asks for what lies there, which need not be anything.
+    /// Asks for what lies there, which need not be anything, into the second cache.
     #[inline(always)]
     unsafe fn prefetch(_: *const f32) {}
-    /// The same, into the second cache.
-    #[inline(always)]
-    unsafe fn prefetch_far(_: *const f32) {}
-    /// The same, but the compiler can't know: keeps it from deriving one pointer from another.
+    /// The same pointer, but the compiler can't know: keeps it from deriving one from another.
     #[inline(always)]
     fn opaque(p: *const f32) -> *const f32 {
         p

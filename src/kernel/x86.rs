@@ -55,10 +55,6 @@ impl Tiles for Avx512 {
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const f32) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn prefetch_far(p: *const f32) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
 }
@@ -242,10 +238,6 @@ impl Tiles for Pairs {
     #[inline(always)]
     unsafe fn prefetch(p: *const f32) {
         unsafe { Avx512::prefetch(p) }
-    }
-    #[inline(always)]
-    unsafe fn prefetch_far(p: *const f32) {
-        unsafe { Avx512::prefetch_far(p) }
     }
     #[inline(always)]
     fn opaque(p: *const f32) -> *const f32 {

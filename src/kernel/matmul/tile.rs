@@ -267,8 +267,8 @@ impl Ahead {
     unsafe fn fetch<S: Tiles>(&mut self) {
         let at = self.row.wrapping_add(self.column);
         unsafe {
-            S::prefetch_far(at);
-            S::prefetch_far(at.wrapping_add(LANES));
+            S::prefetch(at);
+            S::prefetch(at.wrapping_add(LANES));
         }
         self.column += PANEL;
         if self.column >= self.width {
