@@ -358,12 +358,7 @@ impl Part<'_> {
             let data = Parts::new(tiles);
             for rows in pieces(self.rows.clone(), most) {
                 for (start, steps) in blocks_of(self.steps.clone(), DEPTH, self.start) {
-                    // To be rounded, they pass through a stage.
-                    let run = if numbers == Numbers::F32 { rows.len() } else { RUN };
-                    for run in pieces(rows.clone(), run) {
-                        let out = data.from((run.start - rows.start) * steps.len());
-                        pack_left(isa, numbers, out, a, run, steps.clone(), self.k);
-                    }
+                    pack_left(isa, numbers, data, a, rows.clone(), steps.clone(), self.k);
                     let a = Packed { data, first: rows.start, count: rows.len(), step: steps.start };
                     let (rows, a) = (rows.clone(), Source::Packed(a));
                     Part { rows, steps, a, start, ..self.clone() }.panels(isa, numbers);

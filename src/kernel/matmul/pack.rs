@@ -46,7 +46,7 @@ impl Numbers {
     }
 }
 
-/// Rows of A that are packed by one task: whole tiles of all heights.
+/// Rows of A that are packed by one task, and that are rounded at a time: whole tiles of all heights.
 pub(super) const RUN: usize = 84;
 
 /// Steps of B that are packed by one task.
@@ -64,20 +64,22 @@ simd! {
             // SAFETY: S runs here, and the bounds were checked.
             return unsafe { tiles_of::<S>(out, a, rows, steps.start, steps.len()) };
         }
-        assert!(rows.len() <= RUN || numbers == Numbers::F32);
         // Tiles are packed as they are, then rounded on the way to their place.
         let mut stage = [0.0; RUN * 2 * STAGE + LANES];
-        for some in pieces(steps.clone(), STAGE) {
-            let depths = numbers.depths(some.clone(), k);
-            // SAFETY: as above; the stage holds 2 · STAGE of k.
-            unsafe {
-                tiles_of::<S>(stage.as_mut_ptr(), a, rows.clone(), depths.start, depths.len());
-                let mut i = 0;
-                while i < rows.len() {
-                    let height = S::height(rows.len() - i);
-                    let to = out.add(i * steps.len() + (some.start - steps.start) * height);
-                    round_rows::<S>(numbers, &stage[i * depths.len()..], depths.len(), height, to);
-                    i += height;
+        for run in pieces(rows.clone(), RUN) {
+            for some in pieces(steps.clone(), STAGE) {
+                let depths = numbers.depths(some.clone(), k);
+                // SAFETY: as above; the stage holds 2 · STAGE of k.
+                unsafe {
+                    tiles_of::<S>(stage.as_mut_ptr(), a, run.clone(), depths.start, depths.len());
+                    let mut i = 0;
+                    while i < run.len() {
+                        let height = S::height(run.len() - i);
+                        let to = (run.start - rows.start + i) * steps.len() + (some.start - steps.start) * height;
+                        let from = &stage[i * depths.len()..];
+                        round_rows::<S>(numbers, from, depths.len(), height, out.add(to));
+                        i += height;
+                    }
                 }
             }
         }
