@@ -14,7 +14,7 @@ fn each<A: Copy, B: Copy, C>(a: [A; LANES], b: [B; LANES], f: impl Fn(A, B) -> C
 
 impl Tiles for Portable {
     type F = [f32; LANES];
-    const WIDE: bool = false;
+    const VECTORS: usize = 1;
 
     #[inline(always)]
     fn height(left: usize) -> usize {

@@ -78,8 +78,8 @@ impl Isa {
 /// As of [`Simd`].
 pub trait Tiles: Copy {
     type F: Copy;
-    /// Whether a tile is two vectors wide; else one.
-    const WIDE: bool;
+    /// Vectors that a tile is wide, at most: 1 or 3.
+    const VECTORS: usize;
     /// Rows of the next tile when this many are left.
     fn height(left: usize) -> usize;
     unsafe fn splat(x: f32) -> Self::F;

@@ -8,7 +8,7 @@
 //! What makes it fast (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication",
 //! 2008):
 //! - a **tile** of C, as many rows as there are registers for, stays in registers while k runs;
-//! - B is copied into **panels** of 32 columns, so that a tile reads it from end to end, and in blocks of
+//! - B is copied into **panels** of 48 columns, so that a tile reads it from end to end, and in blocks of
 //!   [`DEPTH`] rows, so that a block stays in the innermost cache while all rows of A pass by;
 //! - A is read where it lies, its numbers broadcast one at a time; where its rows lie badly for the cache,
 //!   or it is transposed, its tiles are copied too, as many as the second cache holds;
@@ -30,19 +30,19 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use self::pack::{Numbers, RUN, STRIP, pack_left, pack_right, panel_in, pieces};
+use self::pack::{Numbers, RUN, STRIP, pack_left, pack_right, panel_in, panels, pieces};
 pub use self::thin::Panels;
 use self::thin::thin;
-use self::tile::{Ahead, Begin, Block, Packed, Source, panel};
+use self::tile::{Ahead, Begin, Block, Packed, Source};
 use super::Buffer;
 use super::simd::{Isa, LANES, Number, Simd, Tiles, simd};
 use super::team::{Parts, Team};
 
-/// Columns of a panel.
-pub const PANEL: usize = 2 * LANES;
+/// Columns of a panel, at most.
+const PANEL: usize = 3 * LANES;
 
-/// Steps that a tile takes at a time: 32 KiB of a panel.
-pub const DEPTH: usize = 256;
+/// Steps that a tile takes at a time: 48 KiB of a panel.
+const DEPTH: usize = 256;
 
 /// A matrix to read: element (i, j) is `data[i * row + j * column]`, and one of the two is 1.
 #[derive(Clone, Copy)]
@@ -197,7 +197,7 @@ impl<N: Number> Product<'_, N> {
     fn few(&self, team: &Team, m: usize, n: usize) {
         // The ranges of columns are disjoint.
         let part = |columns| thin(team.isa, self, 0..m, columns);
-        if m * n * self.k < ALONE { part(0..n) } else { team.ranges(n, 4 * PANEL, part) }
+        if m * n * self.k < ALONE { part(0..n) } else { team.ranges(n, 8 * LANES, part) }
     }
 }
 
@@ -227,12 +227,14 @@ impl<'a> Product<'a> {
         let (rows, group) = tasks(team.threads(), m, n.div_ceil(PANEL));
         let blocks = m.div_ceil(rows);
         let run = |a: Source, b: Source, columns: Range<usize>, steps: Range<usize>, start: Start| {
-            let groups = columns.len().div_ceil(group * PANEL);
+            let groups = columns.len().div_ceil(PANEL).div_ceil(group);
             team.each(blocks * groups, |task| {
                 // Tasks differ in their rows or columns.
-                let (left, top) = (columns.start + task / blocks * group * PANEL, task % blocks * rows);
-                let (rows, columns) =
-                    (top..(top + rows).min(m), left..(left + group * PANEL).min(columns.end));
+                let (group_of, top) = (task / blocks, task % blocks * rows);
+                let mut own = panels(columns.clone()).skip(group_of * group).take(group);
+                let first = own.next().expect("no more tasks than groups");
+                let columns = first.start..own.last().map_or(first.end, |last| last.end);
+                let rows = top..(top + rows).min(m);
                 Part { rows, columns, steps: steps.clone(), k, a, b, start, c, stride }.compute(isa, numbers);
             });
         };
@@ -240,7 +242,7 @@ impl<'a> Product<'a> {
         // As many steps at a time as there is room for.
         let steps_of = |width: usize| (ROOM / width / DEPTH * DEPTH).max(DEPTH).min(all.max(1));
         if blocks > 1 {
-            let width = n.next_multiple_of(PANEL).min(WIDTH);
+            let width = n.next_multiple_of(LANES).min(WIDTH);
             let most = steps_of(width);
             team.with_scratch(width * most, |scratch| {
                 let data = Parts::new(scratch);
@@ -296,22 +298,29 @@ thread_local! {
 fn tasks(threads: usize, m: usize, panels: usize) -> (usize, usize) {
     // A few tasks for each thread, since one that is held up must not hold up the others.
     let wanted = if threads == 1 { 1 } else { 4 * threads };
-    // Few rows stay in the second cache while panels pass by, and no panel is packed twice.
-    let blocks = if m > 4 * ROWS { m.div_ceil(ROWS) } else { 1 };
-    let groups = wanted.div_ceil(blocks).min(panels).max(1);
-    let blocks = blocks.max(wanted.div_ceil(groups).min(m / 56));
-    // Whole tiles of all heights.
-    (m.div_ceil(blocks).next_multiple_of(42), panels.div_ceil(groups))
+    let groups = |blocks: usize| wanted.div_ceil(blocks).min(panels);
+    let blocks = if m > 4 * ROWS {
+        // Few rows stay in the second cache while panels pass by. Tasks that differ in rows alone read, and
+        // pack, each row once, and share the panels.
+        m.div_ceil(ROWS).max(wanted)
+    } else {
+        // A group of panels reads all of A, a block of rows all of B: as little of both as can be.
+        let some = (1..=wanted.min(m / 56)).filter(|blocks| blocks * groups(*blocks) >= wanted);
+        some.min_by_key(|blocks| groups(*blocks) * m + blocks * panels * PANEL)
+            .unwrap_or_else(|| wanted.div_ceil(panels).min(m / 56).max(1))
+    };
+    // Whole tiles.
+    (m.div_ceil(blocks).next_multiple_of(8), panels.div_ceil(groups(blocks)))
 }
 
 /// Columns of B that are packed at a time, at most.
-const WIDTH: usize = 4096;
+const WIDTH: usize = 85 * PANEL;
 
 /// Words that are packed for all at a time: 4 MiB, or one block of [`DEPTH`] where that is more.
 const ROOM: usize = 1 << 20;
 
 /// Rows of C that a task has where there are many, so that what it reads of A fits the second cache.
-const ROWS: usize = 252;
+const ROWS: usize = 192;
 
 /// Products of fewer multiplications are not worth sharing.
 const ALONE: usize = 1 << 15;
@@ -387,18 +396,19 @@ impl Part<'_> {
             let mut scratch = MaybeUninit::<Panel>::uninit();
             for (start, steps) in blocks_of(steps.clone(), DEPTH, *start) {
                 let (top, depth) = (steps.start, steps.len());
-                for left in columns.clone().step_by(PANEL) {
-                    let width = PANEL.min(columns.end - left);
+                for panel in panels(columns.clone()) {
+                    let (left, width) = (panel.start, panel.len());
                     let (packed, ahead) = match b {
                         Source::Packed(b) => {
                             let packed = b.at(left, top, depth);
-                            let row = packed.wrapping_add(depth * PANEL);
-                            (packed, Ahead { row, column: 0, width: PANEL, stride: PANEL })
+                            let across = width.next_multiple_of(LANES);
+                            let row = packed.wrapping_add(depth * across);
+                            (packed, Ahead { row, column: 0, width: across, stride: across })
                         }
                         Source::Lies(b) => {
                             let packed = (&raw mut (*scratch.as_mut_ptr()).0).cast::<f32>();
-                            panel_in::<S>(numbers, packed, *b, steps.clone(), *k, left, width);
-                            let row = b.from(top, left + PANEL);
+                            let row = b.from(top, panel.end);
+                            panel_in::<S>(numbers, packed, *b, steps.clone(), *k, panel);
                             let (width, stride) =
                                 if b.column == 1 { (PANEL, b.row) } else { (depth, b.column) };
                             (packed, Ahead { row, column: 0, width, stride })
@@ -410,7 +420,15 @@ impl Part<'_> {
                         Start::Add => Begin::C,
                     };
                     let block = Block { a: *a, rows: rows.clone(), top, depth };
-                    panel::<T>(&block, packed, begin, c.pointer().wrapping_add(left), *stride, width, ahead);
+                    tile::panel::<T>(
+                        &block,
+                        packed,
+                        begin,
+                        c.pointer().wrapping_add(left),
+                        *stride,
+                        width,
+                        ahead,
+                    );
                 }
             }
         }
@@ -431,7 +449,7 @@ unsafe fn panels_of_pairs(part: &Part) {
     unsafe { part.panels_of::<Avx512, Pairs>(Numbers::Pairs) }
 }
 
-/// A block of a panel: 32 KiB.
+/// A block of a panel: 48 KiB.
 #[repr(align(64))]
 struct Panel([f32; DEPTH * PANEL]);
 
@@ -451,7 +469,7 @@ fn has_exact_pairs(isa: Isa) -> bool {
     isa.has_pairs()
         && *EXACT.get_or_init(|| {
             let team = Team::new(1);
-            let (m, n, k) = (15, 33, 67);
+            let (m, n, k) = (15, 65, 67);
             // Of many sizes and both signs, so that the order and the roundings of a sum show.
             let number = |i: usize| {
                 let bits = (i as u32).wrapping_mul(0x9e37_79b1);

@@ -1,7 +1,7 @@
 //! Copies of A and B in the order in which tiles read them.
 //!
-//! A is packed **tile after tile**, each `[steps, height]`; B **panel after panel**, each `[steps, 32]`. A
-//! step is what a tile does with one word of each: see [`Numbers`].
+//! A is packed **tile after tile**, each `[steps, height]`; B **panel after panel**, each `[steps, width]`,
+//! whole vectors wide. A step is what a tile does with one word of each: see [`Numbers`].
 
 use std::ops::Range;
 
@@ -32,11 +32,11 @@ impl Numbers {
 
     /// Whether tiles of `a` are copied for so many columns of a task: to be rounded; where rows, or steps,
     /// lie so that all fall on the same few places of the cache; and where a step goes to another row, if
-    /// more than two panels read them.
+    /// more than four vectors read them.
     pub fn packs(self, a: View, columns: usize) -> bool {
         let transposed = a.column != 1;
         let stride = if transposed { a.column } else { a.row };
-        self != Numbers::F32 || stride.is_multiple_of(1024) || transposed && columns > 2 * PANEL
+        self != Numbers::F32 || stride.is_multiple_of(1024) || transposed && columns > 4 * LANES
     }
 
     /// What steps take of `k`.
@@ -47,7 +47,7 @@ impl Numbers {
 }
 
 /// Rows of A that are packed by one task, and that are rounded at a time: whole tiles of all heights.
-pub(super) const RUN: usize = 84;
+pub(super) const RUN: usize = 96;
 
 /// Steps of B that are packed by one task.
 pub(super) const STRIP: usize = 16;
@@ -95,18 +95,18 @@ simd! {
         k: usize,
         columns: Range<usize>,
     ) {
-        for left in columns.clone().step_by(PANEL) {
-            let out = out.from((left - columns.start) * steps.len() + strip.start * PANEL);
-            assert!(out.len() >= strip.len() * PANEL);
-            let width = PANEL.min(columns.end - left);
+        for panel in panels(columns.clone()) {
+            let across = panel.len().next_multiple_of(LANES);
+            let out = out.from((panel.start - columns.start) * steps.len() + strip.start * across);
+            assert!(out.len() >= strip.len() * across);
             let strip = steps.start + strip.start..steps.start + strip.end;
             // SAFETY: as above.
-            unsafe { panel_in::<S>(numbers, out.pointer(), b, strip, k, left, width) };
+            unsafe { panel_in::<S>(numbers, out.pointer(), b, strip, k, panel) };
         }
     }
 }
 
-/// A panel of some steps, in words.
+/// The panel of some columns, some steps of it, in words.
 #[inline(always)]
 pub(super) unsafe fn panel_in<S: Simd>(
     numbers: Numbers,
@@ -114,21 +114,36 @@ pub(super) unsafe fn panel_in<S: Simd>(
     b: View,
     steps: Range<usize>,
     k: usize,
-    left: usize,
-    width: usize,
+    columns: Range<usize>,
 ) {
     unsafe {
         if numbers == Numbers::F32 {
-            return panel_of::<S>(out, b, steps.start, steps.len(), left, width);
+            return panel_of::<S>(out, b, steps, columns);
         }
+        let across = columns.len().next_multiple_of(LANES);
         let mut stage = [0.0; 2 * STRIP * PANEL + LANES];
         for strip in pieces(steps.clone(), STRIP) {
             let depths = numbers.depths(strip.clone(), k);
-            panel_of::<S>(stage.as_mut_ptr(), b, depths.start, depths.len(), left, width);
-            let out = out.add((strip.start - steps.start) * PANEL);
-            round_rows::<S>(numbers, &stage, depths.len(), PANEL, out);
+            let depth = depths.len();
+            panel_of::<S>(stage.as_mut_ptr(), b, depths, columns.clone());
+            let out = out.add((strip.start - steps.start) * across);
+            round_rows::<S>(numbers, &stage, depth, across, out);
         }
     }
+}
+
+/// The columns of each panel: three vectors, the last one or two of them two where three don't come out
+/// even. Some panels in a row are the panels of their columns, too.
+pub(super) fn panels(columns: Range<usize>) -> impl Iterator<Item = Range<usize>> + Clone {
+    let vectors = columns.len().div_ceil(LANES);
+    let narrow = if vectors == 1 { 0 } else { (3 - vectors % 3) % 3 };
+    let wide = vectors.div_ceil(3) - narrow;
+    (0..wide + narrow).map(move |i| {
+        let (left, len) =
+            if i < wide { (i * PANEL, PANEL) } else { (i * PANEL - (i - wide) * LANES, PANEL - LANES) };
+        let left = columns.start + left;
+        left..(left + len).min(columns.end)
+    })
 }
 
 /// Pieces of a range, each but the last `len` long.
@@ -192,30 +207,33 @@ unsafe fn put<S: Simd>(x: F<S>, to: *mut f32, n: usize) {
     }
 }
 
-/// `packed[i][j] = b[top + i, left + j]`, zeros behind `width`.
+/// `packed[i][j] = b[steps.start + i, columns.start + j]`, zeros behind the columns, up to a whole vector.
 #[inline(always)]
-unsafe fn panel_of<S: Simd>(out: *mut f32, b: View, top: usize, depth: usize, left: usize, width: usize) {
+unsafe fn panel_of<S: Simd>(out: *mut f32, b: View, steps: Range<usize>, columns: Range<usize>) {
+    let (top, left, depth, width) = (steps.start, columns.start, steps.len(), columns.len());
+    let across = width.next_multiple_of(LANES);
     unsafe {
-        if width < PANEL {
-            out.write_bytes(0, depth * PANEL);
+        if width < across {
+            out.write_bytes(0, depth * across);
         }
-        if b.column == 1 && width == PANEL {
+        if b.column == 1 && width == across {
             for i in 0..depth {
                 let row = b.from(top + i, left);
-                S::store(out.add(i * PANEL), S::load(row));
-                S::store(out.add(i * PANEL + LANES), S::load(row.add(LANES)));
+                for j in (0..across).step_by(LANES) {
+                    S::store(out.add(i * across + j), S::load(row.add(j)));
+                }
             }
             return;
         }
         let whole = if b.row == 1 { (depth / LANES * LANES, width / LANES * LANES) } else { (0, 0) };
         for i in (0..whole.0).step_by(LANES) {
             for j in (0..whole.1).step_by(LANES) {
-                S::transpose(b.from(top + i, left + j), b.column, out.add(i * PANEL + j), PANEL);
+                S::transpose(b.from(top + i, left + j), b.column, out.add(i * across + j), across);
             }
         }
         for i in 0..depth {
             for j in if i < whole.0 { whole.1..width } else { 0..width } {
-                *out.add(i * PANEL + j) = *b.from(top + i, left + j);
+                *out.add(i * across + j) = *b.from(top + i, left + j);
             }
         }
     }

@@ -76,7 +76,7 @@ simd! {
                 let mut j = columns.start;
                 if b.column == 1 {
                     // Long pieces of a row: B comes from beyond the cache, and is read ahead by the line.
-                    if S::WIDE {
+                    if S::VECTORS > 1 {
                         while j + 16 * LANES <= columns.end {
                             thin_rows::<S, N, 16>(x, a.column, k, b.from(0, j), b.row, to.add(j));
                             j += 16 * LANES;

@@ -58,8 +58,9 @@ pub(super) enum Begin<'a> {
     Row(&'a [f32]),
 }
 
-/// All tiles of a packed panel, from top to bottom.
+/// All tiles of a packed panel of some vectors, of which C has `width` columns, from top to bottom.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn panel<S: Tiles>(
     block: &Block,
     packed: *const f32,
@@ -70,9 +71,11 @@ pub(super) unsafe fn panel<S: Tiles>(
     mut ahead: Ahead,
 ) {
     unsafe {
+        let vectors = width.div_ceil(LANES);
+        let whole = width == vectors * LANES;
         let mut padded = [0.0; PANEL];
         let begin = match begin {
-            Begin::Row(row) if width < PANEL => {
+            Begin::Row(row) if !whole => {
                 padded[..width].copy_from_slice(row);
                 Begin::Row(&padded)
             }
@@ -84,17 +87,17 @@ pub(super) unsafe fn panel<S: Tiles>(
             let height = S::height(rows.end - i);
             let (a, row, column) = block.tile(i, height);
             let c = c.add(i * stride);
-            let tile = Tile { a, row, column, depth, b: packed, begin, c, stride };
-            if width == PANEL {
-                tiles::<S>(height, &tile, &mut ahead);
+            let tile = Tile { a, row, column, depth, b: packed, vectors, begin, c, stride };
+            if whole {
+                tile.all::<S>(height, &mut ahead);
             } else {
-                // The registers hold whole panels; what is beyond C goes by way of a copy.
-                let mut copy = [0.0; 14 * PANEL];
+                // The registers hold whole vectors; what is beyond C goes by way of a copy.
+                let mut copy = [0.0; HIGHEST * PANEL];
                 for (y, copy) in copy.chunks_exact_mut(PANEL).take(height).enumerate() {
                     std::ptr::copy_nonoverlapping(c.add(y * stride), copy.as_mut_ptr(), width);
                 }
                 let copied = Tile { c: copy.as_mut_ptr(), stride: PANEL, ..tile };
-                tiles::<S>(height, &copied, &mut ahead);
+                copied.all::<S>(height, &mut ahead);
                 for (y, copy) in copy.chunks_exact(PANEL).take(height).enumerate() {
                     std::ptr::copy_nonoverlapping(copy.as_ptr(), c.add(y * stride), width);
                 }
@@ -104,45 +107,14 @@ pub(super) unsafe fn panel<S: Tiles>(
     }
 }
 
-/// The tile of `height` rows and one panel.
-#[inline(always)]
-unsafe fn tiles<S: Tiles>(height: usize, tile: &Tile, ahead: &mut Ahead) {
-    // SAFETY: as the caller's.
-    macro_rules! tile {
-        ($height:literal, 2) => {
-            unsafe { tile.compute::<S, $height, 2>(0, ahead) }
-        };
-        ($height:literal, 1) => {
-            unsafe {
-                tile.compute::<S, $height, 1>(0, ahead);
-                tile.compute::<S, $height, 1>(LANES, ahead);
-            }
-        };
-    }
-    // Only the heights that S has, or compiling takes minutes.
-    if S::WIDE {
-        match height {
-            14 => tile!(14, 2),
-            8 => tile!(8, 2),
-            4 => tile!(4, 2),
-            2 => tile!(2, 2),
-            _ => tile!(1, 2),
-        }
-    } else {
-        match height {
-            6 => tile!(6, 1),
-            4 => tile!(4, 1),
-            2 => tile!(2, 1),
-            _ => tile!(1, 1),
-        }
-    }
-}
+/// Rows of a tile at most.
+const HIGHEST: usize = 8;
 
-/// Runs the body for each `$i` below `$n`, at most 14, written out: the sums must be known to be
-/// registers before the compiler thinks about loops.
+/// Runs the body for each `$i` below `$n`, at most 8, written out: the sums must be known to be registers
+/// before the compiler thinks about loops.
 macro_rules! unrolled {
     ($i:ident < $n:expr, $body:block) => {{
-            unrolled!(@ $i, $n, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13);
+        unrolled!(@ $i, $n, $body, 0 1 2 3 4 5 6 7);
     }};
     (@ $i:ident, $n:expr, $body:block, $($value:literal)*) => {$(
         if $value < $n {
@@ -154,22 +126,72 @@ macro_rules! unrolled {
 
 /// Some rows and one panel of C.
 struct Tile<'a> {
-    /// Element (i, k) is `a[i * row + k * column]`.
+    /// Element (i, k) is `a[i * row + k * column]`, and one of the two is 1.
     a: *const f32,
     row: usize,
     column: usize,
     depth: usize,
-    /// `[depth, PANEL]`
+    /// `[depth, vectors * LANES]`
     b: *const f32,
+    vectors: usize,
     begin: Begin<'a>,
     c: *mut f32,
     stride: usize,
 }
 
 impl Tile<'_> {
-    /// `H` rows and `W` vectors of it, from column `left` on, in registers.
+    /// All of it, `height` rows, in as many steps as the registers ask for.
     #[inline(always)]
-    unsafe fn compute<S: Tiles, const H: usize, const W: usize>(&self, left: usize, ahead: &mut Ahead) {
+    unsafe fn all<S: Tiles>(&self, height: usize, ahead: &mut Ahead) {
+        macro_rules! tile {
+            ($height:literal, $vectors:literal, $left:expr) => {
+                // SAFETY: as the caller's.
+                unsafe {
+                    if self.column == 1 {
+                        self.compute::<S, $height, $vectors, false>($left, ahead)
+                    } else {
+                        self.compute::<S, $height, $vectors, true>($left, ahead)
+                    }
+                }
+            };
+        }
+        // Only the sizes that S has, or compiling takes minutes.
+        if S::VECTORS == 3 {
+            macro_rules! tiles {
+                ($height:literal) => {
+                    match self.vectors {
+                        3 => tile!($height, 3, 0),
+                        2 => tile!($height, 2, 0),
+                        _ => tile!($height, 1, 0),
+                    }
+                };
+            }
+            match height {
+                8 => tiles!(8),
+                4 => tiles!(4),
+                2 => tiles!(2),
+                _ => tiles!(1),
+            }
+        } else {
+            for left in (0..self.vectors * LANES).step_by(LANES) {
+                match height {
+                    6 => tile!(6, 1, left),
+                    4 => tile!(4, 1, left),
+                    2 => tile!(2, 1, left),
+                    _ => tile!(1, 1, left),
+                }
+            }
+        }
+    }
+
+    /// `H` rows and `W` vectors of it, from column `left` on, in registers. `TURNED`: the numbers of a step
+    /// lie side by side, else those of a row.
+    #[inline(always)]
+    unsafe fn compute<S: Tiles, const H: usize, const W: usize, const TURNED: bool>(
+        &self,
+        left: usize,
+        ahead: &mut Ahead,
+    ) {
         unsafe {
             let (c, stride) = (self.c.add(left), self.stride);
             let mut sums = [[S::splat(0.0); W]; H];
@@ -186,65 +208,75 @@ impl Tile<'_> {
                     });
                 }
             }
-            self.steps::<S, H, W>(&mut sums, self.b.add(left), ahead);
+            self.steps::<S, H, W, TURNED>(&mut sums, self.b.add(left), ahead);
             unrolled!(i < H, {
                 unrolled!(j < W, { S::store(c.add(i * stride + j * LANES), sums[i][j]) });
             });
         }
     }
 
-    /// `sums += a · b`. An address can hold a base and one or two times `row`: every third row gets a base
-    /// of its own.
+    /// `sums += a · b`, four steps at a time: whatever is not a multiplication, such as counting and moving
+    /// pointers, takes places that a core which another thread shares does not have.
     #[inline(always)]
-    unsafe fn steps<S: Tiles, const H: usize, const W: usize>(
+    unsafe fn steps<S: Tiles, const H: usize, const W: usize, const TURNED: bool>(
         &self,
         sums: &mut [[S::F; W]; H],
         mut b: *const f32,
         ahead: &mut Ahead,
     ) {
-        let (row, column) = (self.row, self.column);
+        let (row, column, across) = (self.row, self.column, self.vectors * LANES);
+        // An address can hold a base and one or two times `row`: every third row gets a base of its own.
+        let base = |g: usize| self.a.wrapping_add(if TURNED { 0 } else { 3 * g * row });
+        let (mut a0, mut a1, mut a2) = (base(0), base(1), base(2));
         macro_rules! step {
-            ($a0:ident $a1:ident $a2:ident $a3:ident $a4:ident) => {
-                let first = S::load(b);
-                let second = if W > 1 { S::load(b.add(LANES)) } else { first };
+            ($ahead:literal) => {
+                let mut vectors = [S::splat(0.0); W];
+                unrolled!(j < W, { vectors[j] = S::load(b.add($ahead * across + j * LANES)) });
                 unrolled!(i < H, {
-                    let base = match i / 3 {
-                        0 => $a0,
-                        1 => $a1,
-                        2 => $a2,
-                        3 => $a3,
-                        _ => $a4,
+                    let x = if TURNED {
+                        *a0.add(i)
+                    } else {
+                        let base = [a0, a1, a2][i / 3];
+                        *base.add(i % 3 * row + $ahead)
                     };
-                    let x = S::splat(*base.add(i % 3 * row));
-                    sums[i][0] = S::fma(x, first, sums[i][0]);
-                    if W > 1 {
-                        sums[i][1] = S::fma(x, second, sums[i][1]);
-                    }
+                    let x = S::splat(x);
+                    unrolled!(j < W, { sums[i][j] = S::fma(x, vectors[j], sums[i][j]) });
                 });
-                // Else the compiler makes one counter of them and bases that don't fit the registers.
-                ($a0, $a1) = (S::opaque($a0.wrapping_add(column)), S::opaque($a1.wrapping_add(column)));
-                ($a2, $a3) = (S::opaque($a2.wrapping_add(column)), S::opaque($a3.wrapping_add(column)));
-                $a4 = S::opaque($a4.wrapping_add(column));
-                b = b.add(PANEL);
+                if TURNED {
+                    a0 = a0.wrapping_add(column);
+                }
+            };
+        }
+        macro_rules! forth {
+            ($steps:literal) => {
+                b = b.add($steps * across);
+                if !TURNED {
+                    // Else the compiler makes one counter of them and bases that don't fit the registers.
+                    a0 = S::opaque(a0.wrapping_add($steps));
+                    a1 = S::opaque(a1.wrapping_add($steps));
+                    a2 = S::opaque(a2.wrapping_add($steps));
+                }
             };
         }
         unsafe {
             let mut next = self.c.wrapping_add(H * self.stride);
-            let base = |g: usize| self.a.wrapping_add(3 * g * row);
-            let (mut a0, mut a1, mut a2, mut a3, mut a4) = (base(0), base(1), base(2), base(3), base(4));
             // A row at a time: a core waits for a dozen lines at most, and A needs some of them.
-            let each = self.depth / H;
+            let each = self.depth / (4 * H);
             for _ in 0..H {
-                S::prefetch(next);
-                S::prefetch(next.wrapping_add(LANES));
+                unrolled!(j < W, { S::prefetch(next.wrapping_add(j * LANES)) });
                 next = next.wrapping_add(self.stride);
-                ahead.fetch::<S>();
+                ahead.fetch::<S, W>();
                 for _ in 0..each {
-                    step!(a0 a1 a2 a3 a4);
+                    step!(0);
+                    step!(1);
+                    step!(2);
+                    step!(3);
+                    forth!(4);
                 }
             }
-            for _ in H * each..self.depth {
-                step!(a0 a1 a2 a3 a4);
+            for _ in 4 * H * each..self.depth {
+                step!(0);
+                forth!(1);
             }
         }
     }
@@ -264,13 +296,12 @@ pub(super) struct Ahead {
 impl Ahead {
     /// As much as a step takes.
     #[inline(always)]
-    unsafe fn fetch<S: Tiles>(&mut self) {
+    unsafe fn fetch<S: Tiles, const W: usize>(&mut self) {
         let at = self.row.wrapping_add(self.column);
         unsafe {
-            S::prefetch(at);
-            S::prefetch(at.wrapping_add(LANES));
+            unrolled!(j < W, { S::prefetch(at.wrapping_add(j * LANES)) });
         }
-        self.column += PANEL;
+        self.column += W * LANES;
         if self.column >= self.width {
             (self.row, self.column) = (self.row.wrapping_add(self.stride), 0);
         }
