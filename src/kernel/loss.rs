@@ -13,7 +13,7 @@ pub const IGNORE: u32 = u32::MAX;
 /// Rows of logits that are there at a time.
 pub const CHUNK: usize = 256;
 
-/// The output projection: logits = `x · tokensᵀ`, and its gradients' places.
+/// The output projection: logits = `x · tokensᵀ`, of up to [`CHUNK`] rows at a time.
 pub struct Head<'a> {
     /// `[V, C]`
     pub tokens: &'a [f32],
@@ -28,33 +28,27 @@ impl Head<'_> {
         self.tokens.len() / self.c
     }
 
-    /// The sum over `targets` of `-ln p(target)` in nats, none of which is [`IGNORE`].
-    ///
-    /// With `gradients`, the first of which are `dtokens` and the second `dx: [N, C]`, adds to the one and
-    /// writes the other.
-    pub fn loss(
-        &mut self,
-        team: &Team,
-        x: &[f32],
-        targets: &[u32],
-        mut gradients: Option<(&mut [f32], &mut [f32])>,
-    ) -> f64 {
+    /// The sum over `targets` of `-ln p(target)` in nats, none of which is [`IGNORE`], of `x: [N, C]`. With
+    /// `gradient` the logits become theirs, for [`Head::input`] and [`Head::weights`].
+    pub fn loss(&mut self, team: &Team, x: &[f32], targets: &[u32], gradient: bool) -> f64 {
+        let v = self.vocabulary();
+        let logits = &mut self.logits[..targets.len() * v];
+        self::logits(team, self.tokens, self.c, x, logits);
+        rows_of(team, logits, targets, v, gradient)
+    }
+
+    /// `dx = dlogits · tokens`.
+    pub fn input(&self, team: &Team, dx: &mut [f32]) {
         let (c, v) = (self.c, self.vocabulary());
-        let mut nats = 0.0;
-        for (i, targets) in targets.chunks(CHUNK).enumerate() {
-            let n = targets.len();
-            let rows = i * CHUNK * c..(i * CHUNK + n) * c;
-            let logits = &mut self.logits[..n * v];
-            self::logits(team, self.tokens, c, &x[rows.clone()], logits);
-            nats += rows_of(team, logits, targets, v, gradients.is_some());
-            if let Some((dtokens, dx)) = &mut gradients {
-                let (dlogits, tokens) = (View::new(logits, v), View::new(self.tokens, c));
-                matmul(team, (n, c, v), dlogits, tokens, Start::Zero, &mut dx[rows.clone()], c);
-                let x = View::new(&x[rows], c);
-                matmul(team, (v, c, n), dlogits.t(), x, Start::Add, dtokens, c);
-            }
-        }
-        nats
+        let (dlogits, tokens) = (View::new(self.logits, v), View::new(self.tokens, c));
+        matmul(team, (dx.len() / c, c, v), dlogits, tokens, Start::Zero, dx, c);
+    }
+
+    /// `dtokens += dlogitsᵀ · x`.
+    pub fn weights(&self, team: &Team, x: &[f32], dtokens: &mut [f32]) {
+        let (c, v) = (self.c, self.vocabulary());
+        let (dlogits, shape) = (View::new(self.logits, v).t(), (v, c, x.len() / c));
+        matmul(team, shape, dlogits, View::new(x, c), Start::Add, dtokens, c);
     }
 }
 

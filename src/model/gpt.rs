@@ -46,11 +46,6 @@ impl Pair {
         let halves = gpt.halves.as_deref().map(|all| &all[self.weight.clone()]);
         Linear { halves, ..self.linear(&gpt.weights) }
     }
-
-    /// (weight, bias), to write.
-    pub fn of_mut<'a>(&self, all: &'a mut [f32]) -> (&'a mut [f32], &'a mut [f32]) {
-        all[self.weight.start..self.bias.end].split_at_mut(self.weight.len())
-    }
 }
 
 #[derive(Debug, Clone)]

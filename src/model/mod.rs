@@ -19,7 +19,7 @@ pub use config::{Config, PRESETS, Preset, preset};
 pub use decode::{Cache, Decoder, Reading};
 pub use files::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
 pub use gpt::{Block, Gpt, Layout, Pair, Parameter};
-pub use pass::{Pass, Sequences, piece_tokens};
+pub use pass::{Pass, Sequences, round_of};
 
 use crate::kernel::Dropout;
 pub use crate::kernel::IGNORE;

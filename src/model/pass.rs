@@ -6,14 +6,22 @@
 //! loss = cross_entropy(layer_norm(x) · wteᵀ)
 //! ```
 //!
-//! A batch goes through in pieces of [`piece_tokens`], each forward and at once back, so that what a
-//! layer keeps is still near when it is needed again. All memory is made with the [`Pass`] and none in a
-//! step. Kept of each block, per token: its input, queries, keys and values, what attention gave, the
-//! residual stream in its middle, and the feed-forward part before GELU: 10 numbers for each of `C`
-//! where `F = 4C`. What is cheap is made again: norms and GELU.
+//! A batch goes through in pieces of some [`PIECE`] tokens, each forward and at once back, so that what a
+//! layer keeps is still near when it is needed again. Threads take whole pieces, each with memory of its
+//! own, and hardly ever meet: were they to share every product, all would wait whenever one is taken off
+//! its core. Only what pieces add to the gradient they add in their order, see [`Sum`], so the bytes are
+//! the same for any number of threads. Where pieces are fewer than threads, several share one.
+//!
+//! All memory is made once. Kept of each block, per token: its input, queries, keys and values, what
+//! attention gave, the residual stream in its middle, and the feed-forward part before GELU: 10 numbers for
+//! each of `C` where `F = 4C`. What is cheap is made again: norms and GELU.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Config;
-use super::gpt::{Block, Gpt, Pair};
+use super::gpt::{Block, Gpt, Layout, Pair, Parameter};
 use crate::kernel::attention::{self, Back, Rows, Shape};
 use crate::kernel::embedding::{self, Ids};
 use crate::kernel::linear;
@@ -22,11 +30,22 @@ use crate::kernel::matmul::View;
 use crate::kernel::norm;
 use crate::kernel::{Buffer, Dropout, Team, dropout, gelu};
 
-/// Tokens of a piece. Follows from the model alone: sums over tokens go piece by piece, so it is part of
-/// what makes the bytes. Large enough that gradients, which are read and written once a piece, are a
-/// small part of the traffic; small enough that activations stay in cache.
-pub fn piece_tokens(config: &Config) -> usize {
-    (4 * config.d_model).clamp(512, 4096)
+/// Tokens of a piece, or more where one sequence is longer. Small, so that there are pieces for all threads;
+/// large enough that gradients, which are read and written once a piece, are a small part of the traffic.
+/// It is part of what makes the bytes: losses are summed piece by piece.
+const PIECE: usize = 256;
+
+/// Pieces that go through before what they say of embeddings is added up. Part of the bytes, too.
+const ROUND: usize = 16;
+
+/// Sequences of a piece.
+fn piece_of(length: usize) -> usize {
+    (PIECE / length).max(1)
+}
+
+/// How many sequences keep as many threads busy as there can be.
+pub fn round_of(length: usize) -> usize {
+    ROUND * piece_of(length)
 }
 
 /// Between rows of the feed-forward part. Were it a multiple of 4 KiB, the rows of a tile would fall on the
@@ -81,13 +100,22 @@ impl Kept {
     }
 }
 
-/// The memory of a way through the model, and who walks it.
+/// Ways through the model, and who walks them.
 pub struct Pass {
     team: Team,
+    /// The team's threads, divided among the walks.
+    crews: Vec<Team>,
+    walks: Vec<Mutex<Walk>>,
     config: Config,
-    /// Tokens that there is room for.
-    room: usize,
-    /// One a block; a single one, used by all, where nothing goes back.
+    /// Blocks that are kept: all of them, or one where nothing goes back.
+    keeps: usize,
+    /// The gradients at the embeddings of a round, `[N, C]`.
+    slopes: Buffer,
+}
+
+/// The memory of one way.
+struct Walk {
+    config: Config,
     kept: Vec<Kept>,
     /// The residual stream, and on the way back its gradient, `[N, C]`.
     x: Buffer,
@@ -99,6 +127,85 @@ pub struct Pass {
     /// `[N, F]`, rows as in [`Kept::hidden`], or `[N, 3C]`
     wide: Buffer,
     logits: Buffer,
+}
+
+/// A gradient to which pieces add in their order: all add to the same places one after the other, and the
+/// n-th addition of a piece waits for the n-th of the piece before.
+struct Sum<'a> {
+    /// A tensor each, by where it begins.
+    places: Vec<(usize, Mutex<&'a mut [f32]>)>,
+    /// Additions of each piece.
+    done: Vec<AtomicUsize>,
+    failed: AtomicBool,
+}
+
+impl<'a> Sum<'a> {
+    fn new(layout: &Layout, gradient: &'a mut [f32], pieces: usize) -> Self {
+        let mut rest = gradient;
+        let place = |p: &Parameter| {
+            let (own, behind) = std::mem::take(&mut rest).split_at_mut(p.range.len());
+            rest = behind;
+            (p.range.start, Mutex::new(own))
+        };
+        let places = layout.parameters.iter().map(place).collect();
+        Sum {
+            places,
+            done: (0..pieces).map(|_| AtomicUsize::new(0)).collect(),
+            failed: AtomicBool::new(false),
+        }
+    }
+
+    fn of(&'a self, piece: usize) -> Turn<'a> {
+        Turn { sum: self, piece, next: 0 }
+    }
+}
+
+/// A piece's turns.
+struct Turn<'a> {
+    sum: &'a Sum<'a>,
+    piece: usize,
+    next: usize,
+}
+
+impl<'a> Turn<'a> {
+    /// Returns when the next addition is this piece's.
+    ///
+    /// # Panics
+    /// When another piece did, which would never be done.
+    fn wait(&self) {
+        let mut spins = 0;
+        while self.piece > 0 && self.sum.done[self.piece - 1].load(Ordering::Acquire) <= self.next {
+            assert!(!self.sum.failed.load(Ordering::Relaxed), "another piece of the batch panicked");
+            spins += 1;
+            if spins > 1000 { std::thread::yield_now() } else { std::hint::spin_loop() }
+        }
+    }
+
+    fn place(&self, range: &Range<usize>) -> MutexGuard<'a, &'a mut [f32]> {
+        let i = self.sum.places.binary_search_by_key(&range.start, |p| p.0).expect("where a tensor begins");
+        // Its turn has come, so nobody holds it.
+        self.sum.places[i].1.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn done(&mut self) {
+        self.next += 1;
+        self.sum.done[self.piece].store(self.next, Ordering::Release);
+    }
+
+    /// Adds to a weight and its bias.
+    fn add(&mut self, pair: &Pair, add: impl FnOnce(&mut [f32], &mut [f32])) {
+        self.wait();
+        add(&mut self.place(&pair.weight), &mut self.place(&pair.bias));
+        self.done();
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.sum.failed.store(true, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Where numbers are dropped, by block.
@@ -118,33 +225,19 @@ impl Sites {
 }
 
 impl Pass {
-    /// For training, with room for a piece of sequences of the model's full length.
+    /// For training.
     pub fn training(config: &Config, team: Team) -> Self {
-        let room = (piece_tokens(config) / config.seq_len).max(1) * config.seq_len;
-        Self::new(config, team, room, config.n_layer)
+        Self::new(config, team, config.n_layer)
     }
 
     /// For losses and logits only.
     pub fn forward_only(config: &Config, team: Team) -> Self {
-        let room = (piece_tokens(config) / config.seq_len).max(1) * config.seq_len;
-        Self::new(config, team, room, 1)
+        Self::new(config, team, 1)
     }
 
-    fn new(config: &Config, team: Team, room: usize, kept: usize) -> Self {
-        let c = config.d_model;
-        Pass {
-            team,
-            config: config.clone(),
-            room,
-            kept: (0..kept).map(|_| Kept::new(config, room)).collect(),
-            x: Buffer::new(room * c),
-            last: Buffer::new(room * c),
-            ln_f: Buffer::new(2 * room),
-            a: Buffer::new(room * c),
-            b: Buffer::new(room * c),
-            wide: Buffer::new(room * wide_stride(config).max(3 * c)),
-            logits: Buffer::new(room.min(CHUNK) * config.vocab_size),
-        }
+    fn new(config: &Config, team: Team, keeps: usize) -> Self {
+        let (crews, walks) = (Vec::new(), Vec::new());
+        Pass { team, crews, walks, config: config.clone(), keeps, slopes: Buffer::new(0) }
     }
 
     pub fn team(&self) -> &Team {
@@ -157,13 +250,36 @@ impl Pass {
     /// # Panics
     /// When the pass was not made for training, or the sequences don't fit the model.
     pub fn gradient(&mut self, gpt: &Gpt, all: Sequences, key: u64, gradient: &mut [f32]) -> f64 {
-        assert_eq!(self.kept.len(), gpt.config.n_layer, "a pass for training");
+        assert_eq!(self.keeps, gpt.config.n_layer, "a pass for training");
+        self.check(all);
         let sites = Sites { p: gpt.config.dropout, key };
+        let (c, length) = (gpt.config.d_model, all.length);
         let mut nats = 0.0;
-        for (first, piece) in self.pieces(all) {
-            self.forward(gpt, piece, first, sites);
-            nats += self.loss_and_back(gpt, piece, gradient);
-            self.backward(gpt, piece, first, sites, gradient);
+        for (first, round) in cut(all, round_of(length)) {
+            let n = round.ids.len();
+            if self.slopes.len() < n * c {
+                self.slopes = Buffer::new(n * c);
+            }
+            let mut slopes = std::mem::replace(&mut self.slopes, Buffer::new(0));
+            let own = slopes[..n * c].chunks_mut(piece_of(length) * length * c).map(Mutex::new);
+            let pieces: Vec<_> = cut(round, piece_of(length)).zip(own).collect();
+            let sum = Sum::new(&gpt.layout, gradient, pieces.len());
+            nats += self.side_by_side(pieces.len(), |walk, team, i| {
+                let ((skip, piece), slopes) = &pieces[i];
+                let mut turn = sum.of(i);
+                walk.forward(team, gpt, *piece, first + skip, sites);
+                let nats = walk.loss_and_back(team, gpt, *piece, &mut turn);
+                walk.backward(team, gpt, *piece, first + skip, sites, &mut turn);
+                let mut slopes = slopes.lock().unwrap_or_else(PoisonError::into_inner);
+                slopes.copy_from_slice(&walk.x[..piece.ids.len() * c]);
+                nats
+            });
+            drop(pieces);
+            let (wte, rest) = gradient.split_at_mut(gpt.layout.wte.end);
+            let ids = Ids { ids: round.ids, length, start: 0 };
+            let wpe = &mut rest[..gpt.layout.wpe.len()];
+            embedding::backward(&self.team, ids, &slopes[..n * c], c, wte, wpe);
+            self.slopes = slopes;
         }
         nats
     }
@@ -173,15 +289,17 @@ impl Pass {
     /// # Panics
     /// When the sequences don't fit the model.
     pub fn loss(&mut self, gpt: &Gpt, all: Sequences) -> f64 {
-        let mut nats = 0.0;
-        for (first, piece) in self.pieces(all) {
-            self.forward(gpt, piece, first, Sites::NONE);
-            let targets = self.gather(piece.targets);
-            let c = self.config.d_model;
-            let mut head = Head { tokens: &gpt.weights[gpt.layout.wte.clone()], c, logits: &mut self.logits };
-            nats += head.loss(&self.team, &self.a[..targets.len() * c], &targets, None);
-        }
-        nats
+        self.check(all);
+        let pieces: Vec<_> = cut(all, piece_of(all.length)).collect();
+        self.side_by_side(pieces.len(), |walk, team, i| {
+            let (first, piece) = pieces[i];
+            walk.forward(team, gpt, piece, first, Sites::NONE);
+            let targets = walk.gather(piece.targets);
+            let c = gpt.config.d_model;
+            let mut head = Head { tokens: &gpt.weights[gpt.layout.wte.clone()], c, logits: &mut walk.logits };
+            let rows = walk.a.chunks(CHUNK * c).zip(targets.chunks(CHUNK));
+            rows.map(|(x, targets)| head.loss(team, &x[..targets.len() * c], targets, false)).sum()
+        })
     }
 
     /// Calls `f` with each row of logits, `[V]`, of the positions whose target counts, in order, and with
@@ -190,28 +308,90 @@ impl Pass {
     /// # Panics
     /// As [`Pass::loss`].
     pub fn each_logits(&mut self, gpt: &Gpt, all: Sequences, f: &mut dyn FnMut(&[f32], u32)) {
+        self.check(all);
+        self.make_walks(1);
+        let Pass { team, walks, .. } = self;
+        let walk = walks[0].get_mut().unwrap_or_else(PoisonError::into_inner);
         let (c, v) = (gpt.config.d_model, gpt.config.vocab_size);
-        for (first, piece) in self.pieces(all) {
-            self.forward(gpt, piece, first, Sites::NONE);
-            let targets = self.gather(piece.targets);
+        for (first, piece) in cut(all, piece_of(all.length)) {
+            walk.forward(team, gpt, piece, first, Sites::NONE);
+            let targets = walk.gather(piece.targets);
             let tokens = &gpt.weights[gpt.layout.wte.clone()];
-            for (i, targets) in targets.chunks(CHUNK).enumerate() {
-                let x = &self.a[i * CHUNK * c..][..targets.len() * c];
-                let logits = &mut self.logits[..targets.len() * v];
-                crate::kernel::loss::logits(&self.team, tokens, c, x, logits);
+            for (x, targets) in walk.a.chunks(CHUNK * c).zip(targets.chunks(CHUNK)) {
+                let logits = &mut walk.logits[..targets.len() * v];
+                crate::kernel::loss::logits(team, tokens, c, &x[..targets.len() * c], logits);
                 logits.chunks_exact(v).zip(targets).for_each(|(row, target)| f(row, *target));
             }
         }
     }
 
-    /// With each piece, the number of its first sequence.
-    fn pieces<'a>(&self, all: Sequences<'a>) -> impl Iterator<Item = (usize, Sequences<'a>)> + use<'a> {
+    fn check(&self, all: Sequences) {
         let Sequences { ids, targets, length } = all;
         assert!(length <= self.config.seq_len && length > 0, "{length} of {} positions", self.config.seq_len);
         assert_eq!(ids.len(), targets.len(), "a target for each id");
-        let sequences = (piece_tokens(&self.config) / length).max(1).min(self.room / length);
-        let pieces = ids.chunks(sequences * length).zip(targets.chunks(sequences * length));
-        pieces.enumerate().map(move |(i, (ids, targets))| (i * sequences, Sequences { ids, targets, length }))
+    }
+
+    fn make_walks(&mut self, count: usize) {
+        while self.walks.len() < count {
+            self.walks.push(Mutex::new(Walk::new(&self.config, self.keeps)));
+        }
+    }
+
+    /// The sum of what `walk` gives for each piece, in their order. Pieces begin in their order.
+    fn side_by_side(&mut self, pieces: usize, walk: impl Fn(&mut Walk, &Team, usize) -> f64 + Sync) -> f64 {
+        let threads = self.team.threads();
+        let crews = threads.min(pieces);
+        self.make_walks(crews);
+        if crews == 1 {
+            let own = self.walks[0].get_mut().unwrap_or_else(PoisonError::into_inner);
+            return (0..pieces).map(|i| walk(own, &self.team, i)).sum();
+        }
+        if self.crews.len() != crews {
+            let (isa, dtype) = (self.team.isa, self.team.dtype);
+            let share = |i: usize| threads / crews + usize::from(i < threads % crews);
+            self.crews = (0..crews).map(|i| Team::with(share(i), isa).in_dtype(dtype)).collect();
+        }
+        let (next, nats) = (AtomicUsize::new(0), Mutex::new(vec![0.0; pieces]));
+        let (walks, crews) = (&self.walks, &self.crews);
+        self.team.each(crews.len(), |i| {
+            let mut own = walks[i].lock().unwrap_or_else(PoisonError::into_inner);
+            loop {
+                let piece = next.fetch_add(1, Ordering::Relaxed);
+                if piece >= pieces {
+                    break;
+                }
+                let found = walk(&mut own, &crews[i], piece);
+                nats.lock().unwrap_or_else(PoisonError::into_inner)[piece] = found;
+            }
+        });
+        nats.into_inner().unwrap_or_else(PoisonError::into_inner).iter().sum()
+    }
+}
+
+/// Some sequences at a time; with each, the number of its first.
+fn cut<'a>(all: Sequences<'a>, sequences: usize) -> impl Iterator<Item = (usize, Sequences<'a>)> + use<'a> {
+    let Sequences { ids, targets, length } = all;
+    let some = ids.chunks(sequences * length).zip(targets.chunks(sequences * length));
+    some.enumerate().map(move |(i, (ids, targets))| (i * sequences, Sequences { ids, targets, length }))
+}
+
+impl Walk {
+    fn new(config: &Config, keeps: usize) -> Self {
+        let c = config.d_model;
+        let room = piece_of(config.seq_len) * config.seq_len;
+        // Shorter sequences fill a piece as well as they can, but no piece is longer than this.
+        let room = room.max(PIECE);
+        Walk {
+            config: config.clone(),
+            kept: (0..keeps).map(|_| Kept::new(config, room)).collect(),
+            x: Buffer::new(room * c),
+            last: Buffer::new(room * c),
+            ln_f: Buffer::new(2 * room),
+            a: Buffer::new(room * c),
+            b: Buffer::new(room * c),
+            wide: Buffer::new(room * wide_stride(config).max(3 * c)),
+            logits: Buffer::new(room.min(CHUNK) * config.vocab_size),
+        }
     }
 
     fn shape(&self, n: usize, length: usize, first: usize) -> Shape {
@@ -220,11 +400,11 @@ impl Pass {
     }
 
     /// Up to the last norm, which goes into `b`.
-    fn forward(&mut self, gpt: &Gpt, piece: Sequences, first: usize, sites: Sites) {
+    fn forward(&mut self, team: &Team, gpt: &Gpt, piece: Sequences, first: usize, sites: Sites) {
         let (w, c, f) = (&gpt.weights[..], gpt.config.d_model, wide_stride(&gpt.config));
         let n = piece.ids.len();
         let shape = self.shape(n, piece.length, first);
-        let (team, row) = (&self.team, first * piece.length);
+        let row = first * piece.length;
         let x = &mut self.x[..n * c];
         let (a, wide) = (&mut self.a[..n * c], &mut self.wide[..n * f]);
         let ids = Ids { ids: piece.ids, length: piece.length, start: 0 };
@@ -276,40 +456,56 @@ impl Pass {
     }
 
     /// The loss of the piece, and into `b` the gradient of the last norm's output.
-    fn loss_and_back(&mut self, gpt: &Gpt, piece: Sequences, gradient: &mut [f32]) -> f64 {
+    fn loss_and_back(&mut self, team: &Team, gpt: &Gpt, piece: Sequences, turn: &mut Turn) -> f64 {
         let (c, n) = (self.config.d_model, piece.ids.len());
         let targets = self.gather(piece.targets);
         let counted = targets.len();
         let mut head = Head { tokens: &gpt.weights[gpt.layout.wte.clone()], c, logits: &mut self.logits };
-        let (x, dtokens) = (&self.a[..counted * c], &mut gradient[gpt.layout.wte.clone()]);
-        if counted == n {
-            return head.loss(&self.team, x, &targets, Some((dtokens, &mut self.b[..n * c])));
+        // Where not all rows count, the wide scratch takes the gradient of those that do.
+        let dx = if counted == n { &mut self.b[..n * c] } else { &mut self.wide[..counted * c] };
+        let x = &self.a[..counted * c];
+        let mut nats = 0.0;
+        let chunks = x.chunks(CHUNK * c).zip(dx.chunks_mut(CHUNK * c)).zip(targets.chunks(CHUNK));
+        for ((x, dx), targets) in chunks {
+            nats += head.loss(team, x, targets, true);
+            head.input(team, dx);
+            turn.wait();
+            head.weights(team, x, &mut turn.place(&gpt.layout.wte));
         }
-        // The wide scratch takes the gradient of the rows that count; from there it goes to its rows.
-        let dx = &mut self.wide[..counted * c];
-        let nats = head.loss(&self.team, x, &targets, Some((dtokens, dx)));
-        let b = &mut self.b[..n * c];
-        let mut rows = self.wide[..counted * c].chunks_exact(c);
-        for (row, target) in b.chunks_exact_mut(c).zip(piece.targets) {
-            if *target == IGNORE {
-                row.fill(0.0);
-            } else {
-                row.copy_from_slice(rows.next().expect("a row for each target that counts"));
+        turn.wait();
+        turn.done();
+        if counted < n {
+            let b = &mut self.b[..n * c];
+            let mut rows = self.wide[..counted * c].chunks_exact(c);
+            for (row, target) in b.chunks_exact_mut(c).zip(piece.targets) {
+                if *target == IGNORE {
+                    row.fill(0.0);
+                } else {
+                    row.copy_from_slice(rows.next().expect("a row for each target that counts"));
+                }
             }
         }
         nats
     }
 
-    /// From the gradient in `b` down to the embeddings.
-    fn backward(&mut self, gpt: &Gpt, piece: Sequences, first: usize, sites: Sites, gradient: &mut [f32]) {
+    /// From the gradient in `b` down to that of the embeddings, in `x`.
+    fn backward(
+        &mut self,
+        team: &Team,
+        gpt: &Gpt,
+        piece: Sequences,
+        first: usize,
+        sites: Sites,
+        turn: &mut Turn,
+    ) {
         let (w, c, f) = (&gpt.weights[..], gpt.config.d_model, wide_stride(&gpt.config));
         let n = piece.ids.len();
         let shape = self.shape(n, piece.length, first);
-        let (team, row) = (&self.team, first * piece.length);
+        let row = first * piece.length;
         let (dx, last) = (&mut self.x[..n * c], &self.last[..n * c]);
         let (a, b) = (&mut self.a[..n * c], &mut self.b[..n * c]);
         dx.fill(0.0);
-        norm_back(team, &gpt.layout.ln_f, w, last, &self.ln_f[..2 * n], b, dx, gradient);
+        norm_back(team, &gpt.layout.ln_f, w, last, &self.ln_f[..2 * n], b, dx, turn);
         for (i, block) in gpt.layout.blocks.iter().enumerate().rev() {
             let kept = &mut self.kept[i];
             let Block { ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj } = block;
@@ -318,31 +514,28 @@ impl Pass {
             let (hidden, dhidden) = (&mut kept.hidden[..n * f], &mut self.wide[..n * f]);
             linear::input(team, mlp_proj.linear(w), View::new(a, c), dhidden, f);
             gelu::backward(team, hidden, dhidden);
-            linear_back(team, mlp_proj, n, View::new(hidden, f), View::new(a, c), gradient);
+            linear_back(team, mlp_proj, n, View::new(hidden, f), View::new(a, c), turn);
             let (middle, moments) = (&kept.middle[..n * c], &kept.ln_2[..2 * n]);
             norm::again(team, ln_2.norm(w), middle, moments, a);
-            linear_back(team, c_fc, n, View::new(a, c), View::new(dhidden, f), gradient);
+            linear_back(team, c_fc, n, View::new(a, c), View::new(dhidden, f), turn);
             linear::input(team, c_fc.linear(w), View::new(dhidden, f), a, c);
-            norm_back(team, ln_2, w, middle, moments, a, dx, gradient);
+            norm_back(team, ln_2, w, middle, moments, a, dx, turn);
             // Attention.
             dropout::apply(team, sites.at(3 * i + 2), c, row, dx, a, false);
             let (attended, dqkv) = (&kept.attended[..n * c], &mut self.wide[..3 * n * c]);
-            linear_back(team, attn_proj, n, View::new(attended, c), View::new(a, c), gradient);
+            linear_back(team, attn_proj, n, View::new(attended, c), View::new(a, c), turn);
             linear::input(team, attn_proj.linear(w), View::new(a, c), b, c);
             let back = Back { out: attended, moments: &kept.moments[..2 * n * shape.heads], dout: b };
             attention::backward(team, shape, &kept.qkv[..3 * n * c], back, sites.at(3 * i + 1), dqkv);
             let (x, moments) = (&kept.x[..n * c], &kept.ln_1[..2 * n]);
             norm::again(team, ln_1.norm(w), x, moments, a);
-            linear_back(team, c_attn, n, View::new(a, c), View::new(dqkv, 3 * c), gradient);
+            linear_back(team, c_attn, n, View::new(a, c), View::new(dqkv, 3 * c), turn);
             linear::input(team, c_attn.linear(w), View::new(dqkv, 3 * c), a, c);
-            norm_back(team, ln_1, w, x, moments, a, dx, gradient);
+            norm_back(team, ln_1, w, x, moments, a, dx, turn);
         }
         if sites.p > 0.0 {
             dropout::in_place(team, sites.at(0), c, row, dx);
         }
-        let (wte, rest) = gradient.split_at_mut(gpt.layout.wte.end);
-        let ids = Ids { ids: piece.ids, length: piece.length, start: 0 };
-        embedding::backward(team, ids, dx, c, wte, &mut rest[..gpt.layout.wpe.len()]);
     }
 }
 
@@ -351,9 +544,8 @@ fn copy(team: &Team, c: usize, from: &[f32], to: &mut [f32]) {
     dropout::apply(team, Dropout::NONE, c, 0, from, to, false);
 }
 
-fn linear_back(team: &Team, pair: &Pair, rows: usize, x: View, dy: View, gradient: &mut [f32]) {
-    let (dweight, dbias) = pair.of_mut(gradient);
-    linear::weights(team, rows, x, dy, dweight, dbias);
+fn linear_back(team: &Team, pair: &Pair, rows: usize, x: View, dy: View, turn: &mut Turn) {
+    turn.add(pair, |dweight, dbias| linear::weights(team, rows, x, dy, dweight, dbias));
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -365,7 +557,7 @@ fn norm_back(
     moments: &[f32],
     dy: &[f32],
     dx: &mut [f32],
-    gradient: &mut [f32],
+    turn: &mut Turn,
 ) {
-    norm::backward(team, pair.of(w).0, x, moments, dy, dx, pair.of_mut(gradient));
+    turn.add(pair, |dweight, dbias| norm::backward(team, pair.of(w).0, x, moments, dy, dx, (dweight, dbias)));
 }

@@ -2,7 +2,7 @@
 
 use super::data::Data;
 use crate::base::{Monitor, Result, Rng};
-use crate::model::{Gpt, IGNORE, Pass, Sequences, piece_tokens};
+use crate::model::{Gpt, IGNORE, Pass, Sequences, round_of};
 
 /// A sum of cross-entropies.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -78,7 +78,7 @@ pub fn evaluate(
 ) -> Result<Loss> {
     let mut loss = Loss::default();
     let mut batch = Batch::default();
-    let step = (piece_tokens(&gpt.config) / data.length()).max(1);
+    let step = round_of(data.length());
     for first in (0..rows).step_by(step) {
         monitor.check()?;
         batch.fill(data, first..(first + step).min(rows));
