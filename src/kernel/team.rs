@@ -41,6 +41,8 @@ struct Shared {
     done: AtomicUsize,
     failed: AtomicBool,
     sleeping: AtomicUsize,
+    /// Threads of other teams that help for a while.
+    guests: AtomicUsize,
     stop: AtomicBool,
 }
 
@@ -113,6 +115,7 @@ impl Team {
             done: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
             sleeping: AtomicUsize::new(0),
+            guests: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
         });
         let spawn = |i: usize| {
@@ -139,8 +142,20 @@ impl Team {
         self
     }
 
+    /// Those that there are now, guests among them.
     pub fn threads(&self) -> usize {
-        self.workers.len() + 1
+        self.workers.len() + 1 + self.shared.guests.load(Ordering::Relaxed)
+    }
+
+    /// Does tasks of this team, which the calling thread is none of, until `done` says so.
+    pub fn visit(&self, done: impl Fn() -> bool) {
+        self.shared.guests.fetch_add(1, Ordering::Relaxed);
+        let mut spins = 0usize;
+        while !done() {
+            spins = if self.shared.help() { 0 } else { spins + 1 };
+            if spins > SPINS { std::thread::yield_now() } else { std::hint::spin_loop() }
+        }
+        self.shared.guests.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Memory of `len` numbers for the length of a call, kept for the next. It holds anything.
@@ -163,7 +178,7 @@ impl Team {
     /// When `body` does.
     pub fn each(&self, tasks: usize, body: impl Fn(usize) + Sync) {
         let shared = &*self.shared;
-        if tasks < 2 || self.workers.is_empty() || shared.busy.swap(true, Ordering::Acquire) {
+        if tasks < 2 || self.threads() == 1 || shared.busy.swap(true, Ordering::Acquire) {
             (0..tasks).for_each(body);
             return;
         }
@@ -298,6 +313,31 @@ mod tests {
             });
             assert_eq!(sum.into_inner(), 21 * 3);
         }
+    }
+
+    #[test]
+    fn a_guest_does_tasks_of_a_team_of_one() {
+        let team = Team::new(1);
+        let (over, threads) = (AtomicBool::new(false), std::sync::Mutex::new(Vec::new()));
+        std::thread::scope(|scope| {
+            scope.spawn(|| team.visit(|| over.load(Ordering::Acquire)));
+            while team.threads() == 1 {
+                std::thread::yield_now();
+            }
+            // Two tasks that wait for each other: no thread could do both.
+            let met = AtomicUsize::new(0);
+            team.each(2, |_| {
+                met.fetch_add(1, Ordering::AcqRel);
+                while met.load(Ordering::Acquire) < 2 {
+                    std::thread::yield_now();
+                }
+                threads.lock().unwrap().push(std::thread::current().id());
+            });
+            over.store(true, Ordering::Release);
+        });
+        let threads = threads.into_inner().unwrap();
+        assert!(threads.len() == 2 && threads[0] != threads[1]);
+        assert_eq!(team.threads(), 1);
     }
 
     #[test]

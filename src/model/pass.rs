@@ -10,7 +10,8 @@
 //! layer keeps is still near when it is needed again. Threads take whole pieces, each with memory of its
 //! own, and hardly ever meet: were they to share every product, all would wait whenever one is taken off
 //! its core. Only what pieces add to the gradient they add in their order, see [`Sum`], so the bytes are
-//! the same for any number of threads. Where pieces are fewer than threads, several share one.
+//! the same for any number of threads. Where pieces are fewer than threads, several share one; a thread that
+//! has to wait, or has no piece left, helps with somebody else's.
 //!
 //! All memory is made once. Kept of each block, per token: its input, queries, keys and values, what
 //! attention gave, the residual stream in its middle, and the feed-forward part before GELU: 10 numbers for
@@ -155,33 +156,41 @@ impl<'a> Sum<'a> {
         }
     }
 
-    fn of(&'a self, piece: usize) -> Turn<'a> {
-        Turn { sum: self, piece, next: 0 }
+    fn turn<'b>(&'b self, way: &'b Way<'b>) -> Turn<'b, 'a> {
+        Turn { sum: self, way, next: 0 }
     }
 }
 
 /// A piece's turns.
-struct Turn<'a> {
-    sum: &'a Sum<'a>,
-    piece: usize,
+struct Turn<'b, 'a> {
+    sum: &'b Sum<'a>,
+    way: &'b Way<'b>,
     next: usize,
 }
 
-impl<'a> Turn<'a> {
+impl<'b, 'a> Turn<'b, 'a> {
     /// Returns when the next addition is this piece's.
     ///
     /// # Panics
     /// When another piece did, which would never be done.
     fn wait(&self) {
+        let Some(before) = self.way.piece.checked_sub(1) else { return };
+        let failed = || self.sum.failed.load(Ordering::Relaxed);
+        let come = || self.sum.done[before].load(Ordering::Acquire) > self.next;
+        // Mostly it has come, or will at once.
         let mut spins = 0;
-        while self.piece > 0 && self.sum.done[self.piece - 1].load(Ordering::Acquire) <= self.next {
-            assert!(!self.sum.failed.load(Ordering::Relaxed), "another piece of the batch panicked");
+        while !come() {
+            assert!(!failed(), "another piece of the batch panicked");
             spins += 1;
-            if spins > 1000 { std::thread::yield_now() } else { std::hint::spin_loop() }
+            if spins < SPINS {
+                std::hint::spin_loop();
+            } else {
+                self.way.help(before, || come() || failed());
+            }
         }
     }
 
-    fn place(&self, range: &Range<usize>) -> MutexGuard<'a, &'a mut [f32]> {
+    fn place(&self, range: &Range<usize>) -> MutexGuard<'b, &'a mut [f32]> {
         let i = self.sum.places.binary_search_by_key(&range.start, |p| p.0).expect("where a tensor begins");
         // Its turn has come, so nobody holds it.
         self.sum.places[i].1.lock().unwrap_or_else(PoisonError::into_inner)
@@ -189,7 +198,7 @@ impl<'a> Turn<'a> {
 
     fn done(&mut self) {
         self.next += 1;
-        self.sum.done[self.piece].store(self.next, Ordering::Release);
+        self.sum.done[self.way.piece].store(self.next, Ordering::Release);
     }
 
     /// Adds to a weight and its bias.
@@ -200,7 +209,7 @@ impl<'a> Turn<'a> {
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Turn<'_, '_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.sum.failed.store(true, Ordering::Relaxed);
@@ -264,9 +273,9 @@ impl Pass {
             let own = slopes[..n * c].chunks_mut(piece_of(length) * length * c).map(Mutex::new);
             let pieces: Vec<_> = cut(round, piece_of(length)).zip(own).collect();
             let sum = Sum::new(&gpt.layout, gradient, pieces.len());
-            nats += self.side_by_side(pieces.len(), |walk, team, i| {
-                let ((skip, piece), slopes) = &pieces[i];
-                let mut turn = sum.of(i);
+            nats += self.side_by_side(pieces.len(), |walk, way| {
+                let ((skip, piece), slopes) = &pieces[way.piece];
+                let (team, mut turn) = (way.team, sum.turn(way));
                 walk.forward(team, gpt, *piece, first + skip, sites);
                 let nats = walk.loss_and_back(team, gpt, *piece, &mut turn);
                 walk.backward(team, gpt, *piece, first + skip, sites, &mut turn);
@@ -291,8 +300,8 @@ impl Pass {
     pub fn loss(&mut self, gpt: &Gpt, all: Sequences) -> f64 {
         self.check(all);
         let pieces: Vec<_> = cut(all, piece_of(all.length)).collect();
-        self.side_by_side(pieces.len(), |walk, team, i| {
-            let (first, piece) = pieces[i];
+        self.side_by_side(pieces.len(), |walk, way| {
+            let ((first, piece), team) = (pieces[way.piece], way.team);
             walk.forward(team, gpt, piece, first, Sites::NONE);
             let targets = walk.gather(piece.targets);
             let c = gpt.config.d_model;
@@ -338,33 +347,73 @@ impl Pass {
     }
 
     /// The sum of what `walk` gives for each piece, in their order. Pieces begin in their order.
-    fn side_by_side(&mut self, pieces: usize, walk: impl Fn(&mut Walk, &Team, usize) -> f64 + Sync) -> f64 {
+    fn side_by_side(&mut self, pieces: usize, walk: impl Fn(&mut Walk, &Way) -> f64 + Sync) -> f64 {
         let threads = self.team.threads();
-        let crews = threads.min(pieces);
-        self.make_walks(crews);
-        if crews == 1 {
+        let count = threads.min(pieces);
+        self.make_walks(count);
+        if count == 1 {
             let own = self.walks[0].get_mut().unwrap_or_else(PoisonError::into_inner);
-            return (0..pieces).map(|i| walk(own, &self.team, i)).sum();
+            let way = |piece| Way { piece, team: &self.team, crews: &[], walkers: &[] };
+            return (0..pieces).map(|piece| walk(own, &way(piece))).sum();
         }
-        if self.crews.len() != crews {
+        if self.crews.len() != count {
             let (isa, dtype) = (self.team.isa, self.team.dtype);
-            let share = |i: usize| threads / crews + usize::from(i < threads % crews);
-            self.crews = (0..crews).map(|i| Team::with(share(i), isa).in_dtype(dtype)).collect();
+            let share = |i: usize| threads / count + usize::from(i < threads % count);
+            self.crews = (0..count).map(|i| Team::with(share(i), isa).in_dtype(dtype)).collect();
         }
+        let walkers: Vec<AtomicUsize> = (0..pieces).map(|_| AtomicUsize::new(NOBODY)).collect();
         let (next, nats) = (AtomicUsize::new(0), Mutex::new(vec![0.0; pieces]));
-        let (walks, crews) = (&self.walks, &self.crews);
-        self.team.each(crews.len(), |i| {
+        let (walks, crews) = (&self.walks, &self.crews[..]);
+        self.team.each(count, |i| {
             let mut own = walks[i].lock().unwrap_or_else(PoisonError::into_inner);
             loop {
                 let piece = next.fetch_add(1, Ordering::Relaxed);
                 if piece >= pieces {
                     break;
                 }
-                let found = walk(&mut own, &crews[i], piece);
+                walkers[piece].store(i, Ordering::Release);
+                let way = Way { piece, team: &crews[i], crews, walkers: &walkers };
+                let found = walk(&mut own, &way);
                 nats.lock().unwrap_or_else(PoisonError::into_inner)[piece] = found;
             }
+            let way = Way { piece: pieces, team: &crews[i], crews, walkers: &walkers };
+            (0..pieces).for_each(|piece| way.help(piece, || false));
         });
         nats.into_inner().unwrap_or_else(PoisonError::into_inner).iter().sum()
+    }
+}
+
+/// How often a piece looks for its turn before it helps with the piece before: some 10 µs.
+const SPINS: usize = 1000;
+
+/// What nobody walks, not yet or not any more.
+const NOBODY: usize = usize::MAX;
+
+/// Whose piece is whose.
+struct Way<'a> {
+    piece: usize,
+    /// Those who walk it.
+    team: &'a Team,
+    crews: &'a [Team],
+    /// Which of the crews walks each piece.
+    walkers: &'a [AtomicUsize],
+}
+
+impl Way<'_> {
+    /// Helps those who walk another piece until they are done with it, or `enough` says so.
+    fn help(&self, piece: usize, enough: impl Fn() -> bool) {
+        let walker = || self.walkers[piece].load(Ordering::Acquire);
+        if let Some(crew) = self.crews.get(walker()) {
+            crew.visit(|| enough() || walker() == NOBODY);
+        }
+    }
+}
+
+impl Drop for Way<'_> {
+    fn drop(&mut self) {
+        if let Some(walker) = self.walkers.get(self.piece) {
+            walker.store(NOBODY, Ordering::Release);
+        }
     }
 }
 
