@@ -9,7 +9,7 @@
 //! 2008):
 //! - a **tile** of C, as many rows as there are registers for, stays in registers while k runs;
 //! - B is copied into **panels** of 48 columns, so that a tile reads it from end to end, and in blocks of
-//!   [`DEPTH`] rows, so that a block stays in the innermost cache while all rows of A pass by;
+//!   [`DEPTH`] rows, so that a block stays in the inner caches while all rows of A pass by;
 //! - A is read where it lies, its numbers broadcast one at a time; where its rows lie badly for the cache,
 //!   or it is transposed, its tiles are copied too, as many as the second cache holds;
 //! - what several tasks read is packed once for all of them;
@@ -41,7 +41,7 @@ use super::team::{Parts, Team};
 /// Columns of a panel, at most.
 const PANEL: usize = 3 * LANES;
 
-/// Steps that a tile takes at a time: 48 KiB of a panel.
+/// Steps that a tile takes at a time, at most: 48 KiB of a panel.
 const DEPTH: usize = 256;
 
 /// A matrix to read: element (i, j) is `data[i * row + j * column]`, and one of the two is 1.
@@ -322,6 +322,9 @@ const ROOM: usize = 1 << 20;
 /// Rows of C that a task has where there are many, so that what it reads of A fits the second cache.
 const ROWS: usize = 192;
 
+/// Words of A that stay in the second cache while panels pass by: 512 KiB.
+const NEAR: usize = 1 << 17;
+
 /// Products of fewer multiplications are not worth sharing.
 const ALONE: usize = 1 << 15;
 
@@ -391,45 +394,54 @@ impl Part<'_> {
     #[inline(always)]
     unsafe fn panels_of<S: Simd, T: Tiles>(&self, numbers: Numbers) {
         let Part { rows, columns, steps, k, a, b, start, c, stride } = self;
+        let all = panels(columns.clone());
+        let blocks = steps.len().div_ceil(DEPTH).max(1);
+        let count = columns.len().div_ceil(PANEL);
+        // Where the second cache holds these rows of A whole, C passes by but once: all blocks of a panel,
+        // then the next. Else all panels of a block.
+        let near = rows.len() * steps.len() <= NEAR;
+        let nth = |i: usize| {
+            let (panel, block) = if near { (i / blocks, i % blocks) } else { (i % count, i / count) };
+            let top = steps.start + block * DEPTH;
+            (all.clone().nth(panel).expect("as many as are counted"), top..(top + DEPTH).min(steps.end))
+        };
         unsafe {
             // Left as it is: what is read was written before.
             let mut scratch = MaybeUninit::<Panel>::uninit();
-            for (start, steps) in blocks_of(steps.clone(), DEPTH, *start) {
-                let (top, depth) = (steps.start, steps.len());
-                for panel in panels(columns.clone()) {
-                    let (left, width) = (panel.start, panel.len());
-                    let (packed, ahead) = match b {
-                        Source::Packed(b) => {
-                            let packed = b.at(left, top, depth);
-                            let across = width.next_multiple_of(LANES);
-                            let row = packed.wrapping_add(depth * across);
-                            (packed, Ahead { row, column: 0, width: across, stride: across })
-                        }
-                        Source::Lies(b) => {
-                            let packed = (&raw mut (*scratch.as_mut_ptr()).0).cast::<f32>();
-                            let row = b.from(top, panel.end);
-                            panel_in::<S>(numbers, packed, *b, steps.clone(), *k, panel);
-                            let (width, stride) =
-                                if b.column == 1 { (PANEL, b.row) } else { (depth, b.column) };
-                            (packed, Ahead { row, column: 0, width, stride })
-                        }
-                    };
-                    let begin = match start {
-                        Start::Zero => Begin::Zero,
-                        Start::Bias(bias) => Begin::Row(&bias[left..left + width]),
-                        Start::Add => Begin::C,
-                    };
-                    let block = Block { a: *a, rows: rows.clone(), top, depth };
-                    tile::panel::<T>(
-                        &block,
-                        packed,
-                        begin,
-                        c.pointer().wrapping_add(left),
-                        *stride,
-                        width,
-                        ahead,
-                    );
-                }
+            for i in 0..count * blocks {
+                let ((panel, steps), (next, then)) = (nth(i), nth((i + 1) % (count * blocks)));
+                let (top, depth, left, width) = (steps.start, steps.len(), panel.start, panel.len());
+                let start = if top == self.steps.start { *start } else { Start::Add };
+                let (packed, ahead) = match b {
+                    Source::Packed(b) => {
+                        let row = b.at(next.start, then.start, then.len());
+                        let width = next.len().next_multiple_of(LANES);
+                        (b.at(left, top, depth), Ahead { row, column: 0, width, stride: width })
+                    }
+                    Source::Lies(b) => {
+                        let packed = (&raw mut (*scratch.as_mut_ptr()).0).cast::<f32>();
+                        panel_in::<S>(numbers, packed, *b, steps, *k, panel);
+                        let row = b.from(then.start, next.start);
+                        let (width, stride) =
+                            if b.column == 1 { (PANEL, b.row) } else { (then.len(), b.column) };
+                        (packed, Ahead { row, column: 0, width, stride })
+                    }
+                };
+                let begin = match start {
+                    Start::Zero => Begin::Zero,
+                    Start::Bias(bias) => Begin::Row(&bias[left..left + width]),
+                    Start::Add => Begin::C,
+                };
+                let block = Block { a: *a, rows: rows.clone(), top, depth };
+                tile::panel::<T>(
+                    &block,
+                    packed,
+                    begin,
+                    c.pointer().wrapping_add(left),
+                    *stride,
+                    width,
+                    ahead,
+                );
             }
         }
     }
