@@ -116,7 +116,6 @@ pub struct Pass {
 
 /// The memory of one way.
 struct Walk {
-    config: Config,
     kept: Vec<Kept>,
     /// The residual stream, and on the way back its gradient, `[N, C]`.
     x: Buffer,
@@ -185,7 +184,7 @@ impl<'b, 'a> Turn<'b, 'a> {
             if spins < SPINS {
                 std::hint::spin_loop();
             } else {
-                self.way.help(before, || come() || failed());
+                self.way.all.help(before, || come() || failed());
             }
         }
     }
@@ -303,7 +302,7 @@ impl Pass {
         self.side_by_side(pieces.len(), |walk, way| {
             let ((first, piece), team) = (pieces[way.piece], way.team);
             walk.forward(team, gpt, piece, first, Sites::NONE);
-            let targets = walk.gather(piece.targets);
+            let targets = walk.gather(gpt.config.d_model, piece.targets);
             let c = gpt.config.d_model;
             let mut head = Head { tokens: &gpt.weights[gpt.layout.wte.clone()], c, logits: &mut walk.logits };
             let rows = walk.a.chunks(CHUNK * c).zip(targets.chunks(CHUNK));
@@ -324,7 +323,7 @@ impl Pass {
         let (c, v) = (gpt.config.d_model, gpt.config.vocab_size);
         for (first, piece) in cut(all, piece_of(all.length)) {
             walk.forward(team, gpt, piece, first, Sites::NONE);
-            let targets = walk.gather(piece.targets);
+            let targets = walk.gather(gpt.config.d_model, piece.targets);
             let tokens = &gpt.weights[gpt.layout.wte.clone()];
             for (x, targets) in walk.a.chunks(CHUNK * c).zip(targets.chunks(CHUNK)) {
                 let logits = &mut walk.logits[..targets.len() * v];
@@ -353,7 +352,8 @@ impl Pass {
         self.make_walks(count);
         if count == 1 {
             let own = self.walks[0].get_mut().unwrap_or_else(PoisonError::into_inner);
-            let way = |piece| Way { piece, team: &self.team, crews: &[], walkers: &[] };
+            let alone = Crews { teams: &[], walkers: &[] };
+            let way = |piece| Way { piece, team: &self.team, all: alone };
             return (0..pieces).map(|piece| walk(own, &way(piece))).sum();
         }
         if self.crews.len() != count {
@@ -363,7 +363,7 @@ impl Pass {
         }
         let walkers: Vec<AtomicUsize> = (0..pieces).map(|_| AtomicUsize::new(NOBODY)).collect();
         let (next, nats) = (AtomicUsize::new(0), Mutex::new(vec![0.0; pieces]));
-        let (walks, crews) = (&self.walks, &self.crews[..]);
+        let (walks, all) = (&self.walks, Crews { teams: &self.crews, walkers: &walkers });
         self.team.each(count, |i| {
             let mut own = walks[i].lock().unwrap_or_else(PoisonError::into_inner);
             loop {
@@ -372,12 +372,10 @@ impl Pass {
                     break;
                 }
                 walkers[piece].store(i, Ordering::Release);
-                let way = Way { piece, team: &crews[i], crews, walkers: &walkers };
-                let found = walk(&mut own, &way);
+                let found = walk(&mut own, &Way { piece, team: &all.teams[i], all });
                 nats.lock().unwrap_or_else(PoisonError::into_inner)[piece] = found;
             }
-            let way = Way { piece: pieces, team: &crews[i], crews, walkers: &walkers };
-            (0..pieces).for_each(|piece| way.help(piece, || false));
+            (0..pieces).for_each(|piece| all.help(piece, || false));
         });
         nats.into_inner().unwrap_or_else(PoisonError::into_inner).iter().sum()
     }
@@ -389,29 +387,36 @@ const SPINS: usize = 1000;
 /// What nobody walks, not yet or not any more.
 const NOBODY: usize = usize::MAX;
 
-/// Whose piece is whose.
-struct Way<'a> {
-    piece: usize,
-    /// Those who walk it.
-    team: &'a Team,
-    crews: &'a [Team],
-    /// Which of the crews walks each piece.
+/// Who walks what.
+#[derive(Clone, Copy)]
+struct Crews<'a> {
+    teams: &'a [Team],
+    /// Which of them walks each piece, or [`NOBODY`].
     walkers: &'a [AtomicUsize],
 }
 
-impl Way<'_> {
-    /// Helps those who walk another piece until they are done with it, or `enough` says so.
+impl Crews<'_> {
+    /// Helps those who walk a piece until they are done with it, or `enough` says so.
     fn help(&self, piece: usize, enough: impl Fn() -> bool) {
         let walker = || self.walkers[piece].load(Ordering::Acquire);
-        if let Some(crew) = self.crews.get(walker()) {
-            crew.visit(|| enough() || walker() == NOBODY);
+        if let Some(team) = self.teams.get(walker()) {
+            team.visit(|| enough() || walker() == NOBODY);
         }
     }
 }
 
+/// A piece on its way.
+struct Way<'a> {
+    piece: usize,
+    /// Those who walk it.
+    team: &'a Team,
+    all: Crews<'a>,
+}
+
+/// Also when it ends in a panic.
 impl Drop for Way<'_> {
     fn drop(&mut self) {
-        if let Some(walker) = self.walkers.get(self.piece) {
+        if let Some(walker) = self.all.walkers.get(self.piece) {
             walker.store(NOBODY, Ordering::Release);
         }
     }
@@ -427,11 +432,9 @@ fn cut<'a>(all: Sequences<'a>, sequences: usize) -> impl Iterator<Item = (usize,
 impl Walk {
     fn new(config: &Config, keeps: usize) -> Self {
         let c = config.d_model;
-        let room = piece_of(config.seq_len) * config.seq_len;
-        // Shorter sequences fill a piece as well as they can, but no piece is longer than this.
-        let room = room.max(PIECE);
+        // No piece is longer, whatever the length of its sequences.
+        let room = config.seq_len.max(PIECE);
         Walk {
-            config: config.clone(),
             kept: (0..keeps).map(|_| Kept::new(config, room)).collect(),
             x: Buffer::new(room * c),
             last: Buffer::new(room * c),
@@ -443,16 +446,11 @@ impl Walk {
         }
     }
 
-    fn shape(&self, n: usize, length: usize, first: usize) -> Shape {
-        let (heads, c) = (self.config.n_head, self.config.d_model);
-        Shape { batch: n / length, queries: length, start: 0, heads, width: c / heads, first }
-    }
-
     /// Up to the last norm, which goes into `b`.
     fn forward(&mut self, team: &Team, gpt: &Gpt, piece: Sequences, first: usize, sites: Sites) {
         let (w, c, f) = (&gpt.weights[..], gpt.config.d_model, wide_stride(&gpt.config));
         let n = piece.ids.len();
-        let shape = self.shape(n, piece.length, first);
+        let shape = shape(&gpt.config, n, piece.length, first);
         let row = first * piece.length;
         let x = &mut self.x[..n * c];
         let (a, wide) = (&mut self.a[..n * c], &mut self.wide[..n * f]);
@@ -488,12 +486,11 @@ impl Walk {
 
     /// The rows of `b` that count go into `a`, end to end; gives their targets. Where all do, the two change
     /// places.
-    fn gather(&mut self, targets: &[u32]) -> Vec<u32> {
+    fn gather(&mut self, c: usize, targets: &[u32]) -> Vec<u32> {
         if targets.iter().all(|t| *t != IGNORE) {
             std::mem::swap(&mut self.a, &mut self.b);
             return targets.to_vec();
         }
-        let c = self.config.d_model;
         let counted = targets.iter().enumerate().filter(|(_, t)| **t != IGNORE);
         let mut found = Vec::with_capacity(targets.len());
         for (i, target) in counted {
@@ -506,8 +503,8 @@ impl Walk {
 
     /// The loss of the piece, and into `b` the gradient of the last norm's output.
     fn loss_and_back(&mut self, team: &Team, gpt: &Gpt, piece: Sequences, turn: &mut Turn) -> f64 {
-        let (c, n) = (self.config.d_model, piece.ids.len());
-        let targets = self.gather(piece.targets);
+        let (c, n) = (gpt.config.d_model, piece.ids.len());
+        let targets = self.gather(c, piece.targets);
         let counted = targets.len();
         let mut head = Head { tokens: &gpt.weights[gpt.layout.wte.clone()], c, logits: &mut self.logits };
         // Where not all rows count, the wide scratch takes the gradient of those that do.
@@ -549,7 +546,7 @@ impl Walk {
     ) {
         let (w, c, f) = (&gpt.weights[..], gpt.config.d_model, wide_stride(&gpt.config));
         let n = piece.ids.len();
-        let shape = self.shape(n, piece.length, first);
+        let shape = shape(&gpt.config, n, piece.length, first);
         let row = first * piece.length;
         let (dx, last) = (&mut self.x[..n * c], &self.last[..n * c]);
         let (a, b) = (&mut self.a[..n * c], &mut self.b[..n * c]);
@@ -586,6 +583,11 @@ impl Walk {
             dropout::in_place(team, sites.at(0), c, row, dx);
         }
     }
+}
+
+fn shape(config: &Config, n: usize, length: usize, first: usize) -> Shape {
+    let (heads, c) = (config.n_head, config.d_model);
+    Shape { batch: n / length, queries: length, start: 0, heads, width: c / heads, first }
 }
 
 /// By all of the team: `to` is `from`.

@@ -304,7 +304,8 @@ fn tasks(threads: usize, m: usize, panels: usize) -> (usize, usize) {
         // pack, each row once, and share the panels.
         m.div_ceil(ROWS).max(wanted)
     } else {
-        // A group of panels reads all of A, a block of rows all of B: as little of both as can be.
+        // A group of panels reads all of A, a block of rows, of seven tiles at least, all of B: as little of
+        // both as can be.
         let some = (1..=wanted.min(m / 56)).filter(|blocks| blocks * groups(*blocks) >= wanted);
         some.min_by_key(|blocks| groups(*blocks) * m + blocks * panels * PANEL)
             .unwrap_or_else(|| wanted.div_ceil(panels).min(m / 56).max(1))

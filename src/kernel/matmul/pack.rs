@@ -284,3 +284,27 @@ unsafe fn tiles_of<S: Simd>(out: *mut f32, a: View, rows: Range<usize>, top: usi
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What [`panels`] promises, on which packing for several tasks relies.
+    #[test]
+    fn panels_cover_their_columns_and_some_in_a_row_are_panels_of_theirs() {
+        for n in 0..400 {
+            let all: Vec<_> = panels(7..7 + n).collect();
+            assert_eq!(all.len(), n.div_ceil(PANEL), "{n} columns");
+            assert!(all.windows(2).all(|two| two[0].end == two[1].start && two[0].len() % LANES == 0));
+            assert_eq!(all.first().map_or(7, |p| p.start)..all.last().map_or(7, |p| p.end), 7..7 + n);
+            // No vector stands alone beside others.
+            assert!(n <= LANES || all.iter().all(|p| p.len() > LANES), "{all:?}");
+            for group in [1, 2, 3, 5] {
+                for some in all.chunks(group) {
+                    let own = some[0].start..some[some.len() - 1].end;
+                    assert!(panels(own).eq(some.iter().cloned()), "{some:?} of {n}");
+                }
+            }
+        }
+    }
+}
