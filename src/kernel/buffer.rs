@@ -24,15 +24,16 @@ unsafe impl Sync for Buffer {}
 impl Buffer {
     pub fn new(len: usize) -> Self {
         let bytes = (len * size_of::<f32>()).max(64);
-        let large = bytes >= PAGE / 2;
-        let (bytes, align) = if large { (bytes.next_multiple_of(PAGE), PAGE) } else { (bytes, 64) };
+        // The last large page, if at least half of it is used: else what is left lies in small ones.
+        let large = (bytes + PAGE / 2) / PAGE * PAGE;
+        let (bytes, align) = if large > 0 { (bytes.max(large), PAGE) } else { (bytes, 64) };
         let layout = Layout::from_size_align(bytes, align).expect("a length that fits memory");
         // SAFETY: the size is not 0.
         let start = unsafe { alloc(layout) };
         let Some(start) = NonNull::new(start.cast::<f32>()) else { handle_alloc_error(layout) };
-        if large {
+        if large > 0 {
             // Before it is touched for the first time: pages that are there stay as they are.
-            ask_for_large_pages(start, bytes);
+            ask_for_large_pages(start, large);
         }
         // SAFETY: so many bytes were allocated; zeros are numbers.
         unsafe { start.as_ptr().cast::<u8>().write_bytes(0, bytes) };

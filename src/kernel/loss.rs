@@ -1,6 +1,14 @@
-//! Cross-entropy with the output projection: logits are made for some rows at a time, turned into their
-//! gradient where they lie, and used up, so that `[N, V]` numbers never exist.
+//! Cross-entropy with the output projection, for some rows and a block of the vocabulary at a time, so that
+//! `[N, V]` numbers never exist, and what does exist is used while the second cache holds it.
+//!
+//! On the way forward a block's logits become `e^(logit - m)`, where m is the greatest of their row so far;
+//! the sum of a row so far is scaled whenever m grows (Milakov and Gimelshein, "Online normalizer calculation
+//! for softmax", 2018). On the way back a block becomes its gradient, `softmax - onehot(target)`, which is
+//! but a factor a row, and is multiplied with both sides at once.
 
+use std::ops::Range;
+
+use super::Buffer;
 use super::math::exp;
 pub use super::matmul::THIN;
 use super::matmul::{Start, View, matmul};
@@ -13,42 +21,123 @@ pub const IGNORE: u32 = u32::MAX;
 /// Rows of logits that are there at a time.
 pub const CHUNK: usize = 256;
 
+/// Ids of a block: whole panels, tiles and steps of all three products.
+pub const BLOCK: usize = 384;
+
+/// The blocks of a vocabulary of `v` ids.
+pub fn blocks(v: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..v).step_by(BLOCK).map(move |first| first..(first + BLOCK).min(v))
+}
+
+/// What is made of up to [`CHUNK`] rows on their way forward.
+pub struct Logits {
+    /// `e^(logit - m)`, block after block, each `[N, ids]`. One block where nothing goes back.
+    exps: Buffer,
+    /// m after each block, `[blocks, N]`.
+    greatest: Buffer,
+    rows: Vec<Row>,
+}
+
+/// A row after some blocks.
+#[derive(Clone, Copy)]
+struct Row {
+    greatest: f32,
+    /// `Σ e^(logit - greatest)`
+    sum: f64,
+    /// The target's logit.
+    own: f32,
+}
+
+impl Row {
+    const NEW: Row = Row { greatest: f32::NEG_INFINITY, sum: 0.0, own: 0.0 };
+}
+
+impl Logits {
+    /// Of `rows` rows of a vocabulary of `v` ids.
+    pub fn new(rows: usize, v: usize, goes_back: bool) -> Self {
+        let rows = rows.min(CHUNK);
+        let kept = if goes_back { v } else { v.min(BLOCK) };
+        let (exps, greatest) = (Buffer::new(rows * kept), Buffer::new(rows * v.div_ceil(BLOCK)));
+        Logits { exps, greatest, rows: vec![Row::NEW; rows] }
+    }
+}
+
 /// The output projection: logits = `x · tokensᵀ`, of up to [`CHUNK`] rows at a time.
 pub struct Head<'a> {
     /// `[V, C]`
     pub tokens: &'a [f32],
     /// Width, `C`.
     pub c: usize,
-    /// Scratch of `CHUNK · V` numbers, or N · V where there are fewer rows.
-    pub logits: &'a mut [f32],
+    pub logits: &'a mut Logits,
 }
 
 impl Head<'_> {
-    fn vocabulary(&self) -> usize {
-        self.tokens.len() / self.c
+    /// The sum over `targets` of `-ln p(target)` in nats, of `x: [N, C]`. Keeps what [`Head::slope`] needs
+    /// where the logits are to go back.
+    ///
+    /// # Panics
+    /// When a target is no id, such as [`IGNORE`].
+    pub fn loss(&mut self, team: &Team, x: &[f32], targets: &[u32], goes_back: bool) -> f64 {
+        let (c, n, v) = (self.c, targets.len(), self.tokens.len() / self.c);
+        assert!(targets.iter().all(|id| (*id as usize) < v), "a target that is none of {v} ids");
+        let Logits { exps, greatest, rows } = &mut *self.logits;
+        let rows = &mut rows[..n];
+        rows.fill(Row::NEW);
+        for (block, ids) in blocks(v).enumerate() {
+            let len = ids.len();
+            let exps = &mut exps[if goes_back { n * ids.start } else { 0 }..][..n * len];
+            logits(team, &self.tokens[ids.start * c..ids.end * c], c, x, exps);
+            let (exps, greatest) = (Parts::new(exps), Parts::new(&mut greatest[block * n..][..n]));
+            let rows = Parts::new(rows);
+            team.ranges(n, 4, |some| {
+                for i in some {
+                    // SAFETY: each row has one task.
+                    let (exps, row) = unsafe { (exps.take(i * len..(i + 1) * len), rows.take(i..i + 1)) };
+                    let own = (targets[i] as usize).wrapping_sub(ids.start);
+                    row[0].own = exps.get(own).copied().unwrap_or(row[0].own);
+                    add(team.isa, exps, &mut row[0]);
+                    // SAFETY: as above.
+                    unsafe { greatest.take(i..i + 1)[0] = row[0].greatest };
+                }
+            });
+        }
+        rows.iter().map(|row| libm::log(row.sum) + f64::from(row.greatest) - f64::from(row.own)).sum()
     }
 
-    /// The sum over `targets` of `-ln p(target)` in nats, none of which is [`IGNORE`], of `x: [N, C]`. With
-    /// `gradient` the logits become theirs, for [`Head::input`] and [`Head::weights`].
-    pub fn loss(&mut self, team: &Team, x: &[f32], targets: &[u32], gradient: bool) -> f64 {
-        let v = self.vocabulary();
-        let logits = &mut self.logits[..targets.len() * v];
-        self::logits(team, self.tokens, self.c, x, logits);
-        rows_of(team, logits, targets, v, gradient)
+    /// What was kept of the logits of some ids, a block of them, becomes their gradient.
+    pub fn slope(&mut self, team: &Team, targets: &[u32], ids: Range<usize>) {
+        let (n, len) = (targets.len(), ids.len());
+        let Logits { exps, greatest, rows } = &mut *self.logits;
+        let exps = Parts::new(&mut exps[n * ids.start..n * ids.end]);
+        let greatest = &greatest[ids.start / BLOCK * n..][..n];
+        team.ranges(n, 4, |some| {
+            for i in some {
+                // SAFETY: each row has one task.
+                let slopes = unsafe { exps.take(i * len..(i + 1) * len) };
+                scale(team.isa, slopes, greatest[i], rows[i]);
+                if let Some(own) = slopes.get_mut((targets[i] as usize).wrapping_sub(ids.start)) {
+                    *own -= 1.0;
+                }
+            }
+        });
     }
 
-    /// `dx = dlogits · tokens`.
-    pub fn input(&self, team: &Team, dx: &mut [f32]) {
-        let (c, v) = (self.c, self.vocabulary());
-        let (dlogits, tokens) = (View::new(self.logits, v), View::new(self.tokens, c));
-        matmul(team, (dx.len() / c, c, v), dlogits, tokens, Start::Zero, dx, c);
+    /// `dx = dlogits · tokens` of a block, added to what the blocks before gave.
+    pub fn input(&self, team: &Team, ids: Range<usize>, dx: &mut [f32]) {
+        let (c, n) = (self.c, dx.len() / self.c);
+        let tokens = View::new(&self.tokens[ids.start * c..ids.end * c], c);
+        let start = if ids.start == 0 { Start::Zero } else { Start::Add };
+        matmul(team, (n, c, ids.len()), self.slopes(n, &ids), tokens, start, dx, c);
     }
 
-    /// `dtokens += dlogitsᵀ · x`.
-    pub fn weights(&self, team: &Team, x: &[f32], dtokens: &mut [f32]) {
-        let (c, v) = (self.c, self.vocabulary());
-        let (dlogits, shape) = (View::new(self.logits, v).t(), (v, c, x.len() / c));
-        matmul(team, shape, dlogits, View::new(x, c), Start::Add, dtokens, c);
+    /// `dtokens += dlogitsᵀ · x` of a block's ids.
+    pub fn weights(&self, team: &Team, ids: Range<usize>, x: &[f32], dtokens: &mut [f32]) {
+        let (c, n) = (self.c, x.len() / self.c);
+        matmul(team, (ids.len(), c, n), self.slopes(n, &ids).t(), View::new(x, c), Start::Add, dtokens, c);
+    }
+
+    fn slopes(&self, n: usize, ids: &Range<usize>) -> View<'_> {
+        View::new(&self.logits.exps[n * ids.start..n * ids.end], ids.len())
     }
 }
 
@@ -58,42 +147,103 @@ pub fn logits(team: &Team, tokens: &[f32], c: usize, x: &[f32], logits: &mut [f3
     matmul(team, (n, v, c), View::new(x, c), View::new(tokens, c).t(), Start::Zero, logits, v);
 }
 
-/// Nats of the rows; each becomes `softmax - onehot(target)` where gradients are wanted.
-fn rows_of(team: &Team, logits: &mut [f32], targets: &[u32], v: usize, gradient: bool) -> f64 {
-    let mut nats = [0f64; CHUNK];
-    let (logits, each) = (Parts::new(logits), Parts::new(&mut nats));
-    team.ranges(targets.len(), 4, |rows| {
-        for i in rows {
-            // SAFETY: each row has one task.
-            let (row, own) = unsafe { (logits.take(i * v..(i + 1) * v), each.take(i..i + 1)) };
-            own[0] = cross_entropy(team.isa, row, targets[i], gradient);
-        }
-    });
-    nats[..targets.len()].iter().sum()
-}
-
 simd! {
-    /// `ln Σ e^x - x[target]`.
-    fn cross_entropy<S>(row: &mut [f32], target: u32, gradient: bool) -> f64 {
-        let mut greatest = F::<S>::splat(f32::NEG_INFINITY);
-        for x in row.chunks(LANES) {
+    /// A block's logits become `e^(logit - greatest)`, and the row takes them in.
+    fn add<S>(logits: &mut [f32], row: &mut Row) {
+        let mut greatest = F::<S>::splat(row.greatest);
+        for x in logits.chunks(LANES) {
             greatest = greatest.max(F::load_some(x, f32::NEG_INFINITY));
         }
         let greatest = greatest.greatest();
-        let own = row[target as usize];
         let mut sum = F::<S>::splat(0.0);
-        for x in row.chunks_mut(LANES) {
+        for x in logits.chunks_mut(LANES) {
             exp(F::<S>::load_some(x, 0.0) - F::splat(greatest)).store_some(x);
             sum = sum + F::load_some(x, 0.0);
         }
-        let sum = sum.sum();
-        if gradient {
-            let inverse = F::<S>::splat(1.0 / sum);
-            for x in row.chunks_mut(LANES) {
-                (F::load_some(x, 0.0) * inverse).store_some(x);
-            }
-            row[target as usize] -= 1.0;
+        let less = exp(F::<S>::splat(row.greatest - greatest)).greatest();
+        row.sum = row.sum * f64::from(less) + f64::from(sum.sum());
+        row.greatest = greatest;
+    }
+
+    /// `e^(logit - greatest)` becomes the softmax of a whole row.
+    fn scale<S>(exps: &mut [f32], greatest: f32, row: Row) {
+        let less = exp(F::<S>::splat(greatest - row.greatest)).greatest();
+        let factor = F::<S>::splat((f64::from(less) / row.sum) as f32);
+        for x in exps.chunks_mut(LANES) {
+            (F::load_some(x, 0.0) * factor).store_some(x);
         }
-        libm::log(f64::from(sum)) + f64::from(greatest) - f64::from(own)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Rng;
+    use crate::kernel::Isa;
+
+    /// Three blocks, the greatest logit of a row in any of them, and rows that are nearly sure.
+    #[test]
+    fn nats_and_gradients_are_those_of_the_definition() {
+        let (n, c, v) = (9, 20, 2 * BLOCK + 37);
+        let mut rng = Rng::new(1, "head");
+        let mut numbers =
+            |n: usize, size: f64| (0..n).map(|_| (rng.normal() * size) as f32).collect::<Vec<_>>();
+        let (tokens, x, before) = (numbers(v * c, 1.0), numbers(n * c, 4.0), numbers(v * c, 1.0));
+        let targets: Vec<u32> = (0..n).map(|i| (i * (v - 1) / (n - 1)) as u32).collect();
+        let dot =
+            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+        let (mut expected, mut dx, mut dtokens) =
+            (0.0, vec![0.0; n * c], before.iter().map(|x| f64::from(*x)).collect::<Vec<_>>());
+        for (i, target) in targets.iter().enumerate() {
+            let logits: Vec<f64> = tokens.chunks(c).map(|token| dot(token, &x[i * c..][..c])).collect();
+            let greatest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = logits.iter().map(|logit| (logit - greatest).exp()).sum();
+            expected += sum.ln() + greatest - logits[*target as usize];
+            for (id, logit) in logits.iter().enumerate() {
+                let slope = (logit - greatest).exp() / sum - f64::from(u8::from(id == *target as usize));
+                for j in 0..c {
+                    dx[i * c + j] += slope * f64::from(tokens[id * c + j]);
+                    dtokens[id * c + j] += slope * f64::from(x[i * c + j]);
+                }
+            }
+        }
+        let near = |found: &[f32], expected: &[f64]| {
+            let worst =
+                found.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+            assert!(worst < 2e-5, "{worst} off");
+        };
+        let mut first = None;
+        for isa in Isa::available() {
+            let team = Team::with(2, isa);
+            let mut made = Logits::new(n, v, true);
+            let mut head = Head { tokens: &tokens, c, logits: &mut made };
+            let without = Head { tokens: &tokens, c, logits: &mut Logits::new(n, v, false) }
+                .loss(&team, &x, &targets, false);
+            let nats = head.loss(&team, &x, &targets, true);
+            assert_eq!(nats, without);
+            assert!((nats - expected).abs() < 1e-5 * expected, "{nats}, not {expected}");
+            let (mut found_x, mut found_tokens) = (vec![f32::NAN; n * c], before.clone());
+            for ids in blocks(v) {
+                head.slope(&team, &targets, ids.clone());
+                head.input(&team, ids.clone(), &mut found_x);
+                head.weights(&team, ids.clone(), &x, &mut found_tokens[ids.start * c..ids.end * c]);
+            }
+            near(&found_x, &dx);
+            near(&found_tokens, &dtokens);
+            let first = first.get_or_insert_with(|| (nats, found_x.clone(), found_tokens.clone()));
+            assert!(*first == (nats, found_x, found_tokens), "{}", isa.name());
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "a target that is none of 3 ids")]
+    fn a_target_that_does_not_count_is_not_its_to_judge() {
+        let mut logits = Logits::new(1, 3, false);
+        Head { tokens: &[1.0; 6], c: 2, logits: &mut logits }.loss(
+            &Team::new(1),
+            &[1.0; 2],
+            &[IGNORE],
+            false,
+        );
     }
 }

@@ -57,7 +57,7 @@ impl Kind for Pretrain {
     fn info() -> Info {
         Info {
             name: "pretrain",
-            version: 3, // 2: kernels of our own; 3: pieces of 256 tokens side by side
+            version: 4, // 2: kernels of our own; 3: pieces of 256 tokens side by side; 4: sums of e^x by blocks
             summary: "Trains a new decoder-only transformer on token shards.",
             inputs: vec![
                 Port::new("shards", "shards", "What it learns to continue."),

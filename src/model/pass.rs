@@ -17,16 +17,15 @@
 //! attention gave, the residual stream in its middle, and the feed-forward part before GELU: 10 numbers for
 //! each of `C` where `F = 4C`. What is cheap is made again: norms and GELU.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Config;
-use super::gpt::{Block, Gpt, Layout, Pair, Parameter};
+use super::gpt::{Block, Gpt, Pair, Parameter};
 use crate::kernel::attention::{self, Back, Rows, Shape};
 use crate::kernel::embedding::{self, Ids};
 use crate::kernel::linear;
-use crate::kernel::loss::{CHUNK, Head, IGNORE};
+use crate::kernel::loss::{self, CHUNK, Head, IGNORE, Logits};
 use crate::kernel::matmul::View;
 use crate::kernel::norm;
 use crate::kernel::{Buffer, Dropout, Team, dropout, gelu};
@@ -112,6 +111,8 @@ pub struct Pass {
     keeps: usize,
     /// The gradients at the embeddings of a round, `[N, C]`.
     slopes: Buffer,
+    /// Rows of logits that somebody wants to see.
+    rows: Buffer,
 }
 
 /// The memory of one way.
@@ -126,13 +127,13 @@ struct Walk {
     b: Buffer,
     /// `[N, F]`, rows as in [`Kept::hidden`], or `[N, 3C]`
     wide: Buffer,
-    logits: Buffer,
+    logits: Logits,
 }
 
 /// A gradient to which pieces add in their order: all add to the same places one after the other, and the
 /// n-th addition of a piece waits for the n-th of the piece before.
 struct Sum<'a> {
-    /// A tensor each, by where it begins.
+    /// A tensor each, by where it begins; of the tokens a block each.
     places: Vec<(usize, Mutex<&'a mut [f32]>)>,
     /// Additions of each piece.
     done: Vec<AtomicUsize>,
@@ -140,14 +141,15 @@ struct Sum<'a> {
 }
 
 impl<'a> Sum<'a> {
-    fn new(layout: &Layout, gradient: &'a mut [f32], pieces: usize) -> Self {
-        let mut rest = gradient;
-        let place = |p: &Parameter| {
-            let (own, behind) = std::mem::take(&mut rest).split_at_mut(p.range.len());
+    fn new(gpt: &Gpt, gradient: &'a mut [f32], pieces: usize) -> Self {
+        let (mut places, mut rest) = (Vec::new(), gradient);
+        for Parameter { range, .. } in &gpt.layout.parameters {
+            let (own, behind) = rest.split_at_mut(range.len());
             rest = behind;
-            (p.range.start, Mutex::new(own))
-        };
-        let places = layout.parameters.iter().map(place).collect();
+            let len = if *range == gpt.layout.wte { loss::BLOCK * gpt.config.d_model } else { own.len() };
+            let starts = range.clone().step_by(len);
+            places.extend(starts.zip(own.chunks_mut(len).map(Mutex::new)));
+        }
         Sum {
             places,
             done: (0..pieces).map(|_| AtomicUsize::new(0)).collect(),
@@ -168,14 +170,14 @@ struct Turn<'b, 'a> {
 }
 
 impl<'b, 'a> Turn<'b, 'a> {
-    /// Returns when the next addition is this piece's.
+    /// Returns when the next addition, or the one so many behind it, is this piece's.
     ///
     /// # Panics
     /// When another piece did, which would never be done.
-    fn wait(&self) {
+    fn wait(&self, behind: usize) {
         let Some(before) = self.way.piece.checked_sub(1) else { return };
         let failed = || self.sum.failed.load(Ordering::Relaxed);
-        let come = || self.sum.done[before].load(Ordering::Acquire) > self.next;
+        let come = || self.sum.done[before].load(Ordering::Acquire) > self.next + behind;
         // Mostly it has come, or will at once.
         let mut spins = 0;
         while !come() {
@@ -189,8 +191,8 @@ impl<'b, 'a> Turn<'b, 'a> {
         }
     }
 
-    fn place(&self, range: &Range<usize>) -> MutexGuard<'b, &'a mut [f32]> {
-        let i = self.sum.places.binary_search_by_key(&range.start, |p| p.0).expect("where a tensor begins");
+    fn place(&self, start: usize) -> MutexGuard<'b, &'a mut [f32]> {
+        let i = self.sum.places.binary_search_by_key(&start, |p| p.0).expect("where a tensor begins");
         // Its turn has come, so nobody holds it.
         self.sum.places[i].1.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -202,8 +204,8 @@ impl<'b, 'a> Turn<'b, 'a> {
 
     /// Adds to a weight and its bias.
     fn add(&mut self, pair: &Pair, add: impl FnOnce(&mut [f32], &mut [f32])) {
-        self.wait();
-        add(&mut self.place(&pair.weight), &mut self.place(&pair.bias));
+        self.wait(0);
+        add(&mut self.place(pair.weight.start), &mut self.place(pair.bias.start));
         self.done();
     }
 }
@@ -244,8 +246,8 @@ impl Pass {
     }
 
     fn new(config: &Config, team: Team, keeps: usize) -> Self {
-        let (crews, walks) = (Vec::new(), Vec::new());
-        Pass { team, crews, walks, config: config.clone(), keeps, slopes: Buffer::new(0) }
+        let (crews, walks, config) = (Vec::new(), Vec::new(), config.clone());
+        Pass { team, crews, walks, config, keeps, slopes: Buffer::new(0), rows: Buffer::new(0) }
     }
 
     pub fn team(&self) -> &Team {
@@ -271,7 +273,7 @@ impl Pass {
             let mut slopes = std::mem::replace(&mut self.slopes, Buffer::new(0));
             let own = slopes[..n * c].chunks_mut(piece_of(length) * length * c).map(Mutex::new);
             let pieces: Vec<_> = cut(round, piece_of(length)).zip(own).collect();
-            let sum = Sum::new(&gpt.layout, gradient, pieces.len());
+            let sum = Sum::new(gpt, gradient, pieces.len());
             nats += self.side_by_side(pieces.len(), |walk, way| {
                 let ((skip, piece), slopes) = &pieces[way.piece];
                 let (team, mut turn) = (way.team, sum.turn(way));
@@ -318,16 +320,19 @@ impl Pass {
     pub fn each_logits(&mut self, gpt: &Gpt, all: Sequences, f: &mut dyn FnMut(&[f32], u32)) {
         self.check(all);
         self.make_walks(1);
-        let Pass { team, walks, .. } = self;
-        let walk = walks[0].get_mut().unwrap_or_else(PoisonError::into_inner);
         let (c, v) = (gpt.config.d_model, gpt.config.vocab_size);
+        if self.rows.len() < CHUNK * v {
+            self.rows = Buffer::new(CHUNK * v);
+        }
+        let Pass { team, walks, rows, .. } = self;
+        let walk = walks[0].get_mut().unwrap_or_else(PoisonError::into_inner);
         for (first, piece) in cut(all, piece_of(all.length)) {
             walk.forward(team, gpt, piece, first, Sites::NONE);
             let targets = walk.gather(gpt.config.d_model, piece.targets);
             let tokens = &gpt.weights[gpt.layout.wte.clone()];
             for (x, targets) in walk.a.chunks(CHUNK * c).zip(targets.chunks(CHUNK)) {
-                let logits = &mut walk.logits[..targets.len() * v];
-                crate::kernel::loss::logits(team, tokens, c, &x[..targets.len() * c], logits);
+                let logits = &mut rows[..targets.len() * v];
+                loss::logits(team, tokens, c, &x[..targets.len() * c], logits);
                 logits.chunks_exact(v).zip(targets).for_each(|(row, target)| f(row, *target));
             }
         }
@@ -442,7 +447,7 @@ impl Walk {
             a: Buffer::new(room * c),
             b: Buffer::new(room * c),
             wide: Buffer::new(room * wide_stride(config).max(3 * c)),
-            logits: Buffer::new(room.min(CHUNK) * config.vocab_size),
+            logits: Logits::new(room, config.vocab_size, keeps == config.n_layer),
         }
     }
 
@@ -503,7 +508,7 @@ impl Walk {
 
     /// The loss of the piece, and into `b` the gradient of the last norm's output.
     fn loss_and_back(&mut self, team: &Team, gpt: &Gpt, piece: Sequences, turn: &mut Turn) -> f64 {
-        let (c, n) = (gpt.config.d_model, piece.ids.len());
+        let (c, v, n) = (gpt.config.d_model, gpt.config.vocab_size, piece.ids.len());
         let targets = self.gather(c, piece.targets);
         let counted = targets.len();
         let mut head = Head { tokens: &gpt.weights[gpt.layout.wte.clone()], c, logits: &mut self.logits };
@@ -511,15 +516,28 @@ impl Walk {
         let dx = if counted == n { &mut self.b[..n * c] } else { &mut self.wide[..counted * c] };
         let x = &self.a[..counted * c];
         let mut nats = 0.0;
+        let mut left = counted;
         let chunks = x.chunks(CHUNK * c).zip(dx.chunks_mut(CHUNK * c)).zip(targets.chunks(CHUNK));
         for ((x, dx), targets) in chunks {
+            left -= targets.len();
             nats += head.loss(team, x, targets, true);
-            head.input(team, dx);
-            turn.wait();
-            head.weights(team, x, &mut turn.place(&gpt.layout.wte));
+            for (block, ids) in loss::blocks(v).enumerate() {
+                head.slope(team, targets, ids.clone());
+                head.input(team, ids.clone(), dx);
+                // The turns come with the last rows.
+                turn.wait(if left == 0 { 0 } else { block });
+                head.weights(team, ids.clone(), x, &mut turn.place(gpt.layout.wte.start + ids.start * c));
+                if left == 0 {
+                    turn.done();
+                }
+            }
         }
-        turn.wait();
-        turn.done();
+        if counted == 0 {
+            loss::blocks(v).for_each(|_| {
+                turn.wait(0);
+                turn.done();
+            });
+        }
         if counted < n {
             let b = &mut self.b[..n * c];
             let mut rows = self.wide[..counted * c].chunks_exact(c);
