@@ -24,6 +24,7 @@ use crate::corpus::conversation::ConversationReader;
 use crate::corpus::document::DocumentReader;
 use crate::generate::{self, Strategy};
 use crate::kernel::Team;
+use crate::kernel::loss::{self, Verdict};
 use crate::model::{IGNORE, Model, Pass, Sequences};
 use crate::shard::{Split, split_of};
 use crate::tokenizer::{Special, chat};
@@ -244,21 +245,18 @@ fn score_item(model: &Model, pass: &mut Pass, item: &Item, monitor: &dyn Monitor
         let targets: Vec<u32> =
             (start + 1..=end).map(|i| if counts(i) { item.ids[i] } else { IGNORE }).collect();
         let all = Sequences { ids: &item.ids[start..end], targets: &targets, length: end - start };
-        pass.each_logits(&model.gpt, all, &mut |row, target| sums += one_token(row, target));
+        pass.each_logits(&model.gpt, all, |team, logits, targets| {
+            let verdicts = loss::judge(team, logits, model.gpt.config.vocab_size, targets);
+            verdicts.iter().for_each(|verdict| sums += sums_of(verdict));
+        });
         next = end + 1;
         start = end.saturating_sub(room / 2);
     }
     Ok(sums)
 }
 
-fn one_token(row: &[f32], target: u32) -> Sums {
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = row.iter().map(|x| libm::exp(f64::from(x - max))).sum();
-    let own = row[target as usize];
-    let nats = libm::log(sum) - f64::from(own - max);
-    // Of equals the lower id ranks first, as in greedy decoding.
-    let rank =
-        row.iter().enumerate().filter(|(i, x)| **x > own || (**x == own && (*i as u32) < target)).count();
+fn sums_of(verdict: &Verdict) -> Sums {
+    let Verdict { nats, rank } = *verdict;
     Sums { tokens: 1, nats, top1: u64::from(rank == 0), top5: u64::from(rank < 5), ..Sums::default() }
 }
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::base::Quiet;
+use crate::corpus::conversation::{self, Conversation, ConversationWriter, Message, Role};
 use crate::corpus::document::{Document, DocumentWriter, FILE_NAME};
 use crate::model::{Config, Gpt};
 use crate::tokenizer::Tokenizer;
@@ -45,6 +46,39 @@ fn a_model_without_opinion_has_log2_v_bits_a_token_and_every_token_counts_once()
     assert_eq!(report.parameters, model.gpt.config.parameters() as u64);
 }
 
+/// In windows that begin within a question, within an answer, and where nothing is left to score.
+#[test]
+fn of_chats_the_answers_count_once_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = ConversationWriter::create(dir.path()).unwrap();
+    let (mut answers, mut chats) = (Vec::new(), 0);
+    for turns in 1..7 {
+        let mut messages = Vec::new();
+        for i in 0..turns {
+            let answer = "It sat on the mat. ".repeat(1 + (i + turns) % 3);
+            messages
+                .push(Message { role: Role::User, content: "Where is the cat, then? ".repeat(1 + i % 2) });
+            messages.push(Message { role: Role::Assistant, content: answer.clone() });
+            answers.push(answer);
+        }
+        writer.push(&Conversation::new(messages, "t", turns as u64)).unwrap();
+        chats += 1;
+    }
+    writer.finish().unwrap();
+    let model = uniform(1024);
+    let files = [dir.path().join(conversation::FILE_NAME)];
+    let report = evaluate(&model, &[], &files, &options(Scored::All), &Quiet).unwrap();
+    assert!(report.documents.is_none() && report.completions == 0);
+    let scores = report.chats.unwrap();
+    let bytes: usize = answers.iter().map(String::len).sum();
+    // Every token of an answer, and the <eos> behind it.
+    let tokens: usize = answers.iter().map(|t| model.tokenizer.encode(t).unwrap().len() + 1).sum();
+    assert_eq!((scores.texts, scores.tokens, scores.bytes), (chats, tokens as u64, bytes as u64));
+    assert!((scores.perplexity - 1024.0).abs() < 1e-3);
+    // Where all ids are equally likely the lowest ranks first, and no answer says it.
+    assert_eq!((scores.top1_accuracy, scores.top5_accuracy > 0.0), (0.0, true));
+}
+
 #[test]
 fn only_what_is_held_out_counts_and_none_held_out_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
@@ -68,11 +102,4 @@ fn only_what_is_held_out_counts_and_none_held_out_is_an_error() {
 fn a_text_is_cut_at_the_word_in_its_middle() {
     assert_eq!(cut_in_half("one two  three four\nfive six"), Some(("one two  three", "four")));
     assert_eq!(cut_in_half("too short to cut"), None);
-}
-
-#[test]
-fn equal_logits_rank_by_id() {
-    let sums = one_token(&[1.0, 1.0, 0.0], 1);
-    assert_eq!((sums.top1, sums.top5), (0, 1));
-    assert_eq!(one_token(&[1.0, 1.0, 0.0], 0).top1, 1);
 }

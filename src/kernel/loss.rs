@@ -50,6 +50,11 @@ struct Row {
 
 impl Row {
     const NEW: Row = Row { greatest: f32::NEG_INFINITY, sum: 0.0, own: 0.0 };
+
+    /// `ln Σ e^x - x[target]`
+    fn nats(&self) -> f64 {
+        libm::log(self.sum) + f64::from(self.greatest) - f64::from(self.own)
+    }
 }
 
 impl Logits {
@@ -101,7 +106,7 @@ impl Head<'_> {
                 }
             });
         }
-        rows.iter().map(|row| libm::log(row.sum) + f64::from(row.greatest) - f64::from(row.own)).sum()
+        rows.iter().map(Row::nats).sum()
     }
 
     /// What was kept of the logits of some ids, a block of them, becomes their gradient.
@@ -147,7 +152,46 @@ pub fn logits(team: &Team, tokens: &[f32], c: usize, x: &[f32], logits: &mut [f3
     matmul(team, (n, v, c), View::new(x, c), View::new(tokens, c).t(), Start::Zero, logits, v);
 }
 
+/// What logits say of what followed.
+#[derive(Debug, Clone, Copy)]
+pub struct Verdict {
+    /// `-ln p(target)`
+    pub nats: f64,
+    /// Ids that are likelier; of equals the lower id counts as such, as in greedy decoding.
+    pub rank: usize,
+}
+
+impl Verdict {
+    const NONE: Verdict = Verdict { nats: 0.0, rank: 0 };
+}
+
+/// The verdicts of `logits: [N, V]`, which are used up.
+///
+/// # Panics
+/// When a target is no id.
+pub fn judge(team: &Team, logits: &mut [f32], v: usize, targets: &[u32]) -> Vec<Verdict> {
+    let mut all = vec![Verdict::NONE; targets.len()];
+    let (logits, verdicts) = (Parts::new(logits), Parts::new(&mut all));
+    team.ranges(targets.len(), 1, |some| {
+        for i in some {
+            // SAFETY: each row has one task.
+            let (logits, verdict) = unsafe { (logits.take(i * v..(i + 1) * v), verdicts.take(i..i + 1)) };
+            let rank = rank(team.isa, logits, targets[i]);
+            let mut row = Row { own: logits[targets[i] as usize], ..Row::NEW };
+            add(team.isa, logits, &mut row);
+            verdict[0] = Verdict { nats: row.nats(), rank };
+        }
+    });
+    all
+}
+
 simd! {
+    fn rank<S>(logits: &[f32], target: u32) -> usize {
+        let (lower, own) = (&logits[..target as usize], logits[target as usize]);
+        let likelier = logits.iter().filter(|x| **x > own).count();
+        likelier + lower.iter().filter(|x| **x == own).count()
+    }
+
     /// A block's logits become `e^(logit - greatest)`, and the row takes them in.
     fn add<S>(logits: &mut [f32], row: &mut Row) {
         let mut greatest = F::<S>::splat(row.greatest);
@@ -232,6 +276,24 @@ mod tests {
             near(&found_tokens, &dtokens);
             let first = first.get_or_insert_with(|| (nats, found_x.clone(), found_tokens.clone()));
             assert!(*first == (nats, found_x, found_tokens), "{}", isa.name());
+        }
+    }
+
+    #[test]
+    fn equal_logits_rank_by_id() {
+        for isa in Isa::available() {
+            let team = Team::with(2, isa);
+            let mut logits: Vec<f32> = [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [-2.0, 5.0, 3.0]].concat();
+            let found = judge(&team, &mut logits, 3, &[0, 1, 0]);
+            assert_eq!(found.iter().map(|v| v.rank).collect::<Vec<_>>(), [0, 1, 2]);
+            let nats = |x: f64, all: [f64; 3]| all.iter().map(|x| x.exp()).sum::<f64>().ln() - x;
+            for (found, expected) in found.iter().zip([
+                nats(1.0, [1.0, 1.0, 0.0]),
+                nats(1.0, [1.0, 1.0, 0.0]),
+                nats(-2.0, [-2.0, 5.0, 3.0]),
+            ]) {
+                assert!((found.nats - expected).abs() < 1e-6, "{found:?}, not {expected}");
+            }
         }
     }
 

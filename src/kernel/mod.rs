@@ -2,7 +2,7 @@
 //! is made once.
 //!
 //! ```text
-//!  simd       16 lanes that mean the same on every CPU; one source, compiled for several   (x86, portable)
+//!  simd       16 lanes that mean the same on every CPU; one source for all      (x86, neon, portable)
 //!  math       e^x and what follows from it
 //!  team       threads that share loops
 //!  buffer     aligned memory in large pages
@@ -35,6 +35,8 @@ pub mod linear;
 pub mod loss;
 mod math;
 pub mod matmul;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub mod norm;
 mod portable;
 mod simd;

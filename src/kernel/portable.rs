@@ -1,6 +1,6 @@
-//! The vectors of [`super::simd`] as plain arrays. The compiler lays them over what the target always
-//! has: NEON on aarch64, SSE2 on x86-64. There, without a fused multiply-add, `mul_add` is a slow
-//! function call: this is for exactness on machines from before 2013, not for speed.
+//! The vectors of [`super::simd`] as plain arrays, which the compiler lays over what the target always has.
+//! Without a fused multiply-add, as on x86-64 from before 2013, `mul_add` is a slow function call: this is
+//! for exactness there, not for speed.
 
 use super::simd::{LANES, Number, Simd, Tiles};
 

@@ -1,10 +1,9 @@
 //! Vectors of 16 numbers, and how one source becomes code for several kinds of CPU.
 //!
 //! A kernel is written once over [`Simd`], whose vector has 16 lanes everywhere: one register with
-//! AVX-512, two with AVX2, an array that the compiler lays over what there is (NEON) elsewhere. Every
-//! operation is the IEEE one, multiplication and addition are fused where the source says so and
-//! nowhere else, and sums over lanes go through one fixed tree. So the bits of a result do not depend
-//! on the machine.
+//! AVX-512, two with AVX2, four with NEON, an array elsewhere. Every operation is the IEEE one,
+//! multiplication and addition are fused where the source says so and nowhere else, and sums over lanes
+//! go through one fixed tree. So the bits of a result do not depend on the machine.
 //!
 //! [`simd!`] compiles a kernel for each kind and picks at run time, by an [`Isa`] that can only be had
 //! where it runs.
@@ -24,6 +23,8 @@ pub(super) enum Kind {
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     Portable,
 }
 
@@ -42,6 +43,9 @@ impl Isa {
                 all.push(Isa(Kind::Avx2));
             }
         }
+        // Every 64-bit ARM has it.
+        #[cfg(target_arch = "aarch64")]
+        all.push(Isa(Kind::Neon));
         all.push(Isa(Kind::Portable));
         all
     }
@@ -66,7 +70,8 @@ impl Isa {
             Kind::Avx512 => "AVX-512",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "AVX2",
-            Kind::Portable if cfg!(target_arch = "aarch64") => "NEON",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => "NEON",
             Kind::Portable => "portable",
         }
     }
@@ -412,6 +417,8 @@ macro_rules! simd {
                 Kind::Avx512 => unsafe { avx512::<$($n)?>($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 Kind::Avx2 => unsafe { avx2::<$($n)?>($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                Kind::Neon => body::<$crate::kernel::neon::Neon $(, $n)?>($($arg),*),
                 Kind::Portable => body::<$crate::kernel::portable::Portable $(, $n)?>($($arg),*),
             }
         }

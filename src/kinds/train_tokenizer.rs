@@ -76,7 +76,7 @@ impl Kind for TrainTokenizer {
     fn info() -> Info {
         Info {
             name: "train_tokenizer",
-            version: 1,
+            version: 2, // 2: logarithms of our own for unigram
             summary: "Trains a tokenizer on documents and conversations.",
             inputs: texts::ports(),
             outputs: vec![Port::new(

@@ -312,12 +312,12 @@ impl Pass {
         })
     }
 
-    /// Calls `f` with each row of logits, `[V]`, of the positions whose target counts, in order, and with
-    /// the target.
+    /// Calls `f` with the logits, some rows `[V]` at a time, of the positions whose target counts, in order, and
+    /// with their targets.
     ///
     /// # Panics
     /// As [`Pass::loss`].
-    pub fn each_logits(&mut self, gpt: &Gpt, all: Sequences, f: &mut dyn FnMut(&[f32], u32)) {
+    pub fn each_logits(&mut self, gpt: &Gpt, all: Sequences, mut f: impl FnMut(&Team, &mut [f32], &[u32])) {
         self.check(all);
         self.make_walks(1);
         let (c, v) = (gpt.config.d_model, gpt.config.vocab_size);
@@ -333,7 +333,7 @@ impl Pass {
             for (x, targets) in walk.a.chunks(CHUNK * c).zip(targets.chunks(CHUNK)) {
                 let logits = &mut rows[..targets.len() * v];
                 loss::logits(team, tokens, c, &x[..targets.len() * c], logits);
-                logits.chunks_exact(v).zip(targets).for_each(|(row, target)| f(row, *target));
+                f(team, logits, targets);
             }
         }
     }

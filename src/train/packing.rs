@@ -81,17 +81,18 @@ fn pieces(c: &Rendered, len: usize, cut: &mut usize) -> Vec<Piece> {
 struct Exchange {
     ids: Vec<u32>,
     learn: Vec<bool>,
-    /// Where the answer's role token stands.
+    /// Where the answer's role token stands; 0 where nothing was asked, as in a greeting.
     answer: usize,
 }
 
 impl Exchange {
-    /// The end of what was asked and the beginning of the answer, with both role tokens.
+    /// The end of what was asked, if anything was, and the beginning of the answer, with their role tokens.
     fn shortened(self, len: usize) -> Exchange {
         let asked = self.answer.min((len / 2).max(2));
         let answer = (self.ids.len() - self.answer).min(len - asked);
         let pick = |all: &[u32]| {
-            let question = all[..1].iter().chain(&all[self.answer - (asked - 1)..self.answer]);
+            let role = asked.min(1);
+            let question = all[..role].iter().chain(&all[self.answer - (asked - role)..self.answer]);
             question.chain(&all[self.answer..self.answer + answer]).copied().collect::<Vec<u32>>()
         };
         let flags: Vec<u32> = self.learn.iter().map(|l| u32::from(*l)).collect();
@@ -120,7 +121,5 @@ fn exchanges(c: &Rendered) -> (Piece, Vec<Exchange>) {
         });
         start = turn.end;
     }
-    // An answer with nothing asked before it has no question to shorten.
-    out.retain(|e| e.answer > 0);
     (head, out)
 }

@@ -267,6 +267,43 @@ fn rendered(system: Option<usize>, turns: &[(usize, usize)]) -> Rendered {
     r
 }
 
+/// Whoever greets, or answers twice, is learned from as well, in rows that hold all of it and in shorter ones.
+#[test]
+fn answers_to_nothing_are_packed_too() {
+    // The assistant begins, and later speaks twice.
+    let mut conversation = rendered(None, &[(3, 4), (2, 5), (3, 6)]);
+    let without = |r: &mut Rendered, turn: usize| {
+        let range = r.turns.remove(turn);
+        r.ids.drain(range.clone());
+        r.target.drain(range.clone());
+        for later in &mut r.turns[turn..] {
+            *later = later.start - range.len()..later.end - range.len();
+        }
+    };
+    without(&mut conversation, 4);
+    without(&mut conversation, 0);
+    let answers = |rows: &[(Vec<u32>, Vec<bool>)]| -> Vec<usize> {
+        let all = rows.iter().flat_map(|(ids, learn)| ids.iter().zip(learn));
+        let mut found = Vec::new();
+        for (id, learn) in all {
+            if *id == ASSISTANT {
+                found.push(0);
+            }
+            if *learn {
+                *found.last_mut().unwrap() += 1;
+            }
+        }
+        found
+    };
+    for len in [40, 16, 12] {
+        let packing = pack([conversation.clone()].into_iter(), len);
+        assert!(packing.rows.iter().all(|(ids, _)| ids[0] == BOS && ids.len() <= len));
+        assert_eq!((answers(&packing.rows), packing.cut), (vec![5, 6, 7], 0), "rows of {len}");
+    }
+    let packing = pack([conversation].into_iter(), 8);
+    assert_eq!((answers(&packing.rows), packing.cut), (vec![5, 3, 6], 2));
+}
+
 proptest! {
     #[test]
     fn packing_keeps_roles_whole(

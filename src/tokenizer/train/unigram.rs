@@ -8,6 +8,8 @@
 
 use std::collections::HashMap;
 
+// Not the C library's: its last bits differ between systems.
+use libm::{exp, log, log1p};
 use rayon::prelude::*;
 
 use super::Word;
@@ -109,7 +111,7 @@ impl Model {
         pieces.extend(seeds(words, plan.max_length, monitor)?);
         let total: f64 = pieces.iter().map(|p| p.1).sum();
         for piece in &mut pieces {
-            piece.1 = (piece.1 / total).ln();
+            piece.1 = log(piece.1 / total);
         }
         let ids = ids_of(&pieces);
         let lattices = words
@@ -205,9 +207,9 @@ impl Model {
         let lattice = Lattice::of(&letters, 1.0, ids, letters.len());
         let others = lattice.best(&self.pieces, Some(id as u32));
         let count = counts[id];
-        let new_sum = (sum + count * (others.len() as f64 - 1.0)).ln();
-        let spelled: f64 = others.iter().map(|other| (counts[*other as usize] + count).ln() - new_sum).sum();
-        count * (count.ln() - sum.ln() - spelled)
+        let new_sum = log(sum + count * (others.len() as f64 - 1.0));
+        let spelled: f64 = others.iter().map(|other| log(counts[*other as usize] + count) - new_sum).sum();
+        count * (log(count) - log(sum) - spelled)
     }
 
     /// Leaves only some pieces, and renumbers them everywhere.
@@ -237,7 +239,7 @@ impl Model {
 
     /// The `size` most probable pieces, the alphabet among them in any case.
     fn finish(mut self, size: usize) -> Vec<Piece> {
-        // Rounded, because the last digits of a logarithm differ between machines.
+        // More digits decide nothing and are long to read.
         for piece in &mut self.pieces {
             piece.1 = (piece.1 * 1e6).round() / 1e6;
         }
@@ -292,7 +294,7 @@ impl Lattice {
         let whole = forward[self.len];
         for edge in &self.edges {
             let through = forward[edge.start as usize] + score(edge) + backward[edge.end as usize];
-            sums[edge.piece as usize] += self.count * (through - whole).exp();
+            sums[edge.piece as usize] += self.count * exp(through - whole);
         }
     }
 
@@ -368,7 +370,7 @@ fn common(a: &[char], b: &[char]) -> usize {
 
 fn log_add(a: f64, b: f64) -> f64 {
     let (high, low) = if a > b { (a, b) } else { (b, a) };
-    if low == f64::NEG_INFINITY { high } else { high + (low - high).exp().ln_1p() }
+    if low == f64::NEG_INFINITY { high } else { high + log1p(exp(low - high)) }
 }
 
 /// The derivative of the logarithm of the gamma function, for positive `x`
@@ -382,7 +384,7 @@ fn digamma(mut x: f64) -> f64 {
     let y = x - 0.5;
     let inverse = 1.0 / (y * y);
     result
-        + y.ln()
+        + log(y)
         + inverse
             * (1.0 / 24.0 - inverse * (7.0 / 960.0 - inverse * (31.0 / 8064.0 - inverse * 127.0 / 30720.0)))
 }

@@ -1,0 +1,183 @@
+//! The vectors of [`super::simd`] on 64-bit ARM: four NEON registers each.
+
+use std::arch::aarch64::*;
+
+use super::simd::{LANES, Simd, Tiles};
+
+#[derive(Clone, Copy)]
+pub struct Neon;
+
+macro_rules! each {
+    ($f:ident, $a:expr, $b:expr) => {
+        [$f($a[0], $b[0]), $f($a[1], $b[1]), $f($a[2], $b[2]), $f($a[3], $b[3])]
+    };
+    ($f:ident, $a:expr) => {
+        [$f($a[0]), $f($a[1]), $f($a[2]), $f($a[3])]
+    };
+}
+
+#[inline(always)]
+fn greater(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+    // SAFETY: every 64-bit ARM has NEON.
+    unsafe { vbslq_f32(vcgtq_f32(a, b), a, b) }
+}
+
+#[inline(always)]
+fn lesser(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+    // SAFETY: as above.
+    unsafe { vbslq_f32(vcltq_f32(a, b), a, b) }
+}
+
+impl Tiles for Neon {
+    type F = [float32x4_t; 4];
+    // 6 sums of four registers, B's four and one of A: 29 of 32 registers.
+    const VECTORS: usize = 1;
+
+    #[inline(always)]
+    fn height(left: usize) -> usize {
+        *[6, 4, 2].iter().find(|h| **h <= left).unwrap_or(&1)
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::F {
+        unsafe { [vdupq_n_f32(x); 4] }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::F {
+        unsafe { [vld1q_f32(p), vld1q_f32(p.add(4)), vld1q_f32(p.add(8)), vld1q_f32(p.add(12))] }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: Self::F) {
+        unsafe {
+            vst1q_f32(p, x[0]);
+            vst1q_f32(p.add(4), x[1]);
+            vst1q_f32(p.add(8), x[2]);
+            vst1q_f32(p.add(12), x[3]);
+        }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        unsafe {
+            [
+                vfmaq_f32(c[0], a[0], b[0]),
+                vfmaq_f32(c[1], a[1], b[1]),
+                vfmaq_f32(c[2], a[2], b[2]),
+                vfmaq_f32(c[3], a[3], b[3]),
+            ]
+        }
+    }
+}
+
+impl Simd for Neon {
+    type U = [uint32x4_t; 4];
+
+    #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { each!(vaddq_f32, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { each!(vsubq_f32, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { each!(vmulq_f32, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { each!(vdivq_f32, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
+        each!(greater, a, b)
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
+        each!(lesser, a, b)
+    }
+    #[inline(always)]
+    unsafe fn sqrt(a: Self::F) -> Self::F {
+        unsafe { each!(vsqrtq_f32, a) }
+    }
+    #[inline(always)]
+    unsafe fn bits(a: Self::F) -> Self::U {
+        unsafe { each!(vreinterpretq_u32_f32, a) }
+    }
+    #[inline(always)]
+    unsafe fn from_bits(a: Self::U) -> Self::F {
+        unsafe { each!(vreinterpretq_f32_u32, a) }
+    }
+    #[inline(always)]
+    unsafe fn splat_u(x: u32) -> Self::U {
+        unsafe { [vdupq_n_u32(x); 4] }
+    }
+    #[inline(always)]
+    unsafe fn add_u(a: Self::U, b: Self::U) -> Self::U {
+        unsafe { each!(vaddq_u32, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul_u(a: Self::U, b: Self::U) -> Self::U {
+        unsafe { each!(vmulq_u32, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn xor_u(a: Self::U, b: Self::U) -> Self::U {
+        unsafe { each!(veorq_u32, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn shr_u<const N: u32>(a: Self::U) -> Self::U {
+        // To the left by less than nothing.
+        unsafe { each!(vshlq_u32, a, [vdupq_n_s32(-(N as i32)); 4]) }
+    }
+    #[inline(always)]
+    unsafe fn shl_u<const N: u32>(a: Self::U) -> Self::U {
+        unsafe { each!(vshlq_u32, a, [vdupq_n_s32(N as i32); 4]) }
+    }
+    #[inline(always)]
+    unsafe fn keep_ge(a: Self::U, b: Self::U, x: Self::F) -> Self::F {
+        unsafe {
+            let kept = |i: usize| {
+                let keeps = vcgeq_s32(vreinterpretq_s32_u32(a[i]), vreinterpretq_s32_u32(b[i]));
+                vreinterpretq_f32_u32(vandq_u32(keeps, vreinterpretq_u32_f32(x[i])))
+            };
+            [kept(0), kept(1), kept(2), kept(3)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn to_array(a: Self::F) -> [f32; LANES] {
+        unsafe { std::mem::transmute::<[float32x4_t; 4], [f32; LANES]>(a) }
+    }
+    #[inline(always)]
+    unsafe fn from_array_u(a: [u32; LANES]) -> Self::U {
+        unsafe { std::mem::transmute::<[u32; LANES], [uint32x4_t; 4]>(a) }
+    }
+    #[inline(always)]
+    unsafe fn load_halves(p: *const u16) -> Self::F {
+        unsafe {
+            let four =
+                |p: *const u16| vreinterpretq_f32_u32(vshlq_u32(vmovl_u16(vld1_u16(p)), vdupq_n_s32(16)));
+            [four(p), four(p.add(4)), four(p.add(8)), four(p.add(12))]
+        }
+    }
+    /// In blocks of 4 × 4.
+    #[inline(always)]
+    unsafe fn turned(rows: [Self::F; LANES]) -> [Self::F; LANES] {
+        unsafe {
+            let mut columns = [Self::splat(0.0); LANES];
+            for i in 0..4 {
+                for j in 0..4 {
+                    let row = |k: usize| rows[4 * i + k][j];
+                    let pairs = |a, b| {
+                        (vreinterpretq_f64_f32(vtrn1q_f32(a, b)), vreinterpretq_f64_f32(vtrn2q_f32(a, b)))
+                    };
+                    let ((even, odd), (even_below, odd_below)) =
+                        (pairs(row(0), row(1)), pairs(row(2), row(3)));
+                    columns[4 * j][i] = vreinterpretq_f32_f64(vzip1q_f64(even, even_below));
+                    columns[4 * j + 1][i] = vreinterpretq_f32_f64(vzip1q_f64(odd, odd_below));
+                    columns[4 * j + 2][i] = vreinterpretq_f32_f64(vzip2q_f64(even, even_below));
+                    columns[4 * j + 3][i] = vreinterpretq_f32_f64(vzip2q_f64(odd, odd_below));
+                }
+            }
+            columns
+        }
+    }
+}
