@@ -1,5 +1,6 @@
-//! Cross-entropy with the output projection, for some rows and a block of the vocabulary at a time, so that
-//! `[N, V]` numbers never exist, and what does exist is used while the second cache holds it.
+//! Cross-entropy with the output projection, for some rows and a block of the vocabulary at a time: what is
+//! made of a block is used while the second cache holds it. Of a batch, no more than [`CHUNK`] rows of
+//! logits exist at once; where nothing goes back, no more than a block of those.
 //!
 //! On the way forward a block's logits become `e^(logit - m)`, where m is the greatest of their row so far;
 //! the sum of a row so far is scaled whenever m grows (Milakov and Gimelshein, "Online normalizer calculation

@@ -22,8 +22,8 @@
 //! own. Twins in plain code and candle's autograd test the values, and a test compares the bytes of all
 //! that the machine can run.
 //!
-//! Unsafe code is here for two things: instructions of a CPU that was asked whether it has them, and
-//! threads that write disjoint parts of one slice.
+//! Unsafe code is here for three things: instructions of a CPU that was asked whether it has them,
+//! threads that write disjoint parts of one slice, and memory in large pages.
 
 pub mod adamw;
 pub mod attention;

@@ -131,7 +131,8 @@ struct Walk {
 }
 
 /// A gradient to which pieces add in their order: all add to the same places one after the other, and the
-/// n-th addition of a piece waits for the n-th of the piece before.
+/// n-th addition of a piece waits for the n-th of the piece before. To the tokens' gradient a piece adds
+/// each of its chunks of rows, which together are one addition.
 struct Sum<'a> {
     /// A tensor each, by where it begins; of the tokens a block each.
     places: Vec<(usize, Mutex<&'a mut [f32]>)>,
