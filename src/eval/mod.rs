@@ -24,8 +24,7 @@ use crate::corpus::conversation::ConversationReader;
 use crate::corpus::document::DocumentReader;
 use crate::generate::{self, Strategy};
 use crate::kernel::Team;
-use crate::kernel::loss::{self, Verdict};
-use crate::model::{IGNORE, Model, Pass, Sequences};
+use crate::model::{IGNORE, Model, Pass, Prediction, Sequences};
 use crate::shard::{Split, split_of};
 use crate::tokenizer::{Special, chat};
 
@@ -245,18 +244,14 @@ fn score_item(model: &Model, pass: &mut Pass, item: &Item, monitor: &dyn Monitor
         let targets: Vec<u32> =
             (start + 1..=end).map(|i| if counts(i) { item.ids[i] } else { IGNORE }).collect();
         let all = Sequences { ids: &item.ids[start..end], targets: &targets, length: end - start };
-        pass.each_logits(&model.gpt, all, |team, logits, targets| {
-            let verdicts = loss::judge(team, logits, model.gpt.config.vocab_size, targets);
-            verdicts.iter().for_each(|verdict| sums += sums_of(verdict));
-        });
+        pass.predictions(&model.gpt, all).into_iter().for_each(|prediction| sums += sums_of(prediction));
         next = end + 1;
         start = end.saturating_sub(room / 2);
     }
     Ok(sums)
 }
 
-fn sums_of(verdict: &Verdict) -> Sums {
-    let Verdict { nats, rank } = *verdict;
+fn sums_of(Prediction { nats, rank }: Prediction) -> Sums {
     Sums { tokens: 1, nats, top1: u64::from(rank == 0), top5: u64::from(rank < 5), ..Sums::default() }
 }
 

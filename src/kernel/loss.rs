@@ -153,34 +153,30 @@ pub fn logits(team: &Team, tokens: &[f32], c: usize, x: &[f32], logits: &mut [f3
     matmul(team, (n, v, c), View::new(x, c), View::new(tokens, c).t(), Start::Zero, logits, v);
 }
 
-/// What logits say of what followed.
-#[derive(Debug, Clone, Copy)]
-pub struct Verdict {
-    /// `-ln p(target)`
+/// How well a token was predicted.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Prediction {
+    /// `-ln p(token)`
     pub nats: f64,
-    /// Ids that are likelier; of equals the lower id counts as such, as in greedy decoding.
+    /// Ids that were likelier; of equals the lower id counts as such, as in greedy decoding.
     pub rank: usize,
 }
 
-impl Verdict {
-    const NONE: Verdict = Verdict { nats: 0.0, rank: 0 };
-}
-
-/// The verdicts of `logits: [N, V]`, which are used up.
+/// How well `logits: [N, V]`, which are used up, predicted the targets.
 ///
 /// # Panics
 /// When a target is no id.
-pub fn judge(team: &Team, logits: &mut [f32], v: usize, targets: &[u32]) -> Vec<Verdict> {
-    let mut all = vec![Verdict::NONE; targets.len()];
-    let (logits, verdicts) = (Parts::new(logits), Parts::new(&mut all));
+pub fn predictions(team: &Team, logits: &mut [f32], v: usize, targets: &[u32]) -> Vec<Prediction> {
+    let mut all = vec![Prediction::default(); targets.len()];
+    let (logits, predictions) = (Parts::new(logits), Parts::new(&mut all));
     team.ranges(targets.len(), 1, |some| {
         for i in some {
             // SAFETY: each row has one task.
-            let (logits, verdict) = unsafe { (logits.take(i * v..(i + 1) * v), verdicts.take(i..i + 1)) };
+            let (logits, own) = unsafe { (logits.take(i * v..(i + 1) * v), predictions.take(i..i + 1)) };
             let rank = rank(team.isa, logits, targets[i]);
             let mut row = Row { own: logits[targets[i] as usize], ..Row::NEW };
             add(team.isa, logits, &mut row);
-            verdict[0] = Verdict { nats: row.nats(), rank };
+            own[0] = Prediction { nats: row.nats(), rank };
         }
     });
     all
@@ -253,9 +249,10 @@ mod tests {
             }
         }
         let near = |found: &[f32], expected: &[f64]| {
-            let worst =
-                found.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
-            assert!(worst < 2e-5, "{worst} off");
+            assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(expected) {
+                assert!((f64::from(*found) - expected).abs() < 2e-5, "{found}, not {expected}");
+            }
         };
         let mut first = None;
         for isa in Isa::available() {
@@ -285,7 +282,7 @@ mod tests {
         for isa in Isa::available() {
             let team = Team::with(2, isa);
             let mut logits: Vec<f32> = [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [-2.0, 5.0, 3.0]].concat();
-            let found = judge(&team, &mut logits, 3, &[0, 1, 0]);
+            let found = predictions(&team, &mut logits, 3, &[0, 1, 0]);
             assert_eq!(found.iter().map(|v| v.rank).collect::<Vec<_>>(), [0, 1, 2]);
             let nats = |x: f64, all: [f64; 3]| all.iter().map(|x| x.exp()).sum::<f64>().ln() - x;
             for (found, expected) in found.iter().zip([

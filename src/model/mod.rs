@@ -23,6 +23,7 @@ pub use pass::{Pass, Sequences, round_of};
 
 use crate::kernel::Dropout;
 pub use crate::kernel::IGNORE;
+pub use crate::kernel::loss::Prediction;
 
 /// What is dropped at one site of the model in the step that `key` stands for.
 fn dropout_at(p: f64, key: u64, site: usize) -> Dropout {

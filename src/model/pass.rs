@@ -25,7 +25,7 @@ use super::gpt::{Block, Gpt, Pair, Parameter};
 use crate::kernel::attention::{self, Back, Rows, Shape};
 use crate::kernel::embedding::{self, Ids};
 use crate::kernel::linear;
-use crate::kernel::loss::{self, CHUNK, Head, IGNORE, Logits};
+use crate::kernel::loss::{self, CHUNK, Head, IGNORE, Logits, Prediction};
 use crate::kernel::matmul::View;
 use crate::kernel::norm;
 use crate::kernel::{Buffer, Dropout, Team, dropout, gelu};
@@ -111,7 +111,7 @@ pub struct Pass {
     keeps: usize,
     /// The gradients at the embeddings of a round, `[N, C]`.
     slopes: Buffer,
-    /// Rows of logits that somebody wants to see.
+    /// Whole rows of logits, where they are needed as such.
     rows: Buffer,
 }
 
@@ -301,24 +301,38 @@ impl Pass {
     /// When the sequences don't fit the model.
     pub fn loss(&mut self, gpt: &Gpt, all: Sequences) -> f64 {
         self.check(all);
+        let c = gpt.config.d_model;
         let pieces: Vec<_> = cut(all, piece_of(all.length)).collect();
         self.side_by_side(pieces.len(), |walk, way| {
             let ((first, piece), team) = (pieces[way.piece], way.team);
             walk.forward(team, gpt, piece, first, Sites::NONE);
-            let targets = walk.gather(gpt.config.d_model, piece.targets);
-            let c = gpt.config.d_model;
+            let targets = walk.gather(c, piece.targets);
             let mut head = Head { tokens: &gpt.weights[gpt.layout.wte.clone()], c, logits: &mut walk.logits };
             let rows = walk.a.chunks(CHUNK * c).zip(targets.chunks(CHUNK));
             rows.map(|(x, targets)| head.loss(team, &x[..targets.len() * c], targets, false)).sum()
         })
     }
 
-    /// Calls `f` with the logits, some rows `[V]` at a time, of the positions whose target counts, in order, and
-    /// with their targets.
+    /// How well each target that counts is predicted, in order.
     ///
     /// # Panics
     /// As [`Pass::loss`].
-    pub fn each_logits(&mut self, gpt: &Gpt, all: Sequences, mut f: impl FnMut(&Team, &mut [f32], &[u32])) {
+    pub fn predictions(&mut self, gpt: &Gpt, all: Sequences) -> Vec<Prediction> {
+        let mut found = Vec::new();
+        self.each_logits(gpt, all, |team, logits, targets| {
+            found.extend(loss::predictions(team, logits, gpt.config.vocab_size, targets));
+        });
+        found
+    }
+
+    /// Calls `f` with the logits, some rows `[V]` at a time, of the positions whose target counts, in order,
+    /// and with their targets.
+    pub(super) fn each_logits(
+        &mut self,
+        gpt: &Gpt,
+        all: Sequences,
+        mut f: impl FnMut(&Team, &mut [f32], &[u32]),
+    ) {
         self.check(all);
         self.make_walks(1);
         let (c, v) = (gpt.config.d_model, gpt.config.vocab_size);
@@ -329,7 +343,7 @@ impl Pass {
         let walk = walks[0].get_mut().unwrap_or_else(PoisonError::into_inner);
         for (first, piece) in cut(all, piece_of(all.length)) {
             walk.forward(team, gpt, piece, first, Sites::NONE);
-            let targets = walk.gather(gpt.config.d_model, piece.targets);
+            let targets = walk.gather(c, piece.targets);
             let tokens = &gpt.weights[gpt.layout.wte.clone()];
             for (x, targets) in walk.a.chunks(CHUNK * c).zip(targets.chunks(CHUNK)) {
                 let logits = &mut rows[..targets.len() * v];
