@@ -812,7 +812,7 @@ mod tests {
             ("a.txt", 23, 33),
             ("b.md", 17, 24),
             ("c.jsonl", 0, 18),
-            ("d.csv", 8, 25),
+            ("d.csv", 8, 24),
             ("e.parquet", 0, 1),
             ("e.parquet", 1, 2),
         ];

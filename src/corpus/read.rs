@@ -11,9 +11,10 @@ use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchR
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::csv::{CsvRows, column_of};
 use super::input::{Bad, InputFile, Record, Window, too_long};
 use super::parquet_io::{expect_whole, guarded, unreadable};
-use super::rows::{CsvRows, JsonRows, Next, column_of};
+use super::rows::{JsonRows, Next};
 use crate::base::{Error, Result, fs, suggest};
 
 /// What a file holds.
