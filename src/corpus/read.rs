@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::csv::{CsvRows, column_of};
 use super::input::{Bad, InputFile, Record, Window, too_long};
+use super::json::{JsonRows, Next};
 use super::parquet_io::{expect_whole, guarded, unreadable};
-use super::rows::{JsonRows, Next};
 use crate::base::{Error, Result, fs, suggest};
 
 /// What a file holds.

@@ -26,7 +26,7 @@ use super::conversation::{Conversation, ConversationWriter, Role};
 use super::csv::CsvRows;
 use super::ingest::{OnBadRow, write_report};
 use super::input::{Bad, InputFile, Record};
-use super::rows::{JsonRows, Next, parse_json};
+use super::json::{JsonRows, Next, parse_json};
 use crate::base::{Error, Monitor, Result, units};
 
 /// How files become conversations.
