@@ -621,7 +621,7 @@ impl Preparer<'_> {
         let mut ranges = vec![0..text.len()];
         if self.options.strip_boilerplate {
             ranges = boilerplate::without_gutenberg(text);
-            let opens_file = record.start == 0 || (record.start == 3 && text.starts_with("---"));
+            let opens_file = matches!(record.start, 0 | 3); // 3: behind a byte order mark
             if let Some(first) = ranges.first_mut().filter(|_| self.format == Format::Md && opens_file) {
                 first.start = first.start.max(boilerplate::front_matter(text)).min(first.end);
             }
@@ -931,8 +931,10 @@ mod tests {
 
     #[test]
     fn duplicates_are_removed_and_reported() {
-        let story: String = (0..200).map(|i| format!("word{i} ")).collect();
-        let near = story.replace("word100", "changed");
+        let word =
+            |i: u32| format!("word{}{} ", (b'a' + (i / 26) as u8) as char, (b'a' + (i % 26) as u8) as char);
+        let story: String = (0..200).map(word).collect();
+        let near = story.replace(&word(100), "changed ");
         let text = [story.as_str(), "other", &near, &story].join("\n<|endoftext|>\n");
         let ran = run(&[("a.txt", text.as_bytes())], Options::default());
         assert_eq!(ran.texts().len(), 2);

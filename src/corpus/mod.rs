@@ -18,5 +18,6 @@ pub mod input;
 pub mod json;
 pub mod minhash;
 pub mod read;
+pub mod signs;
 pub mod split;
 pub mod transcode;
