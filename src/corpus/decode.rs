@@ -86,6 +86,14 @@ pub struct Decoded {
 }
 
 impl Decoded {
+    /// The text of bytes that are known to be UTF-8, as those of Parquet; NUL may be among them.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub fn from_utf8(bytes: Vec<u8>) -> Result<Self, std::string::FromUtf8Error> {
+        String::from_utf8(bytes).map(Decoded::plain)
+    }
+
     fn plain(text: String) -> Self {
         Decoded { text, replaced: 0, marks: Vec::new() }
     }

@@ -62,6 +62,11 @@ pub fn readable(file: &InputFile, encoding: Encoding, scratch: &Path) -> Result<
 }
 
 impl Readable {
+    /// A file that is not read as a text: Parquet.
+    pub fn as_it_is(file: &InputFile) -> Self {
+        Readable { file: file.clone(), encoding: Encoding::Utf8, _copy: None }
+    }
+
     /// The defect of a byte of [`Readable::file`] that is not in its encoding.
     pub fn invalid(&self, at: u64, byte: u8) -> Bad {
         let bad = |message: String| Bad::new("invalid_encoding", at, message).fatal();
