@@ -23,9 +23,9 @@ use super::decode::{Decoded, Encoding, Invalid, OnInvalid, decode};
 use super::document::{Document, DocumentWriter};
 use super::duplicates::{DuplicateWriter, Likeness, Origin, Seen};
 use super::input::{Bad, InputFile, Record};
+use super::json::{describe, parse_json};
 use super::minhash::{MinHasher, Signature};
 use super::read::{Format, FormatChoice, Reader, Reading};
-use super::rows::{describe, parse_json};
 use super::split;
 use crate::base::{Digest, Error, Monitor, Result, fs, suggest, units};
 

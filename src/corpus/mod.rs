@@ -13,6 +13,7 @@ pub mod decode;
 pub mod duplicates;
 pub mod ingest;
 pub mod input;
+pub mod json;
 pub mod minhash;
 pub mod read;
 pub mod rows;

@@ -12,8 +12,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::input::{Bad, InputFile, Record, Window, too_long};
+use super::json::{JsonRows, Next};
 use super::parquet_io::{expect_whole, guarded, unreadable};
-use super::rows::{CsvRows, JsonRows, Next, column_of};
+use super::rows::{CsvRows, column_of};
 use crate::base::{Error, Result, fs, suggest};
 
 /// What a file holds.

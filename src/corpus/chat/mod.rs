@@ -25,7 +25,8 @@ use super::clean::Cleaning;
 use super::conversation::{Conversation, ConversationWriter, Role};
 use super::ingest::{OnBadRow, write_report};
 use super::input::{Bad, InputFile, Record};
-use super::rows::{CsvRows, JsonRows, Next, parse_json};
+use super::json::{JsonRows, Next, parse_json};
+use super::rows::CsvRows;
 use crate::base::{Error, Monitor, Result, units};
 
 /// How files become conversations.
