@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, ListArray, ListBuilder, RecordBatch, StringArray, StringBuilder, StructArray,
-    StructBuilder, UInt64Array, UInt64Builder,
+    Array, ArrayBuilder, ArrayRef, ListArray, ListBuilder, RecordBatch, StringArray, StringBuilder,
+    StructArray, StructBuilder, UInt8Array, UInt8Builder, UInt64Array, UInt64Builder,
 };
 use arrow::datatypes::{DataType, Field, Fields, Schema};
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,25 @@ impl Role {
 pub struct Message {
     pub role: Role,
     pub content: String,
+    /// 0: an answer that is context and never learned. 1: any other message.
+    #[serde(default = "one")]
+    pub weight: u8,
+}
+
+fn one() -> u8 {
+    1
+}
+
+impl Message {
+    /// A message of weight 1.
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Message { role, content: content.into(), weight: 1 }
+    }
+
+    /// Whether a model is to learn to write it.
+    pub fn is_learned(&self) -> bool {
+        self.role == Role::Assistant && self.weight == 1
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,15 +78,7 @@ pub struct Conversation {
 
 impl Conversation {
     pub fn new(messages: Vec<Message>, source: impl Into<String>, row: u64) -> Self {
-        let mut text = String::new();
-        for message in &messages {
-            text.push_str(message.role.as_str());
-            text.push('\0');
-            text.push_str(&message.content);
-            text.push('\0');
-        }
-        let id = Digest::of(text.as_bytes()).hex()[..32].to_string();
-        Conversation { id, source: source.into(), row, messages }
+        Conversation { id: id_of(&[&messages]), source: source.into(), row, messages }
     }
 
     /// Bytes of all contents.
@@ -80,18 +91,103 @@ impl Conversation {
     }
 }
 
+/// 32 hex digits from the digest of lists of messages.
+pub(super) fn id_of(lists: &[&[Message]]) -> String {
+    let mut text = String::new();
+    for (i, messages) in lists.iter().enumerate() {
+        if i > 0 {
+            text.push('\0'); // no role is empty: lists cannot run into one another
+        }
+        for message in *messages {
+            text.push_str(message.role.as_str());
+            text.push('\0');
+            text.push_str(&message.content);
+            text.push('\0');
+            if message.weight != 1 {
+                text.push_str("weight=0\0"); // nothing for 1: such conversations keep the ids of old
+            }
+        }
+    }
+    Digest::of(text.as_bytes()).hex()[..32].to_string()
+}
+
 fn message_fields() -> Fields {
-    vec![Field::new("role", DataType::Utf8, false), Field::new("content", DataType::Utf8, false)].into()
+    vec![
+        Field::new("role", DataType::Utf8, false),
+        Field::new("content", DataType::Utf8, false),
+        Field::new("weight", DataType::UInt8, false),
+    ]
+    .into()
 }
 
 fn item() -> Arc<Field> {
     Arc::new(Field::new("item", DataType::Struct(message_fields()), false))
 }
 
-fn messages_builder() -> ListBuilder<StructBuilder> {
-    let columns: Vec<Box<dyn arrow::array::ArrayBuilder>> =
-        vec![Box::new(StringBuilder::new()), Box::new(StringBuilder::new())];
-    ListBuilder::new(StructBuilder::new(message_fields(), columns)).with_field(item())
+/// A column of lists of messages.
+pub(super) struct MessageLists(ListBuilder<StructBuilder>);
+
+impl Default for MessageLists {
+    fn default() -> Self {
+        let columns: Vec<Box<dyn ArrayBuilder>> = vec![
+            Box::new(StringBuilder::new()),
+            Box::new(StringBuilder::new()),
+            Box::new(UInt8Builder::new()),
+        ];
+        MessageLists(ListBuilder::new(StructBuilder::new(message_fields(), columns)).with_field(item()))
+    }
+}
+
+impl MessageLists {
+    pub fn field(name: &str) -> Field {
+        Field::new(name, DataType::List(item()), false)
+    }
+
+    pub fn push(&mut self, messages: &[Message]) {
+        let items = self.0.values();
+        for message in messages {
+            for (i, text) in [message.role.as_str(), &message.content].into_iter().enumerate() {
+                if let Some(builder) = items.field_builder::<StringBuilder>(i) {
+                    builder.append_value(text);
+                }
+            }
+            if let Some(builder) = items.field_builder::<UInt8Builder>(2) {
+                builder.append_value(message.weight);
+            }
+            items.append(true);
+        }
+        self.0.append(true);
+    }
+
+    pub fn take(&mut self) -> ArrayRef {
+        Arc::new(self.0.finish())
+    }
+
+    /// The list of each row of column `name`.
+    pub fn read(batch: &RecordBatch, name: &str, path: &Path) -> Result<Vec<Vec<Message>>> {
+        let lists: ListArray = column(batch, name, path)?;
+        (0..batch.num_rows()).map(|row| messages_of(&lists.value(row), row, path)).collect()
+    }
+}
+
+fn messages_of(list: &ArrayRef, row: usize, path: &Path) -> Result<Vec<Message>> {
+    let fields = || {
+        let list = list.as_any().downcast_ref::<StructArray>()?;
+        let texts = |name: &str| list.column_by_name(name)?.as_any().downcast_ref::<StringArray>().cloned();
+        let weights = list.column_by_name("weight")?.as_any().downcast_ref::<UInt8Array>().cloned();
+        Some((texts("role")?, texts("content")?, weights?))
+    };
+    let (roles, contents, weights) = fields().ok_or_else(|| {
+        let path = path.display();
+        Error::input(format!("`{path}`: its messages are not structs of role, content and weight"))
+    })?;
+    let message = |i: usize| {
+        let role = Role::parse(roles.value(i)).ok_or_else(|| {
+            Error::input(format!("`{}` row {row}: unknown role {:?}", path.display(), roles.value(i)))
+        })?;
+        Ok(Message { role, content: contents.value(i).to_string(), weight: weights.value(i) })
+    };
+    (0..list.len()).map(message).collect()
 }
 
 /// Writes conversations as they come.
@@ -100,22 +196,12 @@ pub type ConversationWriter = RowWriter<ConversationColumns>;
 /// Iterates over the conversations of a file.
 pub type ConversationReader = RowReader<ConversationColumns>;
 
+#[derive(Default)]
 pub struct ConversationColumns {
     id: StringBuilder,
     source: StringBuilder,
     row: UInt64Builder,
-    messages: ListBuilder<StructBuilder>,
-}
-
-impl Default for ConversationColumns {
-    fn default() -> Self {
-        ConversationColumns {
-            id: StringBuilder::new(),
-            source: StringBuilder::new(),
-            row: UInt64Builder::new(),
-            messages: messages_builder(),
-        }
-    }
+    messages: MessageLists,
 }
 
 impl Columns for ConversationColumns {
@@ -129,7 +215,7 @@ impl Columns for ConversationColumns {
             Field::new("id", DataType::Utf8, false),
             Field::new("source", DataType::Utf8, false),
             Field::new("row", DataType::UInt64, false),
-            Field::new("messages", DataType::List(item()), false),
+            MessageLists::field("messages"),
         ]))
     }
 
@@ -137,16 +223,7 @@ impl Columns for ConversationColumns {
         self.id.append_value(&conversation.id);
         self.source.append_value(&conversation.source);
         self.row.append_value(conversation.row);
-        let items = self.messages.values();
-        for message in &conversation.messages {
-            for (i, text) in [message.role.as_str(), &message.content].into_iter().enumerate() {
-                if let Some(builder) = items.field_builder::<StringBuilder>(i) {
-                    builder.append_value(text);
-                }
-            }
-            items.append(true);
-        }
-        self.messages.append(true);
+        self.messages.push(&conversation.messages);
         conversation.len()
     }
 
@@ -155,7 +232,7 @@ impl Columns for ConversationColumns {
             Arc::new(self.id.finish()),
             Arc::new(self.source.finish()),
             Arc::new(self.row.finish()),
-            Arc::new(self.messages.finish()),
+            self.messages.take(),
         ]
     }
 
@@ -163,35 +240,14 @@ impl Columns for ConversationColumns {
         let id: StringArray = column(batch, "id", path)?;
         let source: StringArray = column(batch, "source", path)?;
         let row: UInt64Array = column(batch, "row", path)?;
-        let messages: ListArray = column(batch, "messages", path)?;
-        let not_messages = || {
-            Error::input(format!("`{}`: its messages are not structs of role and content", path.display()))
+        let messages = MessageLists::read(batch, "messages", path)?;
+        let row_of = |(i, messages)| Conversation {
+            id: id.value(i).to_string(),
+            source: source.value(i).to_string(),
+            row: row.value(i),
+            messages,
         };
-        let mut out = Vec::with_capacity(batch.num_rows());
-        for i in 0..batch.num_rows() {
-            let list = messages.value(i);
-            let list = list.as_any().downcast_ref::<StructArray>().ok_or_else(not_messages)?;
-            let texts = |name: &str| {
-                list.column_by_name(name)
-                    .and_then(|c| c.as_any().downcast_ref::<StringArray>().cloned())
-                    .ok_or_else(not_messages)
-            };
-            let (roles, contents) = (texts("role")?, texts("content")?);
-            let mut all = Vec::with_capacity(list.len());
-            for j in 0..list.len() {
-                let role = Role::parse(roles.value(j)).ok_or_else(|| {
-                    Error::input(format!("`{}` row {i}: unknown role {:?}", path.display(), roles.value(j)))
-                })?;
-                all.push(Message { role, content: contents.value(j).to_string() });
-            }
-            out.push(Conversation {
-                id: id.value(i).to_string(),
-                source: source.value(i).to_string(),
-                row: row.value(i),
-                messages: all,
-            });
-        }
-        Ok(out)
+        Ok(messages.into_iter().enumerate().map(row_of).collect())
     }
 }
 
@@ -204,8 +260,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let all: Vec<Conversation> = (0..700)
             .map(|i| {
-                let say = |role, text: &str| Message { role, content: format!("{text} {i}") };
+                let say = |role, text: &str| Message::new(role, format!("{text} {i}"));
                 let mut messages = vec![say(Role::User, "Halo?"), say(Role::Assistant, "Ya — “di sini”.")];
+                messages[1].weight = (i % 3).min(1) as u8;
                 if i % 2 == 0 {
                     messages.insert(0, say(Role::System, "Be brief."));
                 }
@@ -220,5 +277,13 @@ mod tests {
         let reader = ConversationReader::open(&dir.path().join(FILE_NAME)).unwrap();
         assert_eq!(reader.rows, 700);
         assert_eq!(reader.collect::<Result<Vec<_>>>().unwrap(), all);
+    }
+    #[test]
+    fn weights_of_one_keep_the_id_and_others_change_it() {
+        let mut messages = vec![Message::new(Role::User, "q"), Message::new(Role::Assistant, "a")];
+        let old = Digest::of(b"user\0q\0assistant\0a\0").hex()[..32].to_string();
+        assert_eq!(Conversation::new(messages.clone(), "", 1).id, old);
+        messages[1].weight = 0;
+        assert_ne!(Conversation::new(messages, "", 1).id, old);
     }
 }

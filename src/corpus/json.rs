@@ -621,10 +621,10 @@ pub fn is_empty(value: &Value) -> bool {
 
 /// The keys of `fields` that hold something and that the reader does not know. `id` is always known:
 /// provenance names rows by their place.
-pub fn unknown_keys<'a>(
+pub fn unknown_keys<'a, 'k>(
     fields: &'a Map<String, Value>,
-    known: &'a dyn Fn(&str) -> bool,
-) -> impl Iterator<Item = &'a str> {
+    known: &'k dyn Fn(&str) -> bool,
+) -> impl Iterator<Item = &'a str> + use<'a, 'k> {
     let unknown = move |(key, value): &(&String, &Value)| *key != "id" && !known(key) && !is_empty(value);
     fields.iter().filter(unknown).map(|(key, _)| key.as_str())
 }

@@ -4,6 +4,7 @@
 pub mod conversation;
 pub mod document;
 pub mod parquet_io;
+pub mod preference;
 pub mod table;
 
 pub mod binary;

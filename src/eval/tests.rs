@@ -56,9 +56,8 @@ fn of_chats_the_answers_count_once_each() {
         let mut messages = Vec::new();
         for i in 0..turns {
             let answer = "It sat on the mat. ".repeat(1 + (i + turns) % 3);
-            messages
-                .push(Message { role: Role::User, content: "Where is the cat, then? ".repeat(1 + i % 2) });
-            messages.push(Message { role: Role::Assistant, content: answer.clone() });
+            messages.push(Message::new(Role::User, "Where is the cat, then? ".repeat(1 + i % 2)));
+            messages.push(Message::new(Role::Assistant, answer.clone()));
             answers.push(answer);
         }
         writer.push(&Conversation::new(messages, "t", turns as u64)).unwrap();

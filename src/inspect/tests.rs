@@ -43,7 +43,7 @@ impl Files {
 
     fn conversations(&self) -> PathBuf {
         let mut writer = ConversationWriter::create(self.folder.path()).unwrap();
-        let say = |role, text: &str| Message { role, content: text.into() };
+        let say = |role, text: &str| Message::new(role, text);
         let messages = vec![say(Role::User, "Hi"), say(Role::Assistant, "Hello!")];
         writer.push(&Conversation::new(messages, "c.jsonl", 1)).unwrap();
         writer.finish().unwrap();
@@ -120,7 +120,10 @@ fn documents_show_their_columns_and_first_rows() {
 #[test]
 fn nested_columns_show() {
     let files = Files::new();
-    shows(&look(&files.conversations(), "x"), &["messages", "{\"role\":\"user\",\"content\":\"Hi\"}", "2.0"]);
+    shows(
+        &look(&files.conversations(), "x"),
+        &["messages", "{\"role\":\"user\",\"content\":\"Hi\",\"weight\":1}", "2.0"],
+    );
 }
 
 #[test]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::texts;
 use crate::base::{Error, Result, fs, machine};
+use crate::corpus::conversation::{Message, Role};
 use crate::eval::{self, Gate, Scored};
 use crate::generate;
 use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
@@ -159,10 +160,7 @@ fn samples(params: &Params, ctx: &Context, model: &Model, folder: &Path) -> Resu
         all.push(Sample { step: 0, prompt: prompt.clone(), text });
     }
     for question in &params.questions {
-        let message = crate::corpus::conversation::Message {
-            role: crate::corpus::conversation::Role::User,
-            content: question.clone(),
-        };
+        let message = Message::new(Role::User, question.as_str());
         let ids = chat::prompt(&model.tokenizer, &[message])?;
         let text = generate::continuation(model, &ids, &options, rayon::current_num_threads())?;
         let text = text.trim().to_string();

@@ -15,17 +15,17 @@ impl Kind for IngestChat {
     fn info() -> Info {
         Info {
             name: "ingest_chat",
-            version: 1,
+            version: 2, // 2: weights of messages; system, context and history of rows; markers
             summary: "Reads conversations from the usual formats; checks roles, cleans, deduplicates.",
             inputs: vec![
-                Port::new("files", FILES, "what to read: JSONL, JSON arrays, plain text or CSV")
+                Port::new("files", FILES, "what to read: JSONL, JSON, plain text, CSV or Parquet")
                     .many()
                     .or_source(&[""]),
             ],
             outputs: vec![Port::new(
                 "chats",
                 "conversations",
-                "conversations.parquet with provenance; report.json with the counts",
+                "conversations.parquet with provenance; preferences.parquet, if there are pairs; report.json",
             )],
             open: false,
             seeded: false,
@@ -40,7 +40,7 @@ impl Kind for IngestChat {
 
     fn run(params: &Options, ctx: &Context) -> Result<()> {
         let files = input_files(ctx.all("files"));
-        ingest_chat(&files, params, ctx.output("chats")?, ctx.monitor).map(drop)
+        ingest_chat(&files, params, ctx.output("chats")?, &ctx.scratch, ctx.monitor).map(drop)
     }
 }
 

@@ -58,7 +58,7 @@ impl Kind for Synthesize {
     fn info() -> Info {
         Info {
             name: "synthesize",
-            version: 1,
+            version: 2, // 2: messages have a weight
             summary: "Writes documents and conversations from template files, seeded and without duplicates.",
             inputs: vec![
                 Port::new("templates", FILES, "Template files in YAML, one a domain.")

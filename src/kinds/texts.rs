@@ -93,7 +93,7 @@ pub mod fixtures {
         let folder = folder();
         let mut writer = ConversationWriter::create(&folder).unwrap();
         for i in 0..n {
-            let say = |role, content: String| Message { role, content };
+            let say = |role, content: String| Message::new(role, content);
             let messages = vec![
                 say(Role::User, format!("Who is walking, number {i}?")),
                 say(Role::Assistant, story(i).lines().next().unwrap().to_string()),

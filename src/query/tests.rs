@@ -42,7 +42,7 @@ impl Files {
     fn conversations(&self) -> PathBuf {
         let mut writer = ConversationWriter::create(self.folder.path()).unwrap();
         for row in 1..=3u64 {
-            let say = |role, text: &str| Message { role, content: format!("{text} {row}") };
+            let say = |role, text: &str| Message::new(role, format!("{text} {row}"));
             let all = vec![say(Role::User, "Hi"), say(Role::Assistant, "Hello")];
             let all = all.into_iter().cycle().take(2 * row as usize).collect();
             writer.push(&Conversation::new(all, "c.jsonl", row)).unwrap();
@@ -144,11 +144,14 @@ fn lists_and_structs_load_and_show() {
     assert_eq!(frame.value(2, "turns"), Some(serde_json::json!(6)));
     assert_eq!(
         frame.value(0, "messages"),
-        Some(serde_json::json!([{"role":"user","content":"Hi 1"},{"role":"assistant","content":"Hello 1"}]))
+        Some(serde_json::json!([
+            {"role":"user","content":"Hi 1","weight":1},
+            {"role":"assistant","content":"Hello 1","weight":1}
+        ]))
     );
     let table = frame.table(60);
     assert!(
-        table.contains("[{role: \"user\", content: \"Hi 1\"}") && table.ends_with("\n3 rows\n"),
+        table.contains("[{role: \"user\", content: \"Hi 1\", weight: 1}") && table.ends_with("\n3 rows\n"),
         "{table}"
     );
     assert!(table.lines().all(|l| l.chars().count() <= 60), "{table}");

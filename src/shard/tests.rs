@@ -195,7 +195,7 @@ fn both_splits_have_a_document_where_there_are_two() {
 #[test]
 fn conversations_are_documents_in_the_chat_format() {
     let folder = tempfile::tempdir().unwrap();
-    let say = |role, text: &str| Message { role, content: text.to_string() };
+    let say = |role, text: &str| Message::new(role, text);
     let asked = Conversation::new(vec![say(Role::User, "a"), say(Role::Assistant, "b")], "c", 1);
     let open = Conversation::new(vec![say(Role::System, "c"), say(Role::User, "d")], "c", 2);
     let mut writer = ConversationWriter::create(folder.path()).unwrap();

@@ -69,7 +69,7 @@ impl<'d> Draw<'d> {
             self.part(part, &mut text)?;
             let content = tidy(&text);
             if !content.is_empty() {
-                messages.push(Message { role: Role::System, content });
+                messages.push(Message::new(Role::System, content));
             }
         }
         let mut used = Vec::new();
@@ -110,7 +110,7 @@ impl<'d> Draw<'d> {
         for (role, texts) in [(Role::User, &pair.user), (Role::Assistant, &pair.assistant)] {
             let mut text = String::new();
             self.one(texts, &mut text)?;
-            messages.push(Message { role, content: tidy(&text) });
+            messages.push(Message::new(role, tidy(&text)));
         }
         Ok(())
     }

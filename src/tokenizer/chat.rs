@@ -12,7 +12,7 @@ use crate::corpus::conversation::{Message, Role};
 pub struct Rendered {
     pub ids: Vec<u32>,
     /// Of the length of `ids`: whether the model is to learn to produce this token. True for the
-    /// content of assistant messages and their `<eos>`, and nothing else.
+    /// content of assistant messages of weight 1 and their `<eos>`, and nothing else.
     pub target: Vec<bool>,
     /// Where each message lies in `ids`, its role token (and `<eos>`) included.
     pub turns: Vec<Range<usize>>,
@@ -50,9 +50,9 @@ pub fn render(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Rendered> {
         let start = out.ids.len();
         let answer = message.role == Role::Assistant;
         out.push(&[tokenizer.require(Special::of_role(message.role))?], false);
-        out.push(&tokenizer.encode(&message.content)?, answer);
+        out.push(&tokenizer.encode(&message.content)?, message.is_learned());
         if answer {
-            out.push(&[eos], true);
+            out.push(&[eos], message.is_learned());
         }
         out.turns.push(start..out.ids.len());
     }
@@ -87,7 +87,7 @@ mod tests {
     }
 
     fn say(role: Role, content: &str) -> Message {
-        Message { role, content: content.to_string() }
+        Message::new(role, content)
     }
 
     #[test]
@@ -104,6 +104,22 @@ mod tests {
         let learned: Vec<usize> = (0..out.ids.len()).filter(|i| out.target[*i]).collect();
         assert_eq!(learned, [7, 8, 9, 12]);
         assert_eq!(out.turns, [1..3, 3..6, 6..10, 10..11, 11..13]);
+    }
+
+    #[test]
+    fn an_answer_of_weight_0_is_context() {
+        let mut messages = [
+            say(Role::User, "a"),
+            say(Role::Assistant, "b"),
+            say(Role::User, "a"),
+            say(Role::Assistant, "b"),
+        ];
+        let all = render(&letters(), &messages).unwrap();
+        messages[1].weight = 0;
+        let out = render(&letters(), &messages).unwrap();
+        assert_eq!(out.ids, all.ids);
+        assert_eq!(out.target.iter().filter(|t| **t).count(), 2);
+        assert!(out.target[out.turns[3].clone()][1..].iter().all(|t| *t));
     }
 
     #[test]

@@ -10,14 +10,56 @@ use crate::base::suggest;
 use crate::corpus::clean::{Changes, Cleaning, clean};
 use crate::corpus::conversation::{Message, Role};
 use crate::corpus::input::Bad;
+use crate::corpus::json::{Step, locate};
 
 /// A message as it was found: nothing checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Turn {
+pub struct Turn<'a> {
     pub role: String,
     pub content: String,
-    /// The byte of the file where it, or its row, stands.
-    pub at: u64,
+    /// 0 or 1, see [`Message::weight`].
+    pub weight: u8,
+    pub at: At<'a>,
+}
+
+/// Where a message stands in the text of its row; worked out only for an error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum At<'a> {
+    Byte(usize),
+    /// A field of JSON.
+    Field(Vec<Step<'a>>),
+    /// An object of JSON, and its keys of role and content.
+    Message {
+        path: Vec<Step<'a>>,
+        role: &'a str,
+        content: &'a str,
+    },
+}
+
+impl At<'_> {
+    /// The byte of the role, or of the message where it has none.
+    fn role(&self, text: &str) -> u64 {
+        match self {
+            At::Message { role, .. } => self.place(text, Some(role)),
+            _ => self.place(text, None),
+        }
+    }
+
+    fn content(&self, text: &str) -> u64 {
+        match self {
+            At::Message { content, .. } => self.place(text, Some(content)),
+            _ => self.place(text, None),
+        }
+    }
+
+    fn place(&self, text: &str, key: Option<&str>) -> u64 {
+        let path = match self {
+            At::Byte(at) => return *at as u64,
+            At::Field(path) | At::Message { path, .. } => path,
+        };
+        let path: Vec<Step> = path.iter().copied().chain(key.map(Step::Key)).collect();
+        locate(text, &path).value.start as u64
+    }
 }
 
 /// What the roles are called elsewhere.
@@ -60,11 +102,15 @@ impl Roles {
         self.0.get(name).or_else(|| self.0.get(&name.trim().to_lowercase())).copied()
     }
 
-    fn unknown(&self, turn: &Turn, number: usize) -> Bad {
+    fn unknown(&self, turn: &Turn, text: &str, number: usize) -> Bad {
         let names = || self.0.keys().map(String::as_str);
-        Bad::new("unknown_role", turn.at, format!("message {number} has the unknown role {:?}", turn.role))
-            .suggest(suggest::closest(&turn.role, names()))
-            .help(format!("known are {}; name others in `roles`", suggest::list(names())))
+        Bad::new(
+            "unknown_role",
+            turn.at.role(text),
+            format!("message {number} has the unknown role {:?}", turn.role),
+        )
+        .suggest(suggest::closest(&turn.role, names()))
+        .help(format!("known are {}; name others in `roles`", suggest::list(names())))
     }
 }
 
@@ -88,49 +134,57 @@ pub struct Mended {
     pub trailing_user_dropped: u64,
     /// System messages without content, dropped.
     pub empty_system_dropped: u64,
+    /// Markers such as `<bos>` and `<|im_end|>` at either end of a content, dropped.
+    pub markers_dropped: u64,
     /// Messages that contain the text of one of our special tokens, such as `<eos>`; kept.
     pub special_tokens_in_content: u64,
     /// What cleaning did to the contents.
     pub text: Changes,
 }
 
-/// The messages of a conversation that obeys the rules.
+/// How conversations are judged.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules<'a> {
+    pub roles: &'a Roles,
+    pub same_role: SameRole,
+    pub cleaning: Cleaning,
+}
+
+/// The messages of a conversation that obeys the rules. `text` is its row, for places.
 ///
 /// # Errors
-/// The first rule that is broken, with the number of the message.
-pub fn check(
-    turns: Vec<Turn>,
-    roles: &Roles,
-    same_role: SameRole,
-    how: Cleaning,
-    row_at: u64,
-    mended: &mut Mended,
-) -> Result<Vec<Message>, Bad> {
+/// The first rule that is broken, with the number of the message, at a byte of `text`.
+pub fn check(turns: Vec<Turn>, text: &str, rules: Rules, mended: &mut Mended) -> Result<Vec<Message>, Bad> {
     let mut messages: Vec<Message> = Vec::new();
     for (i, turn) in turns.iter().enumerate() {
         let number = i + 1;
-        let role = roles.find(&turn.role).ok_or_else(|| roles.unknown(turn, number))?;
-        let content = clean(&turn.content, how, &mut mended.text);
-        let content = content.trim();
+        let role = rules.roles.find(&turn.role).ok_or_else(|| rules.roles.unknown(turn, text, number))?;
+        let content = clean(&turn.content, rules.cleaning, &mut mended.text);
+        let content = without_markers(&content, &mut mended.markers_dropped);
         if content.is_empty() && role == Role::System {
             mended.empty_system_dropped += 1;
             continue;
         }
         if content.is_empty() {
             let message = format!("message {number} ({}) is empty", role.as_str());
-            return Err(Bad::new("empty_message", turn.at, message));
+            return Err(Bad::new("empty_message", turn.at.content(text), message));
         }
         mended.special_tokens_in_content += u64::from(holds_special_token(content));
+        // Only answers are learned: of others a weight says nothing.
+        let weight = if role == Role::Assistant { turn.weight } else { 1 };
         match messages.last_mut() {
-            Some(last) if last.role == role && (same_role == SameRole::Merge || role == Role::System) => {
+            Some(last)
+                if last.role == role && (rules.same_role == SameRole::Merge || role == Role::System) =>
+            {
                 mended.merged_messages += 1;
-                last.content.push('\n');
-                last.content.push_str(content);
+                merge(last, content, weight).map_err(|why| {
+                    Bad::new("mixed_weights", turn.at.role(text), format!("message {number} {why}"))
+                })?;
             }
             last => {
                 follows(last.map(|m| m.role), role)
-                    .map_err(|(cause, why)| bad_order(cause, &why, turn.at, number))?;
-                messages.push(Message { role, content: content.to_string() });
+                    .map_err(|(cause, why)| bad_order(cause, &why, turn.at.role(text), number))?;
+                messages.push(Message { weight, ..Message::new(role, content) });
             }
         }
     }
@@ -138,10 +192,59 @@ pub fn check(
         messages.pop();
         mended.trailing_user_dropped += 1;
     }
-    match messages.iter().any(|m| m.role == Role::Assistant) {
-        true => Ok(messages),
-        false => Err(Bad::new("no_answer", row_at, "this conversation has no assistant message")),
+    has_something_to_learn(&messages)?;
+    Ok(messages)
+}
+
+/// Joins `content` to `last`; a system message that says the same again is left out.
+fn merge(last: &mut Message, content: &str, weight: u8) -> Result<(), String> {
+    if last.weight != weight {
+        let old = last.weight;
+        return Err(format!("has weight {weight} and cannot be merged with the one before, of weight {old}"));
     }
+    if last.role != Role::System || last.content != content {
+        last.content.push('\n');
+        last.content.push_str(content);
+    }
+    Ok(())
+}
+
+fn has_something_to_learn(messages: &[Message]) -> Result<(), Bad> {
+    if !messages.iter().any(|m| m.role == Role::Assistant) {
+        return Err(Bad::new("no_answer", 0, "this conversation has no assistant message"));
+    }
+    match messages.iter().any(Message::is_learned) {
+        true => Ok(()),
+        false => Err(Bad::new("nothing_to_learn", 0, "every assistant message here has weight 0")
+            .help("give weight 1 to the answers that are to be learned, or leave the row out")),
+    }
+}
+
+/// What other programs put around contents.
+const MARKERS: [&str; 9] = [
+    "<bos>",
+    "<eos>",
+    "<pad>",
+    "<|endoftext|>",
+    "<|startoftext|>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+];
+
+/// `content` without the markers and blanks at its ends.
+fn without_markers<'a>(content: &'a str, dropped: &mut u64) -> &'a str {
+    let mut rest = content.trim();
+    let bare = |text: &'a str| {
+        let cut = |marker: &str| text.strip_prefix(marker).or_else(|| text.strip_suffix(marker));
+        MARKERS.into_iter().find_map(cut)
+    };
+    while let Some(less) = bare(rest) {
+        *dropped += 1;
+        rest = less.trim();
+    }
+    rest
 }
 
 /// Whether `role` may stand behind `last`; else the cause and the reason.
@@ -181,18 +284,20 @@ fn holds_special_token(content: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn judge(turns: &[(&str, &str)], same_role: SameRole) -> (Result<String, Bad>, Mended) {
+    fn turn(role: &str, content: &str, at: usize) -> Turn<'static> {
+        Turn { role: role.into(), content: content.into(), weight: 1, at: At::Byte(at) }
+    }
+
+    fn judge_all(turns: Vec<Turn>, same_role: SameRole) -> (Result<Vec<Message>, Bad>, Mended) {
         let mut mended = Mended::default();
-        let turns = turns
-            .iter()
-            .enumerate()
-            .map(|(i, (role, content))| Turn {
-                role: role.to_string(),
-                content: content.to_string(),
-                at: i as u64,
-            })
-            .collect();
-        let result = check(turns, &Roles::default(), same_role, Cleaning::default(), 99, &mut mended);
+        let roles = Roles::default();
+        let rules = Rules { roles: &roles, same_role, cleaning: Cleaning::default() };
+        (check(turns, "", rules, &mut mended), mended)
+    }
+
+    fn judge(turns: &[(&str, &str)], same_role: SameRole) -> (Result<String, Bad>, Mended) {
+        let turns = turns.iter().enumerate().map(|(i, (role, content))| turn(role, content, i)).collect();
+        let (result, mended) = judge_all(turns, same_role);
         let text = result.map(|messages| {
             messages.iter().map(|m| format!("{}={};", &m.role.as_str()[..1], m.content)).collect()
         });
@@ -220,17 +325,50 @@ mod tests {
         assert_eq!(cause(&[("assistant", "a")]), ("starts_with_assistant", Some(0)));
         assert_eq!(cause(&[("user", "a"), ("system", "b")]), ("late_system", Some(1)));
         assert_eq!(cause(&[("user", "a"), ("assistant", " \n")]), ("empty_message", Some(1)));
-        assert_eq!(cause(&[("user", "a")]), ("no_answer", Some(99)));
-        assert_eq!(cause(&[]), ("no_answer", Some(99)));
+        assert_eq!(cause(&[("user", "a")]), ("no_answer", Some(0)));
+        assert_eq!(cause(&[]), ("no_answer", Some(0)));
         let bad = judge(&[("asistant", "b")], SameRole::Error).0.unwrap_err();
         assert_eq!(bad.help[0], "did you mean `assistant`?");
     }
 
     #[test]
     fn one_role_in_a_row_can_be_merged() {
-        let turns = [("user", "a"), ("user", "b"), ("bot", "c"), ("bot", "say <eos>")];
+        let turns = [("user", "a"), ("user", "b"), ("bot", "c"), ("bot", "say <eos>!")];
         let (text, mended) = judge(&turns, SameRole::Merge);
-        assert_eq!(text.unwrap(), "u=a\nb;a=c\nsay <eos>;");
+        assert_eq!(text.unwrap(), "u=a\nb;a=c\nsay <eos>!;");
         assert_eq!((mended.merged_messages, mended.special_tokens_in_content), (2, 1));
+    }
+    #[test]
+    fn markers_at_the_ends_are_markup_and_inside_are_content() {
+        let turns = [
+            ("system", "<bos> Be brief. <eos>"),
+            ("user", "<|begin_of_text|><bos> What is <eos>? <|eot_id|> <|im_end|>\n"),
+            ("assistant", "A marker. <|endoftext|>"),
+        ];
+        let (text, mended) = judge(&turns, SameRole::Error);
+        assert_eq!(text.unwrap(), "s=Be brief.;u=What is <eos>?;a=A marker.;");
+        assert_eq!((mended.markers_dropped, mended.special_tokens_in_content), (7, 1));
+        assert_eq!(cause(&[("user", "a"), ("bot", "<bos> <eos>")]), ("empty_message", Some(1)));
+    }
+
+    #[test]
+    fn a_system_message_that_stands_twice_is_said_once() {
+        let turns = [("system", "Be."), ("system", "Be. "), ("system", "See."), ("user", "a"), ("bot", "b")];
+        assert_eq!(judge(&turns, SameRole::Error).0.unwrap(), "s=Be.\nSee.;u=a;a=b;");
+    }
+
+    #[test]
+    fn weights_are_kept_and_something_must_be_learned() {
+        let weighed = |weights: [u8; 3]| {
+            let roles = ["user", "bot", "bot"];
+            let all = roles.iter().zip(weights).map(|(role, weight)| Turn { weight, ..turn(role, "x", 7) });
+            judge_all(all.collect(), SameRole::Merge)
+                .0
+                .map(|all| all.iter().map(|m| m.weight).collect::<Vec<_>>())
+        };
+        assert_eq!(weighed([0, 1, 1]).unwrap(), [1, 1]);
+        assert_eq!(weighed([1, 0, 0]).unwrap_err().cause, "nothing_to_learn");
+        let bad = weighed([1, 0, 1]).unwrap_err();
+        assert_eq!((bad.cause, bad.at), ("mixed_weights", Some(7)));
     }
 }

@@ -1,50 +1,77 @@
 //! Conversations from the formats that people keep them in, to a `conversations` artifact: read as a
 //! stream, roles checked, cleaned, freed of exact duplicates, and counted.
 //!
+//! Pairs of a preferred and a rejected answer go to `preferences.parquet` beside; prompt and preferred
+//! answer are a conversation as well, since supervised learning of preferred answers comes before
+//! learning of preferences (Rafailov et al., 2023, DPO, section 4).
+//!
 //! Of the conversations kept so far 16 bytes and their place in a hash set stay in memory. Rows are
 //! prepared on all threads of the rayon pool and taken in the order of the files.
 //!
 //! No trees of alternative replies, no tool calls, no near-duplicates.
 
 pub mod check;
+pub mod row;
+pub mod rows;
 pub mod shape;
 pub mod text;
 
-use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use self::check::{Mended, Roles, SameRole, Turn};
-use self::shape::Shape;
-use self::text::{Blocks, TextBoundary};
+use self::check::{Mended, Roles, Rules, SameRole, Turn};
+use self::row::{Content, FieldNames, Join, Names, Row};
+use self::rows::{Places, Rows, invalid_byte};
+use self::shape::{Shape, unknown_format};
+use self::text::TextBoundary;
 use super::clean::Cleaning;
 use super::conversation::{Conversation, ConversationWriter, Role};
-use super::csv::CsvRows;
+use super::decode::{Decoded, Encoding, OnInvalid, decode};
 use super::ingest::{OnBadRow, write_report};
 use super::input::{Bad, InputFile, Record};
-use super::json::{JsonRows, Next, parse_json};
-use crate::base::{Error, Monitor, Result, units};
+use super::json::{Object, UnknownKeys, object};
+use super::preference::{NoPair, Preference, PreferenceWriter};
+use crate::base::{Error, Monitor, Result, suggest, units};
 
 /// How files become conversations.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
-    /// How the rows hold conversations; `auto` tells it for each file from its first row, and plain
-    /// text by the ending of its name.
+    /// How the rows hold conversations; `auto` tells it from the fields of each row, and plain text by
+    /// the ending of the file's name. In every format `system` or `system_prompt` of a row becomes the
+    /// system message, and a message of `weight: 0` is context that is not learned.
     pub format: FormatChoice,
-    /// In plain text, where a conversation ends: at a `blank_line`, or behind every `pair` of question
-    /// and answer.
+    /// For rows with one question and one answer under other names: `{user: question, assistant: answer,
+    /// system: …, context: …, history: …}`; the last three may be left out. A file of which no row has a
+    /// field that is named here is an error.
+    pub fields: Option<FieldNames>,
+    /// How a question and its context (`input`, `context`) become one message.
+    pub join: String,
+    /// Keys of rows that may be left out without a warning, such as `topic` or `messages[].name`; `*`
+    /// for all. They are counted all the same. Columns of Parquet that are named here are not read.
+    pub ignore: Vec<String>,
+    /// Between the fields of CSV, one ASCII character. `null`: a tab in `.tsv`, else a comma.
+    pub delimiter: Option<char>,
+    /// `utf-8`, or `latin-1` (read as Windows-1252). Parquet is always UTF-8.
+    pub encoding: Encoding,
+    /// What happens to bytes that are not in the encoding: `error`, `replace` (by U+FFFD) or
+    /// `skip_document` (the row is left out and counted).
+    pub on_invalid: OnInvalid,
+    /// In plain text, where a conversation ends: at a `blank_line` before a message of the user or the
+    /// system, or behind every `pair` of question and answer. Blank lines and comments (`#`) between
+    /// conversations are skipped and counted.
     pub text_boundary: TextBoundary,
     /// Further names of roles, such as `{therapist: assistant}`, beside `human`, `gpt`, `bot` and the
     /// like.
     pub roles: BTreeMap<String, Role>,
     /// Two messages of one role in a row: `error` (a bad row), or `merge` with a line break between.
     pub same_role: SameRole,
-    /// A row that breaks a rule: `error`, or `skip`, counted by cause.
+    /// A row that breaks a rule: `error`, or `skip`, counted by cause. Calls of tools and content that
+    /// is no text break one.
     pub on_bad_row: OnBadRow,
     /// The longest row that is taken into memory.
     pub max_row_bytes: u64,
@@ -63,6 +90,12 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             format: FormatChoice::Auto,
+            fields: None,
+            join: Join::USUAL.into(),
+            ignore: Vec::new(),
+            delimiter: None,
+            encoding: Encoding::Utf8,
+            on_invalid: OnInvalid::Error,
             text_boundary: TextBoundary::BlankLine,
             roles: BTreeMap::new(),
             same_role: SameRole::Error,
@@ -90,10 +123,12 @@ pub enum FormatChoice {
     Conversation,
     /// Plain text: `<user>: … <eos>`
     Text,
-    /// `{"instruction": …, "input": …, "output": …}`
+    /// `{"instruction": …, "input": …, "output": …}` (Alpaca, Dolly, self-instruct), with `history`
     Instruction,
-    /// `{"prompt": …, "completion": …}`
+    /// `{"prompt": …, "completion": …}` or `{"question": …, "answer": …}`, texts or lists of messages
     Prompt,
+    /// `{"prompt": …, "chosen": …, "rejected": …}`, texts or lists of messages
+    Preference,
 }
 
 impl FormatChoice {
@@ -106,6 +141,7 @@ impl FormatChoice {
             FormatChoice::Text => Some(Shape::Text),
             FormatChoice::Instruction => Some(Shape::Instruction),
             FormatChoice::Prompt => Some(Shape::Prompt),
+            FormatChoice::Preference => Some(Shape::Preference),
         }
     }
 }
@@ -113,30 +149,68 @@ impl FormatChoice {
 impl Options {
     /// What is out of range: the param and what is wrong with it.
     pub fn mistakes(&self) -> Vec<(&'static str, String)> {
-        match self.max_row_bytes {
-            0 => vec![("max_row_bytes", "`max_row_bytes` must be positive".into())],
-            _ => Vec::new(),
+        let mut found = Vec::new();
+        if self.max_row_bytes == 0 {
+            found.push(("max_row_bytes", "`max_row_bytes` must be positive".into()));
         }
+        if let Some(mistake) = Join(&self.join).mistake() {
+            found.push(("join", mistake));
+        }
+        if let Some(c) = self.delimiter.filter(|c| !c.is_ascii() || matches!(c, '"' | '\n' | '\r')) {
+            found.push(("delimiter", format!("`delimiter` must be one ASCII character, found {c:?}")));
+        }
+        found.extend(self.fields.as_ref().and_then(|fields| self.mistaken_fields(fields)));
+        found
+    }
+
+    fn mistaken_fields(&self, fields: &FieldNames) -> Option<(&'static str, String)> {
+        let named = fields.named();
+        if !matches!(self.format, FormatChoice::Auto | FormatChoice::Prompt | FormatChoice::Instruction) {
+            let message = "`fields` names the fields of rows with one question and one answer; `format` says \
+                           that the rows are of another kind";
+            return Some(("fields", message.into()));
+        }
+        named.iter().enumerate().find_map(|(i, (param, name))| {
+            if name.is_empty() {
+                return Some((*param, format!("`{param}` is empty")));
+            }
+            let (other, _) = named[..i].iter().find(|(_, other)| other == name)?;
+            Some((*param, format!("`{param}` and `{other}` both name `{name}`")))
+        })
     }
 }
 
-/// What was read, changed and removed. `conversations_in` = `conversations_out` + all of `removed`.
+/// What was read, changed and removed. `rows_in` = `rows_kept` + all of `rows_dropped`, and
+/// `conversations_in` = `conversations_out` + all of `removed` that are no pairs; a bad row counts as one
+/// conversation. `preferences_in` = `preferences_out` + `removed.duplicate_preferences`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Report {
     pub bytes_in: u64,
     /// Of all contents.
     pub bytes_out: u64,
     pub rows_in: u64,
+    /// Rows of which something was written: a conversation or a pair.
+    pub rows_kept: u64,
+    /// By cause: that of the first defect, or `exact_duplicates`.
+    pub rows_dropped: BTreeMap<&'static str, u64>,
     pub conversations_in: u64,
     pub conversations_out: u64,
+    /// Pairs of a preferred and a rejected answer.
+    pub preferences_in: u64,
+    pub preferences_out: u64,
     /// Messages written, by role.
     pub messages: BTreeMap<&'static str, u64>,
+    /// Answers written that are context and not learned.
+    pub messages_of_weight_0: u64,
     /// In the longest conversation written.
     pub most_messages: u64,
     /// Conversations written, by the format that they came in.
     pub formats: BTreeMap<&'static str, u64>,
     pub removed: Removed,
     pub changed: Mended,
+    /// Lines of plain text between conversations.
+    pub comment_lines: u64,
+    pub blank_lines: u64,
     pub files: Vec<FileReport>,
 }
 
@@ -146,20 +220,33 @@ pub struct Removed {
     pub exact_duplicates: u64,
     /// By cause.
     pub bad_rows: BTreeMap<&'static str, u64>,
+    /// Pairs that were there before.
+    pub duplicate_preferences: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
+/// Of one file, in sums as [`Report`] has them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct FileReport {
     pub name: String,
-    /// `None` when it holds no row.
+    /// That of its first row; `None` when it holds none.
     pub format: Option<Shape>,
     pub bytes: u64,
     pub rows_in: u64,
+    pub rows_kept: u64,
+    pub rows_dropped: BTreeMap<&'static str, u64>,
+    pub conversations_in: u64,
     pub conversations_out: u64,
+    pub preferences_out: u64,
+    pub comment_lines: u64,
+    pub blank_lines: u64,
+    /// Kept rows that hold something under a key that is not read, by key.
+    pub ignored_keys: UnknownKeys,
+    /// Kept rows of which a field that is not read cannot be parsed, by key.
+    pub bad_metadata: UnknownKeys,
 }
 
-/// Reads `files` in their order and writes `conversations.parquet` and `report.json` into the folder
-/// `out`.
+/// Reads `files` in their order and writes `conversations.parquet`, `report.json` and, when there are
+/// pairs, `preferences.parquet` into the folder `out`. `scratch` is a folder for files of its own.
 ///
 /// # Errors
 /// A file that cannot be read or whose format is not known; what `options` say is an error; nothing
@@ -168,6 +255,7 @@ pub fn ingest_chat(
     files: &[InputFile],
     options: &Options,
     out: &Path,
+    _scratch: &Path,
     monitor: &dyn Monitor,
 ) -> Result<Report> {
     if let Some((param, message)) = options.mistakes().into_iter().next() {
@@ -178,79 +266,17 @@ pub fn ingest_chat(
         options,
         monitor,
         roles: Roles::with(&options.roles),
+        names: options.fields.as_ref().map(Names::given),
         seen: HashSet::new(),
-        writer: ConversationWriter::create(out)?,
+        conversations: ConversationWriter::create(out)?,
+        preferences: None,
+        out: out.to_path_buf(),
         report: Report::default(),
     };
     for file in files {
         ingestion.file(file)?;
     }
-    ingestion.finish(out)
-}
-
-/// The rows of one file.
-enum Rows {
-    Text(Blocks),
-    Json(JsonRows),
-    Csv(CsvRows),
-}
-
-impl Rows {
-    fn open(file: &InputFile, options: &Options) -> Result<Self> {
-        let limit = options.max_row_bytes;
-        let text = || Ok(Rows::Text(Blocks::open(file, options.text_boundary, limit)?));
-        let json = || Ok(Rows::Json(JsonRows::open(file, limit)?));
-        match (options.format, file.ending().as_str()) {
-            (FormatChoice::Text, _) | (FormatChoice::Auto, "txt" | "text") => text(),
-            (_, "csv") => Ok(Rows::Csv(CsvRows::open(file, b',', limit)?)),
-            (_, "tsv") => Ok(Rows::Csv(CsvRows::open(file, b'\t', limit)?)),
-            (FormatChoice::Auto, "json" | "jsonl" | "ndjson") => json(),
-            (FormatChoice::Auto, _) => Err(Error::input(format!(
-                "the name `{}` does not tell its format",
-                file.name
-            ))
-            .help(
-                "set the param `format`, or end the name with `.jsonl`, `.json`, `.txt`, `.csv` or `.tsv`",
-            )),
-            _ => json(),
-        }
-    }
-
-    fn next(&mut self) -> Next {
-        match self {
-            Rows::Text(blocks) => blocks.next(),
-            Rows::Json(rows) => rows.next(),
-            Rows::Csv(rows) => Ok(rows.next().map(|record| {
-                let record = record?;
-                let object: serde_json::Map<String, Value> = rows
-                    .headers()
-                    .iter()
-                    .zip(rows.fields())
-                    .map(|(name, field)| (name.clone(), Value::from(String::from_utf8_lossy(field))))
-                    .collect();
-                if rows.fields().iter().any(|field| std::str::from_utf8(field).is_err()) {
-                    return Err(Bad::new("invalid_encoding", record.start, "this record is not valid UTF-8"));
-                }
-                Ok(Record { bytes: Value::from(object).to_string().into_bytes(), ..record })
-            })),
-        }
-    }
-
-    /// About 4 MiB of rows; empty at the end. A fatal defect ends a batch.
-    fn batch(&mut self) -> Result<Vec<Result<Record, Bad>>> {
-        let mut batch = Vec::new();
-        let mut bytes = 0;
-        while bytes < (4 << 20) {
-            let Some(next) = self.next()? else { break };
-            bytes += next.as_ref().map_or(0, |record| record.bytes.len()) + size_of::<Record>();
-            let fatal = next.as_ref().is_err_and(|bad| bad.fatal);
-            batch.push(next);
-            if fatal {
-                break;
-            }
-        }
-        Ok(batch)
-    }
+    ingestion.finish()
 }
 
 struct Ingestion<'a> {
@@ -258,91 +284,241 @@ struct Ingestion<'a> {
     options: &'a Options,
     monitor: &'a dyn Monitor,
     roles: Roles,
+    /// Of fields, when the user gave them.
+    names: Option<Names<'a>>,
     seen: HashSet<[u8; 16]>,
-    writer: ConversationWriter,
+    conversations: ConversationWriter,
+    /// Made for the first pair.
+    preferences: Option<PreferenceWriter>,
+    out: PathBuf,
     report: Report,
 }
 
-impl Ingestion<'_> {
+/// What is known of a file while it is read.
+#[derive(Default)]
+struct Known {
+    report: FileReport,
+    /// The keys of its first row.
+    keys: Vec<String>,
+    /// Those that `fields` names and a row had.
+    found: BTreeSet<String>,
+    /// Somebody was told of a bad row.
+    warned: bool,
+}
+
+impl<'a> Ingestion<'a> {
     fn file(&mut self, file: &InputFile) -> Result<()> {
-        let mut rows = Rows::open(file, self.options)?;
-        let mut shape = match rows {
+        let options = self.options;
+        let mut rows = Rows::open(file, options, &self.roles)?;
+        let mut known = Known::default();
+        (known.report.name, known.report.bytes) = (file.name.clone(), file.size);
+        known.report.format = match rows {
             Rows::Text(_) => Some(Shape::Text),
-            _ => self.options.format.shape(),
+            _ if self.names.is_some() => Some(Shape::Prompt),
+            _ => options.format.shape(),
         };
-        let before = (self.report.rows_in, self.report.conversations_out);
-        let (mut read, mut warned) = (0, false);
+        let mut read = 0;
         loop {
-            let total = self.files.iter().map(|f| f.size).sum();
-            self.monitor.step("reading", self.report.bytes_in + read, Some(total), "B")?;
+            self.step(read)?;
             let batch = rows.batch()?;
             let Some(last) = batch.last() else { break };
-            read = last.as_ref().map_or(read, |record| record.end);
-            if shape.is_none() {
-                shape = batch
-                    .iter()
-                    .flatten()
-                    .find_map(|record| detect(record).transpose())
-                    .transpose()
-                    .map_err(|bad| bad.into_error(file))?;
+            if rows.places() != Places::Nowhere {
+                read = last.as_ref().map_or(read, |record| record.end);
             }
-            let (options, roles) = (self.options, &self.roles);
-            let prepare = |row| prepare(options, roles, file, row, shape);
-            let taken: Vec<_> = batch.into_par_iter().map(|row| row.and_then(prepare)).collect();
+            let preparer = Preparer {
+                options,
+                roles: &self.roles,
+                names: self.names.as_ref(),
+                file,
+                places: rows.places(),
+                shape: known.report.format,
+            };
+            let batch = self.first_row(batch, preparer, &mut known)?;
+            let preparer = Preparer { shape: known.report.format, ..preparer };
+            let taken: Vec<_> =
+                batch.into_par_iter().map(|row| row.and_then(|row| preparer.prepare(row))).collect();
             for row in taken {
-                self.report.rows_in += 1;
+                known.report.rows_in += 1;
                 match row {
-                    Ok(row) => self.take(row, shape.unwrap_or(Shape::Messages))?,
-                    Err(bad) => self.bad_row(file, bad, &mut warned)?,
+                    Ok(prepared) => self.take(file, prepared, &mut known)?,
+                    Err(bad) => self.bad_row(file, bad, &mut known)?,
                 }
             }
         }
-        if self.report.rows_in == before.0 {
+        (known.report.comment_lines, known.report.blank_lines) =
+            (rows.skipped().comment_lines, rows.skipped().blank_lines);
+        self.report.changed.text.invalid_bytes_replaced += rows.replaced();
+        self.close(file, known)
+    }
+
+    fn step(&self, read: u64) -> Result<()> {
+        let total = self.files.iter().map(|f| f.size).sum();
+        self.monitor.step("reading", self.report.bytes_in + read, Some(total), "B")
+    }
+
+    /// Tells the format of the file from the first row of the batch that is an object.
+    fn first_row(
+        &self,
+        batch: Vec<Result<Record, Bad>>,
+        preparer: Preparer,
+        known: &mut Known,
+    ) -> Result<Vec<Result<Record, Bad>>> {
+        if known.report.format == Some(Shape::Text) || !known.keys.is_empty() {
+            return Ok(batch);
+        }
+        for record in batch.iter().flatten() {
+            let Ok((decoded, object)) = preparer.object(record) else { continue };
+            known.keys = object.fields.keys().cloned().collect();
+            if known.report.format.is_none() {
+                let shape = Shape::of(&object.fields);
+                let bad = || preparer.located(unknown_format(&object.fields), &decoded, record);
+                known.report.format = Some(shape.ok_or_else(|| bad().into_error(preparer.file))?);
+            }
+            break;
+        }
+        Ok(batch)
+    }
+
+    /// What is said of a whole file.
+    fn close(&mut self, file: &InputFile, known: Known) -> Result<()> {
+        self.has_named_fields(file, &known)?;
+        let found = known.report;
+        if found.rows_in == 0 {
             tracing::warn!("`{}` holds no conversation", file.name);
         }
-        self.report.bytes_in += file.size;
-        self.report.files.push(FileReport {
-            name: file.name.clone(),
-            format: shape,
-            bytes: file.size,
-            rows_in: self.report.rows_in - before.0,
-            conversations_out: self.report.conversations_out - before.1,
-        });
+        let way_out = "`fields` names those of a question, its answer and its context";
+        found.ignored_keys.warn(&file.name, &self.options.ignore, way_out);
+        if !found.bad_metadata.rows().is_empty() {
+            let keys = found.bad_metadata.rows().keys().map(String::as_str);
+            tracing::warn!(
+                "`{}`: of some rows these fields are no JSON and were left out: {}",
+                file.name,
+                suggest::list(keys)
+            );
+        }
+        let report = &mut self.report;
+        report.bytes_in += file.size;
+        report.rows_in += found.rows_in;
+        report.rows_kept += found.rows_kept;
+        for (cause, rows) in &found.rows_dropped {
+            *report.rows_dropped.entry(cause).or_default() += rows;
+        }
+        report.conversations_in += found.conversations_in;
+        report.conversations_out += found.conversations_out;
+        report.preferences_out += found.preferences_out;
+        report.comment_lines += found.comment_lines;
+        report.blank_lines += found.blank_lines;
+        report.files.push(found);
         Ok(())
     }
 
-    fn take(&mut self, row: Vec<(Conversation, Mended)>, shape: Shape) -> Result<()> {
-        for (conversation, mended) in row {
-            self.report.conversations_in += 1;
-            if self.options.exact_duplicates && !self.seen.insert(id_bytes(&conversation.id)) {
-                self.report.removed.exact_duplicates += 1;
-                continue;
+    /// Each field that `fields` names was in some row.
+    fn has_named_fields(&self, file: &InputFile, known: &Known) -> Result<()> {
+        let named = self.options.fields.as_ref().map(FieldNames::named).unwrap_or_default();
+        let missing = named.into_iter().find(|(_, name)| !known.found.contains(*name));
+        let Some((param, name)) = missing.filter(|_| !known.keys.is_empty()) else { return Ok(()) };
+        let others = known.report.ignored_keys.rows().keys();
+        let keys: BTreeSet<&str> = known.keys.iter().chain(others).map(String::as_str).collect();
+        Err(Error::input(format!("no row of `{}` has the field `{name}`, which `{param}` names", file.name))
+            .suggest(suggest::closest(name, keys.iter().copied()))
+            .help(format!("its rows have {}", suggest::list(keys))))
+    }
+
+    fn take(&mut self, file: &InputFile, row: Prepared, known: &mut Known) -> Result<()> {
+        let mut written = false;
+        let mut cause = None;
+        for conversation in row.conversations {
+            match conversation {
+                Ok(conversation) => {
+                    known.report.conversations_in += 1;
+                    match self.conversation(conversation, row.shape)? {
+                        true => {
+                            known.report.conversations_out += 1;
+                            written = true;
+                        }
+                        false => cause = cause.or(Some("exact_duplicates")),
+                    }
+                }
+                Err(bad) => {
+                    cause = cause.or(Some(bad.cause));
+                    self.bad_conversation(file, bad, known)?;
+                }
             }
-            let report = &mut self.report;
-            report.changed.add(&mended);
-            report.conversations_out += 1;
-            report.bytes_out += conversation.len() as u64;
-            report.most_messages = report.most_messages.max(conversation.messages.len() as u64);
-            *report.formats.entry(shape.as_str()).or_default() += 1;
-            for message in &conversation.messages {
-                *report.messages.entry(message.role.as_str()).or_default() += 1;
-            }
-            self.writer.push(&conversation)?;
+        }
+        if let Some(pair) = row.pair
+            && self.pair(&pair)?
+        {
+            known.report.preferences_out += 1;
+            written = true;
+        }
+        known.found.extend(row.named);
+        if written {
+            known.report.rows_kept += 1;
+            known.report.ignored_keys.add(row.unknown.iter().map(String::as_str));
+            known.report.bad_metadata.add(row.bad_metadata.iter().map(String::as_str));
+        } else {
+            *known.report.rows_dropped.entry(cause.unwrap_or("exact_duplicates")).or_default() += 1;
         }
         Ok(())
     }
 
-    fn bad_row(&mut self, file: &InputFile, bad: Bad, warned: &mut bool) -> Result<()> {
-        if bad.fatal {
-            return Err(bad.into_error(file));
+    /// Writes a conversation; `false` when it was there before.
+    fn conversation(&mut self, (conversation, mended): (Conversation, Mended), shape: Shape) -> Result<bool> {
+        if self.options.exact_duplicates && !self.seen.insert(id_bytes(&conversation.id)) {
+            self.report.removed.exact_duplicates += 1;
+            return Ok(false);
         }
-        if self.options.on_bad_row == OnBadRow::Error {
-            let help = "or set `on_bad_row: skip` to leave such rows out and count them";
-            return Err(bad.into_error(file).help(help));
+        let report = &mut self.report;
+        report.changed.add(&mended);
+        report.bytes_out += conversation.len() as u64;
+        report.most_messages = report.most_messages.max(conversation.messages.len() as u64);
+        *report.formats.entry(shape.as_str()).or_default() += 1;
+        for message in &conversation.messages {
+            *report.messages.entry(message.role.as_str()).or_default() += 1;
+            report.messages_of_weight_0 += u64::from(message.weight == 0);
         }
-        self.report.conversations_in += 1;
+        self.conversations.push(&conversation)?;
+        Ok(true)
+    }
+
+    /// Writes a pair; `false` when it was there before.
+    fn pair(&mut self, pair: &Preference) -> Result<bool> {
+        self.report.preferences_in += 1;
+        if self.options.exact_duplicates && !self.seen.insert(id_bytes(&pair.id)) {
+            self.report.removed.duplicate_preferences += 1;
+            return Ok(false);
+        }
+        let writer = match &mut self.preferences {
+            Some(writer) => writer,
+            None => self.preferences.insert(PreferenceWriter::create(&self.out)?),
+        };
+        writer.push(pair)?;
+        Ok(true)
+    }
+
+    /// A row that is bad as a whole.
+    fn bad_row(&mut self, file: &InputFile, bad: Bad, known: &mut Known) -> Result<()> {
+        *known.report.rows_dropped.entry(bad.cause).or_default() += 1;
+        self.bad_conversation(file, bad, known)
+    }
+
+    fn bad_conversation(&mut self, file: &InputFile, bad: Bad, known: &mut Known) -> Result<()> {
+        let invalid = bad.cause == "invalid_encoding";
+        let skip = match invalid {
+            true => self.options.on_invalid == OnInvalid::SkipDocument,
+            false => self.options.on_bad_row == OnBadRow::Skip,
+        };
+        if bad.fatal || !skip {
+            let help = !bad.fatal && !invalid;
+            let error = bad.into_error(file);
+            return Err(match help {
+                true => error.help("or set `on_bad_row: skip` to leave such rows out and count them"),
+                false => error,
+            });
+        }
+        known.report.conversations_in += 1;
         *self.report.removed.bad_rows.entry(bad.cause).or_default() += 1;
-        if !std::mem::replace(warned, true) {
+        if !std::mem::replace(&mut known.warned, true) {
             tracing::warn!(
                 "a bad row is skipped (further ones in this file are only counted): {}",
                 bad.into_error(file)
@@ -351,7 +527,7 @@ impl Ingestion<'_> {
         Ok(())
     }
 
-    fn finish(self, out: &Path) -> Result<Report> {
+    fn finish(self) -> Result<Report> {
         self.monitor.check()?;
         let report = self.report;
         if report.conversations_out == 0 {
@@ -363,8 +539,9 @@ impl Ingestion<'_> {
                 report.changed.special_tokens_in_content
             );
         }
-        self.writer.finish()?;
-        write_report(out, &report)?;
+        self.conversations.finish()?;
+        self.preferences.map(PreferenceWriter::finish).transpose()?;
+        write_report(&self.out, &report)?;
         tracing::info!(
             "{} conversations read, {} written ({})",
             units::count(report.conversations_in),
@@ -375,28 +552,171 @@ impl Ingestion<'_> {
     }
 }
 
-/// The conversations of one row, checked; each with what was mended.
-fn prepare(
-    options: &Options,
-    roles: &Roles,
-    file: &InputFile,
-    row: Record,
+/// What one row gave.
+struct Prepared {
+    shape: Shape,
+    /// Each with what was mended; a bad one does not cost the others of its row.
+    conversations: Vec<Result<(Conversation, Mended), Bad>>,
+    pair: Option<Preference>,
+    /// Keys that are not read.
+    unknown: BTreeSet<String>,
+    bad_metadata: Vec<String>,
+    /// The fields that the user named and that the row has.
+    named: Vec<String>,
+}
+
+/// Makes conversations of rows; knows nothing of other rows.
+#[derive(Clone, Copy)]
+struct Preparer<'a> {
+    options: &'a Options,
+    roles: &'a Roles,
+    names: Option<&'a Names<'a>>,
+    file: &'a InputFile,
+    places: Places,
+    /// The format of the file, as far as it is known.
     shape: Option<Shape>,
-) -> Result<Vec<(Conversation, Mended)>, Bad> {
-    let named = |bad: Bad| Bad { message: format!("row {}: {}", row.row, bad.message), ..bad };
-    let how = Cleaning {
-        nfc: options.nfc,
-        control_characters: options.strip_control_characters,
-        blanks: options.strip_blanks,
-    };
-    let check = |turns| {
+}
+
+impl Preparer<'_> {
+    fn prepare(&self, record: Record) -> Result<Prepared, Bad> {
+        if self.shape == Some(Shape::Text) {
+            return self.text(&record);
+        }
+        let (decoded, object) = self.object(&record)?;
+        let located = |bad| self.located(bad, &decoded, &record);
+        let fields = &object.fields;
+        let shape = self.shape_of(&object).map_err(located)?;
+        let usual;
+        let names = match self.names {
+            Some(names) => names,
+            None => {
+                usual = Names::of(shape);
+                &usual
+            }
+        };
+        let join = Join(&self.options.join);
+        let row = Row { text: &decoded.text, fields, names, join, roles: self.roles };
+        let (content, unknown) = row.read(shape).map_err(located)?;
+        let named = self.options.fields.iter().flat_map(FieldNames::named).map(|(_, name)| name);
+        let mut out = Prepared {
+            shape,
+            conversations: Vec::new(),
+            pair: None,
+            unknown,
+            bad_metadata: object.bad_metadata,
+            named: named.filter(|name| fields.contains_key(*name)).map(str::to_string).collect(),
+        };
+        match content {
+            Content::Conversations(all) => {
+                let judge =
+                    |turns: Result<_, Bad>| turns.and_then(|turns| self.check(turns, &decoded, &record));
+                out.conversations = all.into_iter().map(|turns| judge(turns).map_err(located)).collect();
+            }
+            Content::Pair { chosen, rejected } => {
+                let (chosen, mended) =
+                    self.check(chosen, &decoded, &record).map_err(|bad| located(of_side(bad, "chosen")))?;
+                let (rejected, _) = self
+                    .check(rejected, &decoded, &record)
+                    .map_err(|bad| located(of_side(bad, "rejected")))?;
+                let source = self.file.name.as_str();
+                let pair = Preference::of(&chosen.messages, &rejected.messages, source, record.row);
+                out.pair = Some(pair.map_err(|why| located(no_pair(why)))?);
+                out.conversations.push(Ok((chosen, mended)));
+            }
+        }
+        if let Some(Ok((_, mended))) = out.conversations.first_mut() {
+            mended.text.invalid_bytes_replaced += decoded.replaced;
+        }
+        Ok(out)
+    }
+
+    fn text(&self, record: &Record) -> Result<Prepared, Bad> {
+        let decoded = self.decode(record)?;
+        let located = |bad| self.located(bad, &decoded, record);
+        let turns = text::turns(&decoded.text, self.roles).map_err(located)?;
+        let (conversation, mut mended) = self.check(turns, &decoded, record).map_err(located)?;
+        mended.text.invalid_bytes_replaced += decoded.replaced;
+        Ok(Prepared {
+            shape: Shape::Text,
+            conversations: vec![Ok((conversation, mended))],
+            pair: None,
+            unknown: BTreeSet::new(),
+            bad_metadata: Vec::new(),
+            named: Vec::new(),
+        })
+    }
+
+    fn check(
+        &self,
+        turns: Vec<Turn>,
+        decoded: &Decoded,
+        record: &Record,
+    ) -> Result<(Conversation, Mended), Bad> {
         let mut mended = Mended::default();
-        let same_role = options.same_role;
-        let messages = check::check(turns, roles, same_role, how, row.start, &mut mended)?;
-        Ok((Conversation::new(messages, file.name.as_str(), row.row), mended))
-    };
-    let all = turns(&row, shape, roles).map_err(named)?;
-    all.into_iter().map(check).collect::<Result<_, Bad>>().map_err(named)
+        let options = self.options;
+        let cleaning = Cleaning {
+            nfc: options.nfc,
+            control_characters: options.strip_control_characters,
+            blanks: options.strip_blanks,
+        };
+        let rules = Rules { roles: self.roles, same_role: options.same_role, cleaning };
+        let messages = check::check(turns, &decoded.text, rules, &mut mended)?;
+        Ok((Conversation::new(messages, self.file.name.as_str(), record.row), mended))
+    }
+
+    /// The text of a record and the object that it is.
+    fn object(&self, record: &Record) -> Result<(Decoded, Object), Bad> {
+        let decoded = self.decode(record)?;
+        let needed = |key: &str| match self.names {
+            Some(names) => names.need(key),
+            None => Names::of(Shape::Preference).need(key),
+        };
+        let object = object(&decoded.text, 0, &needed).map_err(|bad| self.located(bad, &decoded, record))?;
+        Ok((decoded, object))
+    }
+
+    /// The format of a row: its own, or that of its file when its fields tell none.
+    fn shape_of(&self, object: &Object) -> Result<Shape, Bad> {
+        let fixed = self.names.is_some() || self.options.format != FormatChoice::Auto;
+        match self.shape {
+            Some(shape) if fixed => Ok(shape),
+            other => Shape::of(&object.fields).or(other).ok_or_else(|| unknown_format(&object.fields)),
+        }
+    }
+
+    fn decode(&self, record: &Record) -> Result<Decoded, Bad> {
+        let exact = self.places == Places::Exact;
+        let encoding = if exact { self.options.encoding } else { Encoding::Utf8 };
+        let replace = self.options.on_invalid == OnInvalid::Replace;
+        decode(record.bytes.clone(), encoding, replace)
+            .map_err(|invalid| invalid_byte(invalid.byte, record.start + invalid.at as u64, record.row))
+    }
+
+    /// A defect at a byte of the text of a row, with its place in the file.
+    fn located(&self, bad: Bad, decoded: &Decoded, record: &Record) -> Bad {
+        let at = match self.places {
+            Places::Exact => bad.at.map(|at| record.start + decoded.source_offset(at as usize) as u64),
+            Places::Record => Some(record.start),
+            Places::Nowhere => None,
+        };
+        Bad { at, message: format!("row {}: {}", record.row, bad.message), ..bad }
+    }
+}
+
+fn of_side(bad: Bad, side: &str) -> Bad {
+    Bad { message: format!("`{side}`: {}", bad.message), ..bad }
+}
+
+fn no_pair(why: NoPair) -> Bad {
+    match why {
+        NoPair::Equal => Bad::new("equal_pair", 0, "`chosen` and `rejected` are the same"),
+        NoPair::Beginning => {
+            Bad::new("no_answer", 0, "one of `chosen` and `rejected` is the beginning of the other")
+        }
+        NoPair::OtherPrompt => {
+            Bad::new("other_prompt", 0, "`chosen` and `rejected` do not part at an answer of the assistant")
+        }
+    }
 }
 
 impl Mended {
@@ -404,33 +724,9 @@ impl Mended {
         self.merged_messages += other.merged_messages;
         self.trailing_user_dropped += other.trailing_user_dropped;
         self.empty_system_dropped += other.empty_system_dropped;
+        self.markers_dropped += other.markers_dropped;
         self.special_tokens_in_content += other.special_tokens_in_content;
         self.text += other.text;
-    }
-}
-
-/// The shape of a row; `None` when it cannot be told because the row is broken.
-fn detect(record: &Record) -> Result<Option<Shape>, Bad> {
-    let text = String::from_utf8_lossy(&record.bytes);
-    match parse_json(&text, record.start) {
-        Ok(value) if value.is_object() => Shape::of(&value, record.start).map(Some),
-        _ => Ok(None),
-    }
-}
-
-fn turns(row: &Record, shape: Option<Shape>, roles: &Roles) -> Result<Vec<Vec<Turn>>, Bad> {
-    let text = std::str::from_utf8(&row.bytes).map_err(|e| {
-        let at = e.valid_up_to();
-        let message = format!("the byte 0x{:02X} is not valid UTF-8", row.bytes[at]);
-        Bad::new("invalid_encoding", row.start + at as u64, message).help("save the file as UTF-8")
-    })?;
-    match shape {
-        Some(Shape::Text) => Ok(vec![text::turns(text, row.start, roles)?]),
-        _ => {
-            let value = parse_json(text, row.start)?;
-            let shape = shape.map_or_else(|| Shape::of(&value, row.start), Ok)?;
-            shape.turns(&value, text, row.start)
-        }
     }
 }
 
@@ -457,116 +753,4 @@ fn nothing_left(report: &Report) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::{Quiet, fs};
-    use crate::corpus::conversation::{ConversationReader, FILE_NAME};
-
-    fn run(files: &[(&str, &[u8])], options: Options) -> Result<(Report, Vec<Conversation>)> {
-        let dir = tempfile::tempdir().unwrap();
-        let inputs: Vec<InputFile> = files
-            .iter()
-            .map(|(name, bytes)| {
-                let path = dir.path().join(name);
-                fs::write(&path, bytes).unwrap();
-                InputFile::new(&path).unwrap()
-            })
-            .collect();
-        let out = dir.path().join("out");
-        let report = ingest_chat(&inputs, &options, &out, &Quiet)?;
-        let removed = report.removed.exact_duplicates + report.removed.bad_rows.values().sum::<u64>();
-        assert_eq!(report.conversations_in, report.conversations_out + removed);
-        let all = ConversationReader::open(&out.join(FILE_NAME))?.collect::<Result<_>>()?;
-        Ok((report, all))
-    }
-
-    fn error(name: &str, bytes: &[u8]) -> String {
-        run(&[(name, bytes)], Options::default()).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn each_file_has_its_format() {
-        let files: [(&str, &[u8]); 5] = [
-            ("a.jsonl", b"{\"messages\":[{\"role\":\"user\",\"content\":\"1\"},{\"role\":\"assistant\",\"content\":\"2\"}]}\n"),
-            ("b.json", b"[\n{\"conversations\":[{\"from\":\"human\",\"value\":\"3\"},{\"from\":\"gpt\",\"value\":\"4\"}]}\n]"),
-            ("c.txt", b"<user>: 5 <eos>\n<assistant>: 6 <eos>\n\n<user>: 7\n<assistant>: 8 <eos>\n"),
-            ("d.csv", b"prompt,completion\n\"9, or so\",10\n"),
-            ("e.jsonl", b"{\"instruction\":\"11\",\"input\":\"\",\"output\":\"12\"}\n"),
-        ];
-        let (report, all) = run(&files, Options::default()).unwrap();
-        let questions: Vec<&str> = all.iter().map(|c| c.messages[0].content.as_str()).collect();
-        assert_eq!(questions, ["1", "3", "5", "7", "9, or so", "11"]);
-        let rows: Vec<u64> = all.iter().map(|c| c.row).collect();
-        assert_eq!(rows, [1, 1, 1, 4, 2, 1]);
-        let formats: Vec<_> = report.files.iter().map(|f| f.format.unwrap().as_str()).collect();
-        assert_eq!(formats, ["messages", "sharegpt", "text", "prompt", "instruction"]);
-        assert_eq!(report.messages["assistant"], 6);
-    }
-
-    #[test]
-    fn mistakes_name_the_row_and_the_place() {
-        let good = "{\"messages\":[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"a\"}]}\n";
-        let with = |row: &str| error("a.jsonl", format!("{good}{row}\n").as_bytes());
-        let found = with(r#"{"messages":[{"role":"user","content":"q"},{"role":"asistant","content":"a"}]}"#);
-        assert!(found.contains("row 2: message 2 has the unknown role \"asistant\""), "{found}");
-        assert!(found.contains("a.jsonl:2:52") && found.contains("did you mean `assistant`"), "{found}");
-        let found = with(r#"{"messages":[{"role":"user","content":"q"},{"role":"user","content":"a"}]}"#);
-        assert!(found.contains("must alternate") && found.contains("same_role: merge"), "{found}");
-        let found = with(r#"{"messages":[{"role":"user","content":"q"}"#);
-        assert!(found.contains("row 2: this is not JSON") && found.contains("a.jsonl:2:"), "{found}");
-        let found = with(r#"{"messages":[{"role":"user","content":null}]}"#);
-        assert!(found.contains("message 1: the field `content` holds null"), "{found}");
-        let found = with(r#"{"message":[]}"#);
-        assert!(found.contains("missing is `messages`"), "{found}");
-        let found = error("a.jsonl", b"{\"question\": 1}\n");
-        assert!(found.contains("no known format") && found.contains("found `question`"), "{found}");
-        assert!(error("a.jsonl", b"").contains("no conversation in 1 file"));
-        assert!(error("a.bin", b"x").contains("does not tell its format"));
-        let found = error("a.txt", b"<user>: Hi <eos>\n<asistant>: Yo <eos>\n");
-        assert!(found.contains("a.txt:2:1") && found.contains("did you mean `assistant`"), "{found}");
-        let found = error("a.jsonl", b"{\"prompt\":\"\xFF\"}\n");
-        assert!(found.contains("0xFF") && found.contains("a.jsonl:1:12"), "{found}");
-    }
-
-    #[test]
-    fn bad_rows_are_skipped_and_counted_and_duplicates_removed() {
-        let text = "{\"prompt\":\"q\",\"completion\":\"a\"}\nnonsense\n{\"prompt\":\"q\",\"completion\":\" a\\r\\n\"}\n\
-                    {\"prompt\":\"q\"}\n{\"prompt\":\"\",\"completion\":\"a\"}\n";
-        let options = Options { on_bad_row: OnBadRow::Skip, ..Options::default() };
-        let (report, all) = run(&[("a.jsonl", text.as_bytes())], options).unwrap();
-        assert_eq!((all.len(), report.rows_in, report.removed.exact_duplicates), (1, 5, 1));
-        let causes: Vec<(&str, u64)> = report.removed.bad_rows.into_iter().collect();
-        assert_eq!(causes, [("broken_json", 1), ("empty_message", 1), ("missing_field", 1)]);
-    }
-
-    #[test]
-    fn users_may_name_roles() {
-        let text = b"{\"messages\":[{\"role\":\"Klien\",\"content\":\"q\"},{\"role\":\"terapis\",\"content\":\"a\"}]}";
-        let roles = [("klien".to_string(), Role::User), ("Terapis".to_string(), Role::Assistant)].into();
-        let (_, all) = run(&[("a.jsonl", text)], Options { roles, ..Options::default() }).unwrap();
-        assert_eq!(all[0].messages[1].role, Role::Assistant);
-    }
-
-    /// Real files, where they are there: (file, conversations in, conversations out).
-    #[test]
-    fn real_conversations_are_ingested() {
-        let real = [
-            ("conv_synthetic_persona_chat/messages.jsonl", 1_962),
-            ("conv_sharegpt_format/dummy_conversation.json", 500),
-            ("instr_fairytaleqa/qa.jsonl", 10_580),
-        ];
-        for (name, rows) in real {
-            let path = format!("{}/../shared/data/{name}", env!("CARGO_MANIFEST_DIR"));
-            let Ok(file) = InputFile::new(Path::new(&path)) else {
-                println!("skipped: {path} is not there");
-                continue;
-            };
-            let dir = tempfile::tempdir().unwrap();
-            let options =
-                Options { same_role: SameRole::Merge, on_bad_row: OnBadRow::Skip, ..Options::default() };
-            let report = ingest_chat(&[file], &options, dir.path(), &Quiet).unwrap();
-            assert_eq!(report.rows_in, rows, "{name}");
-            assert!(report.conversations_out > 0, "{report:?}");
-        }
-    }
-}
+mod tests;

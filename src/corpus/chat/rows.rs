@@ -1,0 +1,288 @@
+//! The rows of a file of conversations, whatever its format: plain text as it stands, all else as JSON.
+
+use std::path::Path;
+
+use arrow::datatypes::{DataType, Field, Schema};
+use arrow::json::LineDelimitedWriter;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use serde_json::{Map, Value};
+
+use super::check::Roles;
+use super::text::{Blocks, Skipped};
+use super::{FormatChoice, Options};
+use crate::base::{Error, Result, fs, suggest};
+use crate::corpus::csv::CsvRows;
+use crate::corpus::decode::{OnInvalid, decode};
+use crate::corpus::input::{Bad, InputFile, Record};
+use crate::corpus::json::{JsonRows, Next};
+use crate::corpus::parquet_io::{expect_whole, guarded, unreadable};
+
+/// The rows of one file.
+pub enum Rows<'a> {
+    Text(Blocks),
+    Json(JsonRows),
+    Csv(CsvTexts<'a>),
+    Parquet(ParquetRows),
+}
+
+/// What the place in the text of a row is in its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Places {
+    /// The byte of the file, as far as decoding leaves it there.
+    Exact,
+    /// The record starts where it starts, and its text was made from its fields.
+    Record,
+    /// None: a row of Parquet.
+    Nowhere,
+}
+
+const READABLE: [&str; 9] =
+    [".jsonl", ".ndjson", ".json", ".txt", ".text", ".csv", ".tsv", ".parquet", ".pq"];
+
+impl<'a> Rows<'a> {
+    /// # Errors
+    /// When the file cannot be read or its name tells no format.
+    pub fn open(file: &'a InputFile, options: &'a Options, roles: &Roles) -> Result<Self> {
+        let limit = options.max_row_bytes;
+        let json = || Ok(Rows::Json(JsonRows::open(file, limit)?));
+        match (options.format, file.ending().as_str()) {
+            (FormatChoice::Text, _) | (FormatChoice::Auto, "txt" | "text") => {
+                let (boundary, encoding) = (options.text_boundary, options.encoding);
+                Ok(Rows::Text(Blocks::open(file, roles, boundary, encoding, limit)?))
+            }
+            (_, "csv" | "tsv") => Ok(Rows::Csv(CsvTexts::open(file, options)?)),
+            (_, "parquet" | "pq") => Ok(Rows::Parquet(ParquetRows::open(file, options)?)),
+            (FormatChoice::Auto, "json" | "jsonl" | "ndjson") => json(),
+            (FormatChoice::Auto, ending) => Err(unreadable_ending(file, ending)),
+            _ => json(),
+        }
+    }
+
+    pub fn places(&self) -> Places {
+        match self {
+            Rows::Text(_) | Rows::Json(_) => Places::Exact,
+            Rows::Csv(_) => Places::Record,
+            Rows::Parquet(_) => Places::Nowhere,
+        }
+    }
+
+    /// Lines of plain text that belong to no conversation.
+    pub fn skipped(&self) -> Skipped {
+        match self {
+            Rows::Text(blocks) => blocks.skipped(),
+            _ => Skipped::default(),
+        }
+    }
+
+    /// Bytes of CSV that were not in the encoding and were replaced.
+    pub fn replaced(&self) -> u64 {
+        match self {
+            Rows::Csv(rows) => rows.replaced,
+            _ => 0,
+        }
+    }
+
+    fn next(&mut self) -> Next {
+        match self {
+            Rows::Text(blocks) => blocks.next(),
+            Rows::Json(rows) => rows.next(),
+            Rows::Csv(rows) => Ok(rows.next()),
+            Rows::Parquet(rows) => rows.next(),
+        }
+    }
+
+    /// About 4 MiB of rows; empty at the end. A fatal defect ends a batch.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn batch(&mut self) -> Result<Vec<Result<Record, Bad>>> {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        while bytes < (4 << 20) {
+            let Some(next) = self.next()? else { break };
+            bytes += next.as_ref().map_or(0, |record| record.bytes.len()) + size_of::<Record>();
+            let fatal = next.as_ref().is_err_and(|bad| bad.fatal);
+            batch.push(next);
+            if fatal {
+                break;
+            }
+        }
+        Ok(batch)
+    }
+}
+
+fn unreadable_ending(file: &InputFile, ending: &str) -> Error {
+    let error = match ending {
+        "yml" | "yaml" => {
+            Error::input(format!("`{}` is YAML, which is not read as conversations", file.name))
+                .help("write it as JSONL, one conversation a line")
+        }
+        "md" | "markdown" => {
+            Error::input(format!("`{}` is Markdown: a document, not a conversation", file.name))
+                .help("end the name with `.txt` if it holds turns such as `<user>: … <eos>`")
+        }
+        "gz" | "zst" | "xz" | "bz2" | "zip" => {
+            return Error::input(format!("`{}` is compressed", file.name)).help("unpack it first");
+        }
+        _ => Error::input(format!("the name `{}` does not tell its format", file.name)),
+    };
+    let readable: Vec<String> = READABLE.iter().map(|ending| format!("`{ending}`")).collect();
+    error
+        .help(format!("files that end with {} are read", readable.join(", ")))
+        .help("or set the param `format`, if that is what it holds")
+}
+
+/// Records of CSV as objects of texts.
+pub struct CsvTexts<'a> {
+    rows: CsvRows,
+    file: &'a InputFile,
+    options: &'a Options,
+    replaced: u64,
+}
+
+impl<'a> CsvTexts<'a> {
+    fn open(file: &'a InputFile, options: &'a Options) -> Result<Self> {
+        let usual = if file.ending() == "tsv" { '\t' } else { ',' };
+        let delimiter = options.delimiter.unwrap_or(usual);
+        let rows = CsvRows::open(file, delimiter as u8, options.max_row_bytes)?;
+        Ok(CsvTexts { rows, file, options, replaced: 0 })
+    }
+
+    fn next(&mut self) -> Option<Result<Record, Bad>> {
+        let record = match self.rows.next()? {
+            Ok(record) => record,
+            Err(bad) => return Some(Err(bad)),
+        };
+        let mut object = Map::new();
+        for (name, field) in self.rows.headers().iter().zip(self.rows.fields()) {
+            let replace = self.options.on_invalid == OnInvalid::Replace;
+            match decode(field.to_vec(), self.options.encoding, replace) {
+                Ok(decoded) => {
+                    self.replaced += decoded.replaced;
+                    object.insert(name.clone(), decoded.text.into());
+                }
+                Err(invalid) => return Some(Err(self.invalid(&record, invalid.byte))),
+            }
+        }
+        Some(Ok(Record { bytes: Value::from(object).to_string().into_bytes(), ..record }))
+    }
+
+    /// The defect of a byte that is not in the encoding, where the file has it.
+    fn invalid(&self, record: &Record, byte: u8) -> Bad {
+        let raw = self.file.read_range(record.start, record.end).unwrap_or_default();
+        let at = std::str::from_utf8(&raw).err().map_or(0, |e| e.valid_up_to());
+        invalid_byte(byte, record.start + at as u64, record.row)
+    }
+}
+
+/// The defect of a byte that is not in the encoding.
+pub fn invalid_byte(byte: u8, at: u64, row: u64) -> Bad {
+    Bad::new("invalid_encoding", at, format!("row {row}: the byte 0x{byte:02X} is not valid UTF-8"))
+        .help("set `encoding: latin-1` if that is what the file is, or")
+        .help("set `on_invalid` to `replace` or `skip_document`")
+}
+
+/// Rows of Parquet as JSON, with what is nested in them.
+pub struct ParquetRows {
+    batches: ParquetRecordBatchReader,
+    name: String,
+    lines: std::vec::IntoIter<Vec<u8>>,
+    row: u64,
+    limit: u64,
+}
+
+/// Rows that are turned into JSON in one go.
+const BATCH_ROWS: usize = 64;
+
+impl ParquetRows {
+    fn open(file: &InputFile, options: &Options) -> Result<Self> {
+        let name = Path::new(&file.name);
+        let opened = fs::open(&file.path)?;
+        let builder = guarded(name, || {
+            ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| unreadable(name, &e))
+        })?;
+        expect_whole(name, builder.metadata(), fs::size(&file.path)?)?;
+        let columns = text_columns(file, builder.schema(), &options.ignore)?;
+        let mask = ProjectionMask::roots(builder.parquet_schema(), columns);
+        let builder = builder.with_projection(mask).with_batch_size(BATCH_ROWS);
+        let batches = guarded(name, || builder.build().map_err(|e| unreadable(name, &e)))?;
+        let lines = Vec::new().into_iter();
+        Ok(ParquetRows { batches, name: file.name.clone(), lines, row: 0, limit: options.max_row_bytes })
+    }
+
+    fn next(&mut self) -> Next {
+        loop {
+            if let Some(line) = self.lines.next() {
+                self.row += 1;
+                return Ok(Some(self.record(line)));
+            }
+            let name = Path::new(&self.name);
+            let batches = &mut self.batches;
+            let lines = guarded(name, || {
+                let Some(batch) = batches.next() else { return Ok(None) };
+                let mut writer = LineDelimitedWriter::new(Vec::new());
+                let written = batch.and_then(|batch| writer.write(&batch)).and_then(|()| writer.finish());
+                written.map_err(|e| unreadable(name, &e))?;
+                Ok(Some(writer.into_inner()))
+            })?;
+            let Some(lines) = lines else { return Ok(None) };
+            // No JSON of this writer holds a line break.
+            let lines: Vec<Vec<u8>> =
+                lines.split(|b| *b == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect();
+            self.lines = lines.into_iter();
+        }
+    }
+
+    fn record(&self, bytes: Vec<u8>) -> Result<Record, Bad> {
+        let row = self.row;
+        if bytes.len() as u64 > self.limit {
+            let message = format!("row {row} holds {} B, more than {} B", bytes.len(), self.limit);
+            return Err(Bad::new("too_long", None, message).help("raise `max_row_bytes`").fatal());
+        }
+        Ok(Record { start: row - 1, end: row, row, bytes })
+    }
+}
+
+/// The columns that are read: those that `ignore` names are not, and the others must be what JSON can
+/// hold.
+fn text_columns(file: &InputFile, schema: &Schema, ignore: &[String]) -> Result<Vec<usize>> {
+    let mut columns = Vec::new();
+    for (i, field) in schema.fields().iter().enumerate() {
+        if schema.fields()[..i].iter().any(|other| other.name() == field.name()) {
+            return Err(Error::input(format!("`{}` has two columns `{}`", file.name, field.name()))
+                .help("keep one of them, or rename the other"));
+        }
+        if ignore.contains(field.name()) {
+            continue;
+        }
+        if let Some(ty) = binary_type(field) {
+            let names = schema.fields().iter().map(|field| field.name().as_str());
+            return Err(Error::input(format!(
+                "the column `{}` of `{}` holds {ty}, which is no text",
+                field.name(),
+                file.name
+            ))
+            .help("name it in `ignore` if it may be left out, or write it as a column of text")
+            .help(format!("its columns are {}", suggest::list(names))));
+        }
+        columns.push(i);
+    }
+    Ok(columns)
+}
+
+/// The type of bytes that a column holds somewhere inside.
+fn binary_type(field: &Field) -> Option<&DataType> {
+    match field.data_type() {
+        ty @ (DataType::Binary
+        | DataType::LargeBinary
+        | DataType::BinaryView
+        | DataType::FixedSizeBinary(_)) => Some(ty),
+        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
+            binary_type(item)
+        }
+        DataType::Struct(fields) => fields.iter().find_map(|field| binary_type(field)),
+        DataType::Map(entries, _) => binary_type(entries),
+        _ => None,
+    }
+}
