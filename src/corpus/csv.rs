@@ -4,6 +4,7 @@
 //! are wrong costs only itself: reading goes on in the line behind the one where the quote opens, so
 //! that a quote which nothing closes does not take the rest of the file with it.
 
+use super::decode::{Encoding, decode};
 use super::input::{Bad, InputFile, Record, Window, too_long};
 use crate::base::{Error, Result, suggest};
 
@@ -16,7 +17,8 @@ pub struct CsvRows {
     line: u64,
     ended: bool,
     headers: Vec<String>,
-    parser: csv_core::Reader,
+    /// Boxed for its size, half a KiB of states.
+    parser: Box<csv_core::Reader>,
     text: Vec<u8>,
     ends: Vec<usize>,
     record: csv::ByteRecord,
@@ -40,15 +42,14 @@ impl CsvRows {
             line: 1,
             ended: false,
             headers: Vec::new(),
-            parser: csv_core::ReaderBuilder::new().delimiter(delimiter).build(),
+            parser: Box::new(csv_core::ReaderBuilder::new().delimiter(delimiter).build()),
             text: Vec::new(),
             ends: Vec::new(),
             record: csv::ByteRecord::new(),
         };
         if let Some(record) = rows.read()? {
             let record = record.map_err(|bad| bad.into_error(file))?;
-            let headers = rows.record.iter().map(|h| String::from_utf8_lossy(h).trim().to_string());
-            rows.headers = headers.collect();
+            rows.headers = rows.record.iter().map(header).collect();
             if let Some(name) = repeated(&rows.headers) {
                 return Err(file
                     .error(record.start, format!("the header has two columns called `{name}`"))
@@ -183,6 +184,18 @@ impl CsvRows {
         self.line += line_breaks(&bytes[..length]);
         self.window.skip(length);
     }
+}
+
+/// The name of a column. Those that are not UTF-8 are told apart as Windows-1252; how the fields are
+/// encoded is their reader's business.
+fn header(bytes: &[u8]) -> String {
+    let name = match std::str::from_utf8(bytes) {
+        Ok(name) => name.to_string(),
+        Err(_) => {
+            decode(bytes.to_vec(), Encoding::Windows1252, true).map_or_else(|_| String::new(), |d| d.text)
+        }
+    };
+    name.trim().to_string()
 }
 
 /// How many lines end in `bytes`: LF, CR LF and CR are one line break each.
@@ -354,6 +367,8 @@ mod tests {
         let error = open(b"prompt,text, prompt\n1,2,3\n", 99).map(drop).unwrap_err().to_string();
         assert!(error.contains("a.csv:1:1") && error.contains("two columns called `prompt`"), "{error}");
         assert!(open(b"a,,\n1,,\n", 99).is_ok(), "columns without a name are nobody's");
+        let (_dir, latin) = open(b"pr\xE9fix,pr\xEAfix\n1,2\n", 99).unwrap();
+        assert_eq!(latin.headers(), ["préfix", "prêfix"]);
         let error = open(b"a,\"b\n1,2\n", 99).map(drop).unwrap_err().to_string();
         assert!(error.contains("never closed"), "{error}");
     }
