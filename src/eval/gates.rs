@@ -30,7 +30,8 @@ impl Gate {
             .into_iter()
             .find_map(|(sign, c)| Some((c, text.strip_prefix(sign)?)))
             .ok_or_else(|| format!("`{text}` is not a gate: write `<= 2.2`, with one of <, <=, >, >="))?;
-        let bound: f64 = rest.trim().parse().map_err(|_| format!("`{}` is not a number", rest.trim()))?;
+        let bound = rest.trim().parse().ok().filter(|bound: &f64| bound.is_finite());
+        let bound = bound.ok_or_else(|| format!("`{}` is not a finite number", rest.trim()))?;
         Ok(Gate { comparison, bound })
     }
 
@@ -47,13 +48,20 @@ impl Gate {
 /// A line for each gate that `report` does not pass. `chats.perplexity` looks inside `chats`.
 pub fn missed(gates: &BTreeMap<String, String>, report: &Value) -> Vec<String> {
     let one = |(metric, condition): (&String, &String)| {
-        let value = metric.split('.').try_fold(report, |v, part| v.get(part)).and_then(Value::as_f64);
-        match (Gate::parse(condition), value) {
-            (Ok(gate), Some(value)) if gate.passes(value) => None,
-            (Ok(_), Some(value)) => Some(format!("{metric} is {value:.4}, the gate is {condition}")),
-            (Ok(_), None) => Some(format!("{metric} is not in the report, the gate is {condition}")),
-            (Err(why), _) => Some(format!("{metric}: {why}")),
-        }
+        let value = metric.split('.').try_fold(report, |v, part| v.get(part));
+        let gate = match Gate::parse(condition) {
+            Ok(gate) => gate,
+            Err(why) => return Some(format!("{metric}: {why}")),
+        };
+        let missed = match value {
+            None => "is not in the report".to_string(),
+            Some(value) => match value.as_f64() {
+                Some(number) if gate.passes(number) => return None,
+                Some(number) => format!("is {number:.4}"),
+                None => format!("is {value}, not a number"),
+            },
+        };
+        Some(format!("{metric} {missed}, the gate is {condition}"))
     };
     gates.iter().filter_map(one).collect()
 }
@@ -76,6 +84,15 @@ mod tests {
             lines,
             ["bits_per_byte is 2.0000, the gate is < 2", "nope is not in the report, the gate is > 1"]
         );
-        assert!(Gate::parse("2.2").is_err() && Gate::parse("<= two").is_err());
+        for condition in ["2.2", "<= two", "<= nan", "> -inf", ">= 1e999"] {
+            assert!(Gate::parse(condition).is_err(), "{condition}");
+        }
+        let report = serde_json::json!({"ok": true, "loss": null, "name": "7"});
+        let lines = missed(&gates(&[("ok", "> 0"), ("loss", "< 1"), ("name", "> 1")]), &report);
+        assert_eq!(lines[0], "loss is null, not a number, the gate is < 1");
+        assert!(
+            lines[1].starts_with("name is \"7\", not") && lines[2].starts_with("ok is true, not"),
+            "{lines:?}"
+        );
     }
 }

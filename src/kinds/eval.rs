@@ -20,9 +20,10 @@ pub struct Eval;
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Params {
-    /// Which documents and conversations count: those held out from training (`validation`), or `all`.
+    /// Which of `docs` and `chats` count: those held out from training (`validation`), or `all`.
     pub split: Scored,
-    /// The share that was held out: what `shard` and `finetune` were told.
+    /// The share that counts as held out where the model does not say it: of texts for an imported model,
+    /// of conversations for one that was trained on none. A model trained here says what it held out.
     pub validation_fraction: f64,
     /// Tokens scored at most, of documents and of conversations each.
     pub max_tokens: u64,
@@ -51,6 +52,8 @@ impl Default for Params {
     }
 }
 
+const KEPT_APART: &str = "Kept apart from training as a whole: all of it counts.";
+
 impl Kind for Eval {
     type Params = Params;
 
@@ -61,9 +64,11 @@ impl Kind for Eval {
                 .or_source(&["tokenizer.json", ".json"]),
         ];
         inputs.extend(texts::ports());
+        inputs.push(Port::new("validation_docs", "documents", KEPT_APART).optional().many());
+        inputs.push(Port::new("validation_chats", "conversations", KEPT_APART).optional().many());
         Info {
             name: "eval",
-            version: 3, // 2: kernels of our own; 3: sums of e^x by them, too
+            version: 4, // 3: sums of e^x by our kernels; 4: what the model says was held out
             summary: "Measures a model on held-out text: bits per byte, perplexity, accuracies; with gates.",
             inputs,
             outputs: vec![Port::new("report", "report", "`report.json` and `samples.jsonl`.")],
@@ -75,7 +80,8 @@ impl Kind for Eval {
     }
 
     fn check(params: &Params, inputs: &Connected) -> Vec<Issue> {
-        let mut issues = texts::check(inputs);
+        let apart = ["validation_docs", "validation_chats"].iter().any(|port| !inputs.get(port).is_empty());
+        let mut issues = if apart { Vec::new() } else { texts::check(inputs) };
         for (metric, condition) in &params.gates {
             if let Err(why) = Gate::parse(condition) {
                 issues.push(Issue::param(&format!("gates.{metric}"), why));
@@ -104,17 +110,21 @@ impl Kind for Eval {
             Tokenizer::load(own)?.is_part_of(&Tokenizer::load(tokenizer)?)?;
         }
         let model = Model::load(input.file(CONFIG_FILE)?, input.file(WEIGHTS_FILE)?, tokenizer)?;
-        let texts = texts::inputs(ctx)?;
+        let texts = eval::Texts {
+            split: texts::inputs(ctx)?,
+            validation: texts::inputs_at(ctx, "validation_docs", "validation_chats")?,
+        };
         let options = eval::Options {
             scored: params.split,
+            held_out: texts::held_out_by(input)?,
             validation_fraction: params.validation_fraction,
             max_tokens: params.max_tokens,
             completions: params.completions,
         };
-        let report = eval::evaluate(&model, &texts.documents, &texts.conversations, &options, ctx.monitor)?;
+        let report = eval::evaluate(&model, &texts, &options, ctx.monitor)?;
         announce(&report);
         let folder = ctx.output("report")?;
-        texts::write_report(folder, &report)?;
+        fs::write_json(&folder.join("report.json"), &report)?;
         samples(params, ctx, &model, folder)?;
         if let Some(peak) = machine::peak_memory() {
             ctx.monitor.measure("peak_memory", peak as f64 / f64::from(1 << 20), "MiB");
