@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use crate::base::suggest;
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gate {
     comparison: Comparison,
@@ -45,6 +47,48 @@ impl Gate {
     }
 }
 
+/// What a figure of a report is measured on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    Nothing,
+    Documents,
+    Chats,
+}
+
+const OF_THE_MODEL: [&str; 3] = ["parameters", "model_bytes", "vocab_size"];
+const OF_TEXTS: [&str; 9] = [
+    "texts",
+    "tokens",
+    "bytes",
+    "loss",
+    "perplexity",
+    "bits_per_byte",
+    "bytes_per_token",
+    "top1_accuracy",
+    "top5_accuracy",
+];
+const OF_COMPLETIONS: [&str; 2] = ["completion_accuracy", "completions"];
+
+/// What the figure called `metric` is measured on.
+///
+/// # Errors
+/// When no report has such a figure: the names that there are, the nearest first.
+pub fn needs(metric: &str) -> Result<Needs, String> {
+    let of_chats: Vec<String> = OF_TEXTS.iter().map(|name| format!("chats.{name}")).collect();
+    let of_documents = OF_TEXTS.iter().chain(&OF_COMPLETIONS);
+    let all =
+        OF_THE_MODEL.iter().chain(of_documents.clone()).copied().chain(of_chats.iter().map(String::as_str));
+    match metric {
+        _ if OF_THE_MODEL.contains(&metric) => Ok(Needs::Nothing),
+        _ if of_documents.clone().any(|name| *name == metric) => Ok(Needs::Documents),
+        _ if of_chats.iter().any(|name| name == metric) => Ok(Needs::Chats),
+        _ => Err(match suggest::closest(metric, all.clone()) {
+            Some(near) => format!("no report has a figure `{metric}`; did you mean `{near}`?"),
+            None => format!("no report has a figure `{metric}`; there are {}", suggest::list(all)),
+        }),
+    }
+}
+
 /// A line for each gate that `report` does not pass. `chats.perplexity` looks inside `chats`.
 pub fn missed(gates: &BTreeMap<String, String>, report: &Value) -> Vec<String> {
     let one = |(metric, condition): (&String, &String)| {
@@ -69,6 +113,14 @@ pub fn missed(gates: &BTreeMap<String, String>, report: &Value) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn figures_that_no_report_has_are_known_before_one_is_made() {
+        assert_eq!(needs("vocab_size"), Ok(Needs::Nothing));
+        assert_eq!(needs("completion_accuracy"), Ok(Needs::Documents));
+        assert_eq!(needs("chats.perplexity"), Ok(Needs::Chats));
+        assert!(needs("perplexty").unwrap_err().contains("did you mean `perplexity`"));
+    }
 
     #[test]
     fn gates_compare_and_name_what_missed() {

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-pub use gates::{Gate, missed};
+pub use gates::{Gate, Needs, missed, needs};
 
 use crate::base::{Monitor, Result};
 use crate::corpus::conversation::Role;
