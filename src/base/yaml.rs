@@ -561,11 +561,11 @@ impl de::Error for DecodeError {
     }
 
     fn invalid_type(found: de::Unexpected, expected: &dyn de::Expected) -> Self {
-        Self::custom(format!("expected {expected}, found {}", unexpected(&found)))
+        Self::custom(format!("expected {}, found {}", in_words(expected), unexpected(&found)))
     }
 
     fn invalid_value(found: de::Unexpected, expected: &dyn de::Expected) -> Self {
-        Self::custom(format!("expected {expected}, found {}", unexpected(&found)))
+        Self::invalid_type(found, expected)
     }
 
     fn unknown_field(found: &str, expected: &'static [&'static str]) -> Self {
@@ -578,6 +578,19 @@ impl de::Error for DecodeError {
 
     fn missing_field(field: &'static str) -> Self {
         Self::custom(format!("the key `{field}` is missing"))
+    }
+}
+
+/// What serde expects, without the names of Rust's types.
+fn in_words(expected: &dyn de::Expected) -> String {
+    match expected.to_string().as_str() {
+        "u8" => format!("a whole number from 0 to {}", u8::MAX),
+        "u32" => format!("a whole number from 0 to {}", u32::MAX),
+        "u64" | "usize" => "a whole number, 0 or more".into(),
+        "i32" | "i64" => "a whole number".into(),
+        "f32" | "f64" => "a number".into(),
+        "a string" | "string" => "a text".into(),
+        other => other.into(),
     }
 }
 
