@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use super::tokenizers;
 use super::training::training_params;
 use crate::base::{Error, Result, units};
-use crate::model::{self, Config, Gpt, Model, TOKENIZER_FILE};
+use crate::model::{self, Config, Gpt, Model};
 use crate::shard::{Shards, Split};
 use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port};
 use crate::tokenizer::Tokenizer;
@@ -85,7 +86,10 @@ impl Kind for Pretrain {
         if let Some((name, why)) = config.mistake() {
             issues.push(Issue::param(name, why));
         }
-        issues.extend(tokenizer_fits(&config, inputs));
+        let room = config.vocab_size as u64;
+        issues.extend(tokenizers::fits(inputs, room, |size| {
+            format!("set `params.vocab_size: {size}` here, or train a tokenizer of at most {room}")
+        }));
         issues
     }
 
@@ -99,7 +103,9 @@ impl Kind for Pretrain {
 
     fn run(params: &Params, ctx: &Context) -> Result<()> {
         let config = params.config()?;
-        let tokenizer = Tokenizer::load(ctx.input("tokenizer")?.file_or_only(TOKENIZER_FILE)?)?;
+        // The special tokens are those that the shards were made with.
+        let names = tokenizers::names(ctx.input("shards")?)?;
+        let tokenizer = Tokenizer::load_with(tokenizers::path(ctx.input("tokenizer")?)?, &names)?;
         let files: Vec<(String, PathBuf)> =
             ctx.input("shards")?.files.iter().map(|f| (f.name.clone(), f.path.clone())).collect();
         let shards = Shards::open(&files)?;
@@ -111,14 +117,8 @@ impl Kind for Pretrain {
             ))
             .help("connect the same tokenizer to `shard` and `pretrain`"));
         }
-        if tokenizer.vocab_size() > config.vocab_size {
-            return Err(Error::input(format!(
-                "the tokenizer has {} tokens, the model room for {}",
-                tokenizer.vocab_size(),
-                config.vocab_size
-            ))
-            .help(format!("set `vocab_size: {}`", tokenizer.vocab_size())));
-        }
+        let size = tokenizer.vocab_size();
+        config.fits(&tokenizer).map_err(|e| e.help(format!("set `vocab_size: {size}`")))?;
         let (train, validation) = (shards.read(Split::Train)?, shards.read(Split::Validation)?);
         tracing::info!(
             "{} tokens to train on, {} held out",
@@ -132,20 +132,4 @@ impl Kind for Pretrain {
         train::run(&mut model, &train, &validation, &params.options(ctx.seed), folder, ctx.monitor)?;
         model.save(folder)
     }
-}
-
-/// The tokenizer that feeds the model must not have more tokens than the model has rows.
-fn tokenizer_fits(config: &Config, inputs: &Connected) -> Option<Issue> {
-    let (label, size) = match inputs.number("tokenizer", "vocab_size") {
-        Some((up, size)) => (up.label.clone(), size as usize),
-        None => inputs.get("tokenizer").iter().find_map(|up| {
-            let tokenizer = up.files.iter().find_map(|f| Tokenizer::load(f).ok())?;
-            Some((up.label.clone(), tokenizer.vocab_size()))
-        })?,
-    };
-    (size > config.vocab_size).then(|| {
-        let room = config.vocab_size;
-        Issue::input("tokenizer", format!("`{label}` has up to {size} tokens, the model has room for {room}"))
-            .help(format!("set `params.vocab_size: {size}` here, or train a tokenizer of at most {room}"))
-    })
 }
