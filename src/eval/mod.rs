@@ -316,7 +316,7 @@ fn completions(
     let one = |text: &String| -> Result<Option<bool>> {
         monitor.check()?;
         let Some((head, word)) = cut_in_half(text) else { return Ok(None) };
-        let said = generate::text(model, head, &greedy, 1)?;
+        let said = generate::continuation(model, &generate::ids_of(model, head)?, &greedy, 1)?;
         Ok(Some(said.split_whitespace().next() == Some(word)))
     };
     let results: Vec<Result<Option<bool>>> = texts.par_iter().take(options.completions).map(one).collect();

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::texts;
+use super::{texts, tokenizers};
 use crate::base::{Error, Result, fs, machine};
 use crate::eval::{self, Gate, Scored};
 use crate::generate;
 use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
 use crate::stage::{Artifact, Connected, Context, Info, Issue, Kind, Port};
-use crate::tokenizer::{Tokenizer, chat};
+use crate::tokenizer::Tokenizer;
 use crate::train::Sample;
 
 pub struct Eval;
@@ -92,23 +92,20 @@ impl Kind for Eval {
             let found = params.validation_fraction;
             issues.push(Issue::param("validation_fraction", format!("expected 0 to 1, found {found}")));
         }
-        if let (Some((up, tokens)), Some((_, room))) =
-            (inputs.number("tokenizer", "vocab_size"), inputs.number("model", "vocab_size"))
-            && tokens > room
-        {
-            let what = format!("`{}` has up to {tokens} tokens, the model has room for {room}", up.label);
-            issues.push(
-                Issue::input("tokenizer", what).help("connect the tokenizer that the model was trained with"),
-            );
+        if let Some((_, room)) = inputs.number("model", "vocab_size") {
+            let help = |_| "connect the tokenizer that the model was trained with".to_string();
+            issues.extend(tokenizers::fits(inputs, room, help));
         }
         issues
     }
 
     fn run(params: &Params, ctx: &Context) -> Result<()> {
         let input = ctx.input("model")?;
-        let tokenizer = ctx.input("tokenizer")?.file_or_only(TOKENIZER_FILE)?;
+        // The special tokens are those that the model was trained with.
+        let names = tokenizers::names(input)?;
+        let tokenizer = Tokenizer::load_with(tokenizers::path(ctx.input("tokenizer")?)?, &names)?;
         if let Ok(own) = input.file(TOKENIZER_FILE) {
-            Tokenizer::load(own)?.is_part_of(&Tokenizer::load(tokenizer)?)?;
+            Tokenizer::load_with(own, &names)?.is_part_of(&tokenizer)?;
         }
         let model = Model::load(input.file(CONFIG_FILE)?, input.file(WEIGHTS_FILE)?, tokenizer)?;
         let texts = eval::Texts {
@@ -187,9 +184,7 @@ fn samples(params: &Params, ctx: &Context, model: &Model, folder: &Path) -> Resu
             role: crate::corpus::conversation::Role::User,
             content: question.clone(),
         };
-        let ids = chat::prompt(&model.tokenizer, &[message])?;
-        let text = generate::continuation(model, &ids, &options, rayon::current_num_threads())?;
-        let text = text.trim().to_string();
+        let text = generate::answer(model, &[message], &options, rayon::current_num_threads())?;
         tracing::info!("user: {question} assistant: {text}");
         all.push(Sample { step: 0, prompt: question.clone(), text });
     }

@@ -3,15 +3,17 @@
 use std::collections::HashSet;
 
 use super::texts::held_out_by;
+use super::tokenizers;
 use super::training::training_params;
 use crate::base::{Error, Result, units};
+use crate::corpus::conversation::Role;
 use crate::corpus::conversation::{self, ConversationReader};
 use crate::corpus::held_out::{Rule, Split};
 use crate::model::{CONFIG_FILE, Gpt, Model, TOKENIZER_FILE, WEIGHTS_FILE};
 use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port};
 use crate::tokenizer::chat::{self, Rendered};
-use crate::tokenizer::{Special, Tokenizer};
-use crate::train::{self, Packed, pack};
+use crate::tokenizer::{Names, Special, Tokenizer};
+use crate::train::{self, Packed, pack, shortest_row};
 
 pub struct Finetune;
 
@@ -23,6 +25,10 @@ training_params! {
         /// The share of conversations held out for validation, by the digest of their text. Above 0, at
         /// least one is when there are two. With conversations connected to `validation`, none is.
         validation_fraction: f64 = 0.05,
+        /// Which tokens begin a turn of each role, for a model that has learned none:
+        /// `{ user: "<|user|>", assistant: "<|assistant|>" }`. Default: what the model says, or its
+        /// tokenizer's token of a usual name, or what begins a text and the role's name on a line.
+        special_tokens: Names = Names::default(),
     }
 }
 
@@ -92,8 +98,10 @@ impl Kind for Finetune {
     fn run(params: &Params, ctx: &Context) -> Result<()> {
         let mut model = load(params, ctx)?;
         let seq_len = model.gpt.config.seq_len;
-        if (seq_len as u64) < SHORTEST {
-            return Err(Error::input(format!("a model of {seq_len} positions holds no exchange")));
+        let shortest = shortest_row(longest_opening(&model.tokenizer)?).max(SHORTEST as usize);
+        if seq_len < shortest {
+            return Err(Error::input(format!("a model of {seq_len} positions holds no exchange"))
+                .help(format!("pretrain with `seq_len: {shortest}` or more")));
         }
         let (train, validation, rule) = rows(params, ctx, &model)?;
         let folder = ctx.output("model")?;
@@ -109,8 +117,11 @@ impl Kind for Finetune {
 fn load(params: &Params, ctx: &Context) -> Result<Model> {
     let input = ctx.input("model")?;
     let mut gpt = Gpt::load(input.file(CONFIG_FILE)?, input.file(WEIGHTS_FILE)?)?;
-    let own = Tokenizer::load(input.file(TOKENIZER_FILE)?)?;
-    let tokenizer = Tokenizer::load(ctx.input("tokenizer")?.file_or_only(TOKENIZER_FILE)?)?;
+    let names = tokenizers::names(input)?;
+    let own = Tokenizer::load_with(input.file(TOKENIZER_FILE)?, &names)?;
+    let connected = ctx.input("tokenizer")?;
+    let names = params.special_tokens.clone().or(names);
+    let tokenizer = tokenizers::load(connected, names)?;
     own.is_part_of(&tokenizer)?;
     if tokenizer.vocab_size() > gpt.config.vocab_size {
         tracing::info!(
@@ -124,6 +135,14 @@ fn load(params: &Params, ctx: &Context) -> Result<Model> {
         gpt.config.dropout = dropout;
     }
     Ok(Model { gpt, tokenizer })
+}
+
+/// How many ids begin a turn at most.
+fn longest_opening(tokenizer: &Tokenizer) -> Result<usize> {
+    let opening = |role| Ok(tokenizer.turn(role)?.len());
+    // Few conversations have a system message; those that do say what is missing.
+    let system = tokenizer.turn(Role::System).map_or(0, |ids| ids.len());
+    Ok(opening(Role::User)?.max(opening(Role::Assistant)?).max(system))
 }
 
 /// The conversations packed into rows, to train on and to validate on, and the rule that parted them.

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
+use super::tokenizers;
 use super::training::training_params;
 use crate::base::{Error, Result, units};
 use crate::corpus::held_out::{self, HeldOut, Split};
-use crate::model::{self, Config, Gpt, Model, TOKENIZER_FILE};
+use crate::model::{self, Config, Gpt, Model};
 use crate::shard::{Shards, TokenStream};
 use crate::stage::{Artifact, Connected, Context, Facts, Info, Issue, Kind, Port};
 use crate::tokenizer::{Special, Tokenizer};
@@ -92,7 +93,10 @@ impl Kind for Pretrain {
         if let Some((name, why)) = config.mistake() {
             issues.push(Issue::param(name, why));
         }
-        issues.extend(tokenizer_fits(&config, inputs));
+        let room = config.vocab_size as u64;
+        issues.extend(tokenizers::fits(inputs, room, |size| {
+            format!("set `params.vocab_size: {size}` here, or train a tokenizer of at most {room}")
+        }));
         issues
     }
 
@@ -106,16 +110,12 @@ impl Kind for Pretrain {
 
     fn run(params: &Params, ctx: &Context) -> Result<()> {
         let config = params.config()?;
-        let tokenizer = Tokenizer::load(ctx.input("tokenizer")?.file_or_only(TOKENIZER_FILE)?)?;
+        // The special tokens are those that the shards were made with.
+        let names = tokenizers::names(ctx.input("shards")?)?;
+        let tokenizer = Tokenizer::load_with(tokenizers::path(ctx.input("tokenizer")?)?, &names)?;
         let shards = open(ctx.input("shards")?, &tokenizer)?;
-        if tokenizer.vocab_size() > config.vocab_size {
-            return Err(Error::input(format!(
-                "the tokenizer has {} tokens, the model room for {}",
-                tokenizer.vocab_size(),
-                config.vocab_size
-            ))
-            .help(format!("set `vocab_size: {}`", tokenizer.vocab_size())));
-        }
+        let size = tokenizer.vocab_size();
+        config.fits(&tokenizer).map_err(|e| e.help(format!("set `vocab_size: {size}`")))?;
         let (train, validation) = (shards.read(Split::Train)?, validation(ctx, &shards, &tokenizer)?);
         tracing::info!(
             "{} tokens to train on, {} to validate on",
@@ -173,20 +173,4 @@ fn validation(ctx: &Context, shards: &Shards, tokenizer: &Tokenizer) -> Result<T
     let mut all = given.read(Split::Train)?;
     all.append(&given.read(Split::Validation)?);
     Ok(all)
-}
-
-/// The tokenizer that feeds the model must not have more tokens than the model has rows.
-fn tokenizer_fits(config: &Config, inputs: &Connected) -> Option<Issue> {
-    let (label, size) = match inputs.number("tokenizer", "vocab_size") {
-        Some((up, size)) => (up.label.clone(), size as usize),
-        None => inputs.get("tokenizer").iter().find_map(|up| {
-            let tokenizer = up.files.iter().find_map(|f| Tokenizer::load(f).ok())?;
-            Some((up.label.clone(), tokenizer.vocab_size()))
-        })?,
-    };
-    (size > config.vocab_size).then(|| {
-        let room = config.vocab_size;
-        Issue::input("tokenizer", format!("`{label}` has up to {size} tokens, the model has room for {room}"))
-            .help(format!("set `params.vocab_size: {size}` here, or train a tokenizer of at most {room}"))
-    })
 }

@@ -4,11 +4,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::texts;
+use super::{texts, tokenizers};
 use crate::base::{Result, fs};
 use crate::shard::{self, Options};
 use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Names, TOKENIZER_CONFIG_FILE};
 
 pub struct Shard;
 
@@ -21,11 +21,16 @@ pub struct Params {
     pub validation_fraction: f64,
     /// A file takes no further document once it has this many tokens.
     pub shard_tokens: u64,
+    /// Which tokens of the tokenizer begin and end a text, fill up a batch, and begin a turn of each role:
+    /// `{ bos: "<s>", eos: "</s>" }`. Default: what the tokenizer says, or its token of a usual name; a role
+    /// without a token of its own begins with what begins a text, and the role's name on a line. Models
+    /// trained on the shards keep to it.
+    pub special_tokens: Names,
 }
 
 impl Default for Params {
     fn default() -> Self {
-        Params { validation_fraction: 0.05, shard_tokens: 32 << 20 }
+        Params { validation_fraction: 0.05, shard_tokens: 32 << 20, special_tokens: Names::default() }
     }
 }
 
@@ -46,7 +51,8 @@ impl Kind for Shard {
             outputs: vec![Port::new(
                 "shards",
                 "shards",
-                "`train-*.parquet` and `validation-*.parquet`, a document a row; `held_out.json`, `report.json`.",
+                "`train-*.parquet` and `validation-*.parquet`, a document a row; `held_out.json`, `report.json`; \
+                 `tokenizer_config.json` where the tokenizer alone does not name the special tokens.",
             )],
             open: false,
             seeded: true,
@@ -75,13 +81,16 @@ impl Kind for Shard {
     }
 
     fn run(params: &Params, ctx: &Context) -> Result<()> {
-        let tokenizer = Tokenizer::load(ctx.input("tokenizer")?.file_or_only("tokenizer.json")?)?;
+        let tokenizer = tokenizers::load(ctx.input("tokenizer")?, params.special_tokens.clone())?;
         let options = Options {
             validation_fraction: params.validation_fraction,
             shard_tokens: params.shard_tokens,
             seed: ctx.seed,
         };
         let folder = ctx.output("shards")?;
+        if let Some(json) = tokenizer.config()? {
+            fs::write(&folder.join(TOKENIZER_CONFIG_FILE), &json)?;
+        }
         let report =
             shard::build(&texts::inputs(ctx)?, &tokenizer, &options, folder, &ctx.scratch, ctx.monitor)?;
         fs::write_json(&folder.join("report.json"), &report)

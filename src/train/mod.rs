@@ -23,7 +23,7 @@ pub use data::{Data, Order, Packed, Windows};
 pub use gradient::{Batch, Loss, evaluate, gradient};
 pub use metrics::{Metric, Metrics, Sample, json_lines};
 pub use optimizer::AdamW;
-pub use packing::{Packing, pack};
+pub use packing::{Packing, pack, shortest_row};
 pub use schedule::Schedule;
 
 use crate::base::{Error, Monitor, Progress, Result, machine, units};

@@ -240,15 +240,19 @@ const EOS: u32 = 3;
 const USER: u32 = 4;
 const ASSISTANT: u32 = 5;
 const SYSTEM: u32 = 6;
+/// The ids behind the first of a longer opening.
+const OPENING: u32 = 7;
 
 /// A conversation as `tokenizer::chat` renders it: contents are ids from 10.
-fn rendered(system: Option<usize>, turns: &[(usize, usize)]) -> Rendered {
-    let mut r = Rendered { ids: vec![BOS], target: vec![false], turns: Vec::new() };
+fn rendered(system: Option<usize>, turns: &[(usize, usize)], opening: usize) -> Rendered {
+    let mut r = Rendered { ids: vec![BOS], target: vec![false], turns: Vec::new(), openings: Vec::new() };
     let mut turn = |role: u32, len: usize| {
         let start = r.ids.len();
         let answer = role == ASSISTANT;
         r.ids.push(role);
-        r.target.push(false);
+        r.ids.extend(vec![OPENING; opening - 1]);
+        r.target.resize(r.ids.len(), false);
+        r.openings.push(opening);
         r.ids.extend((0..len as u32).map(|i| 10 + i % 5));
         r.target.extend(vec![answer; len]);
         if answer {
@@ -271,9 +275,10 @@ fn rendered(system: Option<usize>, turns: &[(usize, usize)]) -> Rendered {
 #[test]
 fn answers_to_nothing_are_packed_too() {
     // The assistant begins, and later speaks twice.
-    let mut conversation = rendered(None, &[(3, 4), (2, 5), (3, 6)]);
+    let mut conversation = rendered(None, &[(3, 4), (2, 5), (3, 6)], 1);
     let without = |r: &mut Rendered, turn: usize| {
         let range = r.turns.remove(turn);
+        r.openings.remove(turn);
         r.ids.drain(range.clone());
         r.target.drain(range.clone());
         for later in &mut r.turns[turn..] {
@@ -310,8 +315,9 @@ proptest! {
         conversations in proptest::collection::vec(
             (proptest::option::of(1usize..6), proptest::collection::vec((1usize..30, 1usize..30), 1..5)), 1..12),
         len in 16usize..80,
+        opening in 1usize..4,
     ) {
-        let all: Vec<Rendered> = conversations.iter().map(|(s, turns)| rendered(*s, turns)).collect();
+        let all: Vec<Rendered> = conversations.iter().map(|(s, turns)| rendered(*s, turns, opening)).collect();
         let packing = pack(all.clone().into_iter(), len);
         for (ids, learn) in &packing.rows {
             prop_assert!(ids.len() <= len && ids.len() == learn.len());
@@ -325,7 +331,10 @@ proptest! {
                         // An answer always has its question in front of it, in the same row.
                         prop_assert!(*id != ASSISTANT || role == USER);
                         role = *id;
+                        let behind = ids[i + 1..].iter().take_while(|id| **id == OPENING).count();
+                        prop_assert_eq!(behind, opening - 1, "an opening is whole");
                     }
+                    OPENING => prop_assert!(!learn[i] && (ids[i - 1] == OPENING || ids[i - 1] == role)),
                     // What is learned is what the assistant says, and all of it.
                     _ => prop_assert_eq!(learn[i], role == ASSISTANT),
                 }
