@@ -85,7 +85,10 @@ impl Decoding {
         };
         match options.mistake() {
             None => Ok(options),
-            Some((name, what)) => Err(Error::usage(format!("--{}: {what}", name.replace('_', "-")))),
+            Some((name, found, expected)) => {
+                let flag = name.replace('_', "-");
+                Err(Error::usage(format!("--{flag} {found}: expected {expected}")))
+            }
         }
     }
 }
@@ -103,8 +106,8 @@ pub fn load_model(text: &str, dtype: DtypeArg) -> Result<Model> {
         })
     };
     let names = Names::beside(|name| artifact.find(name))?;
-    let tokenizer = Tokenizer::load_with(file(TOKENIZER_FILE)?, &names)?;
-    let model = Model::load(file(CONFIG_FILE)?, file(WEIGHTS_FILE)?, tokenizer)?;
+    let (config, weights, tokenizer) = (file(CONFIG_FILE)?, file(WEIGHTS_FILE)?, file(TOKENIZER_FILE)?);
+    let model = Model::load(config, weights, Tokenizer::load_with(tokenizer, &names)?)?;
     Ok(Model { gpt: model.gpt.in_dtype(dtype.into()), ..model })
 }
 

@@ -63,22 +63,21 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The first value that makes no sense: which option, and what is wrong with it.
-    pub fn mistake(&self) -> Option<(&'static str, String)> {
+    /// The first value that makes no sense: the option's name, the value, and what is expected.
+    pub fn mistake(&self) -> Option<(&'static str, String, &'static str)> {
         let positive = |x: f64| x.is_finite() && x > 0.0;
-        let wrong = |name, found: String, expected: &str| Some((name, format!("{found} is not {expected}")));
         if !positive(self.temperature) {
             let expected = "a number above 0; for 0 use the strategy `greedy`";
-            return wrong("temperature", self.temperature.to_string(), expected);
+            return Some(("temperature", self.temperature.to_string(), expected));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return wrong("top_p", self.top_p.to_string(), "a number above 0, at most 1");
+            return Some(("top_p", self.top_p.to_string(), "a number above 0, at most 1"));
         }
         if self.num_beams == 0 || self.num_beams > 64 {
-            return wrong("num_beams", self.num_beams.to_string(), "1 to 64");
+            return Some(("num_beams", self.num_beams.to_string(), "1 to 64"));
         }
         if !positive(self.repetition_penalty) {
-            return wrong("repetition_penalty", self.repetition_penalty.to_string(), "a number above 0");
+            return Some(("repetition_penalty", self.repetition_penalty.to_string(), "a number above 0"));
         }
         None
     }
@@ -88,7 +87,9 @@ impl Options {
     pub fn check(&self) -> Result<()> {
         match self.mistake() {
             None => Ok(()),
-            Some((name, what)) => Err(Error::usage(format!("`{name}`: {what}"))),
+            Some((name, found, expected)) => {
+                Err(Error::usage(format!("`{name}` is {found}: expected {expected}")))
+            }
         }
     }
 }

@@ -149,14 +149,14 @@ fn values_that_make_no_sense_are_refused_by_name() {
     };
     for odd in [0.0, -0.0, -1.0, f64::NAN, f64::INFINITY] {
         let text = message(Options { temperature: odd, ..Options::default() });
-        assert!(text.contains(&format!("`temperature`: {odd} is not a number above 0")), "{text}");
+        assert!(text.contains(&format!("`temperature` is {odd}: expected a number above 0")), "{text}");
         let text = message(Options { repetition_penalty: odd, ..Options::default() });
-        assert!(text.contains(&format!("`repetition_penalty`: {odd}")), "{text}");
+        assert!(text.contains(&format!("`repetition_penalty` is {odd}")), "{text}");
     }
     for odd in [0.0, 1.5, f64::NAN] {
-        assert!(message(Options { top_p: odd, ..Options::default() }).contains(&format!("`top_p`: {odd}")));
+        assert!(message(Options { top_p: odd, ..Options::default() }).contains(&format!("`top_p` is {odd}")));
     }
-    assert!(message(Options { num_beams: 0, ..Options::default() }).contains("`num_beams`: 0"));
+    assert!(message(Options { num_beams: 0, ..Options::default() }).contains("`num_beams` is 0"));
     assert!(Options::default().check().is_ok());
 }
 
