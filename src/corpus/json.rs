@@ -651,6 +651,13 @@ impl UnknownKeys {
         }
     }
 
+    /// Counts `rows` rows with this key.
+    pub fn add_rows(&mut self, key: &str, rows: u64) {
+        if rows > 0 {
+            *self.0.entry(key.to_string()).or_default() += rows;
+        }
+    }
+
     /// Rows by key.
     pub fn rows(&self) -> &BTreeMap<String, u64> {
         &self.0
