@@ -7,13 +7,14 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::generate::{Decoding, load_model};
+use super::generate::{Decoding, load_model, warn};
 use super::{Format, print_json};
 use crate::base::{Error, Result, machine};
-use crate::generate::{Options, Session, generate};
+use crate::corpus::conversation::{Message, Role};
+use crate::generate::{Options, Session, stream};
 use crate::model::Model;
 use crate::report::style::Style;
-use crate::tokenizer::Special;
+use crate::tokenizer::chat;
 
 #[derive(Args)]
 pub struct Chat {
@@ -31,28 +32,32 @@ impl Chat {
     pub fn run(self, format: Format) -> Result<ExitCode> {
         let mut options = self.decoding.options()?;
         let model = load_model(&self.model, self.decoding.dtype)?;
-        let mut talk = Talk::new(&model, self.system.as_deref())?;
+        let mut talk = Talk::new(&model, self.system.as_deref());
         let stdin = std::io::stdin();
         let live = stdin.is_terminal();
         let s = Style::stdout();
         if live {
             eprintln!("/reset begins anew, /quit or Ctrl-D ends");
         }
+        let mut lines = Lines { input: stdin.lock(), read: 0 };
         loop {
             if live {
                 print!("{} ", s.bold("you:"));
                 let _ = std::io::stdout().flush();
             }
-            let mut line = String::new();
-            let read = stdin.lock().read_line(&mut line);
-            if read.map_err(|e| Error::input(format!("cannot read what you say: {e}")))? == 0 {
-                break;
-            }
-            match line.trim() {
+            let Some(line) = lines.next()? else { break };
+            let line = match &line {
+                Ok(line) => line.trim(),
+                Err(bad) => {
+                    warn(bad);
+                    continue;
+                }
+            };
+            match line {
                 "" => continue,
                 "/quit" | "/exit" => break,
                 "/reset" => {
-                    talk = Talk::new(&model, self.system.as_deref())?;
+                    talk = Talk::new(&model, self.system.as_deref());
                     continue;
                 }
                 said => {
@@ -74,49 +79,98 @@ impl Chat {
     }
 }
 
+/// What the user says, line by line.
+struct Lines<R> {
+    input: R,
+    read: usize,
+}
+
+impl<R: BufRead> Lines<R> {
+    /// The next line, or what is wrong with it; `None` at the end.
+    fn next(&mut self) -> Result<Option<std::result::Result<String, String>>> {
+        let mut bytes = Vec::new();
+        let read = self.input.read_until(b'\n', &mut bytes);
+        if read.map_err(|e| Error::input(format!("cannot read what you say: {e}")))? == 0 {
+            return Ok(None);
+        }
+        self.read += 1;
+        Ok(Some(String::from_utf8(bytes).map_err(|e| {
+            let good = e.utf8_error().valid_up_to();
+            let column = String::from_utf8_lossy(&e.as_bytes()[..good]).chars().count() + 1;
+            let byte = e.as_bytes()[good];
+            format!(
+                "line {}, column {column}: the byte 0x{byte:02X} is not UTF-8; the line is left out, say it again",
+                self.read
+            )
+        })))
+    }
+}
+
 struct Talk<'a> {
     model: &'a Model,
     session: Session<'a>,
+    /// What is to be said before the user's first words.
+    system: Option<Message>,
 }
 
 impl<'a> Talk<'a> {
-    fn new(model: &'a Model, system: Option<&str>) -> Result<Self> {
-        let mut session = Session::new(model, machine::threads());
-        let mut ids = vec![model.tokenizer.require(Special::Bos)?];
-        if let Some(system) = system {
-            ids.push(model.tokenizer.require(Special::System)?);
-            ids.extend(model.tokenizer.encode(system)?);
-        }
-        session.feed(&ids)?;
-        Ok(Talk { model, session })
+    fn new(model: &'a Model, system: Option<&str>) -> Self {
+        let system = system.map(|content| Message::new(Role::System, content));
+        Talk { model, session: Session::new(model, machine::threads()), system }
     }
 
     /// Says `text` and gives the answer, which is printed as it comes.
     fn answer(&mut self, text: &str, options: &Options, format: Format) -> Result<String> {
         let tokenizer = &self.model.tokenizer;
-        let mut ids = vec![tokenizer.require(Special::User)?];
-        ids.extend(tokenizer.encode(text)?);
-        ids.push(tokenizer.require(Special::Assistant)?);
+        let begins = self.session.text.tokens.is_empty();
+        let user = Message::new(Role::User, text);
+        let messages: Vec<Message> = self.system.take().into_iter().chain([user]).collect();
+        let further = if begins { chat::prompt } else { chat::further };
+        let ids = further(tokenizer, &messages)?;
+        let before = self.session.text.forgotten;
         self.session.feed(&ids)?;
-        let mut decoder = tokenizer.decoder();
         let mut answer = String::new();
-        let mut show = |piece: Option<String>| {
-            let Some(piece) = piece else { return };
+        stream(&mut self.session, &ids, options, &mut |piece| {
             // Some tokenizers begin every text with a space.
-            let piece = if answer.is_empty() { piece.trim_start() } else { &piece };
+            let piece = if answer.is_empty() { piece.trim_start() } else { piece };
             answer.push_str(piece);
             if format == Format::Text {
                 print!("{piece}");
                 let _ = std::io::stdout().flush();
             }
-        };
-        generate(&mut self.session, options, &mut |id| {
-            show(decoder.push(id));
             ControlFlow::Continue(())
         })?;
-        show(decoder.finish());
         // The end token was chosen and not read; the next turn has to see it.
-        self.session.feed(&[tokenizer.require(Special::Eos)?])?;
+        self.session.feed(&[chat::end(tokenizer)?])?;
+        self.warn_of_forgotten(before);
         Ok(answer)
+    }
+
+    /// Once a turn in which the conversation no longer fit.
+    fn warn_of_forgotten(&self, before: usize) {
+        let (now, room) = (self.session.text.forgotten, self.model.gpt.config.seq_len);
+        if now > before {
+            let all = self.session.text.tokens.len();
+            // On a line of its own, behind the answer.
+            eprintln!();
+            warn(&format!(
+                "the conversation has {all} tokens, the model holds {room}: the first {now} are forgotten"
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_byte_is_told_by_its_place_and_the_next_line_is_read() {
+        let mut lines = Lines { input: &b"hello\ncaf\xE9 au lait\nbye"[..], read: 0 };
+        assert_eq!(lines.next().unwrap(), Some(Ok("hello\n".to_string())));
+        let bad = lines.next().unwrap().unwrap().unwrap_err();
+        assert!(bad.starts_with("line 2, column 4: the byte 0xE9"), "{bad}");
+        assert_eq!(lines.next().unwrap(), Some(Ok("bye".to_string())));
+        assert_eq!(lines.next().unwrap(), None);
     }
 }

@@ -10,8 +10,11 @@ use serde_json::json;
 
 use super::{DtypeArg, Format, print_json, target};
 use crate::base::{Error, Result, machine};
+use crate::corpus::clean;
 use crate::generate::{self, Options, Session, Strategy};
 use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
+use crate::report::style::Style;
+use crate::tokenizer::{Names, Tokenizer};
 
 #[derive(Args)]
 pub struct Generate {
@@ -80,8 +83,13 @@ impl Decoding {
             max_new_tokens: self.max_new_tokens,
             seed: self.seed,
         };
-        options.check()?;
-        Ok(options)
+        match options.mistake() {
+            None => Ok(options),
+            Some((name, found, expected)) => {
+                let flag = name.replace('_', "-");
+                Err(Error::usage(format!("--{flag} {found}: expected {expected}")))
+            }
+        }
     }
 }
 
@@ -97,7 +105,9 @@ pub fn load_model(text: &str, dtype: DtypeArg) -> Result<Model> {
             e.context(format!("`{text}` is not a model")).blame(crate::base::error::Fault::Input)
         })
     };
-    let model = Model::load(file(CONFIG_FILE)?, file(WEIGHTS_FILE)?, file(TOKENIZER_FILE)?)?;
+    let names = Names::beside(|name| artifact.find(name))?;
+    let (config, weights, tokenizer) = (file(CONFIG_FILE)?, file(WEIGHTS_FILE)?, file(TOKENIZER_FILE)?);
+    let model = Model::load(config, weights, Tokenizer::load_with(tokenizer, &names)?)?;
     Ok(Model { gpt: model.gpt.in_dtype(dtype.into()), ..model })
 }
 
@@ -105,42 +115,43 @@ impl Generate {
     pub fn run(self, format: Format) -> Result<ExitCode> {
         let options = self.decoding.options()?;
         let model = load_model(&self.model, self.decoding.dtype)?;
-        let ids = generate::prompt_ids(&model, &self.prompt)?;
+        let prompt = clean::prompt(&self.prompt);
+        let ids = generate::prompt_ids(&model, &prompt)?;
         if ids.is_empty() {
             return Err(Error::usage(
-                "--prompt: the prompt is empty, and this tokenizer has no `<bos>` to begin with",
+                "--prompt: the prompt is empty, and this tokenizer has no token to begin a text with",
             ));
         }
         let begun = Instant::now();
         let mut session = Session::new(&model, machine::threads());
-        session.feed(&ids)?;
-        let mut decoder = model.tokenizer.decoder();
-        ids.iter().for_each(|id| drop(decoder.push(*id)));
-        decoder.finish();
+        let cut = session.feed(&ids)?;
+        if cut > 0 {
+            warn(&generate::cut_to_fit(&model, ids.len(), cut));
+        }
         let mut text = String::new();
         let mut out = std::io::stdout();
         if format == Format::Text {
-            let _ = write!(out, "{}", self.prompt);
+            let _ = write!(out, "{prompt}");
         }
-        let new = generate::generate(&mut session, &options, &mut |id| {
-            let Some(piece) = decoder.push(id) else { return ControlFlow::Continue(()) };
-            text.push_str(&piece);
-            show(format, &mut out, &piece)
+        let new = generate::stream(&mut session, &ids, &options, &mut |piece| {
+            text.push_str(piece);
+            show(format, &mut out, piece)
         })?;
-        if let Some(piece) = decoder.finish() {
-            text.push_str(&piece);
-            let _ = show(format, &mut out, &piece);
-        }
         let seconds = begun.elapsed().as_secs_f64();
         match format {
             Format::Text => println!(),
             Format::Json => print_json(&json!({
-                "prompt": self.prompt, "text": text, "tokens": new, "prompt_tokens": ids.len(), "seconds": seconds,
-                "tokens_per_s": new.len() as f64 / seconds,
+                "prompt": prompt, "text": text, "tokens": new, "prompt_tokens": ids.len(),
+                "prompt_tokens_cut": cut, "seconds": seconds, "tokens_per_s": new.len() as f64 / seconds,
             })),
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Says on stderr what does not end the command.
+pub fn warn(what: &str) {
+    let _ = writeln!(std::io::stderr(), "{}: {what}", Style::stderr().yellow("warning"));
 }
 
 /// Streams a piece; a reader that went away ends the generation.

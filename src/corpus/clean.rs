@@ -70,6 +70,12 @@ pub fn clean(text: &str, how: Cleaning, changes: &mut Changes) -> String {
     if how.blanks { without_blanks(&text, changes) } else { text.into_owned() }
 }
 
+/// A text that a user gives a model, cleaned as the text that the model learned from was, blanks kept:
+/// where a prompt ends is the user's choice.
+pub fn prompt(text: &str) -> String {
+    clean(text, Cleaning { blanks: false, ..Cleaning::default() }, &mut Changes::default())
+}
+
 fn is_other_break(c: char) -> bool {
     matches!(c, '\u{B}' | '\u{C}' | '\u{85}' | '\u{2028}' | '\u{2029}')
 }
@@ -172,6 +178,11 @@ mod tests {
         let off = Cleaning { nfc: false, control_characters: false, blanks: false };
         let text = "e\u{301}\u{7} \n\n\n\n";
         assert_eq!(clean(text, off, &mut Changes::default()), text);
+    }
+
+    #[test]
+    fn a_prompt_keeps_its_blanks() {
+        assert_eq!(prompt("\u{FEFF}ou\u{300}\r\n\u{7} "), "où\n ");
     }
 
     #[test]

@@ -24,6 +24,12 @@ pub struct CsvRows {
     record: csv::ByteRecord,
 }
 
+/// What is wrong with a `delimiter` that a user gives.
+pub fn delimiter_mistake(delimiter: Option<char>) -> Option<String> {
+    let c = delimiter.filter(|c| !c.is_ascii() || matches!(c, '"' | '\n' | '\r'))?;
+    Some(format!("`delimiter` must be one ASCII character, found {c:?}"))
+}
+
 const RAISE: &str = "raise the limit if this is meant, or look for a `\"` that is not closed";
 const DOUBLE: &str = "inside a quoted field, a double quote is written twice: \"\"";
 

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::boilerplate;
 use super::clean::{Changes, Cleaning, clean};
+use super::csv::delimiter_mistake;
 use super::decode::{Decoded, Encoding, Invalid, OnInvalid, decode};
 use super::document::{Document, DocumentWriter};
 use super::duplicates::{DuplicateWriter, Likeness, Origin, Seen};
@@ -166,11 +167,9 @@ impl Options {
             "separator",
             "`separator` is empty: write `null` to take each file as one document".into(),
         );
-        check(
-            self.delimiter.is_none_or(|c| c.is_ascii() && !matches!(c, '"' | '\n' | '\r')),
-            "delimiter",
-            format!("`delimiter` must be one ASCII character, found {:?}", self.delimiter.unwrap_or(' ')),
-        );
+        if let Some(mistake) = delimiter_mistake(self.delimiter) {
+            check(false, "delimiter", mistake);
+        }
         check(
             self.max_document_bytes > 0,
             "max_document_bytes",

@@ -3,6 +3,7 @@
 
 pub mod conversation;
 pub mod document;
+pub mod held_out;
 pub mod parquet_io;
 pub mod preference;
 pub mod table;

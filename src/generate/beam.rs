@@ -58,7 +58,9 @@ fn steps(beams: &[Beam], chooser: &Chooser, num_beams: usize) -> Vec<Step> {
         let logs = log_probabilities(&chooser.scores(&beam.text));
         let mut best: Vec<(u32, f64)> = logs.iter().enumerate().map(|(i, p)| (i as u32, *p)).collect();
         best.sort_by(|x, y| y.1.total_cmp(&x.1).then(x.0.cmp(&y.0)));
-        next.extend(best.into_iter().take(2 * num_beams).map(|(id, p)| (b, id, beam.score + p)));
+        // What has no probability is no way on, however few others there are.
+        let possible = best.into_iter().take(2 * num_beams).filter(|(_, p)| p.is_finite());
+        next.extend(possible.map(|(id, p)| (b, id, beam.score + p)));
     }
     next.sort_by(|x, y| y.2.total_cmp(&x.2).then((x.0, x.1).cmp(&(y.0, y.1))));
     next

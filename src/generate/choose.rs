@@ -1,4 +1,7 @@
 //! Which token comes next, given logits.
+//!
+//! Scores are f64, and a temperature divides their distances to the highest, which are 0 or below: so
+//! the smallest temperature is greedy, the largest draws all candidates alike, and nothing is NaN.
 
 use super::{Options, Text};
 use crate::base::Rng;
@@ -12,18 +15,25 @@ pub struct Chooser {
     known: usize,
     /// Never chosen: what only frames a text.
     banned: Vec<u32>,
-    /// End the text: `<eos>`, and the role tokens, which begin somebody else's turn.
+    /// End the text: `<eos>`, and what begins somebody else's turn.
     ends: Vec<u32>,
 }
 
 impl Chooser {
     pub fn new(model: &Model, options: &Options) -> Self {
-        let ids = |all: &[Special]| all.iter().filter_map(|s| model.tokenizer.special(*s)).collect();
+        let ids = |all: &[Special]| -> Vec<u32> {
+            all.iter().filter_map(|s| model.tokenizer.special(*s)).collect()
+        };
+        let mut ends = ids(&[Special::Eos, Special::User, Special::Assistant, Special::System]);
+        ends.extend(model.tokenizer.turn_start());
+        // One token may both begin and end a text, as GPT-2's does.
+        let mut banned = ids(&[Special::Pad, Special::Unk, Special::Bos]);
+        banned.retain(|id| !ends.contains(id));
         Chooser {
             options: options.clone(),
             known: model.tokenizer.vocab_size().min(model.gpt.config.vocab_size),
-            banned: ids(&[Special::Pad, Special::Unk, Special::Bos]),
-            ends: ids(&[Special::Eos, Special::User, Special::Assistant, Special::System]),
+            banned,
+            ends,
         }
     }
 
@@ -32,23 +42,24 @@ impl Chooser {
     }
 
     /// Logits with the penalty applied and what may not be chosen at minus infinity.
-    pub fn scores(&self, text: &Text) -> Vec<f32> {
-        let mut scores = text.logits.clone();
-        scores.truncate(self.known);
-        let penalty = self.options.repetition_penalty as f32;
+    pub fn scores(&self, text: &Text) -> Vec<f64> {
+        let mut scores: Vec<f64> = text.logits.iter().take(self.known).map(|l| f64::from(*l)).collect();
+        let penalty = self.options.repetition_penalty;
         if penalty != 1.0 {
             let mut seen: Vec<u32> = text.tokens.clone();
             seen.sort_unstable();
             seen.dedup();
             for id in seen.into_iter().filter(|id| !self.ends(*id)) {
                 if let Some(score) = scores.get_mut(id as usize) {
-                    *score = if *score > 0.0 { *score / penalty } else { *score * penalty };
+                    let pushed = if *score > 0.0 { *score / penalty } else { *score * penalty };
+                    // Of two infinities the difference would be NaN.
+                    *score = pushed.clamp(f64::MIN, f64::MAX);
                 }
             }
         }
         for id in &self.banned {
             if let Some(score) = scores.get_mut(*id as usize) {
-                *score = f32::NEG_INFINITY;
+                *score = f64::NEG_INFINITY;
             }
         }
         scores
@@ -66,7 +77,7 @@ impl Chooser {
 }
 
 /// The first of the highest.
-pub fn argmax(scores: &[f32]) -> u32 {
+pub fn argmax(scores: &[f64]) -> u32 {
     let mut best = 0;
     for (i, score) in scores.iter().enumerate() {
         if *score > scores[best] {
@@ -77,19 +88,26 @@ pub fn argmax(scores: &[f32]) -> u32 {
 }
 
 /// `ln softmax`.
-pub fn log_probabilities(scores: &[f32]) -> Vec<f64> {
-    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = scores.iter().map(|s| libm::exp(f64::from(s - max))).sum();
-    let ln = libm::log(sum);
-    scores.iter().map(|s| f64::from(s - max) - ln).collect()
+pub fn log_probabilities(scores: &[f64]) -> Vec<f64> {
+    let distances = distances(scores);
+    let ln = libm::log(distances.iter().map(|d| libm::exp(*d)).sum());
+    distances.iter().map(|d| d - ln).collect()
+}
+
+/// How far each score lies below the highest: 0 or less.
+fn distances(scores: &[f64]) -> Vec<f64> {
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    scores.iter().map(|s| s - max).collect()
 }
 
 /// What temperature, top-k and top-p leave, likeliest first, with probabilities that need not sum to 1.
-pub fn candidates(scores: &[f32], options: &Options) -> Vec<(u32, f64)> {
-    let scaled: Vec<f32> = scores.iter().map(|s| s / options.temperature as f32).collect();
-    let logs = log_probabilities(&scaled);
+pub fn candidates(scores: &[f64], options: &Options) -> Vec<(u32, f64)> {
+    let cooled: Vec<f64> = distances(scores).iter().map(|d| d / options.temperature).collect();
+    let logs = log_probabilities(&cooled);
     let mut all: Vec<(u32, f64)> = logs.iter().enumerate().map(|(i, p)| (i as u32, libm::exp(*p))).collect();
-    all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    // By score: at the highest temperatures the probabilities no longer differ.
+    let score = |id: u32| scores[id as usize];
+    all.sort_by(|a, b| score(b.0).total_cmp(&score(a.0)).then(a.0.cmp(&b.0)));
     if options.top_k > 0 {
         all.truncate(options.top_k);
     }

@@ -10,9 +10,11 @@ mod choose;
 use std::ops::ControlFlow;
 
 use crate::base::{Error, Result, Rng};
+use crate::corpus::clean;
+use crate::corpus::conversation::Message;
 use crate::kernel::Team;
 use crate::model::{Cache, Decoder, Model, Reading};
-use crate::tokenizer::Special;
+use crate::tokenizer::{Special, chat};
 
 pub use choose::Chooser;
 
@@ -61,31 +63,34 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Values that make no sense, each with its flag.
-    ///
-    /// # Errors
-    /// The first of them.
-    pub fn check(&self) -> Result<()> {
-        let wrong = |flag: &str, found: String, expected: &str| {
-            Err(Error::usage(format!("--{flag} {found}: expected {expected}")))
-        };
-        if !(self.temperature.is_finite() && self.temperature > 0.0) {
-            return wrong(
-                "temperature",
-                self.temperature.to_string(),
-                "a number above 0; for 0 use --strategy greedy",
-            );
+    /// The first value that makes no sense: the option's name, the value, and what is expected.
+    pub fn mistake(&self) -> Option<(&'static str, String, &'static str)> {
+        let positive = |x: f64| x.is_finite() && x > 0.0;
+        if !positive(self.temperature) {
+            let expected = "a number above 0; for 0 use the strategy `greedy`";
+            return Some(("temperature", self.temperature.to_string(), expected));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return wrong("top-p", self.top_p.to_string(), "a number above 0, at most 1");
+            return Some(("top_p", self.top_p.to_string(), "a number above 0, at most 1"));
         }
         if self.num_beams == 0 || self.num_beams > 64 {
-            return wrong("num-beams", self.num_beams.to_string(), "1 to 64");
+            return Some(("num_beams", self.num_beams.to_string(), "1 to 64"));
         }
-        if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
-            return wrong("repetition-penalty", self.repetition_penalty.to_string(), "a number above 0");
+        if !positive(self.repetition_penalty) {
+            return Some(("repetition_penalty", self.repetition_penalty.to_string(), "a number above 0"));
         }
-        Ok(())
+        None
+    }
+
+    /// # Errors
+    /// The first value that makes no sense, by its name.
+    pub fn check(&self) -> Result<()> {
+        match self.mistake() {
+            None => Ok(()),
+            Some((name, found, expected)) => {
+                Err(Error::usage(format!("`{name}` is {found}: expected {expected}")))
+            }
+        }
     }
 }
 
@@ -97,6 +102,8 @@ pub struct Text {
     pub tokens: Vec<u32>,
     /// `[V]`, of what comes next; empty before anything is read.
     pub logits: Vec<f32>,
+    /// How many of the tokens the model no longer sees.
+    pub forgotten: usize,
 }
 
 impl Text {
@@ -109,7 +116,17 @@ impl Text {
         }
         self.cache = Cache::default();
         let kept = self.tokens.len().min(room.div_ceil(2));
-        self.tokens[self.tokens.len() - kept..].to_vec()
+        self.forgotten = self.tokens.len() - kept;
+        self.tokens[self.forgotten..].to_vec()
+    }
+
+    fn expect(&mut self, logits: &[f32]) -> Result<()> {
+        if logits.iter().any(|logit| logit.is_nan()) {
+            return Err(Error::input("the model expects NaN as its next token")
+                .help("its weights are damaged, or its training diverged: train it anew"));
+        }
+        self.logits = logits.to_vec();
+        Ok(())
     }
 }
 
@@ -127,20 +144,23 @@ impl<'a> Session<'a> {
     }
 
     /// Reads `ids`. When there are more than the model holds, only the newest half of its room is kept.
+    /// Gives how many tokens the model no longer sees that it saw before, or that are among `ids`.
     ///
     /// # Errors
-    /// An id that the model does not have.
-    pub fn feed(&mut self, ids: &[u32]) -> Result<()> {
+    /// An id that the model does not have, or a model whose numbers are NaN.
+    pub fn feed(&mut self, ids: &[u32]) -> Result<usize> {
         let gpt = &self.model.gpt;
         // Before anything is noted of them.
         gpt.config.knows(ids)?;
         if ids.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
+        let before = self.text.forgotten;
         let ids = self.text.take(ids, gpt.config.seq_len);
         let reading = Reading { cache: &mut self.text.cache, ids: &ids };
-        self.text.logits = self.decoder.read(&mut [reading])?;
-        Ok(())
+        let logits = self.decoder.read(&mut [reading])?;
+        self.text.expect(&logits)?;
+        Ok(self.text.forgotten - before)
     }
 
     /// Reads one id in each of several texts, side by side.
@@ -157,7 +177,7 @@ impl<'a> Session<'a> {
             texts.iter_mut().zip(&new).map(|(text, ids)| Reading { cache: &mut text.cache, ids }).collect();
         let logits = self.decoder.read(&mut readings)?;
         for (text, row) in texts.iter_mut().zip(logits.chunks_exact(gpt.config.vocab_size)) {
-            text.logits = row.to_vec();
+            text.expect(row)?;
         }
         Ok(())
     }
@@ -167,12 +187,13 @@ impl<'a> Session<'a> {
 /// tokens without the end token.
 ///
 /// # Errors
-/// When nothing was read yet, or the model's math fails.
+/// When an option makes no sense, nothing was read yet, or the model's math fails.
 pub fn generate(
     session: &mut Session,
     options: &Options,
     on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Vec<u32>> {
+    options.check()?;
     if session.text.logits.is_empty() {
         return Err(Error::input("there is nothing to continue: the prompt has no tokens"));
     }
@@ -207,22 +228,84 @@ pub fn generate(
     Ok(out)
 }
 
-/// The tokens of a plain prompt, `<bos>` in front where the tokenizer has one.
+/// [`generate`] with the text of the new tokens as it becomes certain, as it is to be put behind the
+/// text of the prompt, `prompt`.
+///
+/// # Errors
+/// As [`generate`].
+pub fn stream(
+    session: &mut Session,
+    prompt: &[u32],
+    options: &Options,
+    on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Result<Vec<u32>> {
+    let mut decoder = session.model.tokenizer.decoder();
+    // The first new token is decoded behind the prompt's last, which decides about a space.
+    prompt.iter().for_each(|id| drop(decoder.push(*id)));
+    decoder.finish();
+    let mut stopped = false;
+    let ids = generate(session, options, &mut |id| {
+        let go_on = decoder.push(id).map_or(ControlFlow::Continue(()), |piece| on_text(&piece));
+        stopped = go_on.is_break();
+        go_on
+    })?;
+    if let Some(piece) = decoder.finish().filter(|_| !stopped) {
+        let _ = on_text(&piece);
+    }
+    Ok(ids)
+}
+
+/// The tokens of a prompt that a user wrote, cleaned as training text is.
 ///
 /// # Errors
 /// When it cannot be encoded.
 pub fn prompt_ids(model: &Model, prompt: &str) -> Result<Vec<u32>> {
+    ids_of(model, &clean::prompt(prompt))
+}
+
+/// The tokens of the beginning of a text, `<bos>` in front where the tokenizer has one.
+///
+/// # Errors
+/// When it cannot be encoded.
+pub fn ids_of(model: &Model, text: &str) -> Result<Vec<u32>> {
     let mut ids: Vec<u32> = model.tokenizer.special(Special::Bos).into_iter().collect();
-    ids.extend(model.tokenizer.encode(prompt)?);
+    ids.extend(model.tokenizer.encode(text)?);
     Ok(ids)
 }
 
-/// What the model says behind `prompt`.
+/// What the model says behind `prompt`. A prompt that is cut to fit is warned about.
 ///
 /// # Errors
 /// As [`generate`].
 pub fn text(model: &Model, prompt: &str, options: &Options, threads: usize) -> Result<String> {
-    continuation(model, &prompt_ids(model, prompt)?, options, threads)
+    let ids = prompt_ids(model, prompt)?;
+    warn_if_cut(model, &ids);
+    continuation(model, &ids, options, threads)
+}
+
+/// What the model answers to a conversation. One that is cut to fit is warned about.
+///
+/// # Errors
+/// As [`generate`] and [`chat::prompt`].
+pub fn answer(model: &Model, messages: &[Message], options: &Options, threads: usize) -> Result<String> {
+    let ids = chat::prompt(&model.tokenizer, messages)?;
+    warn_if_cut(model, &ids);
+    let text = continuation(model, &ids, options, threads)?;
+    Ok(text.trim().to_string())
+}
+
+fn warn_if_cut(model: &Model, ids: &[u32]) {
+    let mut all = Text::default();
+    all.take(ids, model.gpt.config.seq_len);
+    if all.forgotten > 0 {
+        tracing::warn!("{}", cut_to_fit(model, ids.len(), all.forgotten));
+    }
+}
+
+/// What is to be said when of a prompt of `tokens` tokens the first `cut` do not fit.
+pub fn cut_to_fit(model: &Model, tokens: usize, cut: usize) -> String {
+    let room = model.gpt.config.seq_len;
+    format!("the prompt has {tokens} tokens, the model holds {room}: the first {cut} are cut")
 }
 
 /// What the model says behind `ids`, as text that can be put behind theirs.
@@ -232,18 +315,11 @@ pub fn text(model: &Model, prompt: &str, options: &Options, threads: usize) -> R
 pub fn continuation(model: &Model, ids: &[u32], options: &Options, threads: usize) -> Result<String> {
     let mut session = Session::new(model, threads);
     session.feed(ids)?;
-    let mut decoder = model.tokenizer.decoder();
-    // The first new token is decoded behind the prompt's last, which decides about a space.
-    for id in ids {
-        decoder.push(*id);
-    }
-    decoder.finish();
     let mut text = String::new();
-    generate(&mut session, options, &mut |id| {
-        text.extend(decoder.push(id));
+    stream(&mut session, ids, options, &mut |piece| {
+        text.push_str(piece);
         ControlFlow::Continue(())
     })?;
-    text.extend(decoder.finish());
     Ok(text)
 }
 

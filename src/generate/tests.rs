@@ -122,7 +122,7 @@ fn a_penalty_pushes_down_what_was_said() {
 #[test]
 fn top_k_top_p_and_temperature_leave_what_they_should() {
     // Probabilities 0.5, 0.25, 0.125, 0.125.
-    let scores: Vec<f32> = [0.5f32, 0.25, 0.125, 0.125].iter().map(|p| p.ln()).collect();
+    let scores: Vec<f64> = [0.5f64, 0.25, 0.125, 0.125].iter().map(|p| p.ln()).collect();
     let left = |top_k, top_p| -> Vec<u32> {
         let options = Options { top_k, top_p, temperature: 1.0, ..Options::default() };
         candidates(&scores, &options).into_iter().map(|(id, _)| id).collect()
@@ -140,14 +140,115 @@ fn top_k_top_p_and_temperature_leave_what_they_should() {
 }
 
 #[test]
-fn values_that_make_no_sense_are_refused_by_flag() {
-    let message = |options: Options| options.check().unwrap_err().to_string();
-    assert!(message(Options { temperature: 0.0, ..Options::default() }).contains("--temperature 0"));
-    assert!(message(Options { top_p: 1.5, ..Options::default() }).contains("--top-p 1.5"));
-    assert!(message(Options { num_beams: 0, ..Options::default() }).contains("--num-beams 0"));
-    assert!(
-        message(Options { repetition_penalty: -1.0, ..Options::default() })
-            .contains("--repetition-penalty -1")
-    );
+fn values_that_make_no_sense_are_refused_by_name() {
+    let model = model();
+    let message = |options: Options| {
+        let mut session = Session::new(&model, 1);
+        session.feed(&[9]).unwrap();
+        generate(&mut session, &options, &mut |_| ControlFlow::Continue(())).unwrap_err().to_string()
+    };
+    for odd in [0.0, -0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let text = message(Options { temperature: odd, ..Options::default() });
+        assert!(text.contains(&format!("`temperature` is {odd}: expected a number above 0")), "{text}");
+        let text = message(Options { repetition_penalty: odd, ..Options::default() });
+        assert!(text.contains(&format!("`repetition_penalty` is {odd}")), "{text}");
+    }
+    for odd in [0.0, 1.5, f64::NAN] {
+        assert!(message(Options { top_p: odd, ..Options::default() }).contains(&format!("`top_p` is {odd}")));
+    }
+    assert!(message(Options { num_beams: 0, ..Options::default() }).contains("`num_beams` is 0"));
     assert!(Options::default().check().is_ok());
+}
+
+/// The edges of what is allowed behave like the limits that they are near to.
+#[test]
+fn the_smallest_and_the_largest_numbers_behave_like_their_limits() {
+    let model = model();
+    let greedy = ids(&model, &with(Strategy::Greedy));
+    for temperature in [f64::from_bits(1), 1e-300, 1e-45, 1e-38, 1e-9] {
+        let cold = Options { temperature, top_k: 0, top_p: 1.0, ..with(Strategy::Sample) };
+        assert_eq!(ids(&model, &cold), greedy, "{temperature:e}");
+    }
+    let scores: Vec<f64> = (0..50).map(|i| f64::from(i % 13) - 5.0).collect();
+    for temperature in [1e12, 1e39, 1e300, f64::MAX] {
+        let hot = candidates(&scores, &Options { temperature, top_k: 4, top_p: 1.0, ..Options::default() });
+        assert_eq!(hot.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [12, 25, 38, 11], "the likeliest");
+        assert!(hot.iter().all(|(_, p)| (p / hot[0].1 - 1.0).abs() < 1e-9), "{temperature:e}: {hot:?}");
+    }
+    for strategy in [Strategy::Greedy, Strategy::Sample, Strategy::Beam] {
+        for temperature in [1e-45, 1.0, 1e300] {
+            for repetition_penalty in [f64::from_bits(1), 1e-300, 1e-45, 1e39, 1e300, f64::MAX] {
+                let options = Options { temperature, repetition_penalty, num_beams: 3, ..with(strategy) };
+                let said = ids(&model, &options);
+                let known = model.tokenizer.vocab_size() as u32;
+                assert!(said.len() <= 12 && said.iter().all(|id| *id < known), "{options:?}: {said:?}");
+            }
+        }
+    }
+}
+
+/// Pushed down without end, nothing is said twice; pushed up without end, nothing new is said.
+#[test]
+fn a_penalty_without_end_decides_alone() {
+    let model = model();
+    let mut session = Session::new(&model, 1);
+    session.feed(&[9, 10, 11]).unwrap();
+    session.text.logits = vec![-1.0; model.gpt.config.vocab_size];
+    (session.text.logits[9], session.text.logits[10], session.text.logits[12]) = (0.0, 3.0, 1.0);
+    let chosen = |repetition_penalty: f64| {
+        let options = Options { repetition_penalty, ..Options::default() };
+        let chooser = Chooser::new(&model, &options);
+        let scores = chooser.scores(&session.text);
+        assert!(scores.iter().all(|score| !score.is_nan()), "{repetition_penalty:e}");
+        (chooser.likeliest(&session.text), candidates(&scores, &options).len())
+    };
+    for penalty in [1e39, 1e300, f64::MAX] {
+        assert_eq!(chosen(penalty).0, 12, "{penalty:e}");
+    }
+    for penalty in [f64::from_bits(1), 1e-300, 1e-45] {
+        assert_eq!(chosen(penalty), (10, 1), "{penalty:e}");
+    }
+}
+
+#[test]
+fn a_model_of_nan_is_told() {
+    let mut model = model();
+    model.gpt.weights.fill(f32::NAN);
+    let error = Session::new(&model, 1).feed(&[9]).unwrap_err().to_string();
+    assert!(error.contains("NaN"), "{error}");
+}
+
+#[test]
+fn what_is_cut_to_fit_is_counted() {
+    let model = model();
+    let mut session = Session::new(&model, 1);
+    assert_eq!(session.feed(&[9; 16]).unwrap(), 0);
+    assert_eq!(session.feed(&[9; 3]).unwrap(), 11, "of 19 the newest 8 are kept");
+    assert_eq!(session.feed(&[9; 8]).unwrap(), 0);
+    assert_eq!((session.feed(&[9]).unwrap(), session.text.forgotten), (9, 20));
+    assert_eq!(
+        cut_to_fit(&model, 300, 292),
+        "the prompt has 300 tokens, the model holds 16: the first 292 are cut"
+    );
+}
+
+/// However an accent or a line break is typed, the model reads what it learned.
+#[test]
+fn prompts_are_cleaned_as_what_was_learned_from() {
+    use crate::corpus::conversation::{Message, Role};
+    let model = model();
+    let (nfc, nfd) = ("Où est le thé ?\n", "\u{FEFF}Ou\u{300} est le the\u{301} ?\r\n");
+    assert_eq!(prompt_ids(&model, nfd).unwrap(), prompt_ids(&model, nfc).unwrap());
+    assert_ne!(ids_of(&model, nfd).unwrap(), ids_of(&model, nfc).unwrap());
+    let talk = |text: &str| [Role::System, Role::User].map(|role| Message::new(role, text));
+    for asked in [chat::prompt, chat::further] {
+        let ids = |text: &str| asked(&model.tokenizer, &talk(text)).unwrap();
+        assert_eq!(ids(nfd), ids(nfc));
+    }
+    let options = with(Strategy::Greedy);
+    assert_eq!(text(&model, nfd, &options, 1).unwrap(), text(&model, nfc, &options, 1).unwrap());
+    assert_eq!(
+        answer(&model, &talk(nfd), &options, 1).unwrap(),
+        answer(&model, &talk(nfc), &options, 1).unwrap()
+    );
 }

@@ -12,6 +12,7 @@ pub mod synthesize;
 pub mod train_tokenizer;
 
 mod texts;
+mod tokenizers;
 mod training;
 
 use crate::stage::{Kinds, Stage, erase};

@@ -4,27 +4,33 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::texts;
-use crate::base::Result;
+use super::{texts, tokenizers};
+use crate::base::{Result, fs};
 use crate::shard::{self, Options};
 use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Names, TOKENIZER_CONFIG_FILE};
 
 pub struct Shard;
 
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Params {
-    /// The share of documents, by the digest of their text, held out for validation. Above 0, at
-    /// least one is when there are two. A document stays in its split when others come or go.
+    /// The share of documents, and of conversations, that is held out for validation, by the digest of
+    /// their text. Above 0, at least one is when there are two. A text stays in its split when others
+    /// come or go. 0: all are trained on, as where `pretrain` is given texts to validate on.
     pub validation_fraction: f64,
     /// A file takes no further document once it has this many tokens.
     pub shard_tokens: u64,
+    /// Which tokens of the tokenizer begin and end a text, fill up a batch, and begin a turn of each role:
+    /// `{ bos: "<s>", eos: "</s>" }`. Default: what the tokenizer says, or its token of a usual name; a role
+    /// without a token of its own begins with what begins a text, and the role's name on a line. Models
+    /// trained on the shards keep to it.
+    pub special_tokens: Names,
 }
 
 impl Default for Params {
     fn default() -> Self {
-        Params { validation_fraction: 0.05, shard_tokens: 32 << 20 }
+        Params { validation_fraction: 0.05, shard_tokens: 32 << 20, special_tokens: Names::default() }
     }
 }
 
@@ -39,13 +45,14 @@ impl Kind for Shard {
         );
         Info {
             name: "shard",
-            version: 1,
+            version: 2, // 2: documents and conversations split each by themselves; `held_out.json`
             summary: "Encodes documents and conversations into token shards in Parquet, shuffled and split.",
             inputs,
             outputs: vec![Port::new(
                 "shards",
                 "shards",
-                "`train-*.parquet` and `validation-*.parquet`, a document a row, and `report.json`.",
+                "`train-*.parquet` and `validation-*.parquet`, a document a row; `held_out.json`, `report.json`; \
+                 `tokenizer_config.json` where the tokenizer alone does not name the special tokens.",
             )],
             open: false,
             seeded: true,
@@ -74,26 +81,29 @@ impl Kind for Shard {
     }
 
     fn run(params: &Params, ctx: &Context) -> Result<()> {
-        let tokenizer = Tokenizer::load(ctx.input("tokenizer")?.file_or_only("tokenizer.json")?)?;
+        let tokenizer = tokenizers::load(ctx.input("tokenizer")?, params.special_tokens.clone())?;
         let options = Options {
             validation_fraction: params.validation_fraction,
             shard_tokens: params.shard_tokens,
             seed: ctx.seed,
         };
         let folder = ctx.output("shards")?;
+        if let Some(json) = tokenizer.config()? {
+            fs::write(&folder.join(TOKENIZER_CONFIG_FILE), &json)?;
+        }
         let report =
             shard::build(&texts::inputs(ctx)?, &tokenizer, &options, folder, &ctx.scratch, ctx.monitor)?;
-        texts::write_report(folder, &report)
+        fs::write_json(&folder.join("report.json"), &report)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::fs;
+    use crate::corpus::held_out::Split;
     use crate::kinds::texts::fixtures::{chats, docs};
     use crate::kinds::train_tokenizer::TrainTokenizer;
-    use crate::shard::{Shards, Split};
+    use crate::shard::Shards;
     use crate::stage::harness;
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::texts;
 use crate::base::{Result, fs};
 use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port};
-use crate::tokenizer::train::{self, Algorithm, Options};
+use crate::tokenizer::train::{self, Algorithm, Options, SpecialToken};
 
 pub struct TrainTokenizer;
 
@@ -22,8 +22,9 @@ pub struct Params {
     /// unigram), a character (char).
     pub min_frequency: u64,
     /// Further special tokens of the form `<name>`, after `<pad> <unk> <bos> <eos> <user> <assistant>
-    /// <system>`, which are always there.
-    pub special_tokens: Vec<String>,
+    /// <system>`, which are always there. No text is encoded to them, but to those written as
+    /// `{ token: "<think>", in_text: true }` wherever it spells them.
+    pub special_tokens: Vec<SpecialToken>,
     /// Lower-case the text (wordpiece, word and char only).
     pub lowercase: bool,
     /// The share of all characters that get a token of their own; rarer ones are spelled in bytes
@@ -102,7 +103,7 @@ impl Kind for TrainTokenizer {
             ));
         }
         for (i, token) in params.special_tokens.iter().enumerate() {
-            if let Some(bad) = options.bad_special(token) {
+            if let Some(bad) = options.bad_special(token.as_str()) {
                 issues.push(Issue::param(&format!("special_tokens[{i}]"), bad));
             }
         }
@@ -145,7 +146,7 @@ impl Kind for TrainTokenizer {
         let trained = train::train(&texts::inputs(ctx)?, &params.options(), ctx.monitor)?;
         let folder = ctx.output("tokenizer")?;
         fs::write(&folder.join("tokenizer.json"), trained.tokenizer.json())?;
-        texts::write_report(folder, &trained.report)
+        fs::write_json(&folder.join("report.json"), &trained.report)
     }
 }
 
@@ -179,6 +180,8 @@ mod tests {
         assert!(fails("special_tokens: [\"<tool>\", \"tool\"]").contains("`<name>`"));
         assert!(fails("special_tokens: [\"<user>\"]").contains("twice"));
         assert!(fails("special_tokens: [\"<0x0A>\"]").contains("byte"));
+        assert!(fails("special_tokens: [{ token: \"<a>\", in_texts: true }]").contains("in_text: true"));
+        assert!(fails("special_tokens: [{ token: \"a\", in_text: true }]").contains("`<name>`"));
         assert!(fails("lowercase: true").contains("lowercase"));
         assert!(fails("character_coverage: 0").contains("above 0"));
         assert!(fails("held_out_fraction: 1").contains("below 1"));

@@ -1,4 +1,5 @@
-//! A model's folder: `config.json`, `model.safetensors`, `tokenizer.json`.
+//! A model's folder: `config.json`, `model.safetensors`, `tokenizer.json`, and a `tokenizer_config.json`
+//! where the tokenizer alone does not say which tokens are special.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -8,7 +9,7 @@ use safetensors::tensor::TensorView;
 
 use super::{Config, Gpt};
 use crate::base::{Error, Result, fs};
-use crate::tokenizer::{Special, Tokenizer};
+use crate::tokenizer::{Special, TOKENIZER_CONFIG_FILE, Tokenizer};
 
 pub const CONFIG_FILE: &str = "config.json";
 pub const WEIGHTS_FILE: &str = "model.safetensors";
@@ -21,26 +22,20 @@ pub struct Model {
 }
 
 impl Model {
-    /// Reads the three files, wherever each lies.
+    /// Reads configuration and weights, wherever each lies.
     ///
     /// # Errors
     /// When one does not read, a tensor is missing or of another shape or type, or the tokenizer has
     /// more tokens than the model.
-    pub fn load(config: &Path, weights: &Path, tokenizer: &Path) -> Result<Self> {
+    pub fn load(config: &Path, weights: &Path, tokenizer: Tokenizer) -> Result<Self> {
         let gpt = Gpt::load(config, weights)?;
-        let tokenizer = Tokenizer::load(tokenizer)?;
-        if tokenizer.vocab_size() > gpt.config.vocab_size {
-            return Err(Error::input(format!(
-                "the tokenizer has {} tokens, the model room for {}",
-                tokenizer.vocab_size(),
-                gpt.config.vocab_size
-            ))
-            .help("use the tokenizer that the model was trained with"));
-        }
+        gpt.config
+            .fits(&tokenizer)
+            .map_err(|e| e.help("use the tokenizer that the model was trained with"))?;
         Ok(Model { gpt, tokenizer })
     }
 
-    /// Writes the three files into `folder`; the same model gives the same bytes.
+    /// Writes the files into `folder`; the same model gives the same bytes.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -50,7 +45,26 @@ impl Model {
             .map_err(|e| Error::bug(format!("{CONFIG_FILE}: {e}")))?;
         fs::write(&folder.join(CONFIG_FILE), &json)?;
         fs::write(&folder.join(TOKENIZER_FILE), self.tokenizer.json())?;
+        if let Some(json) = self.tokenizer.config()? {
+            fs::write(&folder.join(TOKENIZER_CONFIG_FILE), &json)?;
+        }
         fs::write(&folder.join(WEIGHTS_FILE), &self.gpt.to_safetensors()?)
+    }
+}
+
+impl Config {
+    /// Whether the model has a row for each of a tokenizer's tokens.
+    ///
+    /// # Errors
+    /// When the tokenizer has more.
+    pub fn fits(&self, tokenizer: &Tokenizer) -> Result<()> {
+        let (tokens, room) = (tokenizer.vocab_size(), self.vocab_size);
+        if tokens > room {
+            return Err(Error::input(format!(
+                "the tokenizer has {tokens} tokens, the model room for {room}"
+            )));
+        }
+        Ok(())
     }
 }
 

@@ -4,8 +4,9 @@
 //!
 //! The ids are those of the `tokenizers` library, which tests hold it to, at several times its speed:
 //! the merges lie in one flat table, and no word is copied into a map. What this deliberately does
-//! not do is what our own tokenizers never ask for (dropout, prefixes and suffixes of words, unknown
-//! tokens where bytes do not cover everything): [`Bpe::of`] then says `None`, and the library encodes.
+//! not do is what our own tokenizers never ask for (prefixes and suffixes of words, unknown tokens
+//! where bytes do not cover everything): [`Bpe::of`] then says `None`, and the library encodes. Dropout
+//! of merges is for training a model on several encodings of a text, and is not done here.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -95,7 +96,6 @@ impl Bpe {
     pub fn of(model: &Model, cut: Cut) -> Option<Bpe> {
         let empty = |text: &Option<String>| text.as_ref().is_none_or(String::is_empty);
         let plain = model.kind == "BPE"
-            && model.dropout.is_none_or(|dropout| dropout == 0.0)
             && empty(&model.continuing_subword_prefix)
             && empty(&model.end_of_word_suffix)
             && model.ignore_merges != Some(true);

@@ -1,10 +1,12 @@
-//! The chat format: `<bos>`, then for each message its role token and the content; an assistant's
-//! content ends with `<eos>`. Contents are encoded one by one and cannot forge a role.
+//! The chat format: `<bos>`, then for each message the opening of its role's turn
+//! ([`Tokenizer::turn`]) and the content; an assistant's content ends with `<eos>`. Contents are encoded
+//! one by one and cannot forge a role.
 
 use std::ops::Range;
 
 use super::{Special, Tokenizer};
 use crate::base::{Error, Result};
+use crate::corpus::clean;
 use crate::corpus::conversation::{Message, Role};
 
 /// A conversation as token ids.
@@ -14,8 +16,10 @@ pub struct Rendered {
     /// Of the length of `ids`: whether the model is to learn to produce this token. True for the
     /// content of assistant messages of weight 1 and their `<eos>`, and nothing else.
     pub target: Vec<bool>,
-    /// Where each message lies in `ids`, its role token (and `<eos>`) included.
+    /// Where each message lies in `ids`, its opening (and `<eos>`) included.
     pub turns: Vec<Range<usize>>,
+    /// How many ids the opening of each of `turns` has.
+    pub openings: Vec<usize>,
 }
 
 impl Rendered {
@@ -43,13 +47,15 @@ pub fn render(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Rendered> {
     if messages.is_empty() {
         return Err(Error::input("a conversation without messages cannot be rendered"));
     }
-    let eos = tokenizer.require(Special::Eos)?;
-    let mut out = Rendered { ids: Vec::new(), target: Vec::new(), turns: Vec::new() };
+    let eos = end(tokenizer)?;
+    let mut out = Rendered { ids: Vec::new(), target: Vec::new(), turns: Vec::new(), openings: Vec::new() };
     out.push(&[tokenizer.require(Special::Bos)?], false);
     for message in messages {
         let start = out.ids.len();
         let answer = message.role == Role::Assistant;
-        out.push(&[tokenizer.require(Special::of_role(message.role))?], false);
+        let opening = tokenizer.turn(message.role)?;
+        out.push(&opening, false);
+        out.openings.push(opening.len());
         out.push(&tokenizer.encode(&message.content)?, message.is_learned());
         if answer {
             out.push(&[eos], message.is_learned());
@@ -59,14 +65,37 @@ pub fn render(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Rendered> {
     Ok(out)
 }
 
-/// A conversation so far and the assistant's role token: what a model continues with its answer.
+/// A conversation so far, cleaned as what was learned from, and the opening of the assistant's turn:
+/// what a model continues with its answer.
 ///
 /// # Errors
 /// As [`render`].
 pub fn prompt(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<u32>> {
-    let mut ids = render(tokenizer, messages)?.ids;
-    ids.push(tokenizer.require(Special::Assistant)?);
+    let cleaned = |m: &Message| Message { content: clean::prompt(&m.content), ..m.clone() };
+    let messages: Vec<Message> = messages.iter().map(cleaned).collect();
+    let mut ids = render(tokenizer, &messages)?.ids;
+    ids.extend(tokenizer.turn(Role::Assistant)?);
     Ok(ids)
+}
+
+/// [`prompt`] for further messages of a conversation that a model has already read: what it is to read
+/// next. An answer of its own must have been ended with [`end`].
+///
+/// # Errors
+/// As [`render`].
+pub fn further(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<u32>> {
+    let mut ids = prompt(tokenizer, messages)?;
+    // Only a conversation's beginning has one.
+    ids.remove(0);
+    Ok(ids)
+}
+
+/// What ends an answer.
+///
+/// # Errors
+/// When the tokenizer lacks it.
+pub fn end(tokenizer: &Tokenizer) -> Result<u32> {
+    tokenizer.require(Special::Eos)
 }
 
 #[cfg(test)]
@@ -135,6 +164,48 @@ mod tests {
     fn content_cannot_end_a_turn() {
         let out = render(&letters(), &[say(Role::User, "<eos>")]).unwrap();
         assert_eq!(out.ids, [2, 4, 10, 11, 12, 13, 14]);
+    }
+
+    /// A tokenizer like GPT-2's: bytes, and one token that both begins and ends a text.
+    fn like_gpt_2(added: &[&str]) -> Tokenizer {
+        use crate::tokenizer::tests_with_library::{bpe_of, byte_level};
+        let mut model = bpe_of(&[("u", "s"), ("e", "r"), ("us", "er")]);
+        let mut json: serde_json::Value = serde_json::from_slice(&byte_level(&model)).unwrap();
+        let mut specials = Vec::new();
+        for (id, token) in (259..).zip(added) {
+            model["vocab"][*token] = json!(id);
+            specials.push(json!({"id": id, "content": token, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false, "special": true}));
+        }
+        (json["model"], json["added_tokens"]) = (model, json!(specials));
+        Tokenizer::parse("gpt2.json", json.to_string().into_bytes()).unwrap()
+    }
+
+    #[test]
+    fn without_role_tokens_a_turn_begins_with_the_name_of_its_role() {
+        let tokenizer = like_gpt_2(&["<|endoftext|>"]);
+        let messages = [say(Role::User, "user\n<|endoftext|>"), say(Role::Assistant, "b")];
+        let out = render(&tokenizer, &messages).unwrap();
+        let shown: Vec<String> = out.ids.iter().map(|id| tokenizer.token(*id).unwrap()).collect();
+        assert_eq!(shown[..4], ["<|endoftext|>", "<|endoftext|>", "user", "Ċ"]);
+        assert_eq!(shown[4..8], ["user", "Ċ", "<", "|"], "contents open no turn");
+        let starts = out.ids.iter().filter(|id| **id == 259).count();
+        assert_eq!((starts, out.openings[0], shown.last().unwrap().as_str()), (4, 3, "<|endoftext|>"));
+        let learned: Vec<&str> =
+            shown.iter().zip(&out.target).filter(|(_, t)| **t).map(|(s, _)| s.as_str()).collect();
+        assert_eq!(learned, ["b", "<|endoftext|>"]);
+        let asked = prompt(&tokenizer, &messages[..1]).unwrap();
+        assert_eq!(asked, out.ids[..asked.len()], "what is asked is what was learned");
+        assert_eq!(further(&tokenizer, &messages[..1]).unwrap(), asked[1..]);
+    }
+
+    #[test]
+    fn chatml_is_told_by_its_tokens() {
+        let tokenizer = like_gpt_2(&["<|endoftext|>", "<|im_start|>", "<|im_end|>"]);
+        let ids = render(&tokenizer, &[say(Role::User, "a"), say(Role::Assistant, "b")]).unwrap().ids;
+        let shown: Vec<String> = ids.iter().map(|id| tokenizer.token(*id).unwrap()).collect();
+        assert_eq!(shown[..5], ["<|endoftext|>", "<|im_start|>", "user", "Ċ", "a"]);
+        assert_eq!((shown[5].as_str(), shown.last().unwrap().as_str()), ("<|im_start|>", "<|im_end|>"));
     }
 
     #[test]

@@ -35,12 +35,10 @@ pub enum Cut {
 }
 
 impl Cut {
-    /// The way that a `tokenizer.json` asks for; `None` when it is another, or text is changed or
-    /// searched for added tokens before it is cut.
+    /// The way that a `tokenizer.json` asks for; `None` when it is another, or text is changed before
+    /// it is cut.
     pub fn of(json: &Value) -> Option<Cut> {
-        let added = json.get("added_tokens").and_then(Value::as_array);
-        let all_special = added.into_iter().flatten().all(|t| t["special"] == true);
-        if !json.get("normalizer").is_none_or(Value::is_null) || !all_special {
+        if !json.get("normalizer").is_none_or(Value::is_null) {
             return None;
         }
         let how = json.get("pre_tokenizer")?;
@@ -209,8 +207,6 @@ mod tests {
             assert_eq!(Cut::of(&json), cut, "{algorithm:?}");
             let lower = json!({"normalizer": {"type": "Lowercase"}, "pre_tokenizer": form.pre_tokenizer});
             assert_eq!(Cut::of(&lower), None);
-            let added = json!({"pre_tokenizer": form.pre_tokenizer, "added_tokens": [{"special": false}]});
-            assert_eq!(Cut::of(&added), None);
         }
     }
 

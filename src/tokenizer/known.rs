@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::bpe::Bpe;
 use super::cut::{Cut, SPACE};
+use super::in_text::InText;
 use super::{Special, byte_of_symbol};
 
 /// The `model` of a `tokenizer.json`, when it is a byte-pair encoding.
@@ -117,15 +118,18 @@ struct Added {
     id: u32,
     content: String,
     special: bool,
-    // Where in a text they would be found; in ours they never are.
-    #[serde(rename = "single_word")]
-    _single_word: bool,
-    #[serde(rename = "lstrip")]
-    _lstrip: bool,
-    #[serde(rename = "rstrip")]
-    _rstrip: bool,
-    #[serde(rename = "normalized")]
-    _normalized: bool,
+    // Where in a text it is found, unless it is special.
+    single_word: bool,
+    lstrip: bool,
+    rstrip: bool,
+    normalized: bool,
+}
+
+impl Added {
+    /// Whether it is found in a text as it is spelled, if at all.
+    fn is_plain(&self) -> bool {
+        self.special || !(self.single_word || self.lstrip || self.rstrip || self.normalized)
+    }
 }
 
 /// A tokenizer that needs no library.
@@ -135,6 +139,11 @@ pub struct Known {
     pub vocabulary: Vocabulary,
     /// The id of what the vocabulary has no token for.
     pub unknown: Option<u32>,
+    /// Of tokens that are marked as special, those of single bytes aside.
+    pub special: BTreeSet<u32>,
+    pub in_text: Option<InText>,
+    /// That the file asks for.
+    pub dropout: f64,
 }
 
 impl Known {
@@ -147,15 +156,19 @@ impl Known {
             return None;
         }
         let bpe = Bpe::of(&file.model, cut)?;
-        let added = |token: &Added| {
-            let id = file.model.vocab.get(token.content.as_str()).copied();
-            (token.special && id == Some(token.id)).then_some(token.id)
-        };
-        let special = file.added_tokens.iter().map(added).collect::<Option<BTreeSet<u32>>>()?;
+        let known = |t: &Added| t.is_plain() && file.model.vocab.get(t.content.as_str()) == Some(&t.id);
+        if !file.added_tokens.iter().all(known) {
+            return None;
+        }
+        let raw = file.added_tokens.iter().filter(|t| !t.normalized);
+        let in_text = InText::of(raw.map(|t| (t.content.as_str(), t.id, t.special))).ok()?;
+        let is_byte = |t: &Added| cut == Cut::Pieces && byte_of_name(&t.content).is_some();
+        let special = file.added_tokens.iter().filter(|t| t.special && !is_byte(t)).map(|t| t.id).collect();
+        let dropout = file.model.dropout.unwrap_or(0.0);
         let unknown = file.model.unk_token.as_deref().unwrap_or(Special::Unk.as_str());
         let unknown = file.model.vocab.get(unknown).copied();
-        let vocabulary = Vocabulary::new(file.model, special, cut)?;
-        Some(Known { cut, bpe, vocabulary, unknown })
+        let vocabulary = Vocabulary::new(file.model, cut)?;
+        Some(Known { cut, bpe, vocabulary, unknown, special, in_text, dropout })
     }
 }
 
@@ -187,12 +200,11 @@ pub fn pieces_decoder() -> Value {
 pub struct Vocabulary {
     tokens: Vec<Option<Box<str>>>,
     ids: HashMap<Box<str>, u32, FixedState>,
-    special: BTreeSet<u32>,
     cut: Cut,
 }
 
 impl Vocabulary {
-    fn new(model: Model, special: BTreeSet<u32>, cut: Cut) -> Option<Self> {
+    fn new(model: Model, cut: Cut) -> Option<Self> {
         let ids: HashMap<Box<str>, u32, FixedState> =
             model.vocab.into_iter().map(|(token, id)| (token.0.into(), id)).collect();
         let mut tokens = vec![None; ids.values().max().map_or(0, |id| *id as usize + 1)];
@@ -202,17 +214,12 @@ impl Vocabulary {
                 return None;
             }
         }
-        Some(Vocabulary { tokens, ids, special, cut })
+        Some(Vocabulary { tokens, ids, cut })
     }
 
     /// The highest id + 1.
     pub fn size(&self) -> usize {
         self.tokens.len()
-    }
-
-    /// The ids of added tokens, all of them special.
-    pub fn special(&self) -> impl Iterator<Item = u32> + '_ {
-        self.special.iter().copied()
     }
 
     pub fn token(&self, id: u32) -> Option<&str> {
@@ -223,10 +230,9 @@ impl Vocabulary {
         self.ids.get(token).copied()
     }
 
-    /// The text of ids; special tokens and ids outside the vocabulary have none.
+    /// The text of ids; ids outside the vocabulary have none.
     pub fn decode(&self, ids: &[u32]) -> String {
-        let shown = ids.iter().filter(|id| !self.special.contains(id));
-        let tokens = shown.filter_map(|id| self.token(*id));
+        let tokens = ids.iter().filter_map(|id| self.token(*id));
         match self.cut {
             Cut::Bytes => {
                 let mut bytes = Vec::new();
@@ -268,7 +274,7 @@ fn end_bytes(bytes: &mut Vec<u8>, text: &mut String) {
 }
 
 /// `<0x0A>` is the byte 10.
-fn byte_of_name(piece: &str) -> Option<u8> {
+pub fn byte_of_name(piece: &str) -> Option<u8> {
     let digits = piece.strip_prefix("<0x")?.strip_suffix('>').filter(|digits| digits.len() == 2)?;
     u8::from_str_radix(digits, 16).ok()
 }

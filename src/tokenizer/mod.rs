@@ -10,13 +10,15 @@ mod cache;
 pub mod chat;
 mod classes;
 mod cut;
+mod in_text;
 mod known;
+mod special;
 mod stream;
 mod texts;
 pub mod train;
 
 #[cfg(test)]
-mod tests_with_library;
+pub(crate) mod tests_with_library;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -28,12 +30,16 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::Model as _;
 
-use crate::base::{Digest, Error, Place, Result, fs, suggest};
+use crate::base::{Digest, Error, Place, Result, fs};
+use crate::corpus::conversation::Role;
 
 use bpe::{Bpe, Work};
 use cache::WordCache;
 use cut::Cut;
+use in_text::{InText, Segment};
 use known::{Known, Model, Vocabulary};
+use special::{Named, Template};
+pub use special::{Names, TOKENIZER_CONFIG_FILE};
 pub use stream::StreamDecoder;
 pub use texts::{Inputs, Text, Texts};
 
@@ -64,6 +70,14 @@ impl Special {
         Special::Assistant,
         Special::System,
     ];
+
+    /// Those that begin a turn.
+    pub const ROLES: [Special; 3] = [Special::User, Special::Assistant, Special::System];
+
+    /// `bos`, as params call it.
+    pub fn name(self) -> &'static str {
+        self.as_str().trim_matches(['<', '>'])
+    }
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -102,43 +116,53 @@ struct Inner {
     forgeable: bool,
     /// What encoding has at hand; as many as ever encoded at once.
     desks: Mutex<Vec<Desk>>,
+    /// Tokens that are found in text as they are spelled.
+    in_text: Option<InText>,
     /// Ids that text must not produce and decoding leaves out, without the id of unknown text.
     control: BTreeSet<u32>,
+    /// Ids that the file marks as special, without those of single bytes.
+    special: BTreeSet<u32>,
+    named: Named,
+    /// [`Inner::named`] as the file alone says it.
+    named_by_file: Named,
     /// The id of what the vocabulary has no token for.
     unknown: Option<u32>,
 }
 
-impl Tokenizer {
-    /// Reads a `tokenizer.json`, ours or another's.
-    ///
-    /// # Errors
-    /// When the file cannot be read or is not a tokenizer; names the file.
-    pub fn load(path: &Path) -> Result<Self> {
-        Self::parse(&path.display().to_string(), fs::read(path)?)
-    }
+/// What a `tokenizer.json` says, before it is known which tokens stand for the special ones.
+struct Parts {
+    engine: Engine,
+    vocab_size: usize,
+    cut: Option<Cut>,
+    bpe: Option<Bpe>,
+    in_text: Option<InText>,
+    special: BTreeSet<u32>,
+    template: Template,
+    unknown: Option<u32>,
+}
 
-    /// [`Tokenizer::load`] from bytes; `file` is what messages call them.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::load`].
-    pub fn parse(file: &str, json: Vec<u8>) -> Result<Self> {
-        match Known::read(&json) {
-            Some(known) => Ok(Self::own(known, json)),
-            None => Self::of_library(file, json),
-        }
-    }
-
-    fn own(known: Known, json: Vec<u8>) -> Self {
-        let Known { cut, bpe, vocabulary, unknown } = known;
-        let named = Special::ALL.iter().filter_map(|s| vocabulary.id(s.as_str()));
-        let control = named.chain(vocabulary.special()).collect();
+impl Parts {
+    /// With the dropout that the file asks for.
+    fn own(known: Known) -> (Parts, f64) {
+        let Known { cut, bpe, vocabulary, unknown, special, in_text, dropout } = known;
         let vocab_size = vocabulary.size();
-        Self::new(json, Engine::Own(vocabulary), (Some(cut), Some(bpe)), vocab_size, control, unknown)
+        let engine = Engine::Own(vocabulary);
+        let template = Template::default();
+        let (cut, bpe) = (Some(cut), Some(bpe));
+        (Parts { engine, vocab_size, cut, bpe, in_text, special, template, unknown }, dropout)
     }
 
-    fn of_library(file: &str, json: Vec<u8>) -> Result<Self> {
-        let value: Value = serde_json::from_slice(&json).map_err(|e| not_json(file, &json, &e))?;
-        let mut library = tokenizers::Tokenizer::from_bytes(&json).map_err(|e| not_a_tokenizer(file, &e))?;
+    /// [`Parts::own`], read by the library.
+    fn of_library(file: &str, json: &[u8]) -> Result<(Parts, f64)> {
+        let mut value: Value = serde_json::from_slice(json).map_err(|e| not_json(file, json, &e))?;
+        let dropout = value["model"]["dropout"].as_f64().unwrap_or(0.0);
+        let mut library = if dropout == 0.0 {
+            tokenizers::Tokenizer::from_bytes(json)
+        } else {
+            value["model"]["dropout"] = Value::Null;
+            tokenizers::Tokenizer::from_bytes(value.to_string())
+        }
+        .map_err(|e| not_a_tokenizer(file, &e))?;
         library.set_encode_special_tokens(true);
         library.with_padding(None);
         library.with_truncation(None).map_err(|e| not_a_tokenizer(file, &e))?;
@@ -147,43 +171,124 @@ impl Tokenizer {
         if vocab_size == 0 {
             return Err(Error::input(format!("the tokenizer `{file}` has an empty vocabulary")));
         }
-        let unknown = unknown_id(&library, &value);
-        let mut control: BTreeSet<u32> =
-            Special::ALL.iter().filter_map(|s| library.token_to_id(s.as_str())).collect();
-        control
-            .extend(library.get_added_tokens_decoder().iter().filter(|(_, t)| t.special).map(|(id, _)| *id));
-        let cut = Cut::of(&value);
+        let mut added: Vec<_> = library.get_added_tokens_decoder().into_iter().collect();
+        added.sort_by_key(|(id, _)| *id);
+        let plain =
+            added.iter().all(|(_, t)| t.special || !(t.normalized || t.single_word || t.lstrip || t.rstrip));
+        let raw = added.iter().filter(|(_, t)| !t.normalized);
+        let in_text = InText::of(raw.map(|(id, t)| (t.content.as_str(), *id, t.special)))?;
+        let spells_bytes = value["model"]["byte_fallback"] == true;
+        let is_special = |token: &tokenizers::AddedToken| {
+            token.special && !(spells_bytes && known::byte_of_name(&token.content).is_some())
+        };
+        let special = added.iter().filter(|(_, t)| is_special(t)).map(|(id, _)| *id).collect();
+        let cut = Cut::of(&value).filter(|_| plain);
         let model = cut.and_then(|_| Model::deserialize(&value["model"]).ok());
         let bpe = cut.zip(model).and_then(|(cut, model)| Bpe::of(&model, cut));
-        Ok(Self::new(json, Engine::Library(Box::new(library)), (cut, bpe), vocab_size, control, unknown))
+        let unknown = unknown_id(&library, &value);
+        let template = Template::of(&value["post_processor"]);
+        let engine = Engine::Library(Box::new(library));
+        Ok((Parts { engine, vocab_size, cut, bpe, in_text, special, template, unknown }, dropout))
     }
 
-    fn new(
-        json: Vec<u8>,
-        engine: Engine,
-        (cut, bpe): (Option<Cut>, Option<Bpe>),
-        vocab_size: usize,
-        mut control: BTreeSet<u32>,
-        unknown: Option<u32>,
-    ) -> Self {
+    fn id(&self, token: &str) -> Option<u32> {
+        self.engine.id(token)
+    }
+
+    /// Whether text is encoded to a token, as far as its own spelling tells.
+    fn encodes_to(&self, token: &str, id: u32) -> bool {
+        match (&self.bpe, &self.engine) {
+            (Some(bpe), _) => bpe.can_give(id),
+            (None, Engine::Library(library)) => {
+                library.encode_fast(token, false).is_ok_and(|found| found.get_ids().contains(&id))
+            }
+            (None, Engine::Own(_)) => false,
+        }
+    }
+}
+
+impl Engine {
+    fn id(&self, token: &str) -> Option<u32> {
+        match self {
+            Engine::Own(vocabulary) => vocabulary.id(token),
+            Engine::Library(library) => library.token_to_id(token),
+        }
+    }
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`, ours or another's.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is not a tokenizer; names the file.
+    pub fn load(path: &Path) -> Result<Self> {
+        Self::load_with(path, &Names::default())
+    }
+
+    /// [`Tokenizer::load`], with special tokens that somebody named.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`], and when one of `names` can't be what it is named.
+    pub fn load_with(path: &Path, names: &Names) -> Result<Self> {
+        Self::parse_with(&path.display().to_string(), fs::read(path)?, names)
+    }
+
+    /// [`Tokenizer::load`] from bytes; `file` is what messages call them.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`].
+    pub fn parse(file: &str, json: Vec<u8>) -> Result<Self> {
+        Self::parse_with(file, json, &Names::default())
+    }
+
+    /// [`Tokenizer::load_with`] from bytes.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load_with`].
+    pub fn parse_with(file: &str, json: Vec<u8>, names: &Names) -> Result<Self> {
+        let (parts, dropout) = match Known::read(&json) {
+            Some(known) => Parts::own(known),
+            None => Parts::of_library(file, &json)?,
+        };
+        if dropout > 0.0 {
+            tracing::warn!(
+                "`{file}` asks for dropout {dropout}, which is for training alone: text is encoded without it"
+            );
+        }
+        Self::new(json, parts, names).map_err(|e| e.context(format!("`{file}` cannot be used so")))
+    }
+
+    fn new(json: Vec<u8>, parts: Parts, names: &Names) -> Result<Self> {
+        let vocabulary = special::Vocabulary {
+            id: &|token| parts.id(token),
+            apart: &|token, id| parts.special.contains(&id) || !parts.encodes_to(token, id),
+            template: parts.template.clone(),
+            unknown: parts.unknown,
+        };
+        let named = Named::of(&vocabulary, names)?;
+        let named_by_file = Named::of(&vocabulary, &Names::default())?;
+        let Parts { engine, vocab_size, cut, bpe, in_text, special, unknown, .. } = parts;
+        let mut control: BTreeSet<u32> = special.iter().copied().chain(named.all()).collect();
         if let Some(unknown) = unknown {
             control.remove(&unknown);
         }
         let forgeable = bpe.as_ref().is_none_or(|bpe| control.iter().any(|id| bpe.can_give(*id)));
-        let digest = Digest::of(&json);
-        let desks = Mutex::default();
-        Tokenizer(Arc::new(Inner {
+        Ok(Tokenizer(Arc::new(Inner {
             engine,
+            digest: Digest::of(&json),
             json,
-            digest,
             vocab_size,
             cut,
             bpe,
             forgeable,
-            desks,
+            desks: Mutex::default(),
+            in_text,
             control,
+            special,
+            named,
+            named_by_file,
             unknown,
-        }))
+        })))
     }
 
     /// The library, for what is only asked of it where it was needed to read the file.
@@ -207,14 +312,21 @@ impl Tokenizer {
     /// When the text holds what the vocabulary has no token for and there is no unknown token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let Some(cut) = self.0.cut else { return self.encode_by_library(text) };
-        match cut.parts(text).as_slice() {
-            [part] => self.encode_part(cut, text, part.clone()),
-            parts => {
-                let part = |part: &Range<usize>| self.encode_part(cut, text, part.clone());
-                let ids: Vec<Result<Vec<u32>>> = parts.par_iter().map(part).collect();
-                Ok(ids.into_iter().collect::<Result<Vec<_>>>()?.concat())
+        match &self.0.in_text {
+            None => self.encode_segment(cut, text),
+            Some(in_text) => {
+                let encode = |segment: &Segment| match segment {
+                    Segment::Text(text) => self.encode_segment(cut, text),
+                    Segment::Token(id) => Ok(vec![*id]),
+                };
+                in_order(&in_text.segments(text), encode)
             }
         }
+    }
+
+    /// [`Tokenizer::encode`] of text without tokens that are found in it as they are.
+    fn encode_segment(&self, cut: Cut, text: &str) -> Result<Vec<u32>> {
+        in_order(&cut.parts(text), |part: &Range<usize>| self.encode_part(cut, text, part.clone()))
     }
 
     /// [`Tokenizer::encode`] of each text, in parallel on the current rayon pool.
@@ -297,11 +409,13 @@ impl Tokenizer {
     }
 
     fn text_of(&self, ids: &[u32]) -> Result<String> {
-        let shown: Vec<u32> = ids.iter().copied().filter(|id| !self.0.control.contains(id)).collect();
+        let hidden = |id: &u32| self.0.control.contains(id) || self.0.special.contains(id);
+        let shown: Vec<u32> = ids.iter().copied().filter(|id| !hidden(id)).collect();
         match &self.0.engine {
             Engine::Own(vocabulary) => Ok(vocabulary.decode(&shown)),
+            // Not left to the library: it would leave out bytes that are marked as special.
             Engine::Library(library) => library
-                .decode(&shown, true)
+                .decode(&shown, false)
                 .map_err(|e| Error::input("these token ids cannot be decoded").cause(e)),
         }
     }
@@ -311,27 +425,71 @@ impl Tokenizer {
         StreamDecoder::new(self.clone())
     }
 
-    /// The id of a special token, when the vocabulary has it.
+    /// The id of what stands for a special token, when the vocabulary has such.
     pub fn special(&self, special: Special) -> Option<u32> {
-        self.id(special.as_str())
+        self.0.named.get(special)
     }
 
-    /// The id of a special token.
+    /// The id of what stands for a special token.
     ///
     /// # Errors
     /// When the vocabulary does not have it.
     pub fn require(&self, special: Special) -> Result<u32> {
         self.special(special).ok_or_else(|| {
             let has: Vec<String> = self.0.control.iter().take(12).filter_map(|id| self.token(*id)).collect();
-            Error::input(format!("the tokenizer has no special token `{}`", special.as_str()))
-                .help(match has.as_slice() {
-                    [] => "it has no special tokens at all".to_string(),
-                    some => {
-                        format!("its special tokens are {}", suggest::list(some.iter().map(String::as_str)))
-                    }
-                })
-                .help("a tokenizer made by `train_tokenizer` has all that are needed")
+            special::missing(special, &has)
         })
+    }
+
+    /// What begins a turn of `role`: its own token, or a token that begins any turn and the role's name on a
+    /// line, as in ChatML.
+    ///
+    /// # Errors
+    /// When the tokenizer has neither, or cannot spell the role.
+    pub fn turn(&self, role: Role) -> Result<Vec<u32>> {
+        let special = Special::of_role(role);
+        if let Some(id) = self.special(special) {
+            return Ok(vec![id]);
+        }
+        let start = match self.turn_start() {
+            Some(start) => start,
+            None => self.require(special)?,
+        };
+        let name = self.encode(&format!("{}\n", role.as_str()))?;
+        if name.is_empty() || name.iter().any(|id| self.is_special(*id)) {
+            return Err(Error::input(format!(
+                "the tokenizer has no token for the role `{0}`, and cannot spell `{0}` either",
+                role.as_str()
+            ))
+            .help(format!("name one: `special_tokens: {{ {}: \"…\" }}`", special.name())));
+        }
+        Ok([&[start], name.as_slice()].concat())
+    }
+
+    /// What begins a turn of a role that has no token of its own; `None` when all have.
+    pub fn turn_start(&self) -> Option<u32> {
+        self.0.named.turn_start
+    }
+
+    /// The `tokenizer_config.json` that is to lie beside a copy of [`Tokenizer::json`], where that alone
+    /// does not say what stands for the special tokens.
+    ///
+    /// # Errors
+    /// When it cannot be written down.
+    pub fn config(&self) -> Result<Option<Vec<u8>>> {
+        if self.0.named == self.0.named_by_file {
+            return Ok(None);
+        }
+        let name = |special| self.special(special).and_then(|id| self.token(id));
+        let names = Names {
+            bos: name(Special::Bos),
+            eos: name(Special::Eos),
+            pad: name(Special::Pad),
+            user: name(Special::User),
+            assistant: name(Special::Assistant),
+            system: name(Special::System),
+        };
+        names.to_json().map(Some)
     }
 
     /// Whether `id` is a special token; never true of what plain text encodes to, unknown text aside.
@@ -352,10 +510,11 @@ impl Tokenizer {
         }
     }
 
-    /// Whether `other` says with each of this one's ids what this one says; it may have more.
+    /// Whether `other` says with each of this one's ids, and special tokens, what this one says; it may
+    /// have more.
     ///
     /// # Errors
-    /// The first id that means something else: a model trained with this one would read nonsense.
+    /// The first that means something else: a model trained with this one would read nonsense.
     pub fn is_part_of(&self, other: &Tokenizer) -> Result<()> {
         for id in 0..self.vocab_size() as u32 {
             let (own, its) = (self.token(id), other.token(id));
@@ -371,14 +530,11 @@ impl Tokenizer {
                 ));
             }
         }
-        Ok(())
+        special::agree(self, other)
     }
 
     pub fn id(&self, token: &str) -> Option<u32> {
-        match &self.0.engine {
-            Engine::Own(vocabulary) => vocabulary.id(token),
-            Engine::Library(library) => library.token_to_id(token),
-        }
+        self.0.engine.id(token)
     }
 
     /// The digest of [`Tokenizer::json`].
@@ -423,6 +579,15 @@ impl Tokenizer {
                 .help("the tokenizer has no token for its letters and none for unknown text; clean the text")
         })
     }
+}
+
+/// The ids of all `items`, in their order, encoded in parallel where there are several.
+fn in_order<T: Sync>(items: &[T], encode: impl Fn(&T) -> Result<Vec<u32>> + Sync + Send) -> Result<Vec<u32>> {
+    if let [item] = items {
+        return encode(item);
+    }
+    let ids: Vec<Result<Vec<u32>>> = items.par_iter().map(encode).collect();
+    Ok(ids.into_iter().collect::<Result<Vec<_>>>()?.concat())
 }
 
 /// What one thread needs to encode, kept from one text to the next.
@@ -560,6 +725,51 @@ mod tests {
         assert_eq!(tokenizer.encode("x").unwrap(), [0]);
         assert_eq!(tokenizer.decode(&[1, 6, 2, 7]).unwrap(), "a");
         assert_eq!(tokenizer.encode_batch(&["a", "<s>"]).unwrap(), [vec![6], vec![3, 4, 5]]);
+    }
+
+    /// The inline tokenizer with other names for its special tokens.
+    fn named(names: &Names, change: impl Fn(&mut Value)) -> Result<Tokenizer> {
+        let mut json = foreign();
+        change(&mut json);
+        Tokenizer::parse_with("t/tokenizer.json", json.to_string().into_bytes(), names)
+    }
+
+    #[test]
+    fn special_tokens_go_by_what_is_said_then_by_the_file_then_by_usual_names() {
+        let found = |t: &Tokenizer| [Special::Bos, Special::Eos, Special::Pad].map(|s| t.special(s));
+        let plain = named(&Names::default(), |_| ()).unwrap();
+        assert_eq!(found(&plain), [Some(1), Some(2), Some(2)], "of usual names; no token is for padding");
+        assert_eq!(plain.config().unwrap(), None, "the file alone says it");
+        let single = json!([{"SpecialToken": {"id": "</s>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<later>", "type_id": 0}}]);
+        let template = json!({"type": "TemplateProcessing", "single": single, "pair": single,
+            "special_tokens": {"</s>": {"id": "</s>", "ids": [2], "tokens": ["</s>"]},
+                "<later>": {"id": "<later>", "ids": [7], "tokens": ["<later>"]}}});
+        let templated = named(&Names::default(), |json| json["post_processor"] = template.clone()).unwrap();
+        assert_eq!(found(&templated), [Some(2), Some(7), Some(7)]);
+        let names = Names { eos: Some("<s>".into()), ..Names::default() };
+        let said = named(&names, |json| json["post_processor"] = template.clone()).unwrap();
+        assert_eq!(found(&said), [Some(2), Some(1), Some(1)]);
+        let config = said.config().unwrap().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(TOKENIZER_CONFIG_FILE);
+        fs::write(&path, &config).unwrap();
+        let read = Names::beside(|name| (name == TOKENIZER_CONFIG_FILE).then_some(path.as_path())).unwrap();
+        assert_eq!(
+            found(&named(&read, |json| json["post_processor"] = template.clone()).unwrap()),
+            found(&said)
+        );
+        assert!(plain.is_part_of(&said).unwrap_err().to_string().contains("`bos` is `<s>` for the model"));
+    }
+
+    #[test]
+    fn only_what_no_text_gives_can_be_named_special() {
+        let error = |token: &str| {
+            let names = Names { bos: Some(token.into()), ..Names::default() };
+            named(&names, |_| ()).unwrap_err().to_string()
+        };
+        assert!(error("<none>").contains("`bos` is to be `<none>`"), "{}", error("<none>"));
+        assert!(error("a").contains("text is encoded to that token as well"), "{}", error("a"));
     }
 
     #[test]

@@ -31,7 +31,7 @@ fn fixture(name: &str) -> Vec<u8> {
 }
 
 /// A `tokenizer.json` of byte-level words around a model.
-fn byte_level(model: &Value) -> Vec<u8> {
+pub(crate) fn byte_level(model: &Value) -> Vec<u8> {
     let how =
         json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
@@ -41,7 +41,7 @@ fn byte_level(model: &Value) -> Vec<u8> {
 }
 
 /// A vocabulary of all bytes, and `merges` over them: each makes a token, equal ones the same.
-fn bpe_of(merges: &[(&str, &str)]) -> Value {
+pub(crate) fn bpe_of(merges: &[(&str, &str)]) -> Value {
     let mut vocab: serde_json::Map<String, Value> =
         (0..=255u8).map(|byte| (byte_symbol(byte).to_string(), json!(byte))).collect();
     for (left, right) in merges {
@@ -86,6 +86,7 @@ fn odd_text() -> impl Strategy<Value = String> {
         any::<String>(),
         "[ab ]{0,200}",
         "(a|aa|ab|b|aab| |é|e\u{301}|中|😀|ffi|İ|ß|▁|\u{85}|\u{200d}|\r\n|\t|the |fox|ing|<user>|<0x0A>|'s|'Ll|[0-9]{1,3}){0,60}",
+        "(<think>|<think|</think>|a| |b|é b|é|hi|<th){0,30}",
         "[\\p{L}\\p{M}\\p{N}\\s]{0,60}",
         // Longer than what is cut in one way.
         "[ab]{60,300}",
@@ -94,14 +95,7 @@ fn odd_text() -> impl Strategy<Value = String> {
 
 #[test]
 fn what_is_asked_for_beyond_plain_pairs_is_left_to_the_library() {
-    let with = |key: &str, value: Value| {
-        let mut model = bpe_of(&[("a", "b")]);
-        model[key] = value;
-        Tokenizer::parse("t.json", byte_level(&model)).unwrap()
-    };
-    assert!(with("dropout", json!(0.0)).0.bpe.is_some());
     for (key, value) in [
-        ("dropout", json!(0.1)),
         ("ignore_merges", json!(true)),
         ("continuing_subword_prefix", json!("#")),
         ("end_of_word_suffix", json!("</w>")),
@@ -115,6 +109,95 @@ fn what_is_asked_for_beyond_plain_pairs_is_left_to_the_library() {
     without["vocab"].as_object_mut().unwrap().remove("q");
     let tokenizer = Tokenizer::parse("t.json", byte_level(&without)).unwrap();
     assert!(tokenizer.0.bpe.is_none(), "a byte is missing");
+}
+
+/// Merges are dropped where a model is trained on several encodings of a text, never where text is
+/// encoded.
+#[test]
+fn dropout_does_not_act_and_the_file_stays_as_it_is() {
+    let text = "ab aab aaaa bbbb ab".repeat(20);
+    for (key, value) in [("byte_fallback", json!(false)), ("continuing_subword_prefix", json!("#"))] {
+        let merges = if key == "byte_fallback" { vec![("a", "b"), ("a", "a"), ("aa", "aa")] } else { vec![] };
+        let mut model = bpe_of(&merges);
+        model[key] = value;
+        if merges.is_empty() {
+            model["vocab"]["#b"] = json!(256);
+            model["vocab"]["ab"] = json!(257);
+            model["merges"] = json!([["a", "#b"]]);
+        }
+        let without = Tokenizer::parse("t.json", byte_level(&model)).unwrap();
+        assert_eq!(without.0.bpe.is_some(), !merges.is_empty());
+        for dropout in [0.0, 0.5, 1.0] {
+            model["dropout"] = json!(dropout);
+            let json = byte_level(&model);
+            let with = Tokenizer::parse("t.json", json.clone()).unwrap();
+            assert_eq!(with.encode(&text).unwrap(), without.encode(&text).unwrap(), "{key} {dropout}");
+            assert!(with.json() == json && with.digest() == Digest::of(&json));
+        }
+    }
+}
+
+/// SentencePiece calls its byte tokens special in some conversions; they are bytes all the same.
+#[test]
+fn bytes_that_are_marked_as_special_are_bytes() {
+    let mut json: Value = serde_json::from_slice(&fixture("sentencepiece_bpe.json")).unwrap();
+    let plain = Tokenizer::parse("t.json", json.to_string().into_bytes()).unwrap();
+    let text = "tab\tand 一二 ÿ <0x09>";
+    let ids = plain.encode(text).unwrap();
+    for byte in 0..=255u8 {
+        let (content, id) = (format!("<0x{byte:02X}>"), plain.id(&format!("<0x{byte:02X}>")));
+        json["added_tokens"].as_array_mut().unwrap().push(json!({"id": id, "content": content,
+            "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}));
+    }
+    let mut by_library = json.clone();
+    by_library["post_processor"] = json!({"type": "Sequence", "processors": []});
+    for (json, own) in [(json, true), (by_library, false)] {
+        let marked = Tokenizer::parse("t.json", json.to_string().into_bytes()).unwrap();
+        assert_eq!(matches!(marked.0.engine, Engine::Own(_)), own);
+        assert_eq!(marked.encode(text).unwrap(), ids);
+        assert_eq!(marked.decode(&ids).unwrap(), text);
+        let mut stream = marked.decoder();
+        let mut streamed: String = ids.iter().filter_map(|id| stream.push(*id)).collect();
+        streamed.extend(stream.finish());
+        assert_eq!(streamed, text);
+        assert!(!marked.is_special(marked.id("<0x09>").unwrap()));
+        assert!(marked.is_special(marked.id("<eos>").unwrap()));
+    }
+}
+
+/// Byte-level tokens of which some stand in text as they are spelled, and one special one does not.
+fn with_added() -> Vec<u8> {
+    let mut model = bpe_of(&[("<", "t"), ("a", "b"), ("Ġ", "a"), ("h", "i")]);
+    let mut added = Vec::new();
+    for (content, special) in
+        [("<think>", false), ("<think", false), ("</think>", false), ("<think>a", true), ("é b", false)]
+    {
+        let id = model["vocab"].as_object().unwrap().len();
+        model["vocab"][content] = json!(id);
+        added.push(json!({"id": id, "content": content, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": special}));
+    }
+    let mut json: Value = serde_json::from_slice(&byte_level(&model)).unwrap();
+    json["added_tokens"] = json!(added);
+    json.to_string().into_bytes()
+}
+
+#[test]
+fn added_tokens_that_are_not_special_are_found_in_text() {
+    let tokenizer = quick(with_added());
+    assert!(matches!(tokenizer.0.engine, Engine::Own(_)));
+    let ids = tokenizer.encode("hi<think> ab</think>").unwrap();
+    let tokens: Vec<String> = ids.iter().map(|id| tokenizer.token(*id).unwrap()).collect();
+    assert_eq!(tokens, ["hi", "<think>", "Ġ", "ab", "</think>"]);
+    assert_eq!(tokenizer.decode(&ids).unwrap(), "hi<think> ab</think>");
+    assert!(!tokenizer.is_special(ids[1]));
+    // Those that take blanks with them are found by the library alone.
+    let mut json: Value = serde_json::from_slice(&with_added()).unwrap();
+    json["added_tokens"][0]["lstrip"] = json!(true);
+    let json = json.to_string().into_bytes();
+    let stripping = Tokenizer::parse("t.json", json.clone()).unwrap();
+    assert!(stripping.0.cut.is_none());
+    assert_eq!(stripping.encode("hi <think>a").unwrap(), Library::of(&json).encode("hi <think>a"));
 }
 
 /// A file with parts that change no id is read by the library, and still encoded by us.
@@ -169,7 +252,7 @@ fn threads_and_what_was_encoded_before_change_nothing() {
 fn with_both<T>(check: impl FnOnce(&[(Tokenizer, Library)]) -> T) -> T {
     thread_local! {
         static BOTH: Vec<(Tokenizer, Library)> =
-            [fixture("byte_bpe.json"), fixture("sentencepiece_bpe.json"), tangled()]
+            [fixture("byte_bpe.json"), fixture("sentencepiece_bpe.json"), tangled(), with_added()]
                 .into_iter()
                 .map(|json| (quick(json.clone()), Library::of(&json)))
                 .collect();
@@ -230,7 +313,7 @@ fn shared(path: &str) -> Option<PathBuf> {
 }
 
 /// GPT-2's own tokenizer, put together from OpenAI's two files.
-fn gpt_2() -> Option<Vec<u8>> {
+pub(crate) fn gpt_2() -> Option<Vec<u8>> {
     let folder = shared("tok_gpt2_cs336")?;
     let vocab: Value = serde_json::from_slice(&fs::read(&folder.join("gpt2_vocab.json")).unwrap()).unwrap();
     let merges = String::from_utf8(fs::read(&folder.join("gpt2_merges.txt")).unwrap()).unwrap();

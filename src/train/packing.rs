@@ -2,8 +2,10 @@
 //!
 //! Whole conversations are laid side by side while they fit. A longer one is cut between exchanges,
 //! each piece beginning with `<bos>` and the system message again. An exchange that is longer than a
-//! row by itself is cut inside its contents, never at a role token. Conversations of one row can see
-//! each other; each still begins with `<bos>`, and the model learns to begin anew there.
+//! row by itself is cut inside its contents, never in the opening of a turn. Conversations of one row can
+//! see each other; each still begins with `<bos>`, and the model learns to begin anew there.
+
+use std::ops::Range;
 
 use crate::tokenizer::chat::Rendered;
 
@@ -17,12 +19,18 @@ pub struct Packing {
     pub cut: usize,
 }
 
+/// The shortest rows that hold an exchange of one word behind a system message of another, when the
+/// longest opening of a turn has so many ids.
+pub fn shortest_row(opening: usize) -> usize {
+    4 * (opening + 1)
+}
+
 /// Packs into rows of at most `len` ids.
 ///
 /// # Panics
-/// When `len` is below 8: not even an exchange of one word fits.
+/// When `len` is below [`shortest_row`] of the openings.
 pub fn pack(conversations: impl Iterator<Item = Rendered>, len: usize) -> Packing {
-    assert!(len >= 8, "rows of {len} tokens hold no exchange");
+    assert!(len >= shortest_row(1), "rows of {len} tokens hold no exchange");
     let mut packing = Packing::default();
     let mut row = (Vec::new(), Vec::new());
     for conversation in conversations {
@@ -48,6 +56,8 @@ fn pieces(c: &Rendered, len: usize, cut: &mut usize) -> Vec<Piece> {
     if c.ids.len() <= len {
         return vec![(c.ids.clone(), c.target.clone())];
     }
+    let longest = c.openings.iter().copied().max().unwrap_or(1);
+    assert!(len >= shortest_row(longest), "rows of {len} tokens hold no exchange");
     let (head, exchanges) = exchanges(c);
     // A system message that leaves no room for talk is left away, and that counts as a cut.
     let head = if head.0.len() > len / 2 {
@@ -81,45 +91,54 @@ fn pieces(c: &Rendered, len: usize, cut: &mut usize) -> Vec<Piece> {
 struct Exchange {
     ids: Vec<u32>,
     learn: Vec<bool>,
-    /// Where the answer's role token stands; 0 where nothing was asked, as in a greeting.
-    answer: usize,
+    /// Where each of its turns opens; the last is the answer's.
+    openings: Vec<Range<usize>>,
 }
 
 impl Exchange {
-    /// The end of what was asked, if anything was, and the beginning of the answer, with their role tokens.
+    /// The end of what was asked, if anything was, and the beginning of the answer, each with the opening
+    /// of its turn.
     fn shortened(self, len: usize) -> Exchange {
-        let asked = self.answer.min((len / 2).max(2));
-        let answer = (self.ids.len() - self.answer).min(len - asked);
-        let pick = |all: &[u32]| {
-            let role = asked.min(1);
-            let question = all[..role].iter().chain(&all[self.answer - (asked - role)..self.answer]);
-            question.chain(&all[self.answer..self.answer + answer]).copied().collect::<Vec<u32>>()
+        let Some((answer, asked)) = self.openings.split_last() else { return self };
+        let opening = |turns: &[Range<usize>]| turns.iter().map(Range::len).max().unwrap_or(0);
+        let room = (len / 2).max(opening(asked) + 1).min(len - answer.len() - 1);
+        // The turn in which the end of the question begins; what comes before it is left away.
+        let start = answer.start - room.saturating_sub(opening(asked)).min(answer.start);
+        let turn = asked.iter().rev().find(|turn| turn.start <= start).or(asked.first());
+        let (turn, question) = match turn {
+            Some(turn) if answer.start > room => (turn.clone(), turn.end.max(start)..answer.start),
+            _ => (0..0, 0..answer.start),
         };
-        let flags: Vec<u32> = self.learn.iter().map(|l| u32::from(*l)).collect();
+        let said = answer.start..self.ids.len().min(answer.start + len - turn.len() - question.len());
+        let kept: Vec<usize> = turn.chain(question).chain(said).collect();
         Exchange {
-            ids: pick(&self.ids),
-            learn: pick(&flags).iter().map(|l| *l == 1).collect(),
-            answer: asked,
+            ids: kept.iter().map(|i| self.ids[*i]).collect(),
+            learn: kept.iter().map(|i| self.learn[*i]).collect(),
+            openings: self.openings,
         }
     }
 }
 
 /// `<bos>` with the system message, and the exchanges behind it.
 fn exchanges(c: &Rendered) -> (Piece, Vec<Exchange>) {
-    let answers = |turn: &std::ops::Range<usize>| c.target[turn.clone()].iter().any(|t| *t);
+    let answers = |turn: &Range<usize>| c.target[turn.clone()].iter().any(|t| *t);
     // Turns up to the first that is followed by an answer's turn belong to the head, less that one.
     let first = c.turns.iter().position(answers).unwrap_or(c.turns.len());
     let head_end = if first > 0 { c.turns[first - 1].start } else { c.turns.first().map_or(1, |t| t.start) };
     let head = (c.ids[..head_end].to_vec(), c.target[..head_end].to_vec());
     let mut out = Vec::new();
     let mut start = head_end;
-    for turn in c.turns.iter().filter(|t| t.start >= head_end && answers(t)) {
-        out.push(Exchange {
-            ids: c.ids[start..turn.end].to_vec(),
-            learn: c.target[start..turn.end].to_vec(),
-            answer: turn.start - start,
-        });
-        start = turn.end;
+    let mut openings = Vec::new();
+    for (turn, opening) in c.turns.iter().zip(&c.openings).filter(|(turn, _)| turn.start >= head_end) {
+        openings.push(turn.start - start..turn.start - start + opening);
+        if answers(turn) {
+            out.push(Exchange {
+                ids: c.ids[start..turn.end].to_vec(),
+                learn: c.target[start..turn.end].to_vec(),
+                openings: std::mem::take(&mut openings),
+            });
+            start = turn.end;
+        }
     }
     (head, out)
 }

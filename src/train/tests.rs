@@ -44,7 +44,7 @@ fn stream(n: u32) -> TokenStream {
 
 fn batch(n: usize) -> Batch {
     let mut batch = Batch::default();
-    batch.fill(&Windows::new(&stream(200), 8), 0..n);
+    batch.fill(&Windows::new(&stream(200), 8, 0), 0..n);
     batch
 }
 
@@ -56,7 +56,7 @@ fn pass(gpt: &Gpt, threads: usize) -> Pass {
 fn the_gradient_is_the_slope() {
     let mut gpt = Gpt::fresh(&config(0.0), 2);
     let stream = stream(200);
-    let windows = Windows::new(&stream, 8);
+    let windows = Windows::new(&stream, 8, 0);
     // Larger weights than fresh ones, so that every part of the model matters.
     gpt.weights.iter_mut().for_each(|w| *w *= 3.0);
     let mut pass = pass(&gpt, 1);
@@ -80,7 +80,7 @@ fn the_gradient_is_the_slope() {
 fn trained(threads: usize) -> Vec<f32> {
     let mut gpt = Gpt::fresh(&Config { seq_len: 300, ..config(0.2) }, 2);
     let stream = stream(5_000);
-    let windows = Windows::new(&stream, 300);
+    let windows = Windows::new(&stream, 300, 0);
     let mut optimizer = AdamW::new(&gpt, &options(3));
     let mut pass = pass(&gpt, threads);
     let mut batch = Batch::default();
@@ -172,7 +172,7 @@ fn it_learns_one_batch_by_heart() {
         optimizer.update(pass.team(), &mut gpt.weights, 0.02, loss.targets, norm);
     }
     let stream = stream(200);
-    let loss = evaluate(&mut pass, &gpt, &Windows::new(&stream, 8), 4, &Quiet).unwrap().mean();
+    let loss = evaluate(&mut pass, &gpt, &Windows::new(&stream, 8, 0), 4, &Quiet).unwrap().mean();
     assert!(loss < 0.2, "{loss}");
 }
 
@@ -185,7 +185,7 @@ fn a_run_writes_its_metrics_and_refuses_to_save_what_diverged() {
     let config = Config { vocab_size: tokenizer.vocab_size(), ..config(0.1) };
     let mut model = Model { gpt: Gpt::fresh(&config, 1), tokenizer };
     let stream = stream(400);
-    let windows = Windows::new(&stream, 8);
+    let windows = Windows::new(&stream, 8, 0);
     let how = Options { eval_every: 10, prompts: vec!["The".into()], keep: Keep::Best, ..options(30) };
     let outcome = run(&mut model, &windows, &windows, &how, folder.path(), &Quiet).unwrap();
     assert_eq!((outcome.steps, outcome.tokens), (30, 30 * 4 * 8));
@@ -208,7 +208,7 @@ fn a_run_writes_its_metrics_and_refuses_to_save_what_diverged() {
 #[test]
 fn windows_lay_end_to_end_and_an_epoch_has_each_row_once() {
     let stream = stream(50);
-    let windows = Windows::new(&stream, 8);
+    let windows = Windows::new(&stream, 8, 0);
     assert_eq!(windows.rows(), 6);
     let mut batch = Batch::default();
     batch.fill(&windows, 5..6);
@@ -240,15 +240,19 @@ const EOS: u32 = 3;
 const USER: u32 = 4;
 const ASSISTANT: u32 = 5;
 const SYSTEM: u32 = 6;
+/// The ids behind the first of a longer opening.
+const OPENING: u32 = 7;
 
 /// A conversation as `tokenizer::chat` renders it: contents are ids from 10.
-fn rendered(system: Option<usize>, turns: &[(usize, usize)]) -> Rendered {
-    let mut r = Rendered { ids: vec![BOS], target: vec![false], turns: Vec::new() };
+fn rendered(system: Option<usize>, turns: &[(usize, usize)], opening: usize) -> Rendered {
+    let mut r = Rendered { ids: vec![BOS], target: vec![false], turns: Vec::new(), openings: Vec::new() };
     let mut turn = |role: u32, len: usize| {
         let start = r.ids.len();
         let answer = role == ASSISTANT;
         r.ids.push(role);
-        r.target.push(false);
+        r.ids.extend(vec![OPENING; opening - 1]);
+        r.target.resize(r.ids.len(), false);
+        r.openings.push(opening);
         r.ids.extend((0..len as u32).map(|i| 10 + i % 5));
         r.target.extend(vec![answer; len]);
         if answer {
@@ -271,9 +275,10 @@ fn rendered(system: Option<usize>, turns: &[(usize, usize)]) -> Rendered {
 #[test]
 fn answers_to_nothing_are_packed_too() {
     // The assistant begins, and later speaks twice.
-    let mut conversation = rendered(None, &[(3, 4), (2, 5), (3, 6)]);
+    let mut conversation = rendered(None, &[(3, 4), (2, 5), (3, 6)], 1);
     let without = |r: &mut Rendered, turn: usize| {
         let range = r.turns.remove(turn);
+        r.openings.remove(turn);
         r.ids.drain(range.clone());
         r.target.drain(range.clone());
         for later in &mut r.turns[turn..] {
@@ -310,8 +315,9 @@ proptest! {
         conversations in proptest::collection::vec(
             (proptest::option::of(1usize..6), proptest::collection::vec((1usize..30, 1usize..30), 1..5)), 1..12),
         len in 16usize..80,
+        opening in 1usize..4,
     ) {
-        let all: Vec<Rendered> = conversations.iter().map(|(s, turns)| rendered(*s, turns)).collect();
+        let all: Vec<Rendered> = conversations.iter().map(|(s, turns)| rendered(*s, turns, opening)).collect();
         let packing = pack(all.clone().into_iter(), len);
         for (ids, learn) in &packing.rows {
             prop_assert!(ids.len() <= len && ids.len() == learn.len());
@@ -325,7 +331,10 @@ proptest! {
                         // An answer always has its question in front of it, in the same row.
                         prop_assert!(*id != ASSISTANT || role == USER);
                         role = *id;
+                        let behind = ids[i + 1..].iter().take_while(|id| **id == OPENING).count();
+                        prop_assert_eq!(behind, opening - 1, "an opening is whole");
                     }
+                    OPENING => prop_assert!(!learn[i] && (ids[i - 1] == OPENING || ids[i - 1] == role)),
                     // What is learned is what the assistant says, and all of it.
                     _ => prop_assert_eq!(learn[i], role == ASSISTANT),
                 }

@@ -73,13 +73,29 @@ fn the_result_generates_chats_and_can_be_looked_into() {
     let mut chat = chat
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
         .spawn()
         .expect("the program starts");
     use std::io::Write;
-    chat.stdin.take().expect("piped").write_all(b"Hello!\nHow are you?\n").expect("written");
+    // A line that is not UTF-8 between two, and one that does not fit.
+    let said = [&b"Hello!\ncaf\xE9\nHow are you?\n"[..], "Once upon a time ".repeat(30).as_bytes()].concat();
+    chat.stdin.take().expect("piped").write_all(&said).expect("written");
     let output = chat.wait_with_output().expect("it ends");
     let said = String::from_utf8(output.stdout).expect("UTF-8");
-    assert!(output.status.success() && said.matches("assistant:").count() == 2, "{said}");
+    assert!(output.status.success() && said.matches("assistant:").count() == 3, "{said}");
+    let warned = String::from_utf8(output.stderr).expect("UTF-8");
+    assert!(warned.contains("line 2, column 4: the byte 0xE9 is not UTF-8"), "{warned}");
+    assert_eq!(warned.matches("the model holds 64: the first").count(), 1, "{warned}");
+
+    let long = "Once upon a time ".repeat(30);
+    let args = ["generate", "--model", "two_stage:base", "--prompt", &long, "--max-new-tokens", "5"];
+    let cut = p.tinylm(&args);
+    assert!(cut.code == 0 && cut.stderr.contains("the model holds 64: the first"), "{}", cut.stderr);
+    let typed = |prompt: &str| {
+        let args = ["generate", "--model", "two_stage:base", "--prompt", prompt, "--strategy", "greedy"];
+        p.tinylm(&args).stdout
+    };
+    assert_eq!(typed("Ou\u{300} est le the\u{301}"), typed("O\u{f9} est le th\u{e9}"));
 }
 
 #[test]

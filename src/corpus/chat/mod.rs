@@ -25,16 +25,18 @@ use serde::{Deserialize, Serialize};
 
 use self::check::{Mended, Roles, Rules, SameRole, Turn};
 use self::row::{Content, FieldNames, Join, Names, Row};
-use self::rows::{Places, Rows, invalid_byte};
+use self::rows::{Places, Rows};
 use self::shape::{Shape, unknown_format};
 use self::text::TextBoundary;
 use super::clean::Cleaning;
 use super::conversation::{Conversation, ConversationWriter, Role};
+use super::csv::delimiter_mistake;
 use super::decode::{Decoded, Encoding, OnInvalid, decode};
 use super::ingest::{OnBadRow, write_report};
 use super::input::{Bad, InputFile, Record};
 use super::json::{Object, UnknownKeys, object};
 use super::preference::{NoPair, Preference, PreferenceWriter};
+use super::transcode::{Readable, readable};
 use crate::base::{Error, Monitor, Result, suggest, units};
 
 /// How files become conversations.
@@ -56,7 +58,8 @@ pub struct Options {
     pub ignore: Vec<String>,
     /// Between the fields of CSV, one ASCII character. `null`: a tab in `.tsv`, else a comma.
     pub delimiter: Option<char>,
-    /// `utf-8`, or `latin-1` (read as Windows-1252). Parquet is always UTF-8.
+    /// `utf-8`, `windows-1252`, `latin-1` (the same reading), or `utf-16le`, `utf-16be`, `utf-32le` and
+    /// `utf-32be`. A byte order mark tells it by itself. Parquet is always UTF-8.
     pub encoding: Encoding,
     /// What happens to bytes that are not in the encoding: `error`, `replace` (by U+FFFD) or
     /// `skip_document` (the row is left out and counted).
@@ -156,11 +159,15 @@ impl Options {
         if let Some(mistake) = Join(&self.join).mistake() {
             found.push(("join", mistake));
         }
-        if let Some(c) = self.delimiter.filter(|c| !c.is_ascii() || matches!(c, '"' | '\n' | '\r')) {
-            found.push(("delimiter", format!("`delimiter` must be one ASCII character, found {c:?}")));
-        }
+        found.extend(delimiter_mistake(self.delimiter).map(|mistake| ("delimiter", mistake)));
         found.extend(self.fields.as_ref().and_then(|fields| self.mistaken_fields(fields)));
         found
+    }
+
+    /// The defect of a byte in `row` that is not in the encoding: one to be skipped if `on_invalid` says so.
+    fn invalid(&self, bad: &Bad, row: u64) -> Bad {
+        let fatal = self.on_invalid != OnInvalid::SkipDocument;
+        Bad { fatal, message: format!("row {row}: {}", bad.message), ..bad.clone() }
     }
 
     fn mistaken_fields(&self, fields: &FieldNames) -> Option<(&'static str, String)> {
@@ -230,6 +237,8 @@ pub struct FileReport {
     pub name: String,
     /// That of its first row; `None` when it holds none.
     pub format: Option<Shape>,
+    /// As its byte order mark says, else as `encoding` does.
+    pub encoding: Encoding,
     pub bytes: u64,
     pub rows_in: u64,
     pub rows_kept: u64,
@@ -246,7 +255,8 @@ pub struct FileReport {
 }
 
 /// Reads `files` in their order and writes `conversations.parquet`, `report.json` and, when there are
-/// pairs, `preferences.parquet` into the folder `out`. `scratch` is a folder for files of its own.
+/// pairs, `preferences.parquet` into the folder `out`; files in UTF-16 and UTF-32 are copied into the
+/// folder `scratch` while they are read.
 ///
 /// # Errors
 /// A file that cannot be read or whose format is not known; what `options` say is an error; nothing
@@ -255,7 +265,7 @@ pub fn ingest_chat(
     files: &[InputFile],
     options: &Options,
     out: &Path,
-    _scratch: &Path,
+    scratch: &Path,
     monitor: &dyn Monitor,
 ) -> Result<Report> {
     if let Some((param, message)) = options.mistakes().into_iter().next() {
@@ -274,7 +284,7 @@ pub fn ingest_chat(
         report: Report::default(),
     };
     for file in files {
-        ingestion.file(file)?;
+        ingestion.file(file, scratch)?;
     }
     ingestion.finish()
 }
@@ -307,11 +317,17 @@ struct Known {
 }
 
 impl<'a> Ingestion<'a> {
-    fn file(&mut self, file: &InputFile) -> Result<()> {
+    fn file(&mut self, file: &InputFile, scratch: &Path) -> Result<()> {
         let options = self.options;
-        let mut rows = Rows::open(file, options, &self.roles)?;
+        let source = match rows::kind_of(file, options)? {
+            rows::Kind::Parquet => Readable::as_it_is(file),
+            _ => readable(file, options.encoding, scratch)?,
+        };
+        let file = &source.file;
+        let mut rows = Rows::open(&source, options, &self.roles)?;
         let mut known = Known::default();
         (known.report.name, known.report.bytes) = (file.name.clone(), file.size);
+        known.report.encoding = source.encoding;
         known.report.format = match rows {
             Rows::Text(_) => Some(Shape::Text),
             _ if self.names.is_some() => Some(Shape::Prompt),
@@ -329,7 +345,7 @@ impl<'a> Ingestion<'a> {
                 options,
                 roles: &self.roles,
                 names: self.names.as_ref(),
-                file,
+                source: &source,
                 places: rows.places(),
                 shape: known.report.format,
             };
@@ -372,7 +388,7 @@ impl<'a> Ingestion<'a> {
             if known.report.format.is_none() {
                 let shape = Shape::of(&object.fields);
                 let bad = || preparer.located(unknown_format(&object.fields), &decoded, record);
-                known.report.format = Some(shape.ok_or_else(|| bad().into_error(preparer.file))?);
+                known.report.format = Some(shape.ok_or_else(|| bad().into_error(&preparer.source.file))?);
             }
             break;
         }
@@ -503,13 +519,9 @@ impl<'a> Ingestion<'a> {
     }
 
     fn bad_conversation(&mut self, file: &InputFile, bad: Bad, known: &mut Known) -> Result<()> {
-        let invalid = bad.cause == "invalid_encoding";
-        let skip = match invalid {
-            true => self.options.on_invalid == OnInvalid::SkipDocument,
-            false => self.options.on_bad_row == OnBadRow::Skip,
-        };
+        let skip = bad.cause == "invalid_encoding" || self.options.on_bad_row == OnBadRow::Skip;
         if bad.fatal || !skip {
-            let help = !bad.fatal && !invalid;
+            let help = !bad.fatal;
             let error = bad.into_error(file);
             return Err(match help {
                 true => error.help("or set `on_bad_row: skip` to leave such rows out and count them"),
@@ -542,8 +554,12 @@ impl<'a> Ingestion<'a> {
         self.conversations.finish()?;
         self.preferences.map(PreferenceWriter::finish).transpose()?;
         write_report(&self.out, &report)?;
+        let pairs = match report.preferences_out {
+            0 => String::new(),
+            pairs => format!(", and {} pairs of a chosen and a rejected answer", units::count(pairs)),
+        };
         tracing::info!(
-            "{} conversations read, {} written ({})",
+            "{} conversations read, {} written ({}){pairs}",
             units::count(report.conversations_in),
             units::count(report.conversations_out),
             units::bytes(report.bytes_out)
@@ -571,7 +587,7 @@ struct Preparer<'a> {
     options: &'a Options,
     roles: &'a Roles,
     names: Option<&'a Names<'a>>,
-    file: &'a InputFile,
+    source: &'a Readable,
     places: Places,
     /// The format of the file, as far as it is known.
     shape: Option<Shape>,
@@ -618,8 +634,8 @@ impl Preparer<'_> {
                 let (rejected, _) = self
                     .check(rejected, &decoded, &record)
                     .map_err(|bad| located(of_side(bad, "rejected")))?;
-                let source = self.file.name.as_str();
-                let pair = Preference::of(&chosen.messages, &rejected.messages, source, record.row);
+                let name = self.source.file.name.as_str();
+                let pair = Preference::of(&chosen.messages, &rejected.messages, name, record.row);
                 out.pair = Some(pair.map_err(|why| located(no_pair(why)))?);
                 out.conversations.push(Ok((chosen, mended)));
             }
@@ -661,7 +677,7 @@ impl Preparer<'_> {
         };
         let rules = Rules { roles: self.roles, same_role: options.same_role, cleaning };
         let messages = check::check(turns, &decoded.text, rules, &mut mended)?;
-        Ok((Conversation::new(messages, self.file.name.as_str(), record.row), mended))
+        Ok((Conversation::new(messages, self.source.file.name.as_str(), record.row), mended))
     }
 
     /// The text of a record and the object that it is.
@@ -686,10 +702,12 @@ impl Preparer<'_> {
 
     fn decode(&self, record: &Record) -> Result<Decoded, Bad> {
         let exact = self.places == Places::Exact;
-        let encoding = if exact { self.options.encoding } else { Encoding::Utf8 };
+        let encoding = if exact { self.source.encoding } else { Encoding::Utf8 };
         let replace = self.options.on_invalid == OnInvalid::Replace;
-        decode(record.bytes.clone(), encoding, replace)
-            .map_err(|invalid| invalid_byte(invalid.byte, record.start + invalid.at as u64, record.row))
+        decode(record.bytes.clone(), encoding, replace).map_err(|invalid| {
+            let at = record.start + invalid.at as u64;
+            self.options.invalid(&self.source.invalid(at, invalid.byte), record.row)
+        })
     }
 
     /// A defect at a byte of the text of a row, with its place in the file.

@@ -17,6 +17,7 @@ use crate::corpus::decode::{OnInvalid, decode};
 use crate::corpus::input::{Bad, InputFile, Record};
 use crate::corpus::json::{JsonRows, Next};
 use crate::corpus::parquet_io::{expect_whole, guarded, unreadable};
+use crate::corpus::transcode::Readable;
 
 /// The rows of one file.
 pub enum Rows<'a> {
@@ -40,23 +41,43 @@ pub enum Places {
 const READABLE: [&str; 9] =
     [".jsonl", ".ndjson", ".json", ".txt", ".text", ".csv", ".tsv", ".parquet", ".pq"];
 
+/// What a file is read as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Text,
+    Json,
+    Csv,
+    Parquet,
+}
+
+/// What `file` is read as.
+///
+/// # Errors
+/// When neither the options nor the name of the file tell.
+pub fn kind_of(file: &InputFile, options: &Options) -> Result<Kind> {
+    match (options.format, file.ending().as_str()) {
+        (FormatChoice::Text, _) | (FormatChoice::Auto, "txt" | "text") => Ok(Kind::Text),
+        (_, "csv" | "tsv") => Ok(Kind::Csv),
+        (_, "parquet" | "pq") => Ok(Kind::Parquet),
+        (FormatChoice::Auto, "json" | "jsonl" | "ndjson") => Ok(Kind::Json),
+        (FormatChoice::Auto, ending) => Err(unreadable_ending(file, ending)),
+        _ => Ok(Kind::Json),
+    }
+}
+
 impl<'a> Rows<'a> {
     /// # Errors
     /// When the file cannot be read or its name tells no format.
-    pub fn open(file: &'a InputFile, options: &'a Options, roles: &Roles) -> Result<Self> {
-        let limit = options.max_row_bytes;
-        let json = || Ok(Rows::Json(JsonRows::open(file, limit)?));
-        match (options.format, file.ending().as_str()) {
-            (FormatChoice::Text, _) | (FormatChoice::Auto, "txt" | "text") => {
-                let (boundary, encoding) = (options.text_boundary, options.encoding);
-                Ok(Rows::Text(Blocks::open(file, roles, boundary, encoding, limit)?))
+    pub fn open(source: &'a Readable, options: &'a Options, roles: &Roles) -> Result<Self> {
+        let (file, limit) = (&source.file, options.max_row_bytes);
+        Ok(match kind_of(file, options)? {
+            Kind::Text => {
+                Rows::Text(Blocks::open(file, roles, options.text_boundary, source.encoding, limit)?)
             }
-            (_, "csv" | "tsv") => Ok(Rows::Csv(CsvTexts::open(file, options)?)),
-            (_, "parquet" | "pq") => Ok(Rows::Parquet(ParquetRows::open(file, options)?)),
-            (FormatChoice::Auto, "json" | "jsonl" | "ndjson") => json(),
-            (FormatChoice::Auto, ending) => Err(unreadable_ending(file, ending)),
-            _ => json(),
-        }
+            Kind::Json => Rows::Json(JsonRows::open(file, limit)?),
+            Kind::Csv => Rows::Csv(CsvTexts::open(source, options)?),
+            Kind::Parquet => Rows::Parquet(ParquetRows::open(file, options)?),
+        })
     }
 
     pub fn places(&self) -> Places {
@@ -136,17 +157,17 @@ fn unreadable_ending(file: &InputFile, ending: &str) -> Error {
 /// Records of CSV as objects of texts.
 pub struct CsvTexts<'a> {
     rows: CsvRows,
-    file: &'a InputFile,
+    source: &'a Readable,
     options: &'a Options,
     replaced: u64,
 }
 
 impl<'a> CsvTexts<'a> {
-    fn open(file: &'a InputFile, options: &'a Options) -> Result<Self> {
-        let usual = if file.ending() == "tsv" { '\t' } else { ',' };
+    fn open(source: &'a Readable, options: &'a Options) -> Result<Self> {
+        let usual = if source.file.ending() == "tsv" { '\t' } else { ',' };
         let delimiter = options.delimiter.unwrap_or(usual);
-        let rows = CsvRows::open(file, delimiter as u8, options.max_row_bytes)?;
-        Ok(CsvTexts { rows, file, options, replaced: 0 })
+        let rows = CsvRows::open(&source.file, delimiter as u8, options.max_row_bytes)?;
+        Ok(CsvTexts { rows, source, options, replaced: 0 })
     }
 
     fn next(&mut self) -> Option<Result<Record, Bad>> {
@@ -157,30 +178,26 @@ impl<'a> CsvTexts<'a> {
         let mut object = Map::new();
         for (name, field) in self.rows.headers().iter().zip(self.rows.fields()) {
             let replace = self.options.on_invalid == OnInvalid::Replace;
-            match decode(field.to_vec(), self.options.encoding, replace) {
+            match decode(field.to_vec(), self.source.encoding, replace) {
                 Ok(decoded) => {
                     self.replaced += decoded.replaced;
                     object.insert(name.clone(), decoded.text.into());
                 }
-                Err(invalid) => return Some(Err(self.invalid(&record, invalid.byte))),
+                Err(_) => return Some(Err(self.invalid(&record))),
             }
         }
         Some(Ok(Record { bytes: Value::from(object).to_string().into_bytes(), ..record }))
     }
 
-    /// The defect of a byte that is not in the encoding, where the file has it.
-    fn invalid(&self, record: &Record, byte: u8) -> Bad {
-        let raw = self.file.read_range(record.start, record.end).unwrap_or_default();
-        let at = std::str::from_utf8(&raw).err().map_or(0, |e| e.valid_up_to());
-        invalid_byte(byte, record.start + at as u64, record.row)
+    /// The defect of a record that is not in the encoding, at the byte of the file.
+    fn invalid(&self, record: &Record) -> Bad {
+        let raw = self.source.file.read_range(record.start, record.end).unwrap_or_default();
+        let (at, byte) = match decode(raw, self.source.encoding, false) {
+            Err(invalid) => (invalid.at, invalid.byte),
+            Ok(_) => (0, 0),
+        };
+        self.options.invalid(&self.source.invalid(record.start + at as u64, byte), record.row)
     }
-}
-
-/// The defect of a byte that is not in the encoding.
-pub fn invalid_byte(byte: u8, at: u64, row: u64) -> Bad {
-    Bad::new("invalid_encoding", at, format!("row {row}: the byte 0x{byte:02X} is not valid UTF-8"))
-        .help("set `encoding: latin-1` if that is what the file is, or")
-        .help("set `on_invalid` to `replace` or `skip_document`")
 }
 
 /// Rows of Parquet as JSON, with what is nested in them.

@@ -422,3 +422,16 @@ fn real_conversations_are_ingested_or_refused_with_a_reason() {
         }
     }
 }
+
+#[test]
+fn a_byte_order_mark_tells_the_encoding() {
+    let text = "<user>: Où? <eos>\n<bot>: À gauche 🙂 <eos>\n";
+    let utf16: Vec<u8> = [0xFEFF].into_iter().chain(text.encode_utf16()).flat_map(u16::to_le_bytes).collect();
+    let (report, all) = run(&[("a.txt", &utf16)], Options::default()).unwrap();
+    assert_eq!(told(&all[0]), "u=Où?;a=À gauche 🙂;");
+    assert_eq!((report.files[0].encoding, report.bytes_in), (Encoding::Utf16Le, utf16.len() as u64));
+    let found = error("a.txt", &utf16[2..]);
+    assert!(found.contains("UTF-16LE"), "{found}");
+    let found = error("a.csv", b"prompt,answer,prompt\nq,a,r\n");
+    assert!(found.contains("two columns called `prompt`"), "{found}");
+}

@@ -2,11 +2,12 @@
 //! pre-tokenizer, decoder, model.
 //!
 //! Every form keeps `<` apart from what follows, so that no text can be encoded to a special token
-//! or to a byte token, whichever program loads the file.
+//! or to a byte token, whichever program loads the file; but for those tokens that are to be found in
+//! text, which are added tokens not marked as special.
 
 use serde_json::{Value, json};
 
-use super::Algorithm;
+use super::{Algorithm, SpecialToken};
 use crate::base::{Error, Result};
 use crate::tokenizer::cut::{PIECES, SPACE};
 use crate::tokenizer::known::pieces_decoder;
@@ -54,7 +55,7 @@ impl Form {
     ///
     /// # Errors
     /// When the library does not take it, which would be a mistake here.
-    pub fn write(&self, model: Value, special: &[String]) -> Result<Vec<u8>> {
+    pub fn write(&self, model: Value, special: &[SpecialToken]) -> Result<Vec<u8>> {
         let library = self.library(model, special)?;
         let text = library
             .to_string(true)
@@ -66,19 +67,19 @@ impl Form {
     ///
     /// # Errors
     /// As [`Form::write`].
-    pub fn library(&self, model: Value, special: &[String]) -> Result<tokenizers::Tokenizer> {
+    pub fn library(&self, model: Value, special: &[SpecialToken]) -> Result<tokenizers::Tokenizer> {
         tokenizers::Tokenizer::from_bytes(self.json(model, special).to_string())
             .map_err(|e| Error::bug(format!("the library refuses a tokenizer of ours: {e}")))
     }
 
     /// The whole `tokenizer.json`.
-    pub fn json(&self, model: Value, special: &[String]) -> Value {
+    pub fn json(&self, model: Value, special: &[SpecialToken]) -> Value {
         let added: Vec<Value> = special
             .iter()
             .enumerate()
-            .map(|(id, content)| {
-                json!({"id": id, "content": content, "single_word": false, "lstrip": false,
-                    "rstrip": false, "normalized": false, "special": true})
+            .map(|(id, token)| {
+                json!({"id": id, "content": token.as_str(), "single_word": false, "lstrip": false,
+                    "rstrip": false, "normalized": false, "special": !token.in_text()})
             })
             .collect();
         json!({

@@ -19,6 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::in_text::InText;
 use super::{Inputs, Special, Tokenizer, byte_symbol};
 use crate::base::{Digest, Error, Monitor, Result, units};
 
@@ -59,6 +60,38 @@ impl Algorithm {
     }
 }
 
+/// A special token besides [`Special::ALL`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "expected a token, or `{ token: \"<name>\", in_text: true }`")]
+pub enum SpecialToken {
+    /// Whatever is spelled like it in a text is text.
+    Apart(String),
+    /// With whether it is that token where a text spells it.
+    Said(SaidToken),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SaidToken {
+    pub token: String,
+    /// Whether a text that spells it has this token there, rather than ordinary ones.
+    #[serde(default)]
+    pub in_text: bool,
+}
+
+impl SpecialToken {
+    pub fn as_str(&self) -> &str {
+        match self {
+            SpecialToken::Apart(token) => token,
+            SpecialToken::Said(said) => &said.token,
+        }
+    }
+
+    pub fn in_text(&self) -> bool {
+        matches!(self, SpecialToken::Said(SaidToken { in_text: true, .. }))
+    }
+}
+
 /// What to train. See the stage kind `train_tokenizer` for the meaning of each.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -67,7 +100,7 @@ pub struct Options {
     pub vocab_size: usize,
     pub min_frequency: u64,
     /// After [`Special::ALL`].
-    pub special_tokens: Vec<String>,
+    pub special_tokens: Vec<SpecialToken>,
     pub lowercase: bool,
     /// The share of all characters that the alphabet covers, in 0..=1.
     pub character_coverage: f64,
@@ -80,9 +113,20 @@ pub struct Options {
 
 impl Options {
     /// Every special token, by id.
-    pub fn special(&self) -> Vec<String> {
-        let named = Special::ALL.iter().map(|s| s.as_str().to_string());
+    fn special_tokens(&self) -> Vec<SpecialToken> {
+        let named = Special::ALL.iter().map(|s| SpecialToken::Apart(s.as_str().to_string()));
         named.chain(self.special_tokens.iter().cloned()).collect()
+    }
+
+    /// [`Options::special_tokens`] as they are spelled.
+    pub fn special(&self) -> Vec<String> {
+        self.special_tokens().iter().map(|token| token.as_str().to_string()).collect()
+    }
+
+    /// What finds those of them that stand in text; `None` when none does.
+    fn in_text(&self) -> Result<Option<InText>> {
+        let all = self.special_tokens();
+        InText::of(all.iter().zip(0..).map(|(token, id)| (token.as_str(), id, !token.in_text())))
     }
 
     /// Why `token` cannot be an extra special token; `None` when it can.
@@ -129,6 +173,9 @@ pub struct Report {
     pub vocab_size: usize,
     pub vocab_size_asked: usize,
     pub special_tokens: Vec<String>,
+    /// Those of them that are found in text, with how often they were in the text trained on.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub in_text: BTreeMap<String, u64>,
     /// Bytes of text that came in; more than `train` and `held_out` together when it was sampled.
     pub corpus_bytes: u64,
     pub distinct_words: usize,
@@ -151,13 +198,13 @@ pub struct Trained {
 /// # Errors
 /// When an input cannot be read, there is no text, or the vocabulary is too small for the alphabet.
 pub fn train(inputs: &Inputs, options: &Options, monitor: &dyn Monitor) -> Result<Trained> {
-    if let Some(bad) = options.special_tokens.iter().find_map(|token| options.bad_special(token)) {
+    if let Some(bad) = options.special_tokens.iter().find_map(|token| options.bad_special(token.as_str())) {
         return Err(Error::input(bad));
     }
     let form = Form::of(options.algorithm, options.lowercase);
     let counted = words::count(inputs, &Cutter::of(options)?, options, monitor)?;
     let model = learn(&counted.train.words, options, monitor)?;
-    let json = form.write(model, &options.special())?;
+    let json = form.write(model, &options.special_tokens())?;
     let tokenizer = Tokenizer::parse("the trained tokenizer", json)?;
     let report = report(&tokenizer, &counted, options)?;
     if report.vocab_size < options.vocab_size {
@@ -336,6 +383,7 @@ fn report(tokenizer: &Tokenizer, counted: &Counted, options: &Options) -> Result
         vocab_size: tokenizer.vocab_size(),
         vocab_size_asked: options.vocab_size,
         special_tokens: options.special(),
+        in_text: counted.train.in_text_of(options),
         corpus_bytes: counted.total_bytes,
         distinct_words: counted.train.words.len(),
         train,
@@ -357,7 +405,7 @@ fn score(
     let fallback = matches!(options.algorithm, Algorithm::SentencepieceBpe | Algorithm::Unigram);
     let first_byte = options.special().len() as u32;
     let is_byte = |id: u32| fallback && (first_byte..first_byte + 256).contains(&id);
-    let (mut tokens, mut unknown, mut bytes) = (0, 0, 0);
+    let (mut tokens, mut unknown, mut bytes) = (words.in_text.values().sum::<u64>(), 0, 0);
     let mut seen = BTreeSet::new();
     for (word, ids) in words.words.iter().zip(encoded) {
         for id in ids? {

@@ -25,7 +25,7 @@ fn options(algorithm: Algorithm, vocab_size: usize) -> Options {
         algorithm,
         vocab_size,
         min_frequency: 2,
-        special_tokens: vec!["<tool>".to_string()],
+        special_tokens: vec![SpecialToken::Apart("<tool>".to_string())],
         lowercase: false,
         character_coverage: 1.0,
         max_token_length: 32,
@@ -115,6 +115,48 @@ fn text_cannot_forge_a_special_token_or_a_byte() {
                 assert_eq!(tokenizer.decode(&ids).unwrap(), text, "{algorithm:?} {ids:?}");
             }
         }
+    }
+}
+
+/// A token that is to stand in text: learned around, found, counted, shown; others stay text.
+#[test]
+fn a_token_that_is_to_stand_in_text_is_found_there() {
+    let think = SpecialToken::Said(SaidToken { token: "<think>".to_string(), in_text: true });
+    let texts: Vec<String> = corpus().iter().map(|text| format!("<think>{text} <think><tool>")).collect();
+    let folder = tempfile::tempdir().unwrap();
+    for algorithm in ALL {
+        let mut options = Options { held_out_fraction: 0.0, ..options(algorithm, 420) };
+        options.special_tokens.push(think.clone());
+        let Trained { tokenizer, report } = train_on(&texts, &options).unwrap();
+        let id = tokenizer.id("<think>").unwrap();
+        assert_eq!((id, tokenizer.is_special(id)), (8, false), "{algorithm:?}");
+        let ids: Vec<Vec<u32>> = texts.iter().map(|text| tokenizer.encode(text).unwrap()).collect();
+        for (ids, text) in ids.iter().zip(&texts) {
+            assert_eq!((ids[0], ids.iter().filter(|i| **i == id).count()), (id, 2), "{algorithm:?} {ids:?}");
+            assert!(!ids.contains(&7), "{algorithm:?}: <tool> is text");
+            let said = tokenizer.decode(ids).unwrap();
+            assert!(said.contains("<think>"), "{algorithm:?} {said}");
+            if algorithm.has_bytes() {
+                assert_eq!(&said, text, "{algorithm:?}");
+            }
+        }
+        assert_eq!(report.in_text, BTreeMap::from([("<think>".to_string(), 200)]), "{algorithm:?}");
+        assert_eq!(report.train.tokens, ids.concat().len() as u64, "{algorithm:?}");
+        // What is between is cut and learned as if it stood alone.
+        let words = |texts: &[String], options: &Options| {
+            let cutter = Cutter::of(options).unwrap();
+            words::count(&write(folder.path(), texts), &cutter, options, &Quiet).unwrap().train.words
+        };
+        let parts: Vec<String> = texts
+            .iter()
+            .flat_map(|t| t.split("<think>").map(String::from))
+            .filter(|t| !t.is_empty())
+            .collect();
+        assert_eq!(words(&texts, &options), words(&parts, &options), "{algorithm:?}");
+        // The library finds the same.
+        let mut library = tokenizers::Tokenizer::from_bytes(tokenizer.json()).unwrap();
+        library.set_encode_special_tokens(true);
+        assert_eq!(library.encode_fast(texts[3].as_str(), false).unwrap().get_ids(), ids[3], "{algorithm:?}");
     }
 }
 

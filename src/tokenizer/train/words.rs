@@ -1,6 +1,6 @@
 //! Counts the words of a corpus as the tokenizer to be trained will cut it, held-out documents apart.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -14,6 +14,7 @@ use super::form::{self, Form};
 use super::{Algorithm, Options};
 use crate::base::{Digest, Error, Monitor, Result};
 use crate::tokenizer::cut::Cut;
+use crate::tokenizer::in_text::{InText, Segment};
 use crate::tokenizer::{Inputs, Special, Text};
 
 /// A distinct word and how often it occurs.
@@ -27,9 +28,20 @@ pub struct Word {
 #[derive(Debug, Clone, Default)]
 pub struct Words {
     pub words: Vec<Word>,
+    /// Special tokens that the text holds, by id, and how often; they are in no word.
+    pub in_text: BTreeMap<u32, u64>,
     pub documents: u64,
     /// Of text.
     pub bytes: u64,
+}
+
+impl Words {
+    /// [`Words::in_text`] by their spelling, also those that do not occur.
+    pub fn in_text_of(&self, options: &Options) -> BTreeMap<String, u64> {
+        let all = options.special_tokens().into_iter().zip(0..).filter(|(token, _)| token.in_text());
+        all.map(|(token, id)| (token.as_str().to_string(), self.in_text.get(&id).copied().unwrap_or(0)))
+            .collect()
+    }
 }
 
 /// What a corpus is cut into.
@@ -43,6 +55,9 @@ pub struct Counted {
 
 /// How often each word occurs. The order of the map is seen nowhere: what leaves it is sorted.
 type Counts = HashMap<Box<str>, u64, FixedState>;
+
+/// Special tokens in text, by id.
+type InTextCounts = BTreeMap<u32, u64>;
 
 /// What one thread has counted: documents to train on, and held-out ones.
 type Tally = [Counts; 2];
@@ -60,7 +75,7 @@ impl Side {
         self.bytes += text.bytes() as u64;
     }
 
-    fn finish(self, counts: Counts, cutter: &Cutter) -> Words {
+    fn finish(self, counts: Counts, in_text: InTextCounts, cutter: &Cutter) -> Words {
         let mut words: Vec<Word> = counts
             .into_par_iter()
             .map(|(word, count)| Word { text: cutter.spell(word.into_string()), count })
@@ -72,7 +87,7 @@ impl Side {
             word.count += if same { next.count } else { 0 };
             same
         });
-        Words { words, documents: self.documents, bytes: self.bytes }
+        Words { words, in_text, documents: self.documents, bytes: self.bytes }
     }
 }
 
@@ -192,26 +207,31 @@ pub fn count(inputs: &Inputs, cutter: &Cutter, options: &Options, monitor: &dyn 
     let is_held_out = |text: &Text| point("held out", text.id()) < options.held_out_fraction;
     let (mut train, mut held_out, mut read) = (Side::default(), Side::default(), 0);
     let tallies = Mutex::default();
+    let in_text = options.in_text()?;
+    let mut found = <[InTextCounts; 2]>::default();
     inputs.texts()?.batches(|batch| {
         let sampled = batch.texts.iter().filter(|text| point("sample", text.id()) < keep);
         let chosen: Vec<(&Text, bool)> = sampled.map(|text| (text, is_held_out(text))).collect();
         for (text, is_held_out) in &chosen {
             if *is_held_out { held_out.add(text) } else { train.add(text) }
         }
-        tally(&chosen, cutter, &tallies, monitor)?;
+        let segments = segments(&chosen, in_text.as_ref(), &mut found);
+        tally(&segments, cutter, &tallies, monitor)?;
         read += batch.bytes as u64;
         monitor.step("count words", read, Some(total_bytes), "B")
     })?;
     let tallies = tallies.into_inner().unwrap_or_else(PoisonError::into_inner);
     let (mut words, mut held_out_words): (Vec<Counts>, Vec<Counts>) =
         tallies.into_iter().map(|[train, held_out]| (train, held_out)).unzip();
+    let [mut in_train, mut in_held_out] = found;
     if train.bytes == 0 {
+        std::mem::swap(&mut in_train, &mut in_held_out);
         std::mem::swap(&mut train, &mut held_out);
         std::mem::swap(&mut words, &mut held_out_words);
     }
     let counted = Counted {
-        train: train.finish(together(words), cutter),
-        held_out: held_out.finish(together(held_out_words), cutter),
+        train: train.finish(together(words), in_train, cutter),
+        held_out: held_out.finish(together(held_out_words), in_held_out, cutter),
         total_bytes,
     };
     if counted.train.words.is_empty() {
@@ -240,19 +260,39 @@ fn size(inputs: &Inputs, monitor: &dyn Monitor) -> Result<u64> {
     Ok(bytes)
 }
 
+/// The text between special tokens, which are counted, each part with whether it is held out.
+fn segments<'a>(
+    texts: &[(&'a Text, bool)],
+    in_text: Option<&InText>,
+    found: &mut [InTextCounts; 2],
+) -> Vec<(&'a str, bool)> {
+    let parts =
+        texts.iter().flat_map(|(text, is_held_out)| text.parts().into_iter().map(|p| (p, *is_held_out)));
+    let Some(in_text) = in_text else { return parts.collect() };
+    let mut segments = Vec::new();
+    for (part, is_held_out) in parts {
+        for segment in in_text.segments(part) {
+            match segment {
+                Segment::Text(text) => segments.push((text, is_held_out)),
+                Segment::Token(id) => *found[usize::from(is_held_out)].entry(id).or_default() += 1,
+            }
+        }
+    }
+    segments
+}
+
 /// Counts the words of texts, each with whether it is held out, in parallel. A thread takes a tally
 /// that is free, so that there are as many as threads.
 fn tally(
-    texts: &[(&Text, bool)],
+    texts: &[(&str, bool)],
     cutter: &Cutter,
     tallies: &Mutex<Vec<Tally>>,
     monitor: &dyn Monitor,
 ) -> Result<()> {
     let parts: Vec<(&str, Range<usize>, bool)> = texts
         .iter()
-        .flat_map(|(text, is_held_out)| text.parts().into_iter().map(|part| (part, *is_held_out)))
         .flat_map(|(text, is_held_out)| {
-            cutter.parts(text).into_iter().map(move |part| (text, part, is_held_out))
+            cutter.parts(text).into_iter().map(move |part| (*text, part, *is_held_out))
         })
         .collect();
     let all = || tallies.lock().unwrap_or_else(PoisonError::into_inner);

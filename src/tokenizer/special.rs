@@ -1,0 +1,318 @@
+//! Which tokens of a vocabulary stand for the special tokens.
+//!
+//! In this order: what a user or a file beside the `tokenizer.json` says ([`Names`]), our own names
+//! (`<bos>`), what the file's post-processor puts around a text, and the names that other programs
+//! commonly use (`<s>`, `<|endoftext|>`).
+
+use std::path::Path;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::Special;
+use crate::base::{Error, Result, fs, suggest};
+
+/// The file beside a `tokenizer.json` that names its special tokens, as Hugging Face writes it.
+pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
+const SPECIAL_TOKENS_FILE: &str = "special_tokens_map.json";
+
+/// Our key in [`TOKENIZER_CONFIG_FILE`]: what begins a turn of each role.
+const ROLES: &str = "role_tokens";
+
+/// The tokens of a vocabulary that are to stand for special tokens, where somebody says so.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Names {
+    /// Begins a document or a conversation.
+    pub bos: Option<String>,
+    /// Ends a document or an answer.
+    pub eos: Option<String>,
+    /// Fills a batch up.
+    pub pad: Option<String>,
+    /// Begins what the user says.
+    pub user: Option<String>,
+    /// Begins an answer.
+    pub assistant: Option<String>,
+    /// Begins the system message.
+    pub system: Option<String>,
+}
+
+impl Names {
+    pub fn get(&self, special: Special) -> Option<&str> {
+        match special {
+            Special::Bos => self.bos.as_deref(),
+            Special::Eos => self.eos.as_deref(),
+            Special::Pad => self.pad.as_deref(),
+            Special::User => self.user.as_deref(),
+            Special::Assistant => self.assistant.as_deref(),
+            Special::System => self.system.as_deref(),
+            Special::Unk => None,
+        }
+    }
+
+    /// What these say, and where they say nothing, what `others` say.
+    pub fn or(self, others: Names) -> Names {
+        Names {
+            bos: self.bos.or(others.bos),
+            eos: self.eos.or(others.eos),
+            pad: self.pad.or(others.pad),
+            user: self.user.or(others.user),
+            assistant: self.assistant.or(others.assistant),
+            system: self.system.or(others.system),
+        }
+    }
+
+    /// What the files beside a `tokenizer.json` say; `find` gives the path of a file by its name.
+    ///
+    /// # Errors
+    /// When one of them cannot be read.
+    pub fn beside<'a>(find: impl Fn(&str) -> Option<&'a Path>) -> Result<Names> {
+        let mut names = Names::default();
+        for path in [TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_FILE].into_iter().filter_map(find) {
+            names = names.or(Names::parse(&path.display().to_string(), &fs::read(path)?)?);
+        }
+        Ok(names)
+    }
+
+    /// Reads a `tokenizer_config.json` or a `special_tokens_map.json`; `file` is what messages call it.
+    fn parse(file: &str, json: &[u8]) -> Result<Names> {
+        let value: Value =
+            serde_json::from_slice(json).map_err(|e| Error::input(format!("`{file}` is not JSON: {e}")))?;
+        let token = |value: &Value, key: &str| match &value[key] {
+            Value::Null => Ok(None),
+            Value::String(token) => Ok(Some(token.clone())),
+            // A token with how it is to be found in text, which a special one never is.
+            Value::Object(token) if token.get("content").is_some_and(Value::is_string) => {
+                Ok(token["content"].as_str().map(str::to_string))
+            }
+            other => Err(Error::input(format!("`{file}`: `{key}` is {other}, expected a token"))),
+        };
+        Ok(Names {
+            bos: token(&value, "bos_token")?,
+            eos: token(&value, "eos_token")?,
+            pad: token(&value, "pad_token")?,
+            user: token(&value[ROLES], "user")?,
+            assistant: token(&value[ROLES], "assistant")?,
+            system: token(&value[ROLES], "system")?,
+        })
+    }
+
+    /// As a [`TOKENIZER_CONFIG_FILE`].
+    pub(super) fn to_json(&self) -> Result<Vec<u8>> {
+        let mut value = json!({"tokenizer_class": "PreTrainedTokenizerFast"});
+        let mut roles = json!({});
+        for (map, key, token) in [
+            (0, "bos_token", &self.bos),
+            (0, "eos_token", &self.eos),
+            (0, "pad_token", &self.pad),
+            (1, "user", &self.user),
+            (1, "assistant", &self.assistant),
+            (1, "system", &self.system),
+        ] {
+            if let Some(token) = token {
+                (if map == 0 { &mut value } else { &mut roles })[key] = json!(token);
+            }
+        }
+        if roles != json!({}) {
+            value[ROLES] = roles;
+        }
+        serde_json::to_vec_pretty(&value).map_err(|e| Error::bug(format!("{TOKENIZER_CONFIG_FILE}: {e}")))
+    }
+}
+
+/// What a post-processor puts before and behind a text.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Template {
+    pub bos: Option<String>,
+    pub eos: Option<String>,
+}
+
+impl Template {
+    /// Of a `post_processor`.
+    pub fn of(processor: &Value) -> Template {
+        let name = |value: &Value| value.as_str().map(str::to_string);
+        match processor["type"].as_str() {
+            Some("TemplateProcessing") => Template::of_pieces(processor["single"].as_array()),
+            Some("BertProcessing" | "RobertaProcessing") => {
+                Template { bos: name(&processor["cls"][0]), eos: name(&processor["sep"][0]) }
+            }
+            Some("Sequence") => {
+                let all = processor["processors"].as_array().into_iter().flatten().map(Template::of);
+                all.fold(Template::default(), |a, b| Template { bos: a.bos.or(b.bos), eos: a.eos.or(b.eos) })
+            }
+            _ => Template::default(),
+        }
+    }
+
+    /// The first special token before the text, and the last behind it.
+    fn of_pieces(pieces: Option<&Vec<Value>>) -> Template {
+        let pieces = pieces.map_or(&[][..], Vec::as_slice);
+        let Some(text) = pieces.iter().position(|piece| piece.get("Sequence").is_some()) else {
+            return Template::default();
+        };
+        let name = |piece: &Value| piece["SpecialToken"]["id"].as_str().map(str::to_string);
+        Template {
+            bos: pieces[..text].iter().find_map(name),
+            eos: pieces[text..].iter().rev().find_map(name),
+        }
+    }
+}
+
+/// What is asked of a vocabulary to find its special tokens.
+pub struct Vocabulary<'a> {
+    pub id: &'a dyn Fn(&str) -> Option<u32>,
+    /// Whether a token is marked as special, or at least nothing that text is encoded to.
+    pub apart: &'a dyn Fn(&str, u32) -> bool,
+    pub template: Template,
+    pub unknown: Option<u32>,
+}
+
+/// The ids of the special tokens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Named {
+    ids: [Option<u32>; Special::ALL.len()],
+    /// What begins a turn of a role without a token of its own.
+    pub turn_start: Option<u32>,
+}
+
+impl Named {
+    /// # Errors
+    /// When a token of `names` is not in the vocabulary, or text is encoded to it.
+    pub fn of(vocabulary: &Vocabulary, names: &Names) -> Result<Named> {
+        let mut named = Named::default();
+        for special in Special::ALL {
+            named.ids[special as usize] = match names.get(special) {
+                Some(token) => Some(vocabulary.given(special, token)?),
+                None => vocabulary.found(special),
+            };
+        }
+        if named.get(Special::Pad).is_none() {
+            named.ids[Special::Pad as usize] = named.get(Special::Eos);
+        }
+        if Special::ROLES.into_iter().any(|role| named.get(role).is_none()) {
+            named.turn_start = vocabulary.first(&["<|im_start|>"]).or(named.get(Special::Bos));
+        }
+        Ok(named)
+    }
+
+    pub fn get(&self, special: Special) -> Option<u32> {
+        self.ids[special as usize]
+    }
+
+    /// Every id that stands for something.
+    pub fn all(&self) -> impl Iterator<Item = u32> + '_ {
+        self.ids.iter().copied().flatten().chain(self.turn_start)
+    }
+}
+
+impl Vocabulary<'_> {
+    fn given(&self, special: Special, token: &str) -> Result<u32> {
+        let name = special.name();
+        let id = (self.id)(token).ok_or_else(|| {
+            Error::input(format!("`{name}` is to be `{token}`, and the tokenizer has no such token"))
+                .help("name a token of the vocabulary, spelled as it stands there")
+        })?;
+        if !(self.apart)(token, id) {
+            let what = format!("`{name}` is to be `{token}`, and text is encoded to that token as well");
+            return Err(Error::input(what).help("name a special token, which no text is encoded to"));
+        }
+        Ok(id)
+    }
+
+    fn found(&self, special: Special) -> Option<u32> {
+        let template = |name: &Option<String>| name.as_deref().and_then(self.id);
+        (self.id)(special.as_str()).or_else(|| match special {
+            Special::Bos => template(&self.template.bos).or_else(|| self.first(BOS)),
+            Special::Eos => template(&self.template.eos).or_else(|| self.first(EOS)),
+            Special::Pad => self.first(&["[PAD]", "<|padding|>"]),
+            Special::User => self.first(&["<|user|>"]),
+            Special::Assistant => self.first(&["<|assistant|>"]),
+            Special::System => self.first(&["<|system|>"]),
+            Special::Unk => self.unknown,
+        })
+    }
+
+    /// The first of some names that is a special token here.
+    fn first(&self, names: &[&str]) -> Option<u32> {
+        names.iter().find_map(|name| (self.id)(name).filter(|id| (self.apart)(name, *id)))
+    }
+}
+
+/// What other programs call the token that begins a text, and the one that ends it.
+const BOS: &[&str] = &["<s>", "[BOS]", "<|begin_of_text|>", "<|startoftext|>", "[CLS]", "<|endoftext|>"];
+const EOS: &[&str] = &["</s>", "[EOS]", "<|im_end|>", "<|end_of_text|>", "[SEP]", "<|endoftext|>"];
+
+/// Whether two tokenizers mean the same by the special tokens that the first one has; `pad`, which no
+/// model learns, aside.
+///
+/// # Errors
+/// The first that differs.
+pub fn agree(own: &super::Tokenizer, other: &super::Tokenizer) -> Result<()> {
+    let learned = [Special::Bos, Special::Eos].into_iter().chain(Special::ROLES);
+    for special in learned {
+        let (Some(its), other_id) = (own.special(special), other.special(special)) else { continue };
+        if other_id != Some(its) {
+            let shown = |t: Option<String>| t.map_or("nothing".to_string(), |t| format!("`{t}`"));
+            let name = special.name();
+            let (has, is) = (shown(own.token(its)), shown(other_id.and_then(|id| other.token(id))));
+            return Err(Error::input(format!("`{name}` is {has} for the model and {is} for the tokenizer"))
+                .help(format!(
+                    "the model has learned it: `special_tokens: {{ {name}: {} }}`",
+                    has.replace('`', "\"")
+                )));
+        }
+    }
+    Ok(())
+}
+
+/// What is to be done about a special token that a vocabulary does not have.
+pub(super) fn missing(special: Special, has: &[String]) -> Error {
+    let error =
+        Error::input(format!("the tokenizer has no special token `{}`", special.as_str())).help(match has {
+            [] => "it has no special tokens at all".to_string(),
+            some => format!("its special tokens are {}", suggest::list(some.iter().map(String::as_str))),
+        });
+    match special {
+        Special::Unk => error,
+        _ => error.help(format!(
+            "say which token stands for it, where text becomes tokens: `special_tokens: {{ {}: \"…\" }}`",
+            special.name()
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_tells_what_is_around_a_text() {
+        let special = |id: &str| json!({"SpecialToken": {"id": id, "type_id": 0}});
+        let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+        let single = json!([special("<s>"), special("<lang>"), text, special("</s>")]);
+        let template = json!({"type": "TemplateProcessing", "single": single});
+        let found = Template { bos: Some("<s>".into()), eos: Some("</s>".into()) };
+        assert_eq!(Template::of(&template), found);
+        let sequence = json!({"type": "Sequence", "processors": [{"type": "ByteLevel"}, template]});
+        assert_eq!(Template::of(&sequence), found);
+        let bert = json!({"type": "BertProcessing", "sep": ["[SEP]", 102], "cls": ["[CLS]", 101]});
+        assert_eq!(Template::of(&bert), Template { bos: Some("[CLS]".into()), eos: Some("[SEP]".into()) });
+        let only_bos = json!({"type": "TemplateProcessing", "single": [special("<s>"), text]});
+        assert_eq!(Template::of(&only_bos), Template { bos: Some("<s>".into()), eos: None });
+        assert_eq!(Template::of(&Value::Null), Template::default());
+    }
+
+    #[test]
+    fn names_are_read_as_hugging_face_writes_them_and_read_back() {
+        let read = |json: Value| Names::parse("tokenizer_config.json", json.to_string().as_bytes());
+        let names = read(json!({"bos_token": {"content": "<s>", "lstrip": false}, "eos_token": "</s>",
+            "pad_token": null, "model_max_length": 1024, "role_tokens": {"user": "<u>"}}))
+        .unwrap();
+        assert_eq!((names.get(Special::Bos), names.get(Special::Eos)), (Some("<s>"), Some("</s>")));
+        assert_eq!((names.get(Special::Pad), names.get(Special::User)), (None, Some("<u>")));
+        assert_eq!(Names::parse("x", &names.to_json().unwrap()).unwrap(), names);
+        let error = read(json!({"bos_token": 1})).unwrap_err().to_string();
+        assert!(error.contains("`bos_token` is 1"), "{error}");
+    }
+}
