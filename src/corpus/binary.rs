@@ -44,6 +44,13 @@ const WORDS: [(&[u8], &str); 10] = [
     (b"ID3", "MP3 file"),
 ];
 
+/// What a file that begins with `head` is by its signature, for a sentence: `an ELF executable`.
+pub fn described(head: &[u8]) -> Option<String> {
+    let kind = known_as(head)?;
+    let article = if kind.starts_with(['A', 'E', 'I', 'O', 'H']) { "an" } else { "a" };
+    Some(format!("{article} {kind}"))
+}
+
 /// What a file that begins with `head` is by its signature.
 pub fn known_as(head: &[u8]) -> Option<&'static str> {
     let words = WORDS.iter().filter(|_| head.iter().any(|byte| is_control(*byte)));
@@ -94,6 +101,7 @@ mod tests {
     #[test]
     fn signatures_are_known_and_words_are_not_taken_for_them() {
         assert_eq!(known_as(b"\x7FELF\x02\x01\x01\0"), Some("ELF executable"));
+        assert_eq!(described(b"\x7FELF\x02").as_deref(), Some("an ELF executable"));
         assert_eq!(known_as(b"MZ\x90\0\x03\0\0\0"), Some("Windows executable"));
         assert_eq!(known_as(b"MZ is how an executable begins."), None);
         assert_eq!(known_as(b"PAR1 races were held in the Philippines."), None);

@@ -16,7 +16,8 @@ pub struct CsvRows {
     line: u64,
     ended: bool,
     headers: Vec<String>,
-    parser: csv_core::Reader,
+    /// Boxed for its size, half a KiB of states.
+    parser: Box<csv_core::Reader>,
     text: Vec<u8>,
     ends: Vec<usize>,
     record: csv::ByteRecord,
@@ -46,7 +47,7 @@ impl CsvRows {
             line: 1,
             ended: false,
             headers: Vec::new(),
-            parser: csv_core::ReaderBuilder::new().delimiter(delimiter).build(),
+            parser: Box::new(csv_core::ReaderBuilder::new().delimiter(delimiter).build()),
             text: Vec::new(),
             ends: Vec::new(),
             record: csv::ByteRecord::new(),

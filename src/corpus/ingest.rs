@@ -82,7 +82,8 @@ pub struct Options {
 
     /// Leave out documents whose cleaned text was there before.
     pub exact_duplicates: bool,
-    /// Leave out documents that resemble an earlier one. `null`: off.
+    /// Leave out documents that resemble an earlier one; never those whose digits, operators or emoji
+    /// differ. `null`: off.
     pub near_duplicates: Option<NearDuplicates>,
 
     /// Each Markdown heading of this level or higher (1 to 6) starts a document. `null`: off.
@@ -136,7 +137,7 @@ pub struct NearDuplicates {
     /// The estimated Jaccard similarity of the sets of shingles from which on two documents count as
     /// near-duplicates: above 0, at most 1.
     pub threshold: f64,
-    /// Words in a shingle.
+    /// Words in a shingle; signs that carry meaning count as words.
     pub shingle_words: usize,
     /// Hash functions; the estimate's standard error is at most 0.5 / sqrt(permutations).
     pub permutations: usize,

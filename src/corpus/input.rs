@@ -52,15 +52,19 @@ impl InputFile {
     pub fn place(&self, at: u64) -> Result<Place> {
         let mut window = Window::open(self)?;
         let (mut line, mut column, mut line_start) = (1, 1, 0);
+        let mut after_cr = false;
         while window.offset() < at && (!window.bytes().is_empty() || window.more()?) {
             let here = window.offset();
             let take = window.bytes().len().min((at - here) as usize);
             for (i, byte) in window.bytes()[..take].iter().enumerate() {
-                if *byte == b'\n' {
-                    (line, column, line_start) = (line + 1, 1, here + i as u64 + 1);
+                // A CR ends a line too; the LF behind it is part of the same break.
+                if matches!(byte, b'\n' | b'\r') {
+                    line += usize::from(!(after_cr && *byte == b'\n'));
+                    (column, line_start) = (1, here + i as u64 + 1);
                 } else if byte & 0xC0 != 0x80 {
                     column += 1; // counts characters: continuation bytes of UTF-8 are not heads
                 }
+                after_cr = *byte == b'\r';
             }
             window.skip(take);
         }
@@ -89,8 +93,8 @@ impl InputFile {
             return Ok(String::new());
         }
         let bytes = self.read_range(start, at + 4096)?;
-        let end = bytes.iter().position(|b| *b == b'\n').unwrap_or(bytes.len());
-        Ok(String::from_utf8_lossy(&bytes[..end]).trim_end_matches('\r').to_string())
+        let end = bytes.iter().position(|b| matches!(b, b'\n' | b'\r')).unwrap_or(bytes.len());
+        Ok(String::from_utf8_lossy(&bytes[..end]).into_owned())
     }
 }
 
@@ -277,8 +281,16 @@ mod tests {
         let place = file.place(10).unwrap();
         assert_eq!((place.line, place.column, place.excerpt.as_str()), (2, 5, "zwö drei"));
         assert_eq!(file.place(0).unwrap().line, 1);
+        assert_eq!(file.place(9).unwrap().column, 4);
         let end = file.place(1000).unwrap();
         assert_eq!((end.line, end.excerpt.as_str()), (3, "vier"), "beyond the end is the end");
+    }
+
+    #[test]
+    fn a_cr_alone_ends_a_line_too() {
+        let (_dir, file) = file(b"one\rtwo\r\n\rfour five");
+        let place = file.place(15).unwrap();
+        assert_eq!((place.line, place.column, place.excerpt.as_str()), (4, 6, "four five"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use super::binary::{is_binary, known_as, wide_encoding};
+use super::binary::{described, is_binary, wide_encoding};
 use super::decode::Encoding;
 use super::input::{Bad, InputFile};
 use crate::base::{Error, Result, fs};
@@ -107,9 +107,8 @@ fn mark(head: &[u8]) -> Option<(Encoding, usize)> {
 /// When bytes that begin with `head` are no text in any encoding of single bytes.
 fn refuse_bytes(file: &InputFile, head: &[u8]) -> Result<()> {
     let name = &file.name;
-    if let Some(kind) = known_as(head) {
-        let article = if kind.starts_with(['A', 'E', 'I', 'O', 'H']) { "an" } else { "a" };
-        return Err(Error::input(format!("`{name}` is no text: it begins as {article} {kind} does"))
+    if let Some(kind) = described(head) {
+        return Err(Error::input(format!("`{name}` is no text: it begins as {kind} does"))
             .help("leave it out of the files, or make a text of it first"));
     }
     if let Some(encoding) = wide_encoding(head) {

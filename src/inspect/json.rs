@@ -8,10 +8,24 @@ use serde_json::{Map, Value};
 use super::Page;
 use crate::base::table::shorten;
 use crate::base::{Error, Result, fs};
+use crate::corpus::input::InputFile;
+use crate::corpus::json;
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Document {
     pub value: Value,
+}
+
+/// No object in the file at `path`, which is JSON, has a key twice.
+///
+/// # Errors
+/// Names the first key that stands twice, and where.
+pub(super) fn expect_unique_keys(path: &Path) -> Result<()> {
+    let text = fs::read_text(path)?;
+    let body = text.strip_prefix('\u{FEFF}').unwrap_or(&text);
+    let start = (text.len() - body.len()) as u64;
+    let file = InputFile { name: path.display().to_string(), path: path.to_path_buf(), size: 0 };
+    json::parse_json(body, start).map(drop).map_err(|bad| bad.into_error(&file))
 }
 
 /// # Errors

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use super::{Options, Page, Row};
 use crate::base::table::Table;
-use crate::base::{Error, Result, fs, units};
+use crate::base::{Result, fs, units};
+use crate::corpus::json;
 use crate::query;
 
 #[derive(Debug, Clone, Serialize)]
@@ -50,33 +51,23 @@ pub struct Curve {
 pub(super) fn is_json_lines(path: &Path) -> Result<bool> {
     let mut lines = BufReader::new(fs::open(path)?).split(b'\n').map_while(|line| line.ok());
     let first = lines.find(|line| !line.trim_ascii().is_empty()).unwrap_or_default();
+    let first = first.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&first);
     let another = lines.any(|line| !line.trim_ascii().is_empty());
-    Ok(another && serde_json::from_slice::<Row>(&first).is_ok())
+    Ok(another && serde_json::from_slice::<Row>(first).is_ok())
 }
 
 /// # Errors
-/// With the line that is not a JSON object.
+/// With the line that is not a JSON object, or has a key twice.
 pub(super) fn read(path: &Path, options: &Options) -> Result<Lines> {
-    let mut reader = BufReader::with_capacity(1 << 18, fs::open(path)?);
     let mut lines =
         Lines { rows: 0, columns: Vec::new(), curves: Vec::new(), first: Vec::new(), last: Vec::new() };
     let mut losses: Vec<(String, Vec<f64>)> = Vec::new();
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        if reader.read_until(b'\n', &mut line).map_err(|e| Error::io("read", path, &e))? == 0 {
-            break;
-        }
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        let Ok(row) = serde_json::from_slice::<Row>(&line) else {
-            let unnamed = || Error::input("a line is not a JSON object");
-            return Err(query::first_bad_line(path).unwrap_or_else(unnamed));
-        };
+    query::each_line(path, |text, _, start| {
+        let row = json::object(text, start, &|_| true)?.fields;
         lines.take(&row, &mut losses);
         lines.keep(row, options.rows);
-    }
+        Ok(())
+    })?;
     let curve = |(name, values): (String, Vec<f64>)| {
         let (first, last) = (*values.first()?, *values.last()?);
         Some(Curve { name, first, last, sparkline: sparkline(&values, 50) })

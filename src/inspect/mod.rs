@@ -27,6 +27,7 @@ pub use self::tokenizer::{Token, Tokenizer};
 
 use crate::base::table::{Table, shorten};
 use crate::base::{Error, Result, fs, units};
+use crate::corpus::binary;
 
 /// Token ids to text; `None` when they are not of the tokenizer at hand.
 pub type Decode<'a> = dyn Fn(&[u32]) -> Option<String> + 'a;
@@ -173,7 +174,7 @@ fn content(path: &Path, name: &str, options: &Options) -> Result<Content> {
         None if fs::size(path)? == 0 => Ok(Content::Empty),
         _ if head.starts_with(b"PAR1") => parquet::read(path, options).map(Content::Parquet),
         _ if model::is_safetensors(&head) => model::read(path, options).map(Content::Model),
-        _ if head.contains(&0) => Ok(Content::Binary(Binary::of(&head))),
+        _ if head.contains(&0) || binary::known_as(&head).is_some() => Ok(Content::Binary(Binary::of(&head))),
         Some(b'{' | b'[') => json_or_text(path, name, options),
         _ => text::read(path, options).map(Content::Text),
     }
@@ -185,7 +186,11 @@ fn json_or_text(path: &Path, name: &str, options: &Options) -> Result<Content> {
     if lines || lines::is_json_lines(path)? {
         return lines::read(path, options).map(Content::Lines);
     }
-    match json::read(path) {
+    let found = json::read(path);
+    if found.is_ok() {
+        json::expect_unique_keys(path)?;
+    }
+    match found {
         Ok(value) if tokenizer::is_tokenizer(&value) => Ok(Content::Tokenizer(tokenizer::read(&value)?)),
         Ok(value) => Ok(Content::Json(Document { value })),
         Err(e) if name.ends_with(".json") => Err(e),
@@ -223,16 +228,7 @@ impl Content {
 
 impl Binary {
     fn of(head: &[u8]) -> Self {
-        const SIGNS: [(&[u8], &str); 7] = [
-            (b"GGUF", "GGUF model"),
-            (b"\x1F\x8B", "gzip archive"),
-            (b"PK\x03\x04", "ZIP archive"),
-            (b"\x28\xB5\x2F\xFD", "zstd archive"),
-            (b"ARROW1", "Arrow IPC file"),
-            (b"\xFF\xFE", "UTF-16 text"),
-            (b"\xFE\xFF", "UTF-16 text"),
-        ];
-        let known_as = SIGNS.iter().find(|(sign, _)| head.starts_with(sign)).map(|(_, name)| *name);
+        let known_as = binary::known_as(head);
         let head: Vec<String> = head.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
         Binary { known_as, head: head.join(" ") }
     }

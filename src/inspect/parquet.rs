@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::{Decode, Options, Page, Row, plain};
 use crate::base::table::{Table, shorten};
 use crate::base::{Error, Result, fs, units};
+use crate::corpus::parquet_io::expect_unique_names;
 use crate::query::{self, cell};
 
 #[derive(Debug, Clone, Serialize)]
@@ -26,6 +27,9 @@ pub struct Parquet {
     /// Keys and values of the footer, without the encoded Arrow schema.
     pub metadata: BTreeMap<String, String>,
     pub columns: Vec<Column>,
+    /// Why the file has neither statistics nor rows here: a column of a type that cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unshown: Option<String>,
     pub head: Vec<Row>,
 }
 
@@ -58,7 +62,12 @@ pub struct Statistics {
 pub(super) fn read(path: &Path, options: &Options) -> Result<Parquet> {
     let footer = ArrowReaderMetadata::load(&fs::open(path)?, ArrowReaderOptions::default())
         .map_err(|e| damaged(&e))?;
+    expect_unique_names(&path.display().to_string(), footer.schema().fields())?;
     let metadata = footer.metadata();
+    let unshown = query::unsupported(footer.schema().fields())
+        .map(|(name, ty)| format!("`{name}` holds {ty}, which is not read: no values are shown"));
+    let brief = Options { rows: 0, statistics: false, config: None, decode: None };
+    let options = if unshown.is_some() { &brief } else { options };
     let mut columns: Vec<Column> = footer
         .schema()
         .fields()
@@ -78,6 +87,7 @@ pub(super) fn read(path: &Path, options: &Options) -> Result<Parquet> {
         created_by: metadata.file_metadata().created_by().map(str::to_string),
         metadata: pairs(metadata),
         columns,
+        unshown,
         head: (0..head.height()).map(|i| row(&head, i, options.decode)).collect(),
     })
 }
@@ -224,6 +234,7 @@ impl Parquet {
         page.field("row groups", Some(groups));
         page.field("uncompressed", Some(units::bytes(self.uncompressed_bytes)));
         page.field("created by", self.created_by.as_ref());
+        page.field("not shown", self.unshown.as_ref());
         page.pairs(&self.metadata);
         page.table(&self.columns_table());
         page.rows("row", 0, &self.head);

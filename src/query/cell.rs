@@ -3,8 +3,10 @@
 use polars::prelude::{AnyValue, Series};
 use serde_json::{Number, Value};
 
+use super::guarded;
+
 /// The value as JSON: lists as arrays, structs as objects. What JSON has no form for becomes a
-/// string: dates, decimals, bytes (`0x…`), and numbers that are not finite.
+/// string: dates, decimals, bytes (`0x…`), numbers that are not finite, and integers beyond 64 bits.
 pub fn json(value: &AnyValue) -> Value {
     match value {
         AnyValue::Null => Value::Null,
@@ -21,7 +23,7 @@ pub fn json(value: &AnyValue) -> Value {
         AnyValue::Float64(v) => float(*v, v.to_string()),
         other => match other.get_str() {
             Some(text) => Value::String(text.to_string()),
-            None => number(other).unwrap_or_else(|| Value::String(other.to_string())),
+            None => number(other).unwrap_or_else(|| Value::String(described(other))),
         },
     }
 }
@@ -31,7 +33,22 @@ fn number(value: &AnyValue) -> Option<Value> {
         return None;
     }
     // Through text, as polars' integers are of ten types; those beyond 64 bits stay text.
-    serde_json::from_str::<Number>(&value.to_string()).ok().map(Value::Number)
+    let text = value.to_string();
+    let signed = text.parse::<i64>().map(Number::from);
+    signed.or_else(|_| text.parse::<u64>().map(Number::from)).ok().map(Value::Number)
+}
+
+/// The value as polars writes it; it panics at dates beyond the calendar and at time zones that it does
+/// not know, of which the number in the file is shown.
+fn described(value: &AnyValue) -> String {
+    let (number, unit) = match value {
+        AnyValue::Date(days) => (i64::from(*days), "days".to_string()),
+        AnyValue::Datetime(n, unit, _) => (*n, unit.to_string()),
+        AnyValue::DatetimeOwned(n, unit, _) => (*n, unit.to_string()),
+        AnyValue::Time(n) => return guarded(|| value.to_string()).unwrap_or_else(|_| format!("{n} ns")),
+        other => return other.to_string(),
+    };
+    guarded(|| value.to_string()).unwrap_or_else(|_| format!("{number} {unit} since 1970-01-01"))
 }
 
 /// `shortest` is the shortest text of the number in its own precision: 0.1 rather than
@@ -59,8 +76,9 @@ fn write(value: &AnyValue, out: &mut String, max: usize, nested: bool) {
         AnyValue::List(items) | AnyValue::Array(items, _) => list(items, out, max),
         AnyValue::Struct(..) => write(&value.clone().into_static(), out, max, nested),
         AnyValue::StructOwned(fields) => {
+            out.push('{');
             for (i, (field, value)) in fields.1.iter().zip(&fields.0).enumerate() {
-                out.push_str(if i == 0 { "{" } else { ", " });
+                out.push_str(if i == 0 { "" } else { ", " });
                 out.push_str(&field.name);
                 out.push_str(": ");
                 write(value, out, max, true);

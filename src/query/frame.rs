@@ -55,7 +55,8 @@ impl Frame {
         };
         let mut table = Table::new(self.rows.columns().iter().map(name));
         for row in 0..self.height() {
-            table.push(self.cells(row, |value| cell::text(value, CELL)));
+            let cells = self.cells(row, |value| cell::text(value, CELL));
+            table.push(cells.unwrap_or_else(|e| vec![e.to_string()]));
         }
         let more = if self.cut { ", and more" } else { "" };
         let rows = if self.height() == 1 { "row" } else { "rows" };
@@ -69,7 +70,7 @@ impl Frame {
     pub fn write_json_lines(&self, out: &mut dyn Write) -> Result<()> {
         let keys: Vec<String> = self.columns().into_iter().map(|c| Value::String(c).to_string()).collect();
         for row in 0..self.height() {
-            let values = self.cells(row, |value| cell::json(value).to_string());
+            let values = self.cells(row, |value| cell::json(value).to_string())?;
             let pairs: Vec<String> = keys.iter().zip(values).map(|(k, v)| format!("{k}:{v}")).collect();
             writeln!(out, "{{{}}}", pairs.join(",")).map_err(unwritable)?;
         }
@@ -89,13 +90,16 @@ impl Frame {
                 Value::String(text) => text,
                 other => other.to_string(),
             };
-            writer.write_record(self.cells(row, plain)).map_err(unwritable)?;
+            writer.write_record(self.cells(row, plain)?).map_err(unwritable)?;
         }
         writer.flush().map_err(unwritable)
     }
 
-    fn cells(&self, row: usize, show: impl Fn(&polars::prelude::AnyValue) -> String) -> Vec<String> {
-        let value = |column: &Column| column.get(row).map(|value| show(&value)).unwrap_or_default();
+    fn cells(&self, row: usize, show: impl Fn(&polars::prelude::AnyValue) -> String) -> Result<Vec<String>> {
+        let value = |column: &Column| match column.get(row) {
+            Ok(value) => Ok(show(&value)),
+            Err(e) => Err(Error::bug(format!("row {row} of `{}` cannot be shown: {e}", column.name()))),
+        };
         self.rows.columns().iter().map(value).collect()
     }
 }

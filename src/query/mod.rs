@@ -6,12 +6,16 @@
 pub mod cell;
 mod frame;
 mod guard;
+mod lines;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
+use arrow::datatypes::{DataType as ArrowType, Field, Fields};
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
+use parquet::errors::ParquetError;
 use polars::prelude::{
     DataFrame, Engine, HiveOptions, LazyFileListReader, LazyFrame, LazyJsonLineReader, PolarsError,
     PolarsResult, ScanArgsParquet, ScanSources, UnionArgs, concat,
@@ -20,9 +24,12 @@ use polars::sql::SQLContext;
 
 pub use frame::Frame;
 pub(crate) use guard::guarded;
+pub(crate) use lines::each_line;
 
 use crate::base::table::shorten;
 use crate::base::{Error, Result, fs, suggest};
+use crate::corpus::binary::described;
+use crate::corpus::parquet_io::expect_unique_names;
 
 /// Files of one schema, whose rows follow each other, under the name that the SQL knows them by.
 #[derive(Debug, Clone)]
@@ -50,17 +57,25 @@ impl Format {
         let reader = fs::open(path)?.take(4096).read_to_end(&mut head);
         reader.map_err(|e| Error::io("read", path, &e))?;
         let shown = path.display();
-        match head.trim_ascii_start() {
+        let body = head.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&head);
+        match body.trim_ascii_start() {
             [] if head.is_empty() => {
                 Err(Error::input(format!("`{shown}` is empty: there is nothing to query")))
             }
             bytes if bytes.starts_with(b"PAR1") => Ok(Format::Parquet),
             [b'{', ..] => Ok(Format::JsonLines),
-            _ => Err(Error::input(format!("`{shown}` is neither Parquet nor JSON lines"))
-                .help("a table is a Parquet file, or a file with one JSON object a line")),
+            _ => {
+                let kind = described(&head).map(|kind| format!(": it begins as {kind} does"));
+                let message =
+                    format!("`{shown}` is neither Parquet nor JSON lines{}", kind.unwrap_or_default());
+                Err(Error::input(message)
+                    .help("a table is a Parquet file, or a file in UTF-8 with one JSON object a line"))
+            }
         }
     }
 }
+
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// `text` as a name that SQL takes without quotes: `train-00000.parquet` gives `train_00000`.
 pub fn table_name(text: &str) -> String {
@@ -134,7 +149,7 @@ fn run(sources: &[Source], sql: &str, limit: Option<usize>) -> Result<Frame> {
         Some(limit) => selected.limit(limit.saturating_add(1).min(u32::MAX as usize) as u32),
         None => selected,
     };
-    let all = collect(rows).map_err(|e| damaged(sources).unwrap_or_else(|| wrong(sql, &e, &tables)))?;
+    let all = collect(rows).map_err(|e| wrong(sql, &e, &tables))?;
     Ok(match limit {
         Some(limit) if all.height() > limit => Frame::new(all.head(Some(limit)), true),
         _ => Frame::new(all, false),
@@ -187,62 +202,71 @@ fn opened(path: &Path) -> Result<ScanSources> {
 /// The rows of one Parquet file.
 ///
 /// # Errors
-/// When it cannot be opened or is not Parquet.
+/// When it cannot be opened or is not Parquet, has a column twice or one of a type that polars lacks.
 pub(crate) fn scan_parquet(path: &Path) -> Result<LazyFrame> {
+    let footer = ArrowReaderMetadata::load(&fs::open(path)?, ArrowReaderOptions::default());
+    let footer = footer.map_err(|e| unreadable_parquet(path, &e))?;
+    expect_unique_names(&path.display().to_string(), footer.schema().fields())?;
+    if let Some((column, ty)) = unsupported(footer.schema().fields()) {
+        let message =
+            format!("the column `{column}` of `{}` holds {ty}, which queries cannot read", path.display());
+        return Err(Error::input(message).help(
+            "write it as another type (Float16 as Float32, intervals and long decimals as text), or leave it out",
+        ));
+    }
     // Nor does a path tell columns (`year=2024/…`).
     let hive_options = HiveOptions::new_disabled();
     let options = ScanArgsParquet { glob: false, hive_options, ..Default::default() };
-    LazyFrame::scan_parquet_sources(opened(path)?, options).map_err(|e| not_parquet(path, &e))
+    LazyFrame::scan_parquet_sources(opened(path)?, options).map_err(|e| not_a_table(path, &e))
+}
+
+/// The first column of a type that polars has none for: it would give up at the whole file.
+pub(crate) fn unsupported(fields: &Fields) -> Option<(String, String)> {
+    let within = |field: &Field| match field.data_type() {
+        ty @ (ArrowType::Float16 | ArrowType::Interval(_) | ArrowType::Decimal256(..)) => {
+            Some(ty.to_string())
+        }
+        ArrowType::List(item) | ArrowType::LargeList(item) | ArrowType::FixedSizeList(item, _) => {
+            unsupported(&Fields::from(vec![item.clone()])).map(|(_, ty)| ty)
+        }
+        ArrowType::Map(entries, _) => unsupported(&Fields::from(vec![entries.clone()])).map(|(_, ty)| ty),
+        ArrowType::Struct(fields) => unsupported(fields).map(|(_, ty)| ty),
+        _ => None,
+    };
+    fields.iter().find_map(|field| Some((field.name().clone(), within(field)?)))
 }
 
 fn scan_json_lines(path: &Path) -> Result<LazyFrame> {
+    lines::check(path)?;
     // Every line tells its columns: a column that first appears in line 101 is a column too.
-    let reader = LazyJsonLineReader::new_with_sources(opened(path)?).with_infer_schema_length(None);
-    reader.finish().map_err(|e| first_bad_line(path).unwrap_or_else(|| not_parquet(path, &e)))
+    let reader = LazyJsonLineReader::new_with_sources(without_mark(path)?).with_infer_schema_length(None);
+    reader.finish().map_err(|e| not_a_table(path, &e))
 }
 
-fn not_parquet(path: &Path, error: &PolarsError) -> Error {
+/// The file, or what stands in it behind a byte order mark, which polars would take for a mistake.
+fn without_mark(path: &Path) -> Result<ScanSources> {
+    let mut file = fs::open(path)?;
+    let mut bytes = Vec::new();
+    let head = (&mut file).take(3).read_to_end(&mut bytes);
+    head.map_err(|e| Error::io("read", path, &e))?;
+    if bytes != BYTE_ORDER_MARK {
+        return opened(path);
+    }
+    bytes.clear();
+    file.read_to_end(&mut bytes).map_err(|e| Error::io("read", path, &e))?;
+    Ok(ScanSources::Buffers(Arc::new([bytes.into()])))
+}
+
+fn not_a_table(path: &Path, error: &PolarsError) -> Error {
     Error::input(format!("cannot read `{}` as a table", path.display())).cause(root(error))
 }
 
+fn unreadable_parquet(path: &Path, error: &ParquetError) -> Error {
+    Error::input(format!("cannot read `{}` as a table", path.display())).cause(error)
+}
+
 fn unreadable(source: &Source, error: &PolarsError) -> Error {
-    damaged(std::slice::from_ref(source)).unwrap_or_else(|| {
-        Error::input(format!("cannot read the table `{}`", source.name)).cause(root(error))
-    })
-}
-
-/// The place in a file that makes it unreadable, where polars tells none.
-fn damaged(sources: &[Source]) -> Option<Error> {
-    let files = sources.iter().flat_map(|s| &s.files);
-    files
-        .filter(|path| Format::of(path).is_ok_and(|f| f == Format::JsonLines))
-        .find_map(|p| first_bad_line(p))
-}
-
-pub(crate) fn first_bad_line(path: &Path) -> Option<Error> {
-    let mut reader = BufReader::new(fs::open(path).ok()?);
-    let mut line = Vec::new();
-    for number in 1.. {
-        line.clear();
-        if reader.read_until(b'\n', &mut line).ok()? == 0 {
-            return None;
-        }
-        let text = line.trim_ascii_end();
-        if !text.is_empty()
-            && let Err(e) = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(text)
-        {
-            let mut place =
-                fs::place_of_byte(&path.display().to_string(), text, (e.column().max(1) - 1).min(text.len()));
-            place.line = number;
-            return Some(
-                Error::input("this line is not a JSON object")
-                    .at(place)
-                    .cause(e)
-                    .help("JSON lines have one object a line"),
-            );
-        }
-    }
-    None
+    Error::input(format!("cannot read the table `{}`", source.name)).cause(root(error))
 }
 
 /// What polars says, without its wrappings and plans.

@@ -272,3 +272,165 @@ fn names_of_files_become_names_of_tables() {
         assert_eq!(table_name(file), name);
     }
 }
+
+/// A Parquet file with one column of each of `columns`, which are called by their types.
+fn parquet_of(files: &Files, name: &str, columns: Vec<(&str, arrow::array::ArrayRef)>) -> PathBuf {
+    let field =
+        |(name, column): &(&str, arrow::array::ArrayRef)| Field::new(*name, column.data_type().clone(), true);
+    let schema = Arc::new(Schema::new(columns.iter().map(field).collect::<Vec<_>>()));
+    let path = files.folder.path().join(name);
+    let mut writer = parquet_io::writer(&path, schema.clone(), Vec::new()).unwrap();
+    let arrays = columns.into_iter().map(|(_, column)| column).collect();
+    writer.write(&RecordBatch::try_new(schema, arrays).unwrap()).unwrap();
+    writer.close().unwrap();
+    path
+}
+
+fn error(sources: &[Source], sql: &str) -> String {
+    query(sources, sql, None).map(drop).unwrap_err().to_string()
+}
+
+#[test]
+fn every_type_of_parquet_is_shown() {
+    use arrow::array::*;
+    use arrow::datatypes::Int32Type;
+    let files = Files::new();
+    let mut map = MapBuilder::new(None, StringBuilder::new(), Int32Builder::new());
+    map.keys().append_value("k");
+    map.values().append_value(7);
+    map.append(true).unwrap();
+    let decimal = Decimal128Array::from(vec![-12345]).with_precision_and_scale(38, 2).unwrap();
+    let dictionary = DictionaryArray::<Int32Type>::from_iter(["x"]);
+    let fixed = FixedSizeBinaryArray::try_from_iter([b"abc"].into_iter()).unwrap();
+    let zone = TimestampNanosecondArray::from(vec![1]).with_timezone("Europe/Oslo");
+    let nulls = ListArray::new_null(Arc::new(Field::new("item", DataType::Null, true)), 1);
+    let columns: Vec<(&str, ArrayRef, &str)> = vec![
+        ("decimal", Arc::new(decimal), "\"-123.45\""),
+        ("map", Arc::new(map.finish()), "[{\"key\":\"k\",\"value\":7}]"),
+        ("u64", Arc::new(UInt64Array::from(vec![u64::MAX])), "18446744073709551615"),
+        ("binary", Arc::new(BinaryArray::from(vec![&b"\0\xFF"[..]])), "\"0x00ff\""),
+        ("fixed", Arc::new(fixed), "\"0x616263\""),
+        ("duration", Arc::new(DurationMillisecondArray::from(vec![1500])), "\"1s 500ms\""),
+        ("null", Arc::new(NullArray::new(1)), "null"),
+        ("nulls", Arc::new(nulls), "null"),
+        ("date", Arc::new(Date32Array::from(vec![1])), "\"1970-01-02\""),
+        ("time", Arc::new(Time32SecondArray::from(vec![1])), "\"00:00:01\""),
+        ("zone", Arc::new(zone), "\"1970-01-01 01:00:00.000000001 CET\""),
+        ("nan", Arc::new(Float64Array::from(vec![f64::NAN])), "\"NaN\""),
+        ("dictionary", Arc::new(dictionary), "\"x\""),
+        // What the calendar lacks is shown as the number in the file.
+        ("far", Arc::new(Date32Array::from(vec![i32::MAX])), "\"2147483647 days since 1970-01-01\""),
+        (
+            "later",
+            Arc::new(TimestampMillisecondArray::from(vec![i64::MAX])),
+            "\"9223372036854775807 ms since 1970-01-01\"",
+        ),
+    ];
+    for (name, column, expected) in columns {
+        let path = parquet_of(&files, name, vec![(name, column)]);
+        let frame = run(&[source("t", std::slice::from_ref(&path))], "SELECT * FROM t");
+        assert_eq!(lines(&frame), format!("{{\"{name}\":{expected}}}\n"));
+        assert!(frame.table(80).contains("1 row"));
+        crate::inspect::inspect(&path, name, &crate::inspect::Options::default()).unwrap();
+    }
+}
+
+#[test]
+fn types_that_cannot_be_read_are_named_and_the_rest_of_the_file_inspected() {
+    use arrow::array::*;
+    use arrow::datatypes::{IntervalUnit, i256};
+    let files = Files::new();
+    let of = |ty: &DataType, width: usize| {
+        let data = ArrayData::builder(ty.clone()).len(1);
+        make_array(data.add_buffer(arrow::buffer::Buffer::from_vec(vec![0x3Cu8; width])).build().unwrap())
+    };
+    let half = of(&DataType::Float16, 2);
+    let item = Arc::new(Field::new("item", DataType::Float16, true));
+    let long = Decimal256Array::from(vec![i256::from(5)]).with_precision_and_scale(60, 2).unwrap();
+    let columns: [(&str, ArrayRef); 4] = [
+        ("Float16", half.clone()),
+        ("Float16", Arc::new(FixedSizeListArray::new(item, 1, half, None))),
+        ("Interval(DayTime)", of(&DataType::Interval(IntervalUnit::DayTime), 8)),
+        ("Decimal256(60, 2)", Arc::new(long)),
+    ];
+    for (ty, column) in columns {
+        let id: ArrayRef = Arc::new(Int64Array::from(vec![1]));
+        let path = parquet_of(&files, "odd", vec![("id", id), ("weight", column)]);
+        let error = error(&[source("t", std::slice::from_ref(&path))], "SELECT id FROM t");
+        assert!(error.contains(&format!("`weight` of `{}` holds {ty}", path.display())), "{error}");
+        let report = crate::inspect::inspect(&path, "odd", &crate::inspect::Options::default()).unwrap();
+        let page = report.to_string();
+        assert!(
+            page.contains("1 rows, 2 columns") && page.contains(&format!("`weight` holds {ty}")),
+            "{page}"
+        );
+    }
+}
+
+#[test]
+fn names_that_stand_twice_are_refused() {
+    use arrow::array::{ArrayRef, StringArray};
+    let files = Files::new();
+    let column = |text: &str| Arc::new(StringArray::from(vec![text])) as ArrayRef;
+    let parquet = parquet_of(&files, "twice", vec![("text", column("first")), ("text", column("second"))]);
+    let lines = files.write("lines", "{\"a\":1}\n\n{\"text\":\"first\",\"text\":\"second\"}\n");
+    let nested = files.write("nested", "{\"a\":{\"text\":1,\"text\":2}}\n{\"a\":{}}\n");
+    for (path, place) in [(&parquet, "twice"), (&lines, "lines:3:17"), (&nested, "nested:1:16")] {
+        let errors = [
+            error(&[source("t", std::slice::from_ref(path))], "SELECT 1 FROM t"),
+            crate::inspect::inspect(path, "x.jsonl", &crate::inspect::Options::default())
+                .unwrap_err()
+                .to_string(),
+        ];
+        for error in errors {
+            assert!(error.contains("`text`") && error.contains(place), "{error}");
+        }
+    }
+    let document = files.write("d.json", "\u{FEFF}{\n \"text\": 1,\n \"text\": 2\n}\n");
+    let error = crate::inspect::inspect(&document, "d", &crate::inspect::Options::default()).unwrap_err();
+    assert!(error.to_string().contains("d.json:3:2"), "{error}");
+}
+
+#[test]
+fn what_json_lines_cannot_be_as_a_table_is_located() {
+    let files = Files::new();
+    let cases = [
+        ("{\"a\":\"fine\"}\n{\"a\":\"\\ud83d\"}\n", "x:2:7", "half of a pair"),
+        ("{\"a\":NaN}\n", "x:1:6", "NaN"),
+        ("{\"a\":{}}\n{\"a\":5}\n", "x:2:2", "`a` is a number here, and an object in line 1"),
+        ("{\"a\":true}\n{\"b\":2}\n{\"a\":1}\n", "x:3:2", "`a` is a number here, and a boolean in line 1"),
+        ("{\"a\":1}\n[1]\n", "x:2:1", "not a JSON object"),
+        ("{\"a\":1}\n{\"a\":\"\\", "x:2:", "not a JSON object"),
+    ];
+    for (text, place, expected) in cases {
+        let error = error(&[source("x", &[files.write("x", text)])], "SELECT * FROM x");
+        assert!(error.contains(place) && error.contains(expected), "{text}: {error}");
+    }
+    let latin = files.folder.path().join("latin");
+    fs::write(&latin, b"{\"a\":\"caf\xE9\"}\n").unwrap();
+    let found = error(&[source("x", &[latin])], "SELECT * FROM x");
+    assert!(found.contains("0xE9") && found.contains("latin:1:10"), "{found}");
+}
+
+#[test]
+fn json_lines_keep_their_values() {
+    let files = Files::new();
+    let cases = [
+        ("\u{FEFF}{\"a\":1}\n{\"a\":2}\n", "{\"a\":1}\n{\"a\":2}\n"),
+        ("{\"a\":99999999999999999999999}\n", "{\"a\":\"99999999999999999999999\"}\n"),
+        ("{\"a\":{}}\n{\"a\":null}\n", "{\"a\":{}}\n{\"a\":null}\n"),
+        ("{\"a\":1}\n{\"a\":\"x\"}\n", "{\"a\":\"1\"}\n{\"a\":\"x\"}\n"),
+    ];
+    for (text, expected) in cases {
+        let frame = run(&[source("x", &[files.write("x", text)])], "SELECT * FROM x");
+        assert_eq!(lines(&frame), expected);
+        assert!(!frame.table(80).contains("\n}"), "an empty struct has both its braces");
+    }
+    let marked = files.write("m", "\u{FEFF}{\"a\":1}\n{\"a\":2}\n");
+    let report = crate::inspect::inspect(&marked, "m", &crate::inspect::Options::default()).unwrap();
+    assert!(report.to_string().contains("2 rows of JSON lines"), "{report}");
+    let wide: Vec<u8> = "\u{FEFF}{\"a\":1}\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let path = files.folder.path().join("wide");
+    fs::write(&path, &wide).unwrap();
+    assert!(error(&[source("x", &[path])], "SELECT * FROM x").contains("begins as a UTF-16 text does"));
+}
