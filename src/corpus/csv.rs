@@ -219,6 +219,14 @@ pub fn repeated(names: &[String]) -> Option<&str> {
     names.iter().enumerate().find(again).map(|(_, name)| name.as_str())
 }
 
+/// Where in the bytes `raw` of a record its field number `field`, from 0, starts.
+pub fn field_start(raw: &[u8], delimiter: u8, field: usize) -> usize {
+    let mut scan = Scan::default();
+    let seen =
+        (1..=raw.len()).find(|seen| scan.fields == field || scan.run(&raw[..*seen], delimiter).is_some());
+    seen.map_or(raw.len(), |seen| seen - 1)
+}
+
 /// Looks for the end of a record, a window at a time.
 #[derive(Default)]
 struct Scan {
@@ -377,6 +385,13 @@ mod tests {
         assert_eq!(latin.headers(), ["préfix", "prêfix"]);
         let error = open(b"a,\"b\n1,2\n", 99).map(drop).unwrap_err().to_string();
         assert!(error.contains("never closed"), "{error}");
+    }
+
+    #[test]
+    fn fields_are_found_in_the_bytes_of_a_record() {
+        let raw = b"1,\"a,\"\"b\",5\" pipe,";
+        let starts: Vec<usize> = (0..5).map(|field| field_start(raw, b',', field)).collect();
+        assert_eq!(starts, [0, 2, 10, 18, 18]);
     }
 
     #[test]
