@@ -431,6 +431,12 @@ impl<'a> Ingestion<'a> {
         };
         self.records(number, &mut reader, &preparer)?;
         reader.unread_columns(&mut self.current.unknown);
+        self.close(file, format, readable.encoding);
+        Ok(())
+    }
+
+    /// Reports on a file that was read to its end.
+    fn close(&mut self, file: &InputFile, format: Format, encoding: Encoding) {
         let Current { counts, unknown, .. } = std::mem::take(&mut self.current);
         if counts.documents_in == 0 {
             tracing::warn!("`{}` holds no document", file.name);
@@ -441,12 +447,11 @@ impl<'a> Ingestion<'a> {
         self.report.files.push(FileReport {
             name: file.name.clone(),
             format,
-            encoding: readable.encoding,
+            encoding,
             bytes: file.size,
             counts,
             ignored_keys: unknown,
         });
-        Ok(())
     }
 
     fn records(&mut self, number: usize, reader: &mut Reader, preparer: &Preparer) -> Result<()> {

@@ -60,18 +60,7 @@ fn located(bad: Bad, path: &Path) -> Error {
 pub(super) fn check(path: &Path) -> Result<()> {
     let mut columns: HashMap<String, (Kind, u64)> = HashMap::new();
     each_line(path, |text, number, start| {
-        let row = Row::default();
-        let mut parser = serde_json::Deserializer::from_str(text);
-        let parsed = Check { row: &row, top: true }.deserialize(&mut parser).and_then(|kind| {
-            parser.end()?;
-            Ok(kind)
-        });
-        if !matches!(parsed, Ok(Kind::Object)) {
-            return Err(json::object(text, start, &|_| true)
-                .err()
-                .unwrap_or_else(|| Bad::new("broken_json", start, "this line cannot be read")));
-        }
-        for (key, kind) in row.members.take() {
+        for (key, kind) in kinds(text, start)? {
             let Some((before, line)) = columns.get(&key) else {
                 columns.insert(key, (kind, number));
                 continue;
@@ -87,6 +76,18 @@ pub(super) fn check(path: &Path) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// The keys of the object that `text` is, and what their values are; without those that are null.
+fn kinds(text: &str, start: u64) -> Result<Vec<(String, Kind)>, Bad> {
+    let row = Row::default();
+    let mut parser = serde_json::Deserializer::from_str(text);
+    let parsed = Check { row: &row, top: true }.deserialize(&mut parser);
+    if matches!(parsed, Ok(Kind::Object)) && parser.end().is_ok() {
+        return Ok(row.members.take());
+    }
+    let unknown = || Bad::new("broken_json", start, "this line cannot be read");
+    Err(json::object(text, start, &|_| true).err().unwrap_or_else(unknown))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
