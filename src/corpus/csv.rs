@@ -4,6 +4,7 @@
 //! are wrong costs only itself: reading goes on in the line behind the one where the quote opens, so
 //! that a quote which nothing closes does not take the rest of the file with it.
 
+use super::decode::{Encoding, decode};
 use super::input::{Bad, InputFile, Record, Window, too_long};
 use crate::base::{Error, Result, suggest};
 
@@ -54,8 +55,7 @@ impl CsvRows {
         };
         if let Some(record) = rows.read()? {
             let record = record.map_err(|bad| bad.into_error(file))?;
-            let headers = rows.record.iter().map(|h| String::from_utf8_lossy(h).trim().to_string());
-            rows.headers = headers.collect();
+            rows.headers = rows.record.iter().map(header).collect();
             if let Some(name) = repeated(&rows.headers) {
                 return Err(file
                     .error(record.start, format!("the header has two columns called `{name}`"))
@@ -192,6 +192,18 @@ impl CsvRows {
     }
 }
 
+/// The name of a column. Those that are not UTF-8 are told apart as Windows-1252; how the fields are
+/// encoded is their reader's business.
+fn header(bytes: &[u8]) -> String {
+    let name = match std::str::from_utf8(bytes) {
+        Ok(name) => name.to_string(),
+        Err(_) => {
+            decode(bytes.to_vec(), Encoding::Windows1252, true).map_or_else(|_| String::new(), |d| d.text)
+        }
+    };
+    name.trim().to_string()
+}
+
 /// How many lines end in `bytes`: LF, CR LF and CR are one line break each.
 fn line_breaks(bytes: &[u8]) -> u64 {
     let is_break = |(i, byte): (usize, &u8)| match byte {
@@ -205,6 +217,14 @@ fn line_breaks(bytes: &[u8]) -> u64 {
 pub fn repeated(names: &[String]) -> Option<&str> {
     let again = |(i, name): &(usize, &String)| !name.is_empty() && names[..*i].contains(name);
     names.iter().enumerate().find(again).map(|(_, name)| name.as_str())
+}
+
+/// Where in the bytes `raw` of a record its field number `field`, from 0, starts.
+pub fn field_start(raw: &[u8], delimiter: u8, field: usize) -> usize {
+    let mut scan = Scan::default();
+    let seen =
+        (1..=raw.len()).find(|seen| scan.fields == field || scan.run(&raw[..*seen], delimiter).is_some());
+    seen.map_or(raw.len(), |seen| seen - 1)
 }
 
 /// Looks for the end of a record, a window at a time.
@@ -361,8 +381,17 @@ mod tests {
         let error = open(b"prompt,text, prompt\n1,2,3\n", 99).map(drop).unwrap_err().to_string();
         assert!(error.contains("a.csv:1:1") && error.contains("two columns called `prompt`"), "{error}");
         assert!(open(b"a,,\n1,,\n", 99).is_ok(), "columns without a name are nobody's");
+        let (_dir, latin) = open(b"pr\xE9fix,pr\xEAfix\n1,2\n", 99).unwrap();
+        assert_eq!(latin.headers(), ["préfix", "prêfix"]);
         let error = open(b"a,\"b\n1,2\n", 99).map(drop).unwrap_err().to_string();
         assert!(error.contains("never closed"), "{error}");
+    }
+
+    #[test]
+    fn fields_are_found_in_the_bytes_of_a_record() {
+        let raw = b"1,\"a,\"\"b\",5\" pipe,";
+        let starts: Vec<usize> = (0..5).map(|field| field_start(raw, b',', field)).collect();
+        assert_eq!(starts, [0, 2, 10, 18, 18]);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::boilerplate;
 use super::clean::{Changes, Cleaning, clean};
 use super::csv::delimiter_mistake;
+use super::csv::field_start;
 use super::decode::{Decoded, Encoding, Invalid, OnInvalid, decode};
 use super::document::{Document, DocumentWriter};
 use super::duplicates::{DuplicateWriter, Likeness, Origin, Seen};
@@ -421,7 +422,13 @@ impl<'a> Ingestion<'a> {
         };
         let mut reader = Reader::open(&readable.file, format, &self.options.reading())?;
         self.current = Current::default();
-        let preparer = Preparer { options: self.options, hasher: self.hasher, source: &readable, format };
+        let preparer = Preparer {
+            options: self.options,
+            hasher: self.hasher,
+            source: &readable,
+            format,
+            csv_column: reader.csv_column(),
+        };
         self.records(number, &mut reader, &preparer)?;
         reader.unread_columns(&mut self.current.unknown);
         let Current { counts, unknown, .. } = std::mem::take(&mut self.current);
@@ -625,6 +632,7 @@ struct Preparer<'a> {
     hasher: Option<&'a MinHasher>,
     source: &'a Readable,
     format: Format,
+    csv_column: Option<(u8, usize)>,
 }
 
 impl Preparer<'_> {
@@ -672,13 +680,15 @@ impl Preparer<'_> {
     }
 
     fn invalid(&self, invalid: Invalid, record: &Record) -> Bad {
-        let at = match self.format {
+        let at = match self.csv_column {
             // What was decoded is a field; where its byte lies, the file must tell.
-            Format::Csv => {
-                let raw = self.source.file.read_range(record.start, record.end).unwrap_or_default();
-                decode(raw, self.source.encoding, false).err().map_or(0, |found| found.at)
+            Some((delimiter, column)) => {
+                let mut raw = self.source.file.read_range(record.start, record.end).unwrap_or_default();
+                let field = field_start(&raw, delimiter, column);
+                let found = decode(raw.split_off(field), self.source.encoding, false).err();
+                field + found.map_or(0, |found| found.at)
             }
-            _ => invalid.at,
+            None => invalid.at,
         };
         self.source.invalid(record.start + at as u64, invalid.byte)
     }
@@ -1213,6 +1223,8 @@ mod tests {
         }
         let error = run(&[("a.csv", b"a,text\n\"x\",\"q \"\"\0\"\n")], Options::default()).error();
         assert!(error.contains("a.csv:2:10"), "{error}");
+        let error = run(&[("a.csv", b"a,text\n\xFF,\"ok\xFE\"\n")], Options::default()).error();
+        assert!(error.contains("0xFE") && error.contains("a.csv:2:6"), "{error}");
     }
 
     #[test]

@@ -127,7 +127,7 @@ impl Reader {
                     headers => column_of(&how.text_field, headers, file)?,
                 };
                 let filled = vec![0; rows.headers().len()];
-                Ok(Reader::Csv(CsvTexts { rows, column, filled }))
+                Ok(Reader::Csv(CsvTexts { rows, delimiter, column, filled }))
             }
             Format::Parquet => Ok(Reader::Parquet(ParquetRows::open(file, &how.text_field, how.max_bytes)?)),
         }
@@ -143,6 +143,14 @@ impl Reader {
             Reader::Json(rows) => rows.next(),
             Reader::Parquet(rows) => rows.next(),
             Reader::Csv(texts) => Ok(texts.next()),
+        }
+    }
+
+    /// Of CSV, the delimiter and the number of the column with the text.
+    pub fn csv_column(&self) -> Option<(u8, usize)> {
+        match self {
+            Reader::Csv(texts) => Some((texts.delimiter, texts.column)),
+            _ => None,
         }
     }
 
@@ -163,6 +171,7 @@ impl Reader {
 /// One column of a CSV file.
 pub struct CsvTexts {
     rows: CsvRows,
+    delimiter: u8,
     column: usize,
     /// Of each other column, how many records have something there.
     filled: Vec<u64>,

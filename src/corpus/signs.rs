@@ -8,8 +8,6 @@
 //!
 //! Signs that only set a text (hyphens, quotes, commas, bullets of lists) don't count.
 
-use std::iter::Peekable;
-use std::str::CharIndices;
 use std::sync::LazyLock;
 
 use regex_syntax::hir::{Class, HirKind};
@@ -30,15 +28,21 @@ impl Tokens {
     /// The tokens of `text`.
     pub fn of(text: &str) -> Self {
         let mut tokens = Tokens::default();
-        let mut chars = text.char_indices().peekable();
         let mut before = Before { digit: false, line: true, run: (' ', 0) };
-        while let Some((at, c)) = chars.next() {
-            if c.is_alphanumeric() {
-                before = Before { digit: tokens.word(c, &mut chars), line: false, run: (' ', 0) };
-            } else if c == '\n' {
+        let mut at = 0;
+        while at < text.len() {
+            let (word, digit) = tokens.word(text, at);
+            if word > at {
+                before = Before { digit, line: false, run: (' ', 0) };
+                at = word;
+                continue;
+            }
+            let c = char_at(text, at);
+            at += c.len_utf8();
+            if c == '\n' {
                 before = Before { digit: false, line: true, run: (' ', 0) };
             } else if !c.is_whitespace() {
-                let sign = before.meaning_of(c, &text[at + c.len_utf8()..]);
+                let sign = before.meaning_of(c, &text[at..]);
                 before.pass(c);
                 if let Some(sign) = sign.filter(|_| before.run.1 <= LONGEST_RUN) {
                     tokens.sign(mix(lower_case_hash(FNV_OFFSET, sign)));
@@ -48,21 +52,27 @@ impl Tokens {
         tokens
     }
 
-    /// The word that begins with `first`: a run of letters and digits. Whether it ends with a digit.
-    fn word(&mut self, first: char, chars: &mut Peekable<CharIndices>) -> bool {
-        let mut hash = lower_case_hash(FNV_OFFSET, first);
-        let mut last = first.is_numeric();
-        let mut digit = last;
-        while let Some((_, c)) = chars.next_if(|(_, c)| c.is_alphanumeric()) {
+    /// The end of the word, a run of letters and digits, that begins at `at`, and whether it ends with a
+    /// digit; `at` when none begins there.
+    fn word(&mut self, text: &str, mut at: usize) -> (usize, bool) {
+        let (start, mut hash) = (at, FNV_OFFSET);
+        let (mut last, mut digit) = (false, false);
+        while at < text.len() {
+            let c = char_at(text, at);
+            if !c.is_alphanumeric() {
+                break;
+            }
             hash = lower_case_hash(hash, c);
             last = c.is_numeric();
             digit |= last;
+            at += c.len_utf8();
         }
-        match digit {
-            true => self.sign(mix(hash)),
-            false => self.hashes.push(mix(hash)),
+        match at > start {
+            true if digit => self.sign(mix(hash)),
+            true => self.hashes.push(mix(hash)),
+            false => {}
         }
-        last
+        (at, last)
     }
 
     fn sign(&mut self, hash: u64) {
@@ -116,9 +126,19 @@ fn is_symbol(c: char) -> bool {
     after > 0 && c <= SYMBOLS[after - 1].1
 }
 
+/// The character that begins at `at`; most are ASCII, and need no decoding.
+#[inline]
+fn char_at(text: &str, at: usize) -> char {
+    match text.as_bytes()[at] {
+        byte if byte.is_ascii() => char::from(byte),
+        _ => text[at..].chars().next().unwrap_or_default(),
+    }
+}
+
 const FNV_OFFSET: u64 = 0xCBF2_9CE4_8422_2325;
 
 /// FNV-1a over the lower case of `c`.
+#[inline]
 fn lower_case_hash(hash: u64, c: char) -> u64 {
     let add = |hash: u64, c: char| (hash ^ u64::from(c)).wrapping_mul(0x0100_0000_01B3);
     match c.is_ascii() {

@@ -16,7 +16,7 @@ use crate::corpus::csv::CsvRows;
 use crate::corpus::decode::{OnInvalid, decode};
 use crate::corpus::input::{Bad, InputFile, Record};
 use crate::corpus::json::{JsonRows, Next};
-use crate::corpus::parquet_io::{expect_whole, guarded, unreadable};
+use crate::corpus::parquet_io::{expect_unique_names, expect_whole, guarded, unreadable};
 use crate::corpus::transcode::Readable;
 
 /// The rows of one file.
@@ -220,6 +220,7 @@ impl ParquetRows {
             ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| unreadable(name, &e))
         })?;
         expect_whole(name, builder.metadata(), fs::size(&file.path)?)?;
+        expect_unique_names(&file.name, builder.schema().fields())?;
         let columns = text_columns(file, builder.schema(), &options.ignore)?;
         let mask = ProjectionMask::roots(builder.parquet_schema(), columns);
         let builder = builder.with_projection(mask).with_batch_size(BATCH_ROWS);
@@ -266,10 +267,6 @@ impl ParquetRows {
 fn text_columns(file: &InputFile, schema: &Schema, ignore: &[String]) -> Result<Vec<usize>> {
     let mut columns = Vec::new();
     for (i, field) in schema.fields().iter().enumerate() {
-        if schema.fields()[..i].iter().any(|other| other.name() == field.name()) {
-            return Err(Error::input(format!("`{}` has two columns `{}`", file.name, field.name()))
-                .help("keep one of them, or rename the other"));
-        }
         if ignore.contains(field.name()) {
             continue;
         }

@@ -362,7 +362,7 @@ fn nested_parquet_is_read_as_json_is() {
     let ignore = vec!["picture".to_string()];
     assert_eq!(run(&[("a.parquet", &bytes)], Options { ignore, ..Options::default() }).unwrap().1.len(), 2);
     let twice: ArrayRef = Arc::new(StringArray::from(vec!["x", "y"]));
-    assert!(error("a.parquet", &parquet(rows, Some(("n", twice)))).contains("two columns `n`"));
+    assert!(error("a.parquet", &parquet(rows, Some(("n", twice)))).contains("two columns called `n`"));
     assert!(error("a.parquet", b"PAR1nothing of the kindPAR1").contains("cannot read `a.parquet`"));
 }
 
