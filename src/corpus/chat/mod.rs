@@ -11,6 +11,8 @@
 //! No trees of alternative replies, no tool calls, no near-duplicates.
 
 pub mod check;
+mod prepare;
+mod report;
 pub mod row;
 pub mod rows;
 pub mod shape;
@@ -23,19 +25,21 @@ use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use self::check::{Mended, Roles, Rules, SameRole, Turn};
-use self::row::{Content, FieldNames, Join, Names, Row};
+pub use self::report::{FileReport, Removed, Report};
+
+use self::check::{Mended, Roles, SameRole};
+use self::prepare::{Prepared, Preparer};
+use self::report::nothing_left;
+use self::row::{FieldNames, Join, Names};
 use self::rows::{Places, Rows};
 use self::shape::{Shape, unknown_format};
 use self::text::TextBoundary;
-use super::clean::Cleaning;
 use super::conversation::{Conversation, ConversationWriter, Role};
 use super::csv::delimiter_mistake;
-use super::decode::{Decoded, Encoding, OnInvalid, decode};
+use super::decode::{Encoding, OnInvalid};
 use super::ingest::{OnBadRow, write_report};
 use super::input::{Bad, InputFile, Record};
-use super::json::{Object, UnknownKeys, object};
-use super::preference::{NoPair, Preference, PreferenceWriter};
+use super::preference::{Preference, PreferenceWriter};
 use super::transcode::{Readable, readable};
 use crate::base::{Error, Monitor, Result, suggest, units};
 
@@ -187,73 +191,6 @@ impl Options {
     }
 }
 
-/// What was read, changed and removed. `rows_in` = `rows_kept` + all of `rows_dropped`, and
-/// `conversations_in` = `conversations_out` + all of `removed` that are no pairs; a bad row counts as one
-/// conversation. `preferences_in` = `preferences_out` + `removed.duplicate_preferences`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Report {
-    pub bytes_in: u64,
-    /// Of all contents.
-    pub bytes_out: u64,
-    pub rows_in: u64,
-    /// Rows of which something was written: a conversation or a pair.
-    pub rows_kept: u64,
-    /// By cause: that of the first defect, or `exact_duplicates`.
-    pub rows_dropped: BTreeMap<&'static str, u64>,
-    pub conversations_in: u64,
-    pub conversations_out: u64,
-    /// Pairs of a preferred and a rejected answer.
-    pub preferences_in: u64,
-    pub preferences_out: u64,
-    /// Messages written, by role.
-    pub messages: BTreeMap<&'static str, u64>,
-    /// Answers written that are context and not learned.
-    pub messages_of_weight_0: u64,
-    /// In the longest conversation written.
-    pub most_messages: u64,
-    /// Conversations written, by the format that they came in.
-    pub formats: BTreeMap<&'static str, u64>,
-    pub removed: Removed,
-    pub changed: Mended,
-    /// Lines of plain text between conversations.
-    pub comment_lines: u64,
-    pub blank_lines: u64,
-    pub files: Vec<FileReport>,
-}
-
-/// Conversations that were left out.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Removed {
-    pub exact_duplicates: u64,
-    /// By cause.
-    pub bad_rows: BTreeMap<&'static str, u64>,
-    /// Pairs that were there before.
-    pub duplicate_preferences: u64,
-}
-
-/// Of one file, in sums as [`Report`] has them.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct FileReport {
-    pub name: String,
-    /// That of its first row; `None` when it holds none.
-    pub format: Option<Shape>,
-    /// As its byte order mark says, else as `encoding` does.
-    pub encoding: Encoding,
-    pub bytes: u64,
-    pub rows_in: u64,
-    pub rows_kept: u64,
-    pub rows_dropped: BTreeMap<&'static str, u64>,
-    pub conversations_in: u64,
-    pub conversations_out: u64,
-    pub preferences_out: u64,
-    pub comment_lines: u64,
-    pub blank_lines: u64,
-    /// Kept rows that hold something under a key that is not read, by key.
-    pub ignored_keys: UnknownKeys,
-    /// Kept rows of which a field that is not read cannot be parsed, by key.
-    pub bad_metadata: UnknownKeys,
-}
-
 /// Reads `files` in their order and writes `conversations.parquet`, `report.json` and, when there are
 /// pairs, `preferences.parquet` into the folder `out`; files in UTF-16 and UTF-32 are copied into the
 /// folder `scratch` while they are read.
@@ -333,66 +270,58 @@ impl<'a> Ingestion<'a> {
             _ if self.names.is_some() => Some(Shape::Prompt),
             _ => options.format.shape(),
         };
-        let mut read = 0;
-        loop {
-            self.step(read)?;
-            let batch = rows.batch()?;
-            let Some(last) = batch.last() else { break };
-            if rows.places() != Places::Nowhere {
-                read = last.as_ref().map_or(read, |record| record.end);
-            }
-            let preparer = Preparer {
-                options,
-                roles: &self.roles,
-                names: self.names.as_ref(),
-                source: &source,
-                places: rows.places(),
-                shape: known.report.format,
-            };
-            let batch = self.first_row(batch, preparer, &mut known)?;
-            let preparer = Preparer { shape: known.report.format, ..preparer };
-            let taken: Vec<_> =
-                batch.into_par_iter().map(|row| row.and_then(|row| preparer.prepare(row))).collect();
-            for row in taken {
-                known.report.rows_in += 1;
-                match row {
-                    Ok(prepared) => self.take(file, prepared, &mut known)?,
-                    Err(bad) => self.bad_row(file, bad, &mut known)?,
-                }
-            }
-        }
+        self.rows(&source, &mut rows, &mut known)?;
         (known.report.comment_lines, known.report.blank_lines) =
             (rows.skipped().comment_lines, rows.skipped().blank_lines);
         self.report.changed.text.invalid_bytes_replaced += rows.replaced();
         self.close(file, known)
     }
 
+    fn rows(&mut self, source: &Readable, rows: &mut Rows, known: &mut Known) -> Result<()> {
+        let mut read = 0;
+        loop {
+            self.step(read)?;
+            let batch = rows.batch()?;
+            let Some(last) = batch.last() else { return Ok(()) };
+            if rows.places() != Places::Nowhere {
+                read = last.as_ref().map_or(read, |record| record.end);
+            }
+            for row in self.prepared(source, rows.places(), batch, known)? {
+                known.report.rows_in += 1;
+                match row {
+                    Ok(prepared) => self.take(&source.file, prepared, known)?,
+                    Err(bad) => self.bad_row(&source.file, bad, known)?,
+                }
+            }
+        }
+    }
+
+    /// What the rows of a batch give, in their order.
+    fn prepared(
+        &self,
+        source: &Readable,
+        places: Places,
+        batch: Vec<Result<Record, Bad>>,
+        known: &mut Known,
+    ) -> Result<Vec<Result<Prepared, Bad>>> {
+        let mut preparer = Preparer {
+            options: self.options,
+            roles: &self.roles,
+            names: self.names.as_ref(),
+            source,
+            places,
+            shape: known.report.format,
+        };
+        if known.report.format != Some(Shape::Text) && known.keys.is_empty() {
+            first_row(&batch, &preparer, known)?;
+            preparer.shape = known.report.format;
+        }
+        Ok(batch.into_par_iter().map(|row| row.and_then(|row| preparer.prepare(row))).collect())
+    }
+
     fn step(&self, read: u64) -> Result<()> {
         let total = self.files.iter().map(|f| f.size).sum();
         self.monitor.step("reading", self.report.bytes_in + read, Some(total), "B")
-    }
-
-    /// Tells the format of the file from the first row of the batch that is an object.
-    fn first_row(
-        &self,
-        batch: Vec<Result<Record, Bad>>,
-        preparer: Preparer,
-        known: &mut Known,
-    ) -> Result<Vec<Result<Record, Bad>>> {
-        if known.report.format == Some(Shape::Text) || !known.keys.is_empty() {
-            return Ok(batch);
-        }
-        for record in batch.iter().flatten() {
-            let Ok((decoded, object)) = preparer.object(record) else { continue };
-            known.keys = object.fields.keys().cloned().collect();
-            if known.report.format.is_none() {
-                let shape = Shape::of(&object.fields);
-                let bad = || preparer.located(unknown_format(&object.fields), &decoded, record);
-                known.report.format = Some(shape.ok_or_else(|| bad().into_error(&preparer.source.file))?);
-            }
-            break;
-        }
-        Ok(batch)
     }
 
     /// What is said of a whole file.
@@ -412,19 +341,7 @@ impl<'a> Ingestion<'a> {
                 suggest::list(keys)
             );
         }
-        let report = &mut self.report;
-        report.bytes_in += file.size;
-        report.rows_in += found.rows_in;
-        report.rows_kept += found.rows_kept;
-        for (cause, rows) in &found.rows_dropped {
-            *report.rows_dropped.entry(cause).or_default() += rows;
-        }
-        report.conversations_in += found.conversations_in;
-        report.conversations_out += found.conversations_out;
-        report.preferences_out += found.preferences_out;
-        report.comment_lines += found.comment_lines;
-        report.blank_lines += found.blank_lines;
-        report.files.push(found);
+        self.report.add(found);
         Ok(())
     }
 
@@ -568,206 +485,25 @@ impl<'a> Ingestion<'a> {
     }
 }
 
-/// What one row gave.
-struct Prepared {
-    shape: Shape,
-    /// Each with what was mended; a bad one does not cost the others of its row.
-    conversations: Vec<Result<(Conversation, Mended), Bad>>,
-    pair: Option<Preference>,
-    /// Keys that are not read.
-    unknown: BTreeSet<String>,
-    bad_metadata: Vec<String>,
-    /// The fields that the user named and that the row has.
-    named: Vec<String>,
-}
-
-/// Makes conversations of rows; knows nothing of other rows.
-#[derive(Clone, Copy)]
-struct Preparer<'a> {
-    options: &'a Options,
-    roles: &'a Roles,
-    names: Option<&'a Names<'a>>,
-    source: &'a Readable,
-    places: Places,
-    /// The format of the file, as far as it is known.
-    shape: Option<Shape>,
-}
-
-impl Preparer<'_> {
-    fn prepare(&self, record: Record) -> Result<Prepared, Bad> {
-        if self.shape == Some(Shape::Text) {
-            return self.text(&record);
-        }
-        let (decoded, object) = self.object(&record)?;
-        let located = |bad| self.located(bad, &decoded, &record);
-        let fields = &object.fields;
-        let shape = self.shape_of(&object).map_err(located)?;
-        let usual;
-        let names = match self.names {
-            Some(names) => names,
-            None => {
-                usual = Names::of(shape);
-                &usual
-            }
-        };
-        let join = Join(&self.options.join);
-        let row = Row { text: &decoded.text, fields, names, join, roles: self.roles };
-        let (content, unknown) = row.read(shape).map_err(located)?;
-        let named = self.options.fields.iter().flat_map(FieldNames::named).map(|(_, name)| name);
-        let mut out = Prepared {
-            shape,
-            conversations: Vec::new(),
-            pair: None,
-            unknown,
-            bad_metadata: object.bad_metadata,
-            named: named.filter(|name| fields.contains_key(*name)).map(str::to_string).collect(),
-        };
-        match content {
-            Content::Conversations(all) => {
-                let judge =
-                    |turns: Result<_, Bad>| turns.and_then(|turns| self.check(turns, &decoded, &record));
-                out.conversations = all.into_iter().map(|turns| judge(turns).map_err(located)).collect();
-            }
-            Content::Pair { chosen, rejected } => {
-                let (chosen, mended) =
-                    self.check(chosen, &decoded, &record).map_err(|bad| located(of_side(bad, "chosen")))?;
-                let (rejected, _) = self
-                    .check(rejected, &decoded, &record)
-                    .map_err(|bad| located(of_side(bad, "rejected")))?;
-                let name = self.source.file.name.as_str();
-                let pair = Preference::of(&chosen.messages, &rejected.messages, name, record.row);
-                out.pair = Some(pair.map_err(|why| located(no_pair(why)))?);
-                out.conversations.push(Ok((chosen, mended)));
-            }
-        }
-        if let Some(Ok((_, mended))) = out.conversations.first_mut() {
-            mended.text.invalid_bytes_replaced += decoded.replaced;
-        }
-        Ok(out)
+/// Tells the keys and, where nobody said it, the format of a file from its first row that is an object.
+fn first_row(batch: &[Result<Record, Bad>], preparer: &Preparer, known: &mut Known) -> Result<()> {
+    let Some(fields) = batch.iter().flatten().find_map(|record| preparer.fields(record)) else {
+        return Ok(());
+    };
+    let (fields, bad) = fields;
+    known.keys = fields.keys().cloned().collect();
+    if known.report.format.is_none() {
+        let shape = Shape::of(&fields);
+        let unknown = || bad(unknown_format(&fields)).into_error(&preparer.source.file);
+        known.report.format = Some(shape.ok_or_else(unknown)?);
     }
-
-    fn text(&self, record: &Record) -> Result<Prepared, Bad> {
-        let decoded = self.decode(record)?;
-        let located = |bad| self.located(bad, &decoded, record);
-        let turns = text::turns(&decoded.text, self.roles).map_err(located)?;
-        let (conversation, mut mended) = self.check(turns, &decoded, record).map_err(located)?;
-        mended.text.invalid_bytes_replaced += decoded.replaced;
-        Ok(Prepared {
-            shape: Shape::Text,
-            conversations: vec![Ok((conversation, mended))],
-            pair: None,
-            unknown: BTreeSet::new(),
-            bad_metadata: Vec::new(),
-            named: Vec::new(),
-        })
-    }
-
-    fn check(
-        &self,
-        turns: Vec<Turn>,
-        decoded: &Decoded,
-        record: &Record,
-    ) -> Result<(Conversation, Mended), Bad> {
-        let mut mended = Mended::default();
-        let options = self.options;
-        let cleaning = Cleaning {
-            nfc: options.nfc,
-            control_characters: options.strip_control_characters,
-            blanks: options.strip_blanks,
-        };
-        let rules = Rules { roles: self.roles, same_role: options.same_role, cleaning };
-        let messages = check::check(turns, &decoded.text, rules, &mut mended)?;
-        Ok((Conversation::new(messages, self.source.file.name.as_str(), record.row), mended))
-    }
-
-    /// The text of a record and the object that it is.
-    fn object(&self, record: &Record) -> Result<(Decoded, Object), Bad> {
-        let decoded = self.decode(record)?;
-        let needed = |key: &str| match self.names {
-            Some(names) => names.need(key),
-            None => Names::of(Shape::Preference).need(key),
-        };
-        let object = object(&decoded.text, 0, &needed).map_err(|bad| self.located(bad, &decoded, record))?;
-        Ok((decoded, object))
-    }
-
-    /// The format of a row: its own, or that of its file when its fields tell none.
-    fn shape_of(&self, object: &Object) -> Result<Shape, Bad> {
-        let fixed = self.names.is_some() || self.options.format != FormatChoice::Auto;
-        match self.shape {
-            Some(shape) if fixed => Ok(shape),
-            other => Shape::of(&object.fields).or(other).ok_or_else(|| unknown_format(&object.fields)),
-        }
-    }
-
-    fn decode(&self, record: &Record) -> Result<Decoded, Bad> {
-        let exact = self.places == Places::Exact;
-        let encoding = if exact { self.source.encoding } else { Encoding::Utf8 };
-        let replace = self.options.on_invalid == OnInvalid::Replace;
-        decode(record.bytes.clone(), encoding, replace).map_err(|invalid| {
-            let at = record.start + invalid.at as u64;
-            self.options.invalid(&self.source.invalid(at, invalid.byte), record.row)
-        })
-    }
-
-    /// A defect at a byte of the text of a row, with its place in the file.
-    fn located(&self, bad: Bad, decoded: &Decoded, record: &Record) -> Bad {
-        let at = match self.places {
-            Places::Exact => bad.at.map(|at| record.start + decoded.source_offset(at as usize) as u64),
-            Places::Record => Some(record.start),
-            Places::Nowhere => None,
-        };
-        Bad { at, message: format!("row {}: {}", record.row, bad.message), ..bad }
-    }
-}
-
-fn of_side(bad: Bad, side: &str) -> Bad {
-    Bad { message: format!("`{side}`: {}", bad.message), ..bad }
-}
-
-fn no_pair(why: NoPair) -> Bad {
-    match why {
-        NoPair::Equal => Bad::new("equal_pair", 0, "`chosen` and `rejected` are the same"),
-        NoPair::Beginning => {
-            Bad::new("no_answer", 0, "one of `chosen` and `rejected` is the beginning of the other")
-        }
-        NoPair::OtherPrompt => {
-            Bad::new("other_prompt", 0, "`chosen` and `rejected` do not part at an answer of the assistant")
-        }
-    }
-}
-
-impl Mended {
-    fn add(&mut self, other: &Mended) {
-        self.merged_messages += other.merged_messages;
-        self.trailing_user_dropped += other.trailing_user_dropped;
-        self.empty_system_dropped += other.empty_system_dropped;
-        self.markers_dropped += other.markers_dropped;
-        self.special_tokens_in_content += other.special_tokens_in_content;
-        self.text += other.text;
-    }
+    Ok(())
 }
 
 fn id_bytes(id: &str) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes.copy_from_slice(&crate::base::Digest::of(id.as_bytes()).bytes()[..16]);
     bytes
-}
-
-fn nothing_left(report: &Report) -> Error {
-    let files = report.files.len();
-    if report.conversations_in == 0 {
-        let message = format!("no conversation in {files} file(s) of {} B", report.bytes_in);
-        return Error::input(message).help("are they the right files, and is any of them not empty?");
-    }
-    let mut reasons: Vec<String> =
-        report.removed.bad_rows.iter().map(|(cause, count)| format!("{count} {cause}")).collect();
-    if report.removed.exact_duplicates > 0 {
-        reasons.push(format!("{} exact duplicates", report.removed.exact_duplicates));
-    }
-    Error::input(format!("no conversation is left of {} read", report.conversations_in))
-        .cause(format!("removed were {}", reasons.join(", ")))
-        .help("set `on_bad_row: error` to see the first bad row in full")
 }
 
 #[cfg(test)]

@@ -117,7 +117,7 @@ fn likeness(fields: &Map<String, Value>) -> Option<&'static str> {
     } else if has("parent_id") {
         Some("this is one message of a tree (OpenAssistant); write each conversation as a row of `messages`")
     } else if texts.iter().any(|name| has(name)) {
-        Some("this is a document, not a conversation; documents are what `ingest` reads")
+        Some("this is a document, not a conversation: read it as one")
     } else if ["dialog", "dialogue", "utterances", "turns"].iter().any(|name| has(name)) {
         Some("this is a dialogue whose speakers are not said; write it as a row of `messages`, with roles")
     } else {
