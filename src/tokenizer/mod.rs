@@ -251,9 +251,7 @@ impl Tokenizer {
             None => Parts::of_library(file, &json)?,
         };
         if dropout > 0.0 {
-            tracing::warn!(
-                "`{file}` asks for dropout {dropout}, which is for training alone: text is encoded without it"
-            );
+            warn_of_dropout(file, &json, dropout);
         }
         Self::new(json, parts, names).map_err(|e| e.context(format!("`{file}` cannot be used so")))
     }
@@ -628,6 +626,16 @@ pub fn byte_of_symbol(symbol: char) -> Option<u8> {
         bytes
     });
     *BYTES.get(symbol as usize)?
+}
+
+/// Once for a tokenizer: a stage may load it several times, under several names.
+fn warn_of_dropout(file: &str, json: &[u8], dropout: f64) {
+    static WARNED: Mutex<BTreeSet<Digest>> = Mutex::new(BTreeSet::new());
+    if WARNED.lock().unwrap_or_else(PoisonError::into_inner).insert(Digest::of(json)) {
+        tracing::warn!(
+            "`{file}` asks for dropout {dropout}, which is for training alone: text is encoded without it"
+        );
+    }
 }
 
 fn unknown_id(library: &tokenizers::Tokenizer, json: &Value) -> Option<u32> {
