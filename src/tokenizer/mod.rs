@@ -156,16 +156,13 @@ impl Parts {
     fn of_library(file: &str, json: &[u8]) -> Result<(Parts, f64)> {
         let mut value: Value = serde_json::from_slice(json).map_err(|e| not_json(file, json, &e))?;
         let dropout = value["model"]["dropout"].as_f64().unwrap_or(0.0);
-        let mut library = if dropout == 0.0 {
-            tokenizers::Tokenizer::from_bytes(json)
+        let library = if dropout == 0.0 {
+            library_of(json)
         } else {
             value["model"]["dropout"] = Value::Null;
-            tokenizers::Tokenizer::from_bytes(value.to_string())
+            library_of(value.to_string().as_bytes())
         }
         .map_err(|e| not_a_tokenizer(file, &e))?;
-        library.set_encode_special_tokens(true);
-        library.with_padding(None);
-        library.with_truncation(None).map_err(|e| not_a_tokenizer(file, &e))?;
         let highest = library.get_vocab(true).into_values().max();
         let vocab_size = highest.map_or(0, |id| id as usize + 1);
         if vocab_size == 0 {
@@ -626,6 +623,15 @@ pub fn byte_of_symbol(symbol: char) -> Option<u8> {
         bytes
     });
     *BYTES.get(symbol as usize)?
+}
+
+/// The library's tokenizer, which is to turn text into ids and nothing else.
+fn library_of(json: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
+    let mut library = tokenizers::Tokenizer::from_bytes(json)?;
+    library.set_encode_special_tokens(true);
+    library.with_padding(None);
+    library.with_truncation(None)?;
+    Ok(library)
 }
 
 /// Once for a tokenizer: a stage may load it several times, under several names.
