@@ -79,6 +79,14 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     create(path)?.write_all(bytes).map_err(|e| Error::io("write", path, &e))
 }
 
+/// [`write`] a value as indented JSON with a line break at its end, for people and programs.
+pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let mut json = serde_json::to_vec_pretty(value)
+        .map_err(|e| Error::bug(format!("`{}` does not fit in JSON: {e}", path.display())))?;
+    json.push(b'\n');
+    write(path, &json)
+}
+
 /// Readers see the old content or the new, never a part.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     create_parent(path)?;

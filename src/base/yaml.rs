@@ -45,7 +45,8 @@ pub struct Node {
 pub enum Value {
     Null,
     Bool(bool),
-    Int(i64),
+    /// Of 64 bits, signed or unsigned: a seed may need either.
+    Int(i128),
     Float(f64),
     Str(String),
     Seq(Vec<Node>),
@@ -216,7 +217,7 @@ impl<'a> Builder<'a> {
                 }
                 match scalar(text, style) {
                     Ok(value) => (value, anchor),
-                    Err(text) => return Err(self.too_big(&span, &text)),
+                    Err(text) => return Err(self.bad_number(&span, &text)),
                 }
             }
             Event::SequenceStart(anchor, _) => {
@@ -267,8 +268,14 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    fn too_big(&self, span: &RawSpan, text: &str) -> Error {
-        self.error(span, format!("the number {text} does not fit in 64 bits"))
+    /// An integer beyond 64 bits, NaN or an infinity: JSON, and so the key of a stage, has no form for them.
+    fn bad_number(&self, span: &RawSpan, text: &str) -> Error {
+        match is_whole(text) {
+            true => self.error(span, format!("the number {text} does not fit in 64 bits")),
+            false => self
+                .error(span, format!("expected a finite number, found {text}"))
+                .help(format!("for the text \"{text}\", write it in quotes")),
+        }
     }
 
     fn span(&self, raw: &RawSpan) -> Span {
@@ -317,7 +324,7 @@ fn height(node: &Node) -> usize {
     }
 }
 
-/// The core schema's reading of a scalar; an integer beyond 64 bits is handed back.
+/// The core schema's reading of a scalar; a number that is not finite or beyond 64 bits is handed back.
 fn scalar(text: Cow<'_, str>, style: ScalarStyle) -> Result<Value, Cow<'_, str>> {
     let value = match style {
         ScalarStyle::Plain => plain(&text),
@@ -326,14 +333,15 @@ fn scalar(text: Cow<'_, str>, style: ScalarStyle) -> Result<Value, Cow<'_, str>>
     match value {
         Plain::Value(value) => Ok(value),
         Plain::Text => Ok(Value::Str(text.into_owned())),
-        Plain::TooBig => Err(text),
+        Plain::BadNumber => Err(text),
     }
 }
 
 enum Plain {
     Value(Value),
     Text,
-    TooBig,
+    /// Not finite, or an integer beyond 64 bits.
+    BadNumber,
 }
 
 fn plain(text: &str) -> Plain {
@@ -341,26 +349,39 @@ fn plain(text: &str) -> Plain {
         "" | "~" | "null" | "Null" | "NULL" => Value::Null,
         "true" | "True" | "TRUE" => Value::Bool(true),
         "false" | "False" | "FALSE" => Value::Bool(false),
-        ".inf" | ".Inf" | "+.inf" => Value::Float(f64::INFINITY),
-        "-.inf" | "-.Inf" => Value::Float(f64::NEG_INFINITY),
-        ".nan" | ".NaN" => Value::Float(f64::NAN),
+        ".inf" | ".Inf" | ".INF" | "+.inf" | "+.Inf" | "+.INF" | "-.inf" | "-.Inf" | "-.INF" | ".nan"
+        | ".NaN" | ".NAN" => return Plain::BadNumber,
         _ => return number(text),
     })
 }
 
 fn number(text: &str) -> Plain {
-    let whole =
-        |n: Result<i64, std::num::ParseIntError>| n.map_or(Plain::TooBig, |n| Plain::Value(Value::Int(n)));
+    let fits = |n: &i128| (i128::from(i64::MIN)..=i128::from(u64::MAX)).contains(n);
+    let whole = |n: Result<i128, std::num::ParseIntError>| {
+        n.ok().filter(fits).map_or(Plain::BadNumber, |n| Plain::Value(Value::Int(n)))
+    };
     let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
     if let Some(hex) = text.strip_prefix("0x").filter(|h| h.chars().all(|c| c.is_ascii_hexdigit())) {
-        whole(i64::from_str_radix(hex, 16))
-    } else if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) {
+        whole(i128::from_str_radix(hex, 16))
+    } else if is_whole(text) {
         whole(text.parse())
     } else if is_float(digits) {
-        text.parse().map_or(Plain::TooBig, |x| Plain::Value(Value::Float(x)))
+        let finite = text.parse().ok().filter(|x: &f64| x.is_finite());
+        finite.map_or(Plain::BadNumber, |x| Plain::Value(Value::Float(x)))
     } else {
         Plain::Text
     }
+}
+
+/// `[-+]?[0-9]+`
+fn is_whole(text: &str) -> bool {
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// Whether a plain scalar reads as a number that is refused: not finite, or beyond 64 bits.
+pub fn is_bad_number(text: &str) -> bool {
+    matches!(plain(text.trim()), Plain::BadNumber)
 }
 
 /// `[0-9]*\.?[0-9]*([eE][-+]?[0-9]+)?` with at least one digit in front of the exponent.
@@ -475,7 +496,7 @@ impl Node {
         match &self.value {
             Value::Null => Json::Null,
             Value::Bool(b) => Json::Bool(*b),
-            Value::Int(n) => Json::from(*n),
+            Value::Int(n) => i64::try_from(*n).map_or_else(|_| Json::from(*n as u64), Json::from),
             Value::Float(x) => Json::from(*x),
             Value::Str(s) => Json::String(s.clone()),
             Value::Seq(items) => Json::Array(items.iter().map(Node::to_json).collect()),
@@ -540,11 +561,11 @@ impl de::Error for DecodeError {
     }
 
     fn invalid_type(found: de::Unexpected, expected: &dyn de::Expected) -> Self {
-        Self::custom(format!("expected {expected}, found {}", unexpected(&found)))
+        Self::custom(format!("expected {}, found {}", in_words(expected), unexpected(&found)))
     }
 
     fn invalid_value(found: de::Unexpected, expected: &dyn de::Expected) -> Self {
-        Self::custom(format!("expected {expected}, found {}", unexpected(&found)))
+        Self::invalid_type(found, expected)
     }
 
     fn unknown_field(found: &str, expected: &'static [&'static str]) -> Self {
@@ -557,6 +578,19 @@ impl de::Error for DecodeError {
 
     fn missing_field(field: &'static str) -> Self {
         Self::custom(format!("the key `{field}` is missing"))
+    }
+}
+
+/// What serde expects, without the names of Rust's types.
+fn in_words(expected: &dyn de::Expected) -> String {
+    match expected.to_string().as_str() {
+        "u8" => format!("a whole number from 0 to {}", u8::MAX),
+        "u32" => format!("a whole number from 0 to {}", u32::MAX),
+        "u64" | "usize" => "a whole number, 0 or more".into(),
+        "i32" | "i64" => "a whole number".into(),
+        "f32" | "f64" => "a number".into(),
+        "a string" | "string" => "a text".into(),
+        other => other.into(),
     }
 }
 
@@ -581,7 +615,10 @@ impl<'de> de::Deserializer<'de> for &'de Node {
         match &self.value {
             Value::Null => visitor.visit_unit(),
             Value::Bool(b) => visitor.visit_bool(*b),
-            Value::Int(n) => visitor.visit_i64(*n),
+            Value::Int(n) => match i64::try_from(*n) {
+                Ok(n) => visitor.visit_i64(n),
+                Err(_) => visitor.visit_u64(*n as u64),
+            },
             Value::Float(x) => visitor.visit_f64(*x),
             Value::Str(s) => visitor.visit_borrowed_str(s),
             Value::Seq(items) => visitor.visit_seq(Items(items.iter())),
@@ -837,6 +874,19 @@ mod tests {
                 text("12ab")
             ]
         );
+    }
+
+    #[test]
+    fn numbers_that_json_has_none_for_are_refused_where_they_stand() {
+        for text in [".nan", "-.inf", "1e999", "+.INF"] {
+            let error = read(&format!("rate: {text}")).unwrap_err();
+            assert!(error.message().contains(&format!("expected a finite number, found {text}")), "{error}");
+            assert_eq!(error.place().map(|p| (p.line, p.column)), Some((1, 7)));
+        }
+        assert!(read("n: 18446744073709551616").unwrap_err().message().contains("does not fit in 64 bits"));
+        let seed = read("18446744073709551615").unwrap();
+        assert_eq!(decode::<u64>(&seed).unwrap(), u64::MAX);
+        assert_eq!(seed.to_json(), serde_json::json!(u64::MAX));
     }
 
     #[test]

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use saphyr_parser::Event;
+
 /// The ranges of `text` between Project Gutenberg's start and end markers, without the credits behind
 /// the one and the farewell before the other; the whole text when it has no marker. Several books in
 /// one text give several ranges.
@@ -97,14 +99,36 @@ fn without_credits(text: &str, mut range: Range<usize>) -> Range<usize> {
     range
 }
 
-/// The length of the YAML (`---`) or TOML (`+++`) front matter that Markdown starts with, or 0.
+/// The length of the front matter that Markdown starts with, or 0: a mapping in YAML between lines of
+/// `---`, or a table in TOML between lines of `+++`. Anything else between two such lines is text below
+/// a rule.
 pub fn front_matter(text: &str) -> usize {
     let mut lines = lines(text);
-    let fence = match lines.next().map(|(_, line)| line.trim_end()) {
-        Some(fence @ ("---" | "+++")) => fence,
+    let Some((_, first)) = lines.next() else { return 0 };
+    let is_data = match first.trim_end() {
+        "---" => is_yaml_mapping,
+        "+++" => is_toml_table,
         _ => return 0,
     };
-    lines.find(|(_, line)| line.trim_end() == fence).map_or(0, |(at, line)| at + line.len())
+    let Some((at, last)) = lines.find(|(_, line)| line.trim_end() == first.trim_end()) else { return 0 };
+    let inner = text[first.len()..at].replace("\r\n", "\n").replace('\r', "\n");
+    if is_data(&inner) { at + last.len() } else { 0 }
+}
+
+/// Whether `text` is one YAML document, and that a mapping with something in it.
+fn is_yaml_mapping(text: &str) -> bool {
+    let Ok(events) = saphyr_parser::Parser::new_from_str(text).collect::<Result<Vec<_>, _>>() else {
+        return false;
+    };
+    let documents = events.iter().filter(|(event, _)| matches!(event, Event::DocumentStart(_))).count();
+    let root = events.iter().position(|(event, _)| matches!(event, Event::DocumentStart(_)));
+    let behind = |n: usize| root.and_then(|at| events.get(at + n)).map(|(event, _)| event);
+    let mapping = matches!(behind(1), Some(Event::MappingStart(..)));
+    documents == 1 && mapping && !matches!(behind(2), Some(Event::MappingEnd))
+}
+
+fn is_toml_table(text: &str) -> bool {
+    toml::de::DeTable::parse(text).is_ok_and(|table| !table.get_ref().is_empty())
 }
 
 #[cfg(test)]
@@ -132,10 +156,30 @@ mod tests {
     }
 
     #[test]
-    fn front_matter_is_measured() {
-        let text = "---\ntitle: A\n---\n# A\n";
-        assert_eq!(&text[front_matter(text)..], "# A\n");
-        assert_eq!(front_matter("---\nno end"), 0);
-        assert_eq!(front_matter("# A\n---\n"), 0);
+    fn front_matter_is_a_mapping() {
+        let kept = |text: &'static str| text[front_matter(text)..].trim();
+        for (fence, data) in
+            [("---", "title: A\ntags: [b]\ndate: 2024-05-01"), ("+++", "title = \"A\"\n[extra]\ntags = [1]")]
+        {
+            let text = format!("{fence}\n{data}\n{fence}\n# A\n");
+            for line_break in ["\n", "\r\n", "\r"] {
+                let text = text.replace('\n', line_break);
+                assert_eq!(text[front_matter(&text)..].trim(), "# A", "{text:?}");
+            }
+        }
+        for text in [
+            "---\n\nA story may begin under a rule.\n\nAnd this.\n\n---\n\nAfter the rule.",
+            "---\n- one\n- two\n---\nrest",
+            "---\nHe said: no: never.\n---\nrest",
+            "---\n# only a comment\n---\nrest",
+            "---\n---\nrest",
+            "---\nno: end",
+            "+++\nsums are fun\n+++\nrest",
+            "+++\n+++\nrest",
+            "+++\ntitle: yaml\n+++\nrest",
+            "# A\n---\na: b\n---",
+        ] {
+            assert_eq!(kept(text), text);
+        }
     }
 }

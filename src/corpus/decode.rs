@@ -1,7 +1,8 @@
 //! Bytes to text, with a way back from an offset in the text to the offset of its bytes.
 //!
-//! Two encodings and no guessing: a guess that is wrong once in a thousand files damages a corpus
-//! silently.
+//! A byte order mark tells the encoding, else the caller does; nothing is guessed: a guess that is wrong
+//! once in a thousand files damages a corpus silently. UTF-16 and UTF-32 are made UTF-8 before they are
+//! read, see [`super::transcode`].
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,42 @@ pub enum Encoding {
     /// (<https://encoding.spec.whatwg.org/#names-and-labels>).
     #[serde(rename = "latin-1")]
     Latin1,
+    /// The same reading as `latin-1`, under its own name.
+    #[serde(rename = "windows-1252")]
+    Windows1252,
+    /// UTF-16 without a byte order mark, the low byte first; with a mark it needs no naming.
+    #[serde(rename = "utf-16le")]
+    Utf16Le,
+    #[serde(rename = "utf-16be")]
+    Utf16Be,
+    #[serde(rename = "utf-32le")]
+    Utf32Le,
+    #[serde(rename = "utf-32be")]
+    Utf32Be,
+}
+
+impl Encoding {
+    /// Its name, as a param and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Encoding::Utf8 => "utf-8",
+            Encoding::Latin1 => "latin-1",
+            Encoding::Windows1252 => "windows-1252",
+            Encoding::Utf16Le => "utf-16le",
+            Encoding::Utf16Be => "utf-16be",
+            Encoding::Utf32Le => "utf-32le",
+            Encoding::Utf32Be => "utf-32be",
+        }
+    }
+
+    /// The bytes of a code unit: 2 in UTF-16, 4 in UTF-32, 1 in the others.
+    pub fn unit(self) -> usize {
+        match self {
+            Encoding::Utf16Le | Encoding::Utf16Be => 2,
+            Encoding::Utf32Le | Encoding::Utf32Be => 4,
+            _ => 1,
+        }
+    }
 }
 
 /// What happens to bytes that are not in the encoding.
@@ -49,8 +86,26 @@ pub struct Decoded {
 }
 
 impl Decoded {
+    /// The text of bytes that are known to be UTF-8, as those of Parquet; NUL may be among them.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub fn from_utf8(bytes: Vec<u8>) -> Result<Self, std::string::FromUtf8Error> {
+        String::from_utf8(bytes).map(Decoded::plain)
+    }
+
     fn plain(text: String) -> Self {
         Decoded { text, replaced: 0, marks: Vec::new() }
+    }
+
+    /// U+FFFD for the `length` bytes at `source`; nothing when there are none.
+    fn replace(&mut self, source: &mut usize, length: usize) {
+        if length > 0 {
+            self.text.push(char::REPLACEMENT_CHARACTER);
+            self.replaced += length as u64;
+            *source += length;
+            self.marks.push((self.text.len(), *source));
+        }
     }
 
     /// The offset in the bytes of the character at offset `at` of the text.
@@ -63,36 +118,40 @@ impl Decoded {
     }
 }
 
-/// Decodes `bytes`. With `replace`, what is invalid becomes U+FFFD instead of an error.
+/// Decodes `bytes`. With `replace`, what is invalid becomes U+FFFD instead of an error. UTF-16 and
+/// UTF-32 are read as the UTF-8 that [`super::transcode::readable`] made of them.
 ///
 /// # Errors
-/// The first byte that is not in the encoding. Every byte is in Latin-1.
+/// The first byte that is not in the encoding. In Latin-1 that is only NUL, which no encoding has in a
+/// text: it is the sign of another encoding or of damage.
 pub fn decode(bytes: Vec<u8>, encoding: Encoding, replace: bool) -> Result<Decoded, Invalid> {
-    if encoding == Encoding::Latin1 {
-        return Ok(latin1(&bytes));
+    if matches!(encoding, Encoding::Latin1 | Encoding::Windows1252) {
+        return latin1(&bytes, replace);
     }
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok(Decoded::plain(text)),
-        Err(e) if replace => Ok(utf8_lossy(e.as_bytes())),
-        Err(e) => {
-            let at = e.utf8_error().valid_up_to();
-            Err(Invalid { at, byte: e.as_bytes()[at] })
-        }
+    let invalid = match String::from_utf8(bytes) {
+        Ok(text) if !text.as_bytes().contains(&0) => return Ok(Decoded::plain(text)),
+        Ok(text) => text.into_bytes(),
+        Err(e) => e.into_bytes(),
+    };
+    if replace {
+        return Ok(utf8_lossy(&invalid));
     }
+    let valid = invalid.utf8_chunks().next().map_or(0, |chunk| chunk.valid().len());
+    let at = invalid[..valid].iter().position(|b| *b == 0).unwrap_or(valid);
+    Err(Invalid { at, byte: invalid[at] })
 }
 
 fn utf8_lossy(bytes: &[u8]) -> Decoded {
     let mut out = Decoded::plain(String::with_capacity(bytes.len() + 16));
     let mut source = 0;
     for chunk in bytes.utf8_chunks() {
-        out.text.push_str(chunk.valid());
-        source += chunk.valid().len();
-        if !chunk.invalid().is_empty() {
-            out.text.push(char::REPLACEMENT_CHARACTER);
-            source += chunk.invalid().len();
-            out.replaced += chunk.invalid().len() as u64;
-            out.marks.push((out.text.len(), source));
+        for part in chunk.valid().split_inclusive('\0') {
+            let text = part.trim_end_matches('\0');
+            out.text.push_str(text);
+            source += text.len();
+            out.replace(&mut source, part.len() - text.len());
         }
+        out.replace(&mut source, chunk.invalid().len());
     }
     out
 }
@@ -103,18 +162,20 @@ const WINDOWS_1252: [char; 32] = [
     '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9D}', 'ž', 'Ÿ',
 ];
 
-fn latin1(bytes: &[u8]) -> Decoded {
+fn latin1(bytes: &[u8], replace: bool) -> Result<Decoded, Invalid> {
     let mut out = Decoded::plain(String::with_capacity(bytes.len() + bytes.len() / 8));
-    for (i, byte) in bytes.iter().enumerate() {
+    for (at, byte) in bytes.iter().enumerate() {
         match byte {
+            0 if !replace => return Err(Invalid { at, byte: 0 }),
+            0 => out.replace(&mut { at }, 1),
             0x80..=0x9F => out.text.push(WINDOWS_1252[usize::from(byte - 0x80)]),
             _ => out.text.push(char::from(*byte)),
         }
         if *byte >= 0x80 {
-            out.marks.push((out.text.len(), i + 1));
+            out.marks.push((out.text.len(), at + 1));
         }
     }
-    out
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -131,6 +192,20 @@ mod tests {
     }
 
     #[test]
+    fn windows_1252_is_latin_1_and_nul_is_in_neither() {
+        let bytes = b"premi\xE8re \x93ligne\x94 \x96 \x805".to_vec();
+        let decoded = decode(bytes, Encoding::Windows1252, false).unwrap();
+        assert_eq!(decoded.text, "première “ligne” – €5");
+        for encoding in [Encoding::Utf8, Encoding::Latin1, Encoding::Windows1252] {
+            let nul = decode(b"a\0b".to_vec(), encoding, false);
+            assert_eq!(nul, Err(Invalid { at: 1, byte: 0 }), "{encoding:?}");
+            let replaced = decode(b"a\0\0b".to_vec(), encoding, true).unwrap();
+            assert_eq!(replaced.replaced, 2);
+            assert_eq!(replaced.source_offset(replaced.text.find('b').unwrap()), 3, "{encoding:?}");
+        }
+    }
+
+    #[test]
     fn invalid_bytes_are_named_or_replaced() {
         let bytes = b"ab\xFFcd\xE2\x82".to_vec();
         assert_eq!(decode(bytes.clone(), Encoding::Utf8, false), Err(Invalid { at: 2, byte: 0xFF }));
@@ -143,6 +218,7 @@ mod tests {
         #[test]
         fn offsets_lead_back_to_the_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
             let decoded = decode(bytes.clone(), Encoding::Utf8, true).unwrap();
+            prop_assert!(!decoded.text.contains('\0'));
             for (at, c) in decoded.text.char_indices().filter(|(_, c)| *c != char::REPLACEMENT_CHARACTER) {
                 let from = decoded.source_offset(at);
                 let mut expected = [0; 4];

@@ -234,9 +234,11 @@ mod tests {
         let hasher = MinHasher::new(128, 16, 5);
         let mut seen = Seen::new(true, Some(0.8));
         let origin = |id: u8, start| Origin { id: [id; 16], file: 0, start, end: start + 1 };
-        let text: String = (0..300).map(|i| format!("word{i} ")).collect();
+        let word =
+            |i: u32| format!("word{}{} ", (b'a' + (i / 26) as u8) as char, (b'a' + (i % 26) as u8) as char);
+        let text: String = (0..300).map(word).collect();
         let first = hasher.signature(&text);
-        let near = hasher.signature(&text.replace("word150 ", ""));
+        let near = hasher.signature(&text.replace(&word(150), ""));
         assert_eq!(seen.check(origin(1, 0), first.as_ref()), None);
         let exact = seen.check(origin(1, 5), first.as_ref()).unwrap();
         assert_eq!((exact.likeness, exact.kept.start, exact.similarity), (Likeness::Exact, 0, 1.0));

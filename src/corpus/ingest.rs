@@ -23,10 +23,11 @@ use super::decode::{Decoded, Encoding, Invalid, OnInvalid, decode};
 use super::document::{Document, DocumentWriter};
 use super::duplicates::{DuplicateWriter, Likeness, Origin, Seen};
 use super::input::{Bad, InputFile, Record};
+use super::json::{self, Step, UnknownKeys, describe};
 use super::minhash::{MinHasher, Signature};
 use super::read::{Format, FormatChoice, Reader, Reading};
-use super::rows::{describe, parse_json};
 use super::split;
+use super::transcode::{Readable, readable};
 use crate::base::{Digest, Error, Monitor, Result, fs, suggest, units};
 
 /// What was read, changed and removed, beside the documents.
@@ -48,13 +49,17 @@ pub struct Options {
     pub separator: Option<String>,
     /// Between the fields of CSV, one ASCII character. `null`: a tab in `.tsv`, else a comma.
     pub delimiter: Option<char>,
-    /// `utf-8`, or `latin-1` (read as Windows-1252). Parquet is always UTF-8.
+    /// Keys (JSONL) and columns (CSV, Parquet) beside `text_field` and `id` that may be left out without
+    /// a warning; `["*"]` for all. The report counts them in any case.
+    pub ignore: Vec<String>,
+    /// `utf-8`; `windows-1252`, also called `latin-1`; `utf-16le`, `utf-16be`, `utf-32le`, `utf-32be`. A
+    /// byte order mark tells it by itself. Parquet is always UTF-8.
     pub encoding: Encoding,
     /// What happens to bytes that are not in the encoding: `error`, `replace` (by U+FFFD) or
     /// `skip_document`.
     pub on_invalid: OnInvalid,
-    /// What happens to broken JSON lines, missing or non-text fields, and CSV records of another
-    /// length: `error` or `skip`. Skipped rows are counted by cause.
+    /// What happens to broken JSON, missing or non-text fields, and CSV records of another length or with
+    /// a misplaced quote: `error` or `skip`. Skipped rows are counted by cause.
     pub on_bad_row: OnBadRow,
     /// The longest document, line or record that is taken into memory.
     pub max_document_bytes: u64,
@@ -94,6 +99,7 @@ impl Default for Options {
             text_field: "text".into(),
             separator: Some("auto".into()),
             delimiter: None,
+            ignore: Vec::new(),
             encoding: Encoding::Utf8,
             on_invalid: OnInvalid::Error,
             on_bad_row: OnBadRow::Error,
@@ -214,13 +220,41 @@ impl Options {
     }
 }
 
-/// What was read, changed and removed. `documents_in` = `documents_kept` + all of `removed`; the rows of
-/// the artifact are `documents_out`, which counts the parts of split documents.
+/// What was read, changed and removed: of each file, and of all together.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Report {
     pub bytes_in: u64,
+    #[serde(flatten)]
+    pub total: Counts,
+    pub files: Vec<FileReport>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct FileReport {
+    pub name: String,
+    pub format: Format,
+    pub encoding: Encoding,
+    pub bytes: u64,
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// In how many rows a key or column that was not read holds something. In a Parquet file without
+    /// statistics: all its rows.
+    pub ignored_keys: UnknownKeys,
+}
+
+/// Each row that was read is accounted for:
+/// `rows_in` + `further_documents` = `documents_in` = `documents_kept` + all of `removed`.
+/// What is kept is written as `documents_out` rows of the artifact, which count the parts of split
+/// documents.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Counts {
     pub bytes_out: u64,
     pub characters_out: u64,
+    /// Records, bad ones included: texts between separators, JSON values, CSV records, Parquet rows.
+    /// Blank ones of text, JSONL and CSV are none.
+    pub rows_in: u64,
+    /// Documents beyond the first of a row: of books in one text, and of `split_headings`.
+    pub further_documents: u64,
     pub documents_in: u64,
     pub documents_kept: u64,
     /// Kept documents that were cut into parts.
@@ -229,16 +263,26 @@ pub struct Report {
     pub removed: Removed,
     pub changed: Changes,
     pub boilerplate: Boilerplate,
-    pub files: Vec<FileReport>,
+    /// Rows with a key other than the text's whose value is not JSON: it was left out, the text kept.
+    pub bad_metadata: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct FileReport {
-    pub name: String,
-    pub format: Format,
-    pub bytes: u64,
-    pub documents_in: u64,
-    pub documents_out: u64,
+impl AddAssign<&Counts> for Counts {
+    fn add_assign(&mut self, other: &Counts) {
+        self.bytes_out += other.bytes_out;
+        self.characters_out += other.characters_out;
+        self.rows_in += other.rows_in;
+        self.further_documents += other.further_documents;
+        self.documents_in += other.documents_in;
+        self.documents_kept += other.documents_kept;
+        self.documents_split += other.documents_split;
+        self.documents_out += other.documents_out;
+        self.removed += &other.removed;
+        self.changed += other.changed;
+        self.boilerplate.records += other.boilerplate.records;
+        self.boilerplate.bytes += other.boilerplate.bytes;
+        self.bad_metadata += other.bad_metadata;
+    }
 }
 
 /// Documents that were left out, by reason.
@@ -252,6 +296,20 @@ pub struct Removed {
     pub near_duplicates: u64,
     /// By cause.
     pub bad_rows: BTreeMap<&'static str, u64>,
+}
+
+impl AddAssign<&Removed> for Removed {
+    fn add_assign(&mut self, other: &Removed) {
+        self.empty += other.empty;
+        self.shorter_than_min_chars += other.shorter_than_min_chars;
+        self.longer_than_max_chars += other.longer_than_max_chars;
+        self.invalid_encoding += other.invalid_encoding;
+        self.exact_duplicates += other.exact_duplicates;
+        self.near_duplicates += other.near_duplicates;
+        for (cause, count) in &other.bad_rows {
+            *self.bad_rows.entry(*cause).or_default() += count;
+        }
+    }
 }
 
 impl Removed {
@@ -281,18 +339,27 @@ pub struct Boilerplate {
 }
 
 /// Reads `files` in their order and writes `documents.parquet`, `duplicates.parquet` and `report.json`
-/// into the folder `out`.
+/// into the folder `out`; files in UTF-16 and UTF-32 are copied into the folder `scratch` while they
+/// are read.
 ///
 /// # Errors
 /// A file that cannot be read or whose format is not known; what `options` say is an error; nothing
 /// left at the end. [`Error::cancelled`] when the monitor says so.
-pub fn ingest(files: &[InputFile], options: &Options, out: &Path, monitor: &dyn Monitor) -> Result<Report> {
+pub fn ingest(
+    files: &[InputFile],
+    options: &Options,
+    out: &Path,
+    scratch: &Path,
+    monitor: &dyn Monitor,
+) -> Result<Report> {
     if let Some((param, message)) = options.mistakes().into_iter().next() {
         return Err(Error::usage(format!("{param}: {message}")));
     }
-    let mut ingestion = Ingestion::new(files, options, out, monitor)?;
+    let near = options.near_duplicates.as_ref();
+    let hasher = near.map(|near| MinHasher::new(near.permutations, near.bands, near.shingle_words));
+    let mut ingestion = Ingestion::new(files, options, hasher.as_ref(), out, monitor)?;
     for number in 0..files.len() {
-        ingestion.file(number)?;
+        ingestion.file(number, scratch)?;
     }
     ingestion.finish(out)
 }
@@ -301,12 +368,21 @@ struct Ingestion<'a> {
     files: &'a [InputFile],
     options: &'a Options,
     monitor: &'a dyn Monitor,
-    hasher: Option<MinHasher>,
+    hasher: Option<&'a MinHasher>,
     seen: Seen,
     documents: DocumentWriter,
     duplicates: DuplicateWriter,
     report: Report,
-    warned: bool,
+    current: Current,
+}
+
+/// What is known of the file that is being read.
+#[derive(Default)]
+struct Current {
+    counts: Counts,
+    unknown: UnknownKeys,
+    warned_of_row: bool,
+    warned_of_metadata: bool,
 }
 
 /// Raw bytes that are prepared side by side.
@@ -316,36 +392,63 @@ impl<'a> Ingestion<'a> {
     fn new(
         files: &'a [InputFile],
         options: &'a Options,
+        hasher: Option<&'a MinHasher>,
         out: &Path,
         monitor: &'a dyn Monitor,
     ) -> Result<Self> {
-        let near = options.near_duplicates.as_ref();
         Ok(Ingestion {
             files,
             options,
             monitor,
-            hasher: near.map(|near| MinHasher::new(near.permutations, near.bands, near.shingle_words)),
-            seen: Seen::new(options.exact_duplicates, near.map(|near| near.threshold)),
+            hasher,
+            seen: Seen::new(
+                options.exact_duplicates,
+                options.near_duplicates.as_ref().map(|near| near.threshold),
+            ),
             documents: DocumentWriter::create(out)?,
             duplicates: DuplicateWriter::create(out)?,
             report: Report::default(),
-            warned: false,
+            current: Current::default(),
         })
     }
 
-    fn file(&mut self, number: usize) -> Result<()> {
+    fn file(&mut self, number: usize, scratch: &Path) -> Result<()> {
         let file = &self.files[number];
         let format = self.options.format.of(file)?;
-        let mut reader = Reader::open(file, format, &self.options.reading())?;
-        let before = (self.report.documents_in, self.report.documents_out);
-        self.warned = false;
+        let readable = match format {
+            Format::Parquet => Readable::as_it_is(file),
+            _ => readable(file, self.options.encoding, scratch)?,
+        };
+        let mut reader = Reader::open(&readable.file, format, &self.options.reading())?;
+        self.current = Current::default();
+        let preparer = Preparer { options: self.options, hasher: self.hasher, source: &readable, format };
+        self.records(number, &mut reader, &preparer)?;
+        reader.unread_columns(&mut self.current.unknown);
+        let Current { counts, unknown, .. } = std::mem::take(&mut self.current);
+        if counts.documents_in == 0 {
+            tracing::warn!("`{}` holds no document", file.name);
+        }
+        unknown.warn(&file.name, &self.options.ignore, "`text_field` names the one with the text");
+        self.report.bytes_in += file.size;
+        self.report.total += &counts;
+        self.report.files.push(FileReport {
+            name: file.name.clone(),
+            format,
+            encoding: readable.encoding,
+            bytes: file.size,
+            counts,
+            ignored_keys: unknown,
+        });
+        Ok(())
+    }
+
+    fn records(&mut self, number: usize, reader: &mut Reader, preparer: &Preparer) -> Result<()> {
         let mut read = 0;
         loop {
-            self.step(if format == Format::Parquet { 0 } else { read })?;
-            let batch = next_batch(&mut reader)?;
-            let Some(last) = batch.last() else { break };
+            self.step(if preparer.format == Format::Parquet { 0 } else { read })?;
+            let batch = next_batch(reader)?;
+            let Some(last) = batch.last() else { return Ok(()) };
             read = last.as_ref().map_or(read, |record| record.end);
-            let preparer = Preparer { options: self.options, hasher: self.hasher.as_ref(), file, format };
             let prepared: Vec<_> = batch
                 .into_par_iter()
                 .map(|record| record.and_then(|record| preparer.prepare(record)))
@@ -353,22 +456,10 @@ impl<'a> Ingestion<'a> {
             for item in prepared {
                 match item {
                     Ok(prepared) => self.take(number, prepared)?,
-                    Err(bad) => self.bad_row(file, bad)?,
+                    Err(bad) => self.bad_row(&preparer.source.file, bad)?,
                 }
             }
         }
-        if self.report.documents_in == before.0 {
-            tracing::warn!("`{}` holds no document", file.name);
-        }
-        self.report.bytes_in += file.size;
-        self.report.files.push(FileReport {
-            name: file.name.clone(),
-            format,
-            bytes: file.size,
-            documents_in: self.report.documents_in - before.0,
-            documents_out: self.report.documents_out - before.1,
-        });
-        Ok(())
     }
 
     fn step(&self, read: u64) -> Result<()> {
@@ -385,9 +476,11 @@ impl<'a> Ingestion<'a> {
                 false => error,
             });
         }
-        self.report.documents_in += 1;
-        *self.report.removed.bad_rows.entry(bad.cause).or_default() += 1;
-        if !std::mem::replace(&mut self.warned, true) {
+        let counts = &mut self.current.counts;
+        counts.rows_in += 1;
+        counts.documents_in += 1;
+        *counts.removed.bad_rows.entry(bad.cause).or_default() += 1;
+        if !std::mem::replace(&mut self.current.warned_of_row, true) {
             tracing::warn!(
                 "a bad row is skipped (further ones in this file are only counted): {}",
                 bad.into_error(file)
@@ -398,7 +491,17 @@ impl<'a> Ingestion<'a> {
 
     fn take(&mut self, number: usize, prepared: Prepared) -> Result<()> {
         self.monitor.check()?;
-        self.report += prepared.tally;
+        self.current.counts += &prepared.counts;
+        self.current.unknown.add(prepared.unknown.iter().map(String::as_str));
+        if let Some((row, key)) = prepared.bad_metadata
+            && !std::mem::replace(&mut self.current.warned_of_metadata, true)
+        {
+            let file = &self.files[number].name;
+            tracing::warn!(
+                "the value of `{key}` is not valid JSON (`{file}`, row {row}): it is left out, the text is kept; \
+                 further ones in this file are only counted"
+            );
+        }
         for section in prepared.sections {
             self.section(number, section)?;
         }
@@ -409,19 +512,21 @@ impl<'a> Ingestion<'a> {
         let Section { id, start, end, signature, pieces } = section;
         let origin = Origin { id, file: number as u32, start, end };
         if let Some(found) = self.seen.check(origin, signature.as_ref()) {
+            let removed = &mut self.current.counts.removed;
             match found.likeness {
-                Likeness::Exact => self.report.removed.exact_duplicates += 1,
-                Likeness::Near => self.report.removed.near_duplicates += 1,
+                Likeness::Exact => removed.exact_duplicates += 1,
+                Likeness::Near => removed.near_duplicates += 1,
             }
             let name = |file: u32| self.files[file as usize].name.as_str();
             return self.duplicates.push(&origin, name(origin.file), &found, name(found.kept.file));
         }
-        self.report.documents_kept += 1;
-        self.report.documents_split += u64::from(pieces.len() > 1);
+        let counts = &mut self.current.counts;
+        counts.documents_kept += 1;
+        counts.documents_split += u64::from(pieces.len() > 1);
         for document in pieces {
-            self.report.documents_out += 1;
-            self.report.bytes_out += document.text.len() as u64;
-            self.report.characters_out += document.text.chars().count() as u64;
+            counts.documents_out += 1;
+            counts.bytes_out += document.text.len() as u64;
+            counts.characters_out += document.text.chars().count() as u64;
             self.documents.push(&document)?;
         }
         Ok(())
@@ -430,7 +535,8 @@ impl<'a> Ingestion<'a> {
     fn finish(self, out: &Path) -> Result<Report> {
         self.step(0)?;
         let report = self.report;
-        if report.documents_out == 0 {
+        let total = &report.total;
+        if total.documents_out == 0 {
             return Err(nothing_left(&report));
         }
         self.documents.finish()?;
@@ -438,10 +544,10 @@ impl<'a> Ingestion<'a> {
         write_report(out, &report)?;
         tracing::info!(
             "{} documents read, {} removed, {} written ({})",
-            units::count(report.documents_in),
-            units::count(report.removed.total()),
-            units::count(report.documents_out),
-            units::bytes(report.bytes_out)
+            units::count(total.documents_in),
+            units::count(total.removed.total()),
+            units::count(total.documents_out),
+            units::bytes(total.bytes_out)
         );
         Ok(report)
     }
@@ -460,18 +566,19 @@ pub(super) fn write_report(out: &Path, report: &impl Serialize) -> Result<()> {
 
 fn nothing_left(report: &Report) -> Error {
     let files = report.files.len();
-    if report.documents_in == 0 {
+    if report.total.documents_in == 0 {
         let message = format!("no document in {files} file(s) of {} B", report.bytes_in);
         return Error::input(message).help("are they the right files, and is any of them not empty?");
     }
     let reasons: Vec<String> = report
+        .total
         .removed
         .by_reason()
         .into_iter()
         .filter(|(_, count)| *count > 0)
         .map(|(reason, count)| format!("{count} {reason}"))
         .collect();
-    Error::input(format!("no document is left of {} read from {files} file(s)", report.documents_in))
+    Error::input(format!("no document is left of {} read from {files} file(s)", report.total.documents_in))
         .cause(format!("removed were {}", reasons.join(", ")))
         .help("loosen the params named here, or look at the input")
 }
@@ -492,33 +599,15 @@ fn next_batch(reader: &mut Reader) -> Result<Vec<Result<Record, Bad>>> {
     Ok(batch)
 }
 
-/// What one record gave.
+/// What one record gave, and the counts that do not depend on other records.
 #[derive(Default)]
 struct Prepared {
     sections: Vec<Section>,
-    tally: Tally,
-}
-
-/// The counts of a record that do not depend on other records.
-#[derive(Default)]
-struct Tally {
-    documents_in: u64,
-    removed: Removed,
-    changed: Changes,
-    boilerplate: Boilerplate,
-}
-
-impl AddAssign<Tally> for Report {
-    fn add_assign(&mut self, tally: Tally) {
-        self.documents_in += tally.documents_in;
-        self.removed.empty += tally.removed.empty;
-        self.removed.shorter_than_min_chars += tally.removed.shorter_than_min_chars;
-        self.removed.longer_than_max_chars += tally.removed.longer_than_max_chars;
-        self.removed.invalid_encoding += tally.removed.invalid_encoding;
-        self.changed += tally.changed;
-        self.boilerplate.records += tally.boilerplate.records;
-        self.boilerplate.bytes += tally.boilerplate.bytes;
-    }
+    counts: Counts,
+    /// Keys that were not read.
+    unknown: Vec<String>,
+    /// The row and the first key whose value could not be read.
+    bad_metadata: Option<(u64, String)>,
 }
 
 /// A document before duplicates are judged, with the parts that it will be written as.
@@ -534,39 +623,48 @@ struct Section {
 struct Preparer<'a> {
     options: &'a Options,
     hasher: Option<&'a MinHasher>,
-    file: &'a InputFile,
+    source: &'a Readable,
     format: Format,
 }
 
 impl Preparer<'_> {
     fn prepare(&self, mut record: Record) -> Result<Prepared, Bad> {
         let mut out = Prepared::default();
+        out.counts.rows_in = 1;
         let bytes = std::mem::take(&mut record.bytes);
-        let Some(mut decoded) = self.decode(bytes, &record, &mut out.tally)? else {
+        let Some(mut decoded) = self.decode(bytes, &record, &mut out.counts)? else {
             return Ok(out);
         };
         if self.format == Format::Jsonl {
-            let text = self.field(&decoded.text, &record)?;
+            let text = self.field(&decoded.text, &record, &mut out).map_err(|mut bad| {
+                let inside = |at: u64| decoded.source_offset(at.saturating_sub(record.start) as usize) as u64;
+                bad.at = bad.at.map(|at| record.start + inside(at));
+                bad
+            })?;
             decoded.text = text;
         }
-        for range in self.ranges(&decoded.text, &record, &mut out.tally) {
-            let section = self.section(&decoded, &record, range, &mut out.tally);
+        for range in self.ranges(&decoded.text, &record, &mut out.counts) {
+            let section = self.section(&decoded, &record, range, &mut out.counts);
             out.sections.extend(section);
         }
+        out.counts.further_documents = out.counts.documents_in - 1;
         Ok(out)
     }
 
     /// `None` when the document is to be skipped.
-    fn decode(&self, bytes: Vec<u8>, record: &Record, tally: &mut Tally) -> Result<Option<Decoded>, Bad> {
-        let encoding = if self.format == Format::Parquet { Encoding::Utf8 } else { self.options.encoding };
-        match decode(bytes, encoding, self.options.on_invalid == OnInvalid::Replace) {
+    fn decode(&self, bytes: Vec<u8>, record: &Record, counts: &mut Counts) -> Result<Option<Decoded>, Bad> {
+        if self.format == Format::Parquet {
+            let not_utf8 = |_| Bad::new("invalid_encoding", None, format!("row {} is not UTF-8", record.row));
+            return Decoded::from_utf8(bytes).map(Some).map_err(not_utf8);
+        }
+        match decode(bytes, self.source.encoding, self.options.on_invalid == OnInvalid::Replace) {
             Ok(decoded) => {
-                tally.changed.invalid_bytes_replaced += decoded.replaced;
+                counts.changed.invalid_bytes_replaced += decoded.replaced;
                 Ok(Some(decoded))
             }
             Err(_) if self.options.on_invalid == OnInvalid::SkipDocument => {
-                tally.documents_in += 1;
-                tally.removed.invalid_encoding += 1;
+                counts.documents_in += 1;
+                counts.removed.invalid_encoding += 1;
                 Ok(None)
             }
             Err(invalid) => Err(self.invalid(invalid, record)),
@@ -577,35 +675,33 @@ impl Preparer<'_> {
         let at = match self.format {
             // What was decoded is a field; where its byte lies, the file must tell.
             Format::Csv => {
-                let raw = self.file.read_range(record.start, record.end).unwrap_or_default();
-                std::str::from_utf8(&raw).err().map_or(0, |e| e.valid_up_to())
+                let raw = self.source.file.read_range(record.start, record.end).unwrap_or_default();
+                decode(raw, self.source.encoding, false).err().map_or(0, |found| found.at)
             }
             _ => invalid.at,
         };
-        let message = format!("the byte 0x{:02X} is not valid UTF-8", invalid.byte);
-        Bad::new("invalid_encoding", record.start + at as u64, message)
-            .help("set `encoding: latin-1` if that is what the file is, or")
-            .help("set `on_invalid` to `replace` or `skip_document`")
-            .fatal()
+        self.source.invalid(record.start + at as u64, invalid.byte)
     }
 
     /// The text of a JSON object.
-    fn field(&self, json: &str, record: &Record) -> Result<String, Bad> {
+    fn field(&self, json: &str, record: &Record, out: &mut Prepared) -> Result<String, Bad> {
         let name = self.options.text_field.as_str();
-        let value = parse_json(json, record.start)?;
-        let Some(object) = value.as_object() else {
-            let message = format!("expected an object with the field `{name}`, found {}", describe(&value));
-            return Err(Bad::new("not_an_object", record.start, message));
-        };
-        match object.get(name) {
-            Some(serde_json::Value::String(text)) => Ok(text.clone()),
+        let is_text = |key: &str| key == name;
+        let mut object = json::object(json, record.start, &is_text)?;
+        out.unknown = json::unknown_keys(&object.fields, &is_text).map(str::to_string).collect();
+        if let Some(key) = object.bad_metadata.pop() {
+            out.counts.bad_metadata = 1;
+            out.bad_metadata = Some((record.row, key));
+        }
+        match object.fields.remove(name) {
+            Some(serde_json::Value::String(text)) => Ok(text),
             Some(other) => {
-                let at = json.find(&format!("\"{name}\"")).unwrap_or(0) as u64;
-                let message = format!("the field `{name}` holds {}, expected a text", describe(other));
+                let at = json::locate(json, &[Step::Key(name)]).start as u64;
+                let message = format!("the field `{name}` holds {}, expected a text", describe(&other));
                 Err(Bad::new("not_text", record.start + at, message))
             }
             None => {
-                let names = object.keys().map(String::as_str);
+                let names = object.fields.keys().map(String::as_str);
                 Err(Bad::new("missing_field", record.start, format!("this row has no field `{name}`"))
                     .suggest(suggest::closest(name, names.clone()))
                     .help(format!(
@@ -617,17 +713,17 @@ impl Preparer<'_> {
     }
 
     /// The ranges of `text` that are documents.
-    fn ranges(&self, text: &str, record: &Record, tally: &mut Tally) -> Vec<Range<usize>> {
+    fn ranges(&self, text: &str, record: &Record, counts: &mut Counts) -> Vec<Range<usize>> {
         let mut ranges = vec![0..text.len()];
         if self.options.strip_boilerplate {
             ranges = boilerplate::without_gutenberg(text);
-            let opens_file = record.start == 0 || (record.start == 3 && text.starts_with("---"));
+            let opens_file = matches!(record.start, 0 | 3); // 3: behind a byte order mark
             if let Some(first) = ranges.first_mut().filter(|_| self.format == Format::Md && opens_file) {
                 first.start = first.start.max(boilerplate::front_matter(text)).min(first.end);
             }
             let kept: usize = ranges.iter().map(Range::len).sum();
-            tally.boilerplate.records += u64::from(kept < text.len());
-            tally.boilerplate.bytes += (text.len() - kept) as u64;
+            counts.boilerplate.records += u64::from(kept < text.len());
+            counts.boilerplate.bytes += (text.len() - kept) as u64;
         }
         match self.options.split_headings {
             Some(level) => ranges
@@ -647,13 +743,13 @@ impl Preparer<'_> {
         decoded: &Decoded,
         record: &Record,
         range: Range<usize>,
-        tally: &mut Tally,
+        counts: &mut Counts,
     ) -> Option<Section> {
-        tally.documents_in += 1;
+        counts.documents_in += 1;
         let range = self.trimmed(&decoded.text, range);
-        let text = self.clean(&decoded.text[range.clone()], &mut tally.changed);
+        let text = self.clean(&decoded.text[range.clone()], &mut counts.changed);
         let count = text.chars().count();
-        let removed = &mut tally.removed;
+        let removed = &mut counts.removed;
         if text.trim().is_empty() {
             removed.empty += 1;
         } else if count < self.options.min_chars {
@@ -681,7 +777,7 @@ impl Preparer<'_> {
     ) -> Vec<Document> {
         let document = |text, range: &Range<usize>| {
             let (start, end) = self.source_range(decoded, record, range);
-            Document::new(text, self.file.name.as_str(), start, end)
+            Document::new(text, self.source.file.name.as_str(), start, end)
         };
         let Some(most) = self.options.split_chars.filter(|most| count > *most) else {
             return vec![document(text, &range)];
@@ -755,6 +851,10 @@ mod tests {
             self.result.as_ref().unwrap()
         }
 
+        fn total(&self) -> &Counts {
+            &self.report().total
+        }
+
         fn error(&self) -> String {
             self.result.as_ref().unwrap_err().to_string()
         }
@@ -770,9 +870,15 @@ mod tests {
                 InputFile::new(&path).unwrap()
             })
             .collect();
-        let result = ingest(&inputs, &options, &dir.path().join("out"), &Quiet);
+        let result = ingest(&inputs, &options, &dir.path().join("out"), dir.path(), &Quiet);
         if let Ok(report) = &result {
-            assert_eq!(report.documents_in, report.documents_kept + report.removed.total(), "{report:?}");
+            let mut sum = Counts::default();
+            for counts in report.files.iter().map(|file| &file.counts).chain([&report.total]) {
+                assert_eq!(counts.rows_in + counts.further_documents, counts.documents_in, "{report:?}");
+                assert_eq!(counts.documents_in, counts.documents_kept + counts.removed.total(), "{report:?}");
+            }
+            report.files.iter().for_each(|file| sum += &file.counts);
+            assert_eq!(sum, report.total);
         }
         Ran { dir, result }
     }
@@ -812,12 +918,12 @@ mod tests {
             ("a.txt", 23, 33),
             ("b.md", 17, 24),
             ("c.jsonl", 0, 18),
-            ("d.csv", 8, 25),
+            ("d.csv", 8, 24),
             ("e.parquet", 0, 1),
             ("e.parquet", 1, 2),
         ];
         assert_eq!(places, expected);
-        let report = ran.report();
+        let report = ran.total();
         assert_eq!((report.documents_out, report.boilerplate.records), (7, 1));
         assert_eq!(report.changed.normalized_to_nfc, 1);
         let json = fs::read_text(&ran.dir.path().join("out").join(REPORT_NAME)).unwrap();
@@ -832,9 +938,9 @@ mod tests {
         let how = |on_invalid| Options { on_invalid, ..Options::default() };
         let replaced = run(&[("a.txt", bytes)], how(OnInvalid::Replace));
         assert_eq!(replaced.texts(), ["fine", "seé bad\u{FFFD}byte"]);
-        assert_eq!(replaced.report().changed.invalid_bytes_replaced, 1);
+        assert_eq!(replaced.total().changed.invalid_bytes_replaced, 1);
         let skipped = run(&[("a.txt", bytes)], how(OnInvalid::SkipDocument));
-        assert_eq!((skipped.texts().len(), skipped.report().removed.invalid_encoding), (1, 1));
+        assert_eq!((skipped.texts().len(), skipped.total().removed.invalid_encoding), (1, 1));
         let latin = Options { encoding: Encoding::Latin1, ..Options::default() };
         assert_eq!(run(&[("a.txt", b"caf\xE9")], latin).texts(), ["café"]);
         let error = run(&[("a.csv", b"n,text\n1,ok\n2,b\xFFd\n")], Options::default()).error();
@@ -861,7 +967,7 @@ mod tests {
         assert!(error(4).contains("found a list") || error(4).contains("array"), "{}", error(4));
         let ran = run(&[("a.jsonl", json)], skipping());
         assert_eq!(ran.texts(), ["one", "two"]);
-        let causes: Vec<(&str, u64)> = ran.report().removed.bad_rows.iter().map(|(c, n)| (*c, *n)).collect();
+        let causes: Vec<(&str, u64)> = ran.total().removed.bad_rows.iter().map(|(c, n)| (*c, *n)).collect();
         assert_eq!(causes, [("broken_json", 1), ("missing_field", 1), ("not_an_object", 1), ("not_text", 1)]);
     }
 
@@ -926,17 +1032,19 @@ mod tests {
             let raw = &text[document.start as usize..document.end as usize];
             assert_eq!(raw.replace("\r\n", "\n"), document.text);
         }
-        assert_eq!((ran.report().documents_kept, ran.report().documents_split), (1, 1));
+        assert_eq!((ran.total().documents_kept, ran.total().documents_split), (1, 1));
     }
 
     #[test]
     fn duplicates_are_removed_and_reported() {
-        let story: String = (0..200).map(|i| format!("word{i} ")).collect();
-        let near = story.replace("word100", "changed");
+        let word =
+            |i: u32| format!("word{}{} ", (b'a' + (i / 26) as u8) as char, (b'a' + (i % 26) as u8) as char);
+        let story: String = (0..200).map(word).collect();
+        let near = story.replace(&word(100), "changed ");
         let text = [story.as_str(), "other", &near, &story].join("\n<|endoftext|>\n");
         let ran = run(&[("a.txt", text.as_bytes())], Options::default());
         assert_eq!(ran.texts().len(), 2);
-        let removed = &ran.report().removed;
+        let removed = &ran.total().removed;
         assert_eq!((removed.exact_duplicates, removed.near_duplicates), (1, 1));
         let pairs = fs::open(&ran.dir.path().join("out/duplicates.parquet")).unwrap();
         let batches = parquet::arrow::arrow_reader::ParquetRecordBatchReader::try_new(pairs, 100).unwrap();
@@ -948,6 +1056,211 @@ mod tests {
         assert_eq!(column("kept_id").value(0), ran.documents()[0].id);
         let keep = Options { exact_duplicates: false, near_duplicates: None, ..Options::default() };
         assert_eq!(run(&[("a.txt", text.as_bytes())], keep).texts().len(), 4);
+    }
+
+    /// What `tracing` was told while `work` ran on this thread.
+    fn warnings_of(work: impl FnOnce()) -> String {
+        #[derive(Clone, Default)]
+        struct Told(Arc<std::sync::Mutex<Vec<u8>>>);
+        impl std::io::Write for Told {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().unwrap().extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let told = Told::default();
+        let writer = told.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+        tracing::subscriber::with_default(subscriber, work);
+        let bytes = told.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn bad_metadata_costs_no_text_and_every_key_that_is_not_read_is_counted() {
+        let json = b"{\"text\":\"one is fine\",\"who\":\"\\ud83d\",\"id\":1}\n{\"text\":\"two is fine\",\"score\":NaN,\"tags\":[\"a\"]}\n\
+                     {\"text\":\"three is fine\",\"tags\":[]}\n";
+        let csv = b"id,text,title\n1,four,A\n2,five,\n";
+        let parquet = parquet(&[Some("six")]);
+        let files: [(&str, &[u8]); 3] = [("a.jsonl", json), ("b.csv", csv), ("c.parquet", &parquet)];
+        let told = warnings_of(|| {
+            let ran = run(&files, Options::default());
+            assert_eq!((ran.texts().len(), ran.total().rows_in, ran.total().bad_metadata), (6, 6, 2));
+            let keys = |i: usize| serde_json::to_string(&ran.report().files[i].ignored_keys).unwrap();
+            assert_eq!([keys(0), keys(1), keys(2)], ["{\"tags\":1}", "{\"title\":1}", "{}"]);
+        });
+        assert_eq!(told.matches("is not valid JSON").count(), 1, "once a file: {told}");
+        assert!(told.contains("`who`") && told.contains("`a.jsonl`, row 1"), "{told}");
+        assert!(told.contains("`tags` (1 rows)") && told.contains("`title`"), "{told}");
+        let quiet = Options { ignore: vec!["tags".into(), "title".into()], ..Options::default() };
+        let told = warnings_of(|| {
+            let ran = run(&files, quiet);
+            assert_eq!(ran.report().files[0].ignored_keys.rows()["tags"], 1, "counted all the same");
+        });
+        assert!(!told.contains("keys that are not read"), "{told}");
+    }
+
+    #[test]
+    fn columns_of_parquet_that_are_not_read_are_counted_from_statistics() {
+        use arrow::array::{ArrayRef, Int64Array, StringArray};
+        let column = |name: &str, column: ArrayRef| (name.to_string(), column);
+        let columns = [
+            column("text", Arc::new(StringArray::from(vec!["one", "two", "three"]))),
+            column("score", Arc::new(Int64Array::from(vec![Some(1), None, None]))),
+        ];
+        let ran = run(&[("a.parquet", &parquet_of(&columns))], Options::default());
+        assert_eq!(ran.report().files[0].ignored_keys.rows()["score"], 1);
+    }
+
+    fn parquet_of(columns: &[(String, arrow::array::ArrayRef)]) -> Vec<u8> {
+        let field = |(name, column): &(String, arrow::array::ArrayRef)| {
+            arrow::datatypes::Field::new(name, column.data_type().clone(), true)
+        };
+        let schema = Arc::new(arrow::datatypes::Schema::new(columns.iter().map(field).collect::<Vec<_>>()));
+        let arrays = columns.iter().map(|(_, column)| column.clone()).collect();
+        let batch = arrow::array::RecordBatch::try_new(schema.clone(), arrays).unwrap();
+        let mut bytes = Vec::new();
+        let mut writer = parquet::arrow::ArrowWriter::try_new(&mut bytes, schema, None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        bytes
+    }
+
+    #[test]
+    fn names_that_stand_twice_are_refused_in_every_format() {
+        use arrow::array::{ArrayRef, StringArray};
+        let column = |text: &str| ("text".to_string(), Arc::new(StringArray::from(vec![text])) as ArrayRef);
+        let parquet = parquet_of(&[column("first"), column("second")]);
+        let files: [(&str, &[u8]); 4] = [
+            ("a.jsonl", b"{\"text\":\"first\",\"text\":\"second\"}\n"),
+            ("b.jsonl", b"{\"text\":\"x\",\"meta\":{\"text\":1,\"text\":2}}\n"),
+            ("c.csv", b"text,id,text\nfirst,1,second\n"),
+            ("d.parquet", &parquet),
+        ];
+        for (name, bytes) in files {
+            let error = run(&[(name, bytes)], Options::default()).error();
+            assert!(error.contains("`text`") && (error.contains("twice") || error.contains("two columns")));
+            assert!(error.contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn columns_that_hold_no_text_are_named_with_their_type() {
+        use arrow::array::{ArrayRef, BinaryArray, Float16Array, Int64Array};
+        let half = 0x3C00u16.to_le_bytes().to_vec(); // 1.0
+        let data = arrow::array::ArrayData::builder(arrow::datatypes::DataType::Float16)
+            .len(1)
+            .add_buffer(arrow::buffer::Buffer::from_vec(half))
+            .build()
+            .unwrap();
+        let columns: [(&str, ArrayRef); 3] = [
+            ("Float16", Arc::new(Float16Array::from(data))),
+            ("Int64", Arc::new(Int64Array::from(vec![1]))),
+            ("Binary", Arc::new(BinaryArray::from(vec![&b"x"[..]]))),
+        ];
+        for (ty, column) in columns {
+            let bytes = parquet_of(&[("text".to_string(), column)]);
+            let error = run(&[("a.parquet", &bytes)], Options::default()).error();
+            assert!(error.contains(&format!("holds {ty}, expected text")), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_encoding_is_read_in_every_format_of_text() {
+        let wide = |text: &str| -> Vec<u8> {
+            std::iter::once(0xFEFF).chain(text.encode_utf16()).flat_map(u16::to_be_bytes).collect()
+        };
+        let files: [(&str, &[u8]); 4] = [
+            ("a.txt", &wide("Guten Abend 🙂\r\n")),
+            ("b.jsonl", &wide("{\"text\": \"Zweiter\"}\n{\"text\": \"Dritter – ja\"}\n")),
+            ("c.csv", &wide("id,text\n1,\"Vierter, ja\"\n")),
+            ("d.md", b"\xEF\xBB\xBF---\ntitle: x\n---\nF\xC3\xBCnfter"),
+        ];
+        let ran = run(&files, Options::default());
+        let expected = ["Guten Abend 🙂", "Zweiter", "Dritter – ja", "Vierter, ja", "Fünfter"];
+        assert_eq!(ran.texts(), expected);
+        let encodings: Vec<&str> = ran.report().files.iter().map(|f| f.encoding.name()).collect();
+        assert_eq!(encodings, ["utf-16be", "utf-16be", "utf-16be", "utf-8"]);
+        assert_eq!(ran.documents()[1].start, 0, "offsets are of the UTF-8 form");
+        let left: Vec<_> =
+            std::fs::read_dir(ran.dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left.len(), files.len() + 1, "the copies are gone: {left:?}");
+        let windows = Options { encoding: Encoding::Windows1252, ..Options::default() };
+        assert_eq!(run(&[("a.txt", b"premi\xE8re \x93ligne\x94")], windows).texts(), ["première “ligne”"]);
+    }
+
+    #[test]
+    fn halves_of_pairs_and_nul_bytes_follow_on_invalid() {
+        let mut lone: Vec<u8> =
+            "\u{FEFF}fine\n<|endoftext|>\nhalf ".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        lone.extend([0x3D, 0xD8]);
+        let error = run(&[("a.txt", &lone)], Options::default()).error();
+        assert!(error.contains("not valid UTF-16LE") && error.contains("a.txt:3:6"), "{error}");
+        let nul: &[u8] = b"fine text\n<|endoftext|>\nsome\0text";
+        let error = run(&[("a.txt", nul)], Options::default()).error();
+        assert!(error.contains("NUL byte") && error.contains("a.txt:3:5"), "{error}");
+        for bytes in [&lone, nul] {
+            let how = |on_invalid| Options { on_invalid, ..Options::default() };
+            let replaced = run(&[("a.txt", bytes)], how(OnInvalid::Replace));
+            assert!(replaced.texts()[1].contains('\u{FFFD}'));
+            assert_eq!(replaced.total().changed.invalid_bytes_replaced, 1);
+            let skipped = run(&[("a.txt", bytes)], how(OnInvalid::SkipDocument));
+            assert_eq!((skipped.texts().len(), skipped.total().removed.invalid_encoding), (1, 1));
+        }
+        let error = run(&[("a.csv", b"a,text\n\"x\",\"q \"\"\0\"\n")], Options::default()).error();
+        assert!(error.contains("a.csv:2:10"), "{error}");
+    }
+
+    #[test]
+    fn an_unclosed_quote_is_counted_and_what_follows_is_read() {
+        let mut csv = "text,id\nfirst,1\n\"never closed,2\n".to_string();
+        csv.extend((3..=40).map(|i| format!("line {i} is here,{i}\n")));
+        let error = run(&[("a.csv", csv.as_bytes())], Options::default()).error();
+        assert!(error.contains("a.csv:3:1") && error.contains("lines 3 to 41"), "{error}");
+        let ran = run(&[("a.csv", csv.as_bytes())], skipping());
+        let counts = &ran.report().files[0].counts;
+        assert_eq!(
+            (counts.rows_in, counts.documents_kept, counts.removed.bad_rows["unclosed_quote"]),
+            (40, 39, 1)
+        );
+    }
+
+    #[test]
+    fn the_caret_stands_under_the_key_and_signs_make_four_documents() {
+        let json = "{\"a\": \"text\", \"ß\": 1, \"text\": 5}\n";
+        let error = run(&[("a.jsonl", json.as_bytes())], Options::default()).error();
+        assert!(error.contains("a.jsonl:1:23"), "{error}");
+        let latin = Options { encoding: Encoding::Latin1, ..Options::default() };
+        let error = run(&[("a.jsonl", b"{\"a\": \"\xDF\xDF\", \"text\": 5}\n")], latin).error();
+        assert!(error.contains("a.jsonl:1:13"), "{error}");
+        let around = "so it went on and nobody knew why the old clock had stopped ".repeat(6);
+        for around in ["", &around] {
+            let signs = [
+                "7 + 2 = 9 and 8 > 3.",
+                "7 - 2 = 9 and 8 < 3.",
+                "I liked the soup 🙂",
+                "I liked the soup 🙁",
+            ];
+            let text = signs.map(|sign| format!("{around}{sign} {around}")).join("<|endoftext|>");
+            assert_eq!(run(&[("a.txt", text.as_bytes())], Options::default()).texts().len(), 4);
+        }
+    }
+
+    #[test]
+    fn documents_beyond_the_first_of_a_row_are_counted() {
+        let book = |n: u32| {
+            format!(
+                "*** START OF THE PROJECT GUTENBERG EBOOK {n} ***\nBook {n}\n*** END OF THE PROJECT GUTENBERG EBOOK {n} ***\n"
+            )
+        };
+        let text = format!("{}{}<|endoftext|>Another.", book(1), book(2));
+        let ran = run(&[("a.txt", text.as_bytes())], Options::default());
+        let counts = ran.total();
+        assert_eq!((counts.rows_in, counts.further_documents, counts.documents_in), (2, 1, 3));
     }
 
     #[test]
@@ -972,7 +1285,8 @@ mod tests {
         let path = dir.path().join("a.txt");
         fs::write(&path, b"text").unwrap();
         let files = [InputFile::new(&path).unwrap()];
-        let error = ingest(&files, &Options::default(), &dir.path().join("out"), &Stop).unwrap_err();
+        let error =
+            ingest(&files, &Options::default(), &dir.path().join("out"), dir.path(), &Stop).unwrap_err();
         assert!(error.is_cancelled());
     }
 
@@ -985,7 +1299,7 @@ mod tests {
             return;
         };
         let dir = tempfile::tempdir().unwrap();
-        let report = ingest(&[file], &Options::default(), dir.path(), &Quiet).unwrap();
+        let report = ingest(&[file], &Options::default(), dir.path(), dir.path(), &Quiet).unwrap().total;
         assert_eq!((report.documents_in, report.documents_kept, report.documents_split), (45, 45, 45));
         assert!(report.documents_out > 700 && report.bytes_out > 15_000_000, "{report:?}");
     }

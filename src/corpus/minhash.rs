@@ -6,11 +6,15 @@
 //! kept for the estimate (Li and König, 2010, "b-Bit Minwise Hashing"), which makes a signature 4 times
 //! smaller at hardly more variance.
 //!
+//! Texts whose digits, operators or emoji differ share no band, so they are never near-duplicates,
+//! however long they are: see [`super::signs`].
+//!
 //! It measures resemblance (Jaccard), not containment: a tale inside a long book is no near-duplicate
 //! of the book.
 
 use std::collections::HashMap;
 
+use super::signs::{Tokens, mix};
 use crate::base::Rng;
 
 /// Hashes texts. Two hashers of the same shape give the same signatures, always.
@@ -44,9 +48,9 @@ impl MinHasher {
         MinHasher { factors, summands, shingle_words, bands }
     }
 
-    /// `None` for a text without a word.
+    /// `None` for a text without a word or a sign that carries meaning.
     pub fn signature(&self, text: &str) -> Option<Signature> {
-        let words = word_hashes(text);
+        let Tokens { hashes: words, signs } = Tokens::of(text);
         if words.is_empty() {
             return None;
         }
@@ -60,7 +64,7 @@ impl MinHasher {
         }
         let rows = minima.len() / self.bands;
         let key = |(band, rows): (usize, &[u32])| {
-            rows.iter().fold(mix(band as u64 + 1), |hash, minimum| mix(hash ^ u64::from(*minimum)))
+            rows.iter().fold(mix(signs ^ (band as u64 + 1)), |hash, minimum| mix(hash ^ u64::from(*minimum)))
         };
         Some(Signature {
             low_bytes: minima.iter().map(|m| *m as u8).collect(),
@@ -82,31 +86,6 @@ fn estimate(a: &[u8], b: &[u8]) -> f64 {
     const CHANCE: f64 = 1.0 / 256.0;
     let equal = a.iter().zip(b).filter(|(a, b)| a == b).count();
     ((equal as f64 / a.len() as f64 - CHANCE) / (1.0 - CHANCE)).max(0.0)
-}
-
-/// A hash of each word: a run of letters and digits, in lower case.
-fn word_hashes(text: &str) -> Vec<u64> {
-    let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
-    words.map(|word| mix(word.chars().fold(FNV_OFFSET, lower_case_hash))).collect()
-}
-
-const FNV_OFFSET: u64 = 0xCBF2_9CE4_8422_2325;
-
-/// FNV-1a over the lower case of `c`.
-fn lower_case_hash(hash: u64, c: char) -> u64 {
-    let add = |hash: u64, c: char| (hash ^ u64::from(c)).wrapping_mul(0x0100_0000_01B3);
-    match c.is_ascii() {
-        true => add(hash, c.to_ascii_lowercase()),
-        false => c.to_lowercase().fold(hash, add),
-    }
-}
-
-/// The finalizer of SplitMix64 (Steele, Lea and Flood, 2014): every bit of `x` changes every other.
-fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
 }
 
 /// Signatures by band: who shares a band with a text is worth comparing to it.
@@ -168,7 +147,9 @@ mod tests {
     use std::collections::HashSet;
 
     fn words(rng: &mut Rng, n: usize) -> Vec<String> {
-        (0..n).map(|_| format!("w{}", rng.below(100_000))).collect()
+        let letter = |n: u64| char::from(b'a' + (n % 26) as u8);
+        let word = |n: u64| [n, n / 26, n / 676, n / 17_576].map(letter).iter().collect();
+        (0..n).map(|_| word(rng.below(100_000))).collect()
     }
 
     fn jaccard(a: &[String], b: &[String], n: usize) -> f64 {
@@ -221,5 +202,22 @@ mod tests {
         let hasher = MinHasher::new(128, 16, 5);
         assert_eq!(hasher.signature("Yes, sir!"), hasher.signature("yes SIR"));
         assert_eq!(hasher.signature(" … "), None);
+    }
+
+    #[test]
+    fn one_sign_keeps_long_texts_apart() {
+        let hasher = MinHasher::new(128, 16, 5);
+        let around = words(&mut Rng::new(3, "texts"), 60).join(" ");
+        for pair in [["7 + 2", "7 - 2"], ["8 > 3", "8 < 3"], ["🙂", "🙁"], ["in 1914", "in 1915"]] {
+            let mut index = LshIndex::default();
+            for part in pair {
+                let text = format!("{around} {part} {around}");
+                let signature = hasher.signature(&text).unwrap();
+                assert_eq!(index.nearest(&signature, 0.1), None, "{part}");
+                index.insert(&signature);
+                let near = hasher.signature(&format!("{text} anyway")).unwrap();
+                assert!(index.nearest(&near, 0.8).is_some(), "{part}");
+            }
+        }
     }
 }

@@ -1,19 +1,24 @@
 //! Documents and conversations: reading them from what users have, cleaning, deduplication, and the
-//! Parquet files that the other rooms read.
+//! Parquet files that the other modules read.
 
 pub mod conversation;
 pub mod document;
+pub mod held_out;
 pub mod parquet_io;
 pub mod table;
 
+pub mod binary;
 pub mod boilerplate;
 pub mod chat;
 pub mod clean;
+pub mod csv;
 pub mod decode;
 pub mod duplicates;
 pub mod ingest;
 pub mod input;
+pub mod json;
 pub mod minhash;
 pub mod read;
-pub mod rows;
+pub mod signs;
 pub mod split;
+pub mod transcode;

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{Array, RecordBatch};
-use arrow::datatypes::Schema;
+use arrow::datatypes::{DataType, Fields, Schema};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::metadata::{KeyValue, ParquetMetaData};
+use parquet::file::metadata::{ColumnChunkMetaData, KeyValue, ParquetMetaData};
 use parquet::file::properties::WriterProperties;
 
 use crate::base::{Error, Result, fs};
@@ -69,6 +69,44 @@ pub fn expect_whole(path: &Path, metadata: &ParquetMetaData, size: u64) -> Resul
         }
     }
     Ok(())
+}
+
+/// No two columns, or fields of a struct, have the same name: which of them is meant, nobody could say.
+///
+/// # Errors
+/// Names the first that stands twice in the file called `name`.
+pub fn expect_unique_names(name: &str, fields: &Fields) -> Result<()> {
+    for (i, field) in fields.iter().enumerate() {
+        if fields[..i].iter().any(|other| other.name() == field.name()) {
+            let message = format!("`{name}` has two columns called `{}`", field.name());
+            return Err(Error::input(message).help(
+                "rename one of them where the file is written: which of the two is meant cannot be told",
+            ));
+        }
+        let mut inner = field.data_type();
+        while let DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) = inner
+        {
+            inner = item.data_type();
+        }
+        if let DataType::Struct(fields) = inner {
+            expect_unique_names(name, fields)?;
+        }
+    }
+    Ok(())
+}
+
+/// In how many rows the column `name` holds something, as the file's statistics say; all rows, where
+/// they say nothing or the column is nested.
+pub fn filled_rows(metadata: &ParquetMetaData, name: &str) -> u64 {
+    let groups = metadata.row_groups().iter();
+    groups
+        .map(|group| {
+            let own = |chunk: &&ColumnChunkMetaData| chunk.column_path().parts() == [name];
+            let chunk = group.columns().iter().find(own);
+            let nulls = chunk.and_then(|chunk| chunk.statistics()?.null_count_opt()).unwrap_or(0);
+            (group.num_rows() as u64).saturating_sub(nulls)
+        })
+        .sum()
 }
 
 /// The bytes of all values of a column of text, as the file's statistics say, without reading it:

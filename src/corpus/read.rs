@@ -11,9 +11,10 @@ use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchR
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::csv::{CsvRows, column_of};
 use super::input::{Bad, InputFile, Record, Window, too_long};
-use super::parquet_io::{expect_whole, guarded, unreadable};
-use super::rows::{CsvRows, JsonRows, Next, column_of};
+use super::json::{JsonRows, Next, UnknownKeys};
+use super::parquet_io::{expect_unique_names, expect_whole, filled_rows, guarded, unreadable};
 use crate::base::{Error, Result, fs, suggest};
 
 /// What a file holds.
@@ -105,7 +106,7 @@ pub struct Reading {
 pub enum Reader {
     Text(Segments),
     Json(JsonRows),
-    Csv(CsvRows, usize),
+    Csv(CsvTexts),
     Parquet(ParquetRows),
 }
 
@@ -121,11 +122,12 @@ impl Reader {
             Format::Csv => {
                 let delimiter = how.delimiter.unwrap_or(if file.ending() == "tsv" { b'\t' } else { b',' });
                 let rows = CsvRows::open(file, delimiter, how.max_bytes)?;
-                if rows.headers().is_empty() {
-                    return Ok(Reader::Csv(rows, 0)); // an empty file has no records either
-                }
-                let column = column_of(&how.text_field, rows.headers(), file)?;
-                Ok(Reader::Csv(rows, column))
+                let column = match rows.headers() {
+                    [] => 0, // an empty file has no records either
+                    headers => column_of(&how.text_field, headers, file)?,
+                };
+                let filled = vec![0; rows.headers().len()];
+                Ok(Reader::Csv(CsvTexts { rows, column, filled }))
             }
             Format::Parquet => Ok(Reader::Parquet(ParquetRows::open(file, &how.text_field, how.max_bytes)?)),
         }
@@ -140,13 +142,42 @@ impl Reader {
             Reader::Text(segments) => segments.next(),
             Reader::Json(rows) => rows.next(),
             Reader::Parquet(rows) => rows.next(),
-            Reader::Csv(rows, column) => Ok(rows.next().map(|record| {
-                record.map(|record| Record {
-                    bytes: rows.fields().get(*column).unwrap_or(b"").to_vec(),
-                    ..record
-                })
-            })),
+            Reader::Csv(texts) => Ok(texts.next()),
         }
+    }
+
+    /// Adds the columns beside that of the text and `id`, and how many rows hold something there; of
+    /// JSON, whoever parses the rows knows.
+    pub fn unread_columns(&self, unknown: &mut UnknownKeys) {
+        let columns: Vec<(&String, u64)> = match self {
+            Reader::Text(_) | Reader::Json(_) => Vec::new(),
+            Reader::Csv(texts) => texts.rows.headers().iter().zip(texts.filled.iter().copied()).collect(),
+            Reader::Parquet(rows) => rows.others.iter().map(|(name, rows)| (name, *rows)).collect(),
+        };
+        for (name, rows) in columns.into_iter().filter(|(name, _)| *name != "id") {
+            unknown.add_rows(name, rows);
+        }
+    }
+}
+
+/// One column of a CSV file.
+pub struct CsvTexts {
+    rows: CsvRows,
+    column: usize,
+    /// Of each other column, how many records have something there.
+    filled: Vec<u64>,
+}
+
+impl CsvTexts {
+    fn next(&mut self) -> Option<Result<Record, Bad>> {
+        let record = self.rows.next()?;
+        Some(record.map(|record| {
+            let fields = self.rows.fields();
+            for (i, field) in fields.iter().enumerate().filter(|(i, _)| *i != self.column) {
+                self.filled[i] += u64::from(!field.is_empty());
+            }
+            Record { bytes: fields.get(self.column).unwrap_or(b"").to_vec(), ..record }
+        }))
     }
 }
 
@@ -252,6 +283,8 @@ pub struct ParquetRows {
     batch: Option<(ArrayRef, usize)>,
     row: u64,
     limit: u64,
+    /// The other columns, and how many rows hold something there.
+    others: Vec<(String, u64)>,
 }
 
 impl ParquetRows {
@@ -262,8 +295,11 @@ impl ParquetRows {
             ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| unreadable(name, &e))
         })?;
         expect_whole(name, builder.metadata(), fs::size(&file.path)?)?;
+        expect_unique_names(&file.name, builder.schema().fields())?;
         let headers: Vec<String> = builder.schema().fields().iter().map(|f| f.name().clone()).collect();
         let root = column_of(column, &headers, file)?;
+        let others = headers.iter().filter(|name| *name != column);
+        let others = others.map(|name| (name.clone(), filled_rows(builder.metadata(), name))).collect();
         let ty = builder.schema().field(root).data_type();
         let is_text = |ty: &DataType| matches!(ty, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
         if !is_text(ty) && !matches!(ty, DataType::Dictionary(_, value) if is_text(value)) {
@@ -280,6 +316,7 @@ impl ParquetRows {
             batch: None,
             row: 0,
             limit,
+            others,
         })
     }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use crate::base::suggest;
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gate {
     comparison: Comparison,
@@ -30,7 +32,8 @@ impl Gate {
             .into_iter()
             .find_map(|(sign, c)| Some((c, text.strip_prefix(sign)?)))
             .ok_or_else(|| format!("`{text}` is not a gate: write `<= 2.2`, with one of <, <=, >, >="))?;
-        let bound: f64 = rest.trim().parse().map_err(|_| format!("`{}` is not a number", rest.trim()))?;
+        let bound = rest.trim().parse().ok().filter(|bound: &f64| bound.is_finite());
+        let bound = bound.ok_or_else(|| format!("`{}` is not a finite number", rest.trim()))?;
         Ok(Gate { comparison, bound })
     }
 
@@ -44,16 +47,65 @@ impl Gate {
     }
 }
 
+/// What a figure of a report is measured on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    Nothing,
+    Documents,
+    Chats,
+}
+
+const OF_THE_MODEL: [&str; 3] = ["parameters", "model_bytes", "vocab_size"];
+const OF_TEXTS: [&str; 9] = [
+    "texts",
+    "tokens",
+    "bytes",
+    "loss",
+    "perplexity",
+    "bits_per_byte",
+    "bytes_per_token",
+    "top1_accuracy",
+    "top5_accuracy",
+];
+const OF_COMPLETIONS: [&str; 2] = ["completion_accuracy", "completions"];
+
+/// What the figure called `metric` is measured on.
+///
+/// # Errors
+/// When no report has such a figure: the names that there are, the nearest first.
+pub fn needs(metric: &str) -> Result<Needs, String> {
+    let of_chats: Vec<String> = OF_TEXTS.iter().map(|name| format!("chats.{name}")).collect();
+    let of_documents = OF_TEXTS.iter().chain(&OF_COMPLETIONS);
+    let all =
+        OF_THE_MODEL.iter().chain(of_documents.clone()).copied().chain(of_chats.iter().map(String::as_str));
+    match metric {
+        _ if OF_THE_MODEL.contains(&metric) => Ok(Needs::Nothing),
+        _ if of_documents.clone().any(|name| *name == metric) => Ok(Needs::Documents),
+        _ if of_chats.iter().any(|name| name == metric) => Ok(Needs::Chats),
+        _ => Err(match suggest::closest(metric, all.clone()) {
+            Some(near) => format!("no report has a figure `{metric}`; did you mean `{near}`?"),
+            None => format!("no report has a figure `{metric}`; there are {}", suggest::list(all)),
+        }),
+    }
+}
+
 /// A line for each gate that `report` does not pass. `chats.perplexity` looks inside `chats`.
 pub fn missed(gates: &BTreeMap<String, String>, report: &Value) -> Vec<String> {
     let one = |(metric, condition): (&String, &String)| {
-        let value = metric.split('.').try_fold(report, |v, part| v.get(part)).and_then(Value::as_f64);
-        match (Gate::parse(condition), value) {
-            (Ok(gate), Some(value)) if gate.passes(value) => None,
-            (Ok(_), Some(value)) => Some(format!("{metric} is {value:.4}, the gate is {condition}")),
-            (Ok(_), None) => Some(format!("{metric} is not in the report, the gate is {condition}")),
-            (Err(why), _) => Some(format!("{metric}: {why}")),
-        }
+        let value = metric.split('.').try_fold(report, |v, part| v.get(part));
+        let gate = match Gate::parse(condition) {
+            Ok(gate) => gate,
+            Err(why) => return Some(format!("{metric}: {why}")),
+        };
+        let missed = match value {
+            None => "is not in the report".to_string(),
+            Some(value) => match value.as_f64() {
+                Some(number) if gate.passes(number) => return None,
+                Some(number) => format!("is {number:.4}"),
+                None => format!("is {value}, not a number"),
+            },
+        };
+        Some(format!("{metric} {missed}, the gate is {condition}"))
     };
     gates.iter().filter_map(one).collect()
 }
@@ -61,6 +113,14 @@ pub fn missed(gates: &BTreeMap<String, String>, report: &Value) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn figures_that_no_report_has_are_known_before_one_is_made() {
+        assert_eq!(needs("vocab_size"), Ok(Needs::Nothing));
+        assert_eq!(needs("completion_accuracy"), Ok(Needs::Documents));
+        assert_eq!(needs("chats.perplexity"), Ok(Needs::Chats));
+        assert!(needs("perplexty").unwrap_err().contains("did you mean `perplexity`"));
+    }
 
     #[test]
     fn gates_compare_and_name_what_missed() {
@@ -76,6 +136,15 @@ mod tests {
             lines,
             ["bits_per_byte is 2.0000, the gate is < 2", "nope is not in the report, the gate is > 1"]
         );
-        assert!(Gate::parse("2.2").is_err() && Gate::parse("<= two").is_err());
+        for condition in ["2.2", "<= two", "<= nan", "> -inf", ">= 1e999"] {
+            assert!(Gate::parse(condition).is_err(), "{condition}");
+        }
+        let report = serde_json::json!({"ok": true, "loss": null, "name": "7"});
+        let lines = missed(&gates(&[("ok", "> 0"), ("loss", "< 1"), ("name", "> 1")]), &report);
+        assert_eq!(lines[0], "loss is null, not a number, the gate is < 1");
+        assert!(
+            lines[1].starts_with("name is \"7\", not") && lines[2].starts_with("ok is true, not"),
+            "{lines:?}"
+        );
     }
 }

@@ -12,27 +12,26 @@
 
 mod gates;
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-pub use gates::{Gate, missed};
+pub use gates::{Gate, Needs, missed, needs};
 
-use crate::base::{Error, Monitor, Result};
-use crate::corpus::conversation::ConversationReader;
-use crate::corpus::document::DocumentReader;
+use crate::base::{Monitor, Result};
+use crate::corpus::conversation::Role;
+use crate::corpus::held_out::{Extremes, HeldOut, Rule, is_unseen};
 use crate::generate::{self, Strategy};
 use crate::kernel::Team;
 use crate::model::{IGNORE, Model, Pass, Prediction, Sequences};
-use crate::shard::{Split, split_of};
-use crate::tokenizer::{Special, chat};
+use crate::tokenizer::{Inputs, Special, Text, chat};
 
-/// Which of the documents that are connected count.
+/// Which of the texts that were there to train on count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Scored {
-    /// Those that `shard` and `finetune` hold out, by the same rule: no training has seen them.
+    /// Those held out from training, by the same rule: no training has seen them.
     #[default]
     Validation,
     All,
@@ -41,6 +40,10 @@ pub enum Scored {
 #[derive(Debug, Clone)]
 pub struct Options {
     pub scored: Scored,
+    /// What the trainings of the model held out.
+    pub held_out: HeldOut,
+    /// The share that counts as held out of texts of a sort that no training of the model says to have
+    /// seen: of an imported model, or conversations for one that never saw any.
     pub validation_fraction: f64,
     /// Tokens scored at most, of documents and of conversations each; whole documents.
     pub max_tokens: u64,
@@ -63,6 +66,9 @@ pub struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion_accuracy: Option<f64>,
     pub completions: u64,
+    /// Of which texts nothing was scored although some were there, and why.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub not_scored: BTreeMap<&'static str, String>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -123,93 +129,137 @@ struct Item {
     bytes: u64,
 }
 
-/// Scores `model` on documents and conversations, given as Parquet files.
+/// What a model is scored on.
+#[derive(Debug, Clone, Default)]
+pub struct Texts {
+    /// Texts of which some were trained on: those count that [`Options::scored`] says.
+    pub split: Inputs,
+    /// Texts that were kept apart from training as a whole: all count.
+    pub validation: Inputs,
+}
+
+impl Texts {
+    /// The documents alone, and the conversations alone.
+    fn by_sort(&self) -> [Texts; 2] {
+        let documents = |all: &Inputs| Inputs { documents: all.documents.clone(), ..Inputs::default() };
+        let chats = |all: &Inputs| Inputs { conversations: all.conversations.clone(), ..Inputs::default() };
+        [
+            Texts { split: documents(&self.split), validation: documents(&self.validation) },
+            Texts { split: chats(&self.split), validation: chats(&self.validation) },
+        ]
+    }
+}
+
+/// Scores `model` on documents and conversations.
 ///
 /// # Errors
-/// Files that do not read, nothing held out to score, a wish to stop.
-pub fn evaluate(
-    model: &Model,
-    documents: &[PathBuf],
-    conversations: &[PathBuf],
-    options: &Options,
-    monitor: &dyn Monitor,
-) -> Result<Report> {
-    let counts = |id: &str| {
-        options.scored == Scored::All || split_of(id, options.validation_fraction) == Split::Validation
-    };
-    let (items, texts) = document_items(model, documents, &counts, options)?;
-    let chats = chat_items(model, conversations, &counts, options)?;
-    for (given, found, what) in [
-        (documents.is_empty(), items.is_empty(), "document"),
-        (conversations.is_empty(), chats.is_empty(), "conversation"),
+/// Files that do not read, a wish to stop. That nothing is held out is no error: see
+/// [`Report::not_scored`].
+pub fn evaluate(model: &Model, texts: &Texts, options: &Options, monitor: &dyn Monitor) -> Result<Report> {
+    let [documents, chats] = texts.by_sort();
+    let documents = Chosen::of(model, &documents, &options.held_out.documents, options)?;
+    let chats = Chosen::of(model, &chats, &options.held_out.conversations, options)?;
+    let mut not_scored = BTreeMap::new();
+    for (what, read, found) in [
+        ("documents", documents.read, documents.items.is_empty()),
+        ("chats", chats.read, chats.items.is_empty()),
     ] {
-        if !given && found {
-            return Err(Error::input(format!("not one {what} is held out to be scored"))
-                .help("raise `validation_fraction`, or score what was trained on with `split: all`"));
+        if read > 0 && found {
+            let why = format!("none of {read} is held out from training");
+            tracing::warn!("{what} are not scored: {why}; `split: all` scores what was trained on");
+            not_scored.insert(what, why);
         }
     }
-    let (hits, tried) = completions(model, &texts, options, monitor)?;
+    let (hits, tried) = completions(model, &documents.texts, options, monitor)?;
     Ok(Report {
         parameters: model.gpt.config.parameters() as u64,
         model_bytes: model.gpt.to_safetensors()?.len() as u64,
         vocab_size: model.gpt.config.vocab_size,
-        documents: score(model, &items, "documents", monitor)?,
-        chats: score(model, &chats, "chats", monitor)?,
+        documents: score(model, &documents.items, "documents", monitor)?,
+        chats: score(model, &chats.items, "chats", monitor)?,
         completion_accuracy: (tried > 0).then(|| hits as f64 / tried as f64),
         completions: tried,
+        not_scored,
     })
 }
 
-fn document_items(
-    model: &Model,
-    files: &[PathBuf],
-    counts: &dyn Fn(&str) -> bool,
-    options: &Options,
-) -> Result<(Vec<Item>, Vec<String>)> {
-    let (bos, eos) = (model.tokenizer.require(Special::Bos)?, model.tokenizer.require(Special::Eos)?);
-    let (mut items, mut texts, mut tokens) = (Vec::new(), Vec::new(), 0u64);
-    for file in files {
-        for document in DocumentReader::open(file)? {
-            let document = document?;
-            if document.text.is_empty() || !counts(&document.id) || tokens >= options.max_tokens {
-                continue;
-            }
-            let mut ids = vec![bos];
-            ids.extend(model.tokenizer.encode(&document.text)?);
-            ids.push(eos);
-            let mut scored = vec![true; ids.len()];
-            scored[0] = false;
-            tokens += ids.len() as u64 - 1;
-            items.push(Item { ids, scored, bytes: document.text.len() as u64 });
-            if texts.len() < options.completions {
-                texts.push(document.text);
-            }
-        }
-    }
-    Ok((items, texts))
+/// Texts of one sort that count, as token ids.
+#[derive(Default)]
+struct Chosen {
+    items: Vec<Item>,
+    /// The documents themselves, as many as are completed.
+    texts: Vec<String>,
+    tokens: u64,
+    /// Texts looked at, whether they count or not.
+    read: u64,
 }
 
-fn chat_items(
-    model: &Model,
-    files: &[PathBuf],
-    counts: &dyn Fn(&str) -> bool,
-    options: &Options,
-) -> Result<Vec<Item>> {
-    let (mut items, mut tokens) = (Vec::new(), 0u64);
-    for file in files {
-        for conversation in ConversationReader::open(file)? {
-            let conversation = conversation?;
-            if !counts(&conversation.id) || tokens >= options.max_tokens {
-                continue;
+impl Chosen {
+    /// Those of documents or of conversations that count; `own` are the model's rules for them.
+    fn of(model: &Model, texts: &Texts, own: &[Rule], options: &Options) -> Result<Self> {
+        let rules = match (options.scored, own) {
+            (Scored::All, _) => Vec::new(),
+            (Scored::Validation, []) => {
+                vec![Rule::new(options.validation_fraction, &extremes(&texts.split)?)]
             }
-            let rendered = chat::render(&model.tokenizer, &conversation.messages)?;
-            let answers = conversation.messages.iter().filter(|m| m.role.as_str() == "assistant");
-            let bytes = answers.map(|m| m.content.len() as u64).sum();
-            tokens += rendered.target.iter().filter(|t| **t).count() as u64;
-            items.push(Item { ids: rendered.ids, scored: rendered.target, bytes });
+            (Scored::Validation, own) => own.to_vec(),
+        };
+        let mut chosen = Chosen::default();
+        for (inputs, rules) in [(&texts.validation, &[][..]), (&texts.split, &rules)] {
+            for text in inputs.texts()? {
+                let text = text?;
+                chosen.read += u64::from(text.bytes() > 0);
+                if text.bytes() > 0 && is_unseen(rules, text.id()) && chosen.tokens < options.max_tokens {
+                    chosen.add(model, text, options)?;
+                }
+            }
+        }
+        Ok(chosen)
+    }
+
+    fn add(&mut self, model: &Model, text: Text, options: &Options) -> Result<()> {
+        let item = Item::of(model, &text)?;
+        self.tokens += item.scored.iter().filter(|scored| **scored).count() as u64;
+        self.items.push(item);
+        if let Text::Document(document) = text
+            && self.texts.len() < options.completions
+        {
+            self.texts.push(document.text);
+        }
+        Ok(())
+    }
+}
+
+fn extremes(inputs: &Inputs) -> Result<Extremes> {
+    let mut extremes = Extremes::default();
+    for text in inputs.texts()? {
+        let text = text?;
+        if text.bytes() > 0 {
+            extremes.add(text.id());
         }
     }
-    Ok(items)
+    Ok(extremes)
+}
+
+impl Item {
+    fn of(model: &Model, text: &Text) -> Result<Self> {
+        match text {
+            Text::Document(document) => {
+                let (bos, eos) =
+                    (model.tokenizer.require(Special::Bos)?, model.tokenizer.require(Special::Eos)?);
+                let ids = [&[bos], model.tokenizer.encode(&document.text)?.as_slice(), &[eos]].concat();
+                let mut scored = vec![true; ids.len()];
+                scored[0] = false;
+                Ok(Item { ids, scored, bytes: document.text.len() as u64 })
+            }
+            Text::Conversation(conversation) => {
+                let rendered = chat::render(&model.tokenizer, &conversation.messages)?;
+                let answers = conversation.messages.iter().filter(|m| m.role == Role::Assistant);
+                let bytes = answers.map(|m| m.content.len() as u64).sum();
+                Ok(Item { ids: rendered.ids, scored: rendered.target, bytes })
+            }
+        }
+    }
 }
 
 fn score(model: &Model, items: &[Item], what: &str, monitor: &dyn Monitor) -> Result<Option<Scores>> {

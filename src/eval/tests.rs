@@ -4,6 +4,7 @@ use super::*;
 use crate::base::Quiet;
 use crate::corpus::conversation::{self, Conversation, ConversationWriter, Message, Role};
 use crate::corpus::document::{Document, DocumentWriter, FILE_NAME};
+use crate::corpus::held_out::HeldOut;
 use crate::model::{Config, Gpt};
 use crate::tokenizer::Tokenizer;
 
@@ -19,7 +20,13 @@ fn uniform(vocab: usize) -> Model {
 }
 
 fn options(scored: Scored) -> Options {
-    Options { scored, validation_fraction: 0.05, max_tokens: 1_000_000, completions: 2 }
+    let held_out = HeldOut::default();
+    Options { scored, held_out, validation_fraction: 0.05, max_tokens: 1_000_000, completions: 2 }
+}
+
+fn documents(folder: &std::path::Path) -> Texts {
+    let split = Inputs { documents: vec![folder.join(FILE_NAME)], ..Inputs::default() };
+    Texts { split, ..Texts::default() }
 }
 
 #[test]
@@ -32,8 +39,7 @@ fn a_model_without_opinion_has_log2_v_bits_a_token_and_every_token_counts_once()
     }
     writer.finish().unwrap();
     let model = uniform(1024);
-    let files = [dir.path().join(FILE_NAME)];
-    let report = evaluate(&model, &files, &[], &options(Scored::All), &Quiet).unwrap();
+    let report = evaluate(&model, &documents(dir.path()), &options(Scored::All), &Quiet).unwrap();
     let scores = report.documents.unwrap();
     let bytes: usize = texts.iter().map(String::len).sum();
     // Every token of the text and the <eos> behind it.
@@ -66,8 +72,10 @@ fn of_chats_the_answers_count_once_each() {
     }
     writer.finish().unwrap();
     let model = uniform(1024);
-    let files = [dir.path().join(conversation::FILE_NAME)];
-    let report = evaluate(&model, &[], &files, &options(Scored::All), &Quiet).unwrap();
+    let conversations = vec![dir.path().join(conversation::FILE_NAME)];
+    let validation = Inputs { conversations, ..Inputs::default() };
+    let texts = Texts { validation, ..Texts::default() };
+    let report = evaluate(&model, &texts, &options(Scored::Validation), &Quiet).unwrap();
     assert!(report.documents.is_none() && report.completions == 0);
     let scores = report.chats.unwrap();
     let bytes: usize = answers.iter().map(String::len).sum();
@@ -80,22 +88,31 @@ fn of_chats_the_answers_count_once_each() {
 }
 
 #[test]
-fn only_what_is_held_out_counts_and_none_held_out_is_an_error() {
+fn only_what_no_training_saw_counts_and_nothing_to_score_is_said() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = DocumentWriter::create(dir.path()).unwrap();
-    let documents: Vec<Document> =
+    let all: Vec<Document> =
         (0..100).map(|i| Document::new(format!("Text number {i} of a hundred."), "t", 0, 0)).collect();
-    documents.iter().for_each(|d| writer.push(d).unwrap());
+    all.iter().for_each(|d| writer.push(d).unwrap());
     writer.finish().unwrap();
-    let files = [dir.path().join(FILE_NAME)];
-    let held_out = documents.iter().filter(|d| split_of(&d.id, 0.05) == Split::Validation).count();
-    assert!(held_out > 0);
     let model = uniform(1024);
-    let report = evaluate(&model, &files, &[], &options(Scored::Validation), &Quiet).unwrap();
-    assert_eq!(report.documents.unwrap().texts, held_out as u64);
-    let none = Options { validation_fraction: 0.0, ..options(Scored::Validation) };
-    let error = evaluate(&model, &files, &[], &none, &Quiet).unwrap_err();
-    assert!(error.message().contains("not one document is held out"), "{error}");
+    let scored = |options: &Options| evaluate(&model, &documents(dir.path()), options, &Quiet).unwrap();
+    let counted = |rules: &[Rule]| all.iter().filter(|d| is_unseen(rules, &d.id)).count() as u64;
+
+    let by_fraction = Rule { validation_fraction: 0.05, ..Rule::default() };
+    let report = scored(&options(Scored::Validation));
+    assert_eq!(report.documents.unwrap().texts, counted(&[by_fraction]));
+    // What the model says of its trainings wins over the fraction.
+    let few =
+        Rule { validation_fraction: 0.01, also_held_out: Some(all[7].id.clone()), also_trained_on: None };
+    let held_out = HeldOut { documents: vec![few.clone()], conversations: Vec::new() };
+    let report = scored(&Options { held_out, validation_fraction: 0.5, ..options(Scored::Validation) });
+    assert_eq!(report.documents.unwrap().texts, counted(&[few]));
+
+    let none = HeldOut { documents: vec![Rule::default()], conversations: Vec::new() };
+    let report = scored(&Options { held_out: none, ..options(Scored::Validation) });
+    assert!(report.documents.is_none() && report.completions == 0);
+    assert_eq!(report.not_scored["documents"], "none of 100 is held out from training");
 }
 
 #[test]

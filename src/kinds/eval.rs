@@ -20,9 +20,10 @@ pub struct Eval;
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Params {
-    /// Which documents and conversations count: those held out from training (`validation`), or `all`.
+    /// Which of `docs` and `chats` count: those held out from training (`validation`), or `all`.
     pub split: Scored,
-    /// The share that was held out: what `shard` and `finetune` were told.
+    /// The share that counts as held out where the model does not say it: of texts for an imported model,
+    /// of conversations for one that was trained on none. A model trained here says what it held out.
     pub validation_fraction: f64,
     /// Tokens scored at most, of documents and of conversations each.
     pub max_tokens: u64,
@@ -51,6 +52,8 @@ impl Default for Params {
     }
 }
 
+const KEPT_APART: &str = "Kept apart from training as a whole: all of it counts.";
+
 impl Kind for Eval {
     type Params = Params;
 
@@ -61,9 +64,11 @@ impl Kind for Eval {
                 .or_source(&["tokenizer.json", ".json"]),
         ];
         inputs.extend(texts::ports());
+        inputs.push(Port::new("validation_docs", "documents", KEPT_APART).optional().many());
+        inputs.push(Port::new("validation_chats", "conversations", KEPT_APART).optional().many());
         Info {
             name: "eval",
-            version: 3, // 2: kernels of our own; 3: sums of e^x by them, too
+            version: 4, // 3: sums of e^x by our kernels; 4: what the model says was held out
             summary: "Measures a model on held-out text: bits per byte, perplexity, accuracies; with gates.",
             inputs,
             outputs: vec![Port::new("report", "report", "`report.json` and `samples.jsonl`.")],
@@ -75,9 +80,11 @@ impl Kind for Eval {
     }
 
     fn check(params: &Params, inputs: &Connected) -> Vec<Issue> {
-        let mut issues = texts::check(inputs);
+        let any = |ports: [&str; 2]| ports.iter().any(|port| !inputs.get(port).is_empty());
+        let apart = any(["validation_docs", "validation_chats"]);
+        let mut issues = if apart { Vec::new() } else { texts::check(inputs) };
         for (metric, condition) in &params.gates {
-            if let Err(why) = Gate::parse(condition) {
+            if let Err(why) = Gate::parse(condition).and_then(|_| measurable(metric, any)) {
                 issues.push(Issue::param(&format!("gates.{metric}"), why));
             }
         }
@@ -101,17 +108,21 @@ impl Kind for Eval {
             Tokenizer::load_with(own, &names)?.is_part_of(&tokenizer)?;
         }
         let model = Model::load(input.file(CONFIG_FILE)?, input.file(WEIGHTS_FILE)?, tokenizer)?;
-        let texts = texts::inputs(ctx)?;
+        let texts = eval::Texts {
+            split: texts::inputs(ctx)?,
+            validation: texts::inputs_at(ctx, "validation_docs", "validation_chats")?,
+        };
         let options = eval::Options {
             scored: params.split,
+            held_out: texts::held_out_by(input)?,
             validation_fraction: params.validation_fraction,
             max_tokens: params.max_tokens,
             completions: params.completions,
         };
-        let report = eval::evaluate(&model, &texts.documents, &texts.conversations, &options, ctx.monitor)?;
+        let report = eval::evaluate(&model, &texts, &options, ctx.monitor)?;
         announce(&report);
         let folder = ctx.output("report")?;
-        texts::write_report(folder, &report)?;
+        fs::write_json(&folder.join("report.json"), &report)?;
         samples(params, ctx, &model, folder)?;
         if let Some(peak) = machine::peak_memory() {
             ctx.monitor.measure("peak_memory", peak as f64 / f64::from(1 << 20), "MiB");
@@ -128,6 +139,19 @@ impl Kind for Eval {
         let value = serde_json::from_slice(&fs::read(path)?)
             .map_err(|e| Error::input(format!("the report of `{}` is not JSON: {e}", report.label)))?;
         Ok(eval::missed(&params.gates, &value))
+    }
+}
+
+/// Whether what the figure is measured on is connected, of ports that `any` knows.
+fn measurable(metric: &str, any: impl Fn([&str; 2]) -> bool) -> Result<(), String> {
+    let ports = match eval::needs(metric)? {
+        eval::Needs::Nothing => return Ok(()),
+        eval::Needs::Documents => ["docs", "validation_docs"],
+        eval::Needs::Chats => ["chats", "validation_chats"],
+    };
+    match any(ports) {
+        true => Ok(()),
+        false => Err(format!("`{metric}` needs texts at `{}` or `{}`", ports[0], ports[1])),
     }
 }
 
@@ -166,4 +190,112 @@ fn samples(params: &Params, ctx: &Context, model: &Model, folder: &Path) -> Resu
     }
     let path: PathBuf = folder.join("samples.jsonl");
     fs::write(&path, &crate::train::json_lines(&all)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kinds::finetune::Finetune;
+    use crate::kinds::pretrain::Pretrain;
+    use crate::kinds::shard::Shard;
+    use crate::kinds::texts::fixtures::{chats, docs};
+    use crate::stage::harness;
+
+    const TINY: &str =
+        "vocab_size: 400, d_model: 8, n_layer: 1, n_head: 2, seq_len: 32, steps: 2, batch_size: 2";
+
+    fn tokenizer() -> Artifact {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizers/byte_bpe.json");
+        harness::artifact("tokenizer", Path::new(path)).unwrap()
+    }
+
+    fn make<K: Kind>(params: &str, inputs: &[(&str, Artifact)], port: &str) -> (harness::Outcome, Artifact) {
+        let made = harness::run::<K>(&format!("{{ {params} }}"), inputs, 1).unwrap();
+        let artifact = made.artifact(port).unwrap();
+        (made, artifact)
+    }
+
+    fn json(made: &harness::Outcome, port: &str, file: &str) -> serde_json::Value {
+        serde_json::from_slice(&made.read(port, file)).unwrap()
+    }
+
+    /// Of the last step.
+    fn val_loss(made: &harness::Outcome) -> serde_json::Value {
+        let metrics = String::from_utf8(made.read("model", "metrics.jsonl")).unwrap();
+        let last: serde_json::Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+        last["val_loss"].clone()
+    }
+
+    /// Documents and conversations each: how many were scored, and what was not.
+    fn scored(params: &str, inputs: &[(&str, Artifact)]) -> (serde_json::Value, serde_json::Value, String) {
+        let (made, _) = make::<Eval>(params, inputs, "report");
+        let report = json(&made, "report", "report.json");
+        (report["texts"].clone(), report["chats"]["texts"].clone(), report["not_scored"].to_string())
+    }
+
+    #[test]
+    fn shard_finetune_and_eval_hold_out_the_same_few_texts() {
+        for n in [2, 3] {
+            let (docs, chats, tokenizer) = (docs(n), chats(n), ("tokenizer", tokenizer()));
+            let inputs = [("docs", docs.clone()), tokenizer.clone()];
+            let (_a, shards) = make::<Shard>("validation_fraction: 0.999", &inputs, "shards");
+            let inputs = [("shards", shards), tokenizer.clone()];
+            let (base, model) = make::<Pretrain>(TINY, &inputs, "model");
+            assert!(val_loss(&base).is_number());
+            let inputs = [("model", model.clone()), tokenizer.clone(), ("chats", chats.clone())];
+            let (_b, tuned) = make::<Finetune>("steps: 2, batch_size: 2", &inputs, "model");
+            let inputs = [("model", tuned), tokenizer.clone(), ("docs", docs.clone()), ("chats", chats)];
+            let (documents, conversations, not_scored) = scored("validation_fraction: 0.9", &inputs);
+            assert_eq!(documents, n - 1, "all but the one that must be trained on");
+            assert_eq!(
+                (conversations, not_scored.as_str()),
+                (1.into(), "null"),
+                "the one that must be held out"
+            );
+        }
+    }
+
+    #[test]
+    fn where_nothing_is_held_out_nothing_fails_and_given_texts_are_validated_on() {
+        let (one, tokenizer) = (docs(1), ("tokenizer", tokenizer()));
+        let (_a, shards) = make::<Shard>("", &[("docs", one.clone()), tokenizer.clone()], "shards");
+        let inputs = [("shards", shards.clone()), tokenizer.clone()];
+        let (base, model) = make::<Pretrain>(TINY, &inputs, "model");
+        assert!(val_loss(&base).is_null(), "nothing is held out");
+        let (documents, _, not_scored) =
+            scored("", &[("model", model), tokenizer.clone(), ("docs", one.clone())]);
+        assert_eq!(
+            (documents, not_scored.contains("none of 1 is held out")),
+            (serde_json::Value::Null, true)
+        );
+
+        let apart = docs(7);
+        let inputs = [("docs", apart.clone()), tokenizer.clone()];
+        let (_b, validation) = make::<Shard>("validation_fraction: 0", &inputs, "shards");
+        let inputs = [("shards", shards), tokenizer.clone(), ("validation", validation)];
+        let (base, model) = make::<Pretrain>(TINY, &inputs, "model");
+        assert!(val_loss(&base).is_number());
+        let inputs =
+            [("model", model.clone()), tokenizer.clone(), ("chats", chats(3)), ("validation", chats(5))];
+        let (tuned, tuned_model) = make::<Finetune>("steps: 2, batch_size: 2", &inputs, "model");
+        assert!(val_loss(&tuned).is_number());
+        let held_out = json(&tuned, "model", "held_out.json");
+        assert_eq!(held_out["conversations"][0]["validation_fraction"], 0.0, "all of `chats` is trained on");
+        let inputs =
+            [("model", tuned_model), tokenizer, ("validation_docs", apart), ("validation_chats", chats(5))];
+        let (documents, conversations, _) = scored("", &inputs);
+        assert_eq!((documents, conversations), (7.into(), 5.into()));
+    }
+
+    #[test]
+    fn a_gate_on_what_is_not_measured_is_found_before_anything_runs() {
+        let fails = |gate: &str| {
+            let params = format!("gates: {{ {gate} }}");
+            let inputs = [("model", docs(1)), ("tokenizer", tokenizer()), ("docs", docs(1))];
+            harness::run::<Eval>(&params, &inputs, 1).err().expect(gate).to_string()
+        };
+        assert!(fails("chats.perplexity: '< 9'").contains("needs texts at `chats`"));
+        assert!(fails("perplexty: '< 9'").contains("did you mean `perplexity`"));
+        assert!(fails("perplexity: '< .nan'").contains("not a finite number"));
+    }
 }

@@ -1,14 +1,18 @@
 //! `finetune`: a pretrained model learns to answer. Loss on the assistant's tokens only.
 
+use std::collections::HashSet;
+
+use super::texts::held_out_by;
 use super::tokenizers;
 use super::training::training_params;
 use crate::base::{Error, Result, units};
 use crate::corpus::conversation::Role;
 use crate::corpus::conversation::{self, ConversationReader};
+use crate::corpus::held_out::{Rule, Split};
 use crate::model::{CONFIG_FILE, Gpt, Model, TOKENIZER_FILE, WEIGHTS_FILE};
-use crate::shard::{Split, split_of};
 use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port};
-use crate::tokenizer::{Names, Special, Tokenizer, chat};
+use crate::tokenizer::chat::{self, Rendered};
+use crate::tokenizer::{Names, Special, Tokenizer};
 use crate::train::{self, Packed, pack, shortest_row};
 
 pub struct Finetune;
@@ -18,7 +22,8 @@ training_params! {
     Params;
     defaults { steps: 300, learning_rate: 0.001, warmup_steps: 20 }
     own {
-        /// The share of conversations, by digest, held out for validation; the rule of `shard`.
+        /// The share of conversations held out for validation, by the digest of their text. Above 0, at
+        /// least one is when there are two. With conversations connected to `validation`, none is.
         validation_fraction: f64 = 0.05,
         /// Which tokens begin a turn of each role, for a model that has learned none:
         /// `{ user: "<|user|>", assistant: "<|assistant|>" }`. Default: what the model says, or its
@@ -36,18 +41,25 @@ impl Kind for Finetune {
     fn info() -> Info {
         Info {
             name: "finetune",
-            version: 4, // 2: kernels of our own; 3: pieces of 256 tokens side by side; 4: sums of e^x by blocks
+            version: 5, // 4: sums of e^x by blocks; 5: of few conversations one is held out; `held_out.json`
             summary: "Teaches a pretrained model to answer, on conversations.",
             inputs: vec![
                 Port::new("model", "model", "The pretrained model."),
                 Port::new("tokenizer", "tokenizer", "The model's tokenizer, or one with further tokens.")
                     .or_source(&["tokenizer.json", ".json"]),
                 Port::new("chats", "conversations", "What it learns to say.").many(),
+                Port::new(
+                    "validation",
+                    "conversations",
+                    "What it is validated on, all of it, instead of what is held out of `chats`.",
+                )
+                .optional()
+                .many(),
             ],
             outputs: vec![Port::new(
                 "model",
                 "model",
-                "`model.safetensors`, `config.json`, `tokenizer.json`; metrics and samples.",
+                "`model.safetensors`, `config.json`, `tokenizer.json`; `held_out.json`, metrics and samples.",
             )],
             open: false,
             seeded: true,
@@ -91,9 +103,12 @@ impl Kind for Finetune {
             return Err(Error::input(format!("a model of {seq_len} positions holds no exchange"))
                 .help(format!("pretrain with `seq_len: {shortest}` or more")));
         }
-        let (train, validation) = rows(params, ctx, &model)?;
+        let (train, validation, rule) = rows(params, ctx, &model)?;
         let folder = ctx.output("model")?;
         train::run(&mut model, &train, &validation, &params.options(ctx.seed), folder, ctx.monitor)?;
+        let mut held_out = held_out_by(ctx.input("model")?)?;
+        held_out.conversations.push(rule);
+        held_out.save(folder)?;
         model.save(folder)
     }
 }
@@ -130,36 +145,63 @@ fn longest_opening(tokenizer: &Tokenizer) -> Result<usize> {
     Ok(opening(Role::User)?.max(opening(Role::Assistant)?).max(system))
 }
 
-/// The conversations packed into rows, to train on and held out.
-fn rows(params: &Params, ctx: &Context, model: &Model) -> Result<(Packed, Packed)> {
-    let pad = model.tokenizer.require(Special::Pad)?;
-    let seq_len = model.gpt.config.seq_len;
-    let mut splits = [Vec::new(), Vec::new()];
-    let (mut read, mut total) = (0, 0);
-    for artifact in ctx.all("chats") {
-        let reader = ConversationReader::open(artifact.file(conversation::FILE_NAME)?)?;
-        total += reader.rows;
-        for conversation in reader {
-            let conversation = conversation?;
-            read += 1;
-            if read % 512 == 0 {
-                ctx.monitor.step("packing", read, Some(total), "conversations")?;
-            }
-            let split = split_of(&conversation.id, params.validation_fraction);
-            let rendered = chat::render(&model.tokenizer, &conversation.messages)?;
-            splits[usize::from(split == Split::Validation)].push(rendered);
+/// The conversations packed into rows, to train on and to validate on, and the rule that parted them.
+fn rows(params: &Params, ctx: &Context, model: &Model) -> Result<(Packed, Packed, Rule)> {
+    let chats = rendered(ctx, "chats", model)?;
+    let mut given = rendered(ctx, "validation", model)?;
+    let fraction = if given.is_empty() { params.validation_fraction } else { 0.0 };
+    let rule = Rule::new(fraction, &chats.iter().map(|(id, _)| id.as_str()).collect());
+    if !given.is_empty() {
+        warn_of_trained(&chats, &given);
+    }
+    let (read, mut train) = (chats.len() + given.len(), Vec::new());
+    for (id, conversation) in chats {
+        match rule.split(&id) {
+            Split::Train => train.push(conversation),
+            Split::Validation => given.push((id, conversation)),
         }
     }
-    let [train, validation] = splits.map(|all| pack(all.into_iter(), seq_len + 1));
+    let seq_len = model.gpt.config.seq_len;
+    let train = pack(train.into_iter(), seq_len + 1);
+    let validation = pack(given.into_iter().map(|(_, conversation)| conversation), seq_len + 1);
     tracing::info!(
         "{} conversations in {} rows of {seq_len} tokens, {} rows held out; {} conversations split, {} exchanges cut",
-        units::count(read),
+        units::count(read as u64),
         units::count(train.rows.len() as u64),
         validation.rows.len(),
         train.split + validation.split,
         train.cut + validation.cut
     );
-    Ok((Packed::new(train.rows, seq_len, pad), Packed::new(validation.rows, seq_len, pad)))
+    let pad = model.tokenizer.require(Special::Pad)?;
+    Ok((Packed::new(train.rows, seq_len, pad), Packed::new(validation.rows, seq_len, pad), rule))
+}
+
+/// The conversations at `port` as token ids, each with its id.
+fn rendered(ctx: &Context, port: &str, model: &Model) -> Result<Vec<(String, Rendered)>> {
+    let mut all = Vec::new();
+    for artifact in ctx.all(port) {
+        let reader = ConversationReader::open(artifact.file(conversation::FILE_NAME)?)?;
+        let total = all.len() as u64 + reader.rows;
+        for conversation in reader {
+            let conversation = conversation?;
+            if all.len() % 512 == 0 {
+                ctx.monitor.step("packing", all.len() as u64, Some(total), "conversations")?;
+            }
+            let rendered = chat::render(&model.tokenizer, &conversation.messages)?;
+            all.push((conversation.id, rendered));
+        }
+    }
+    Ok(all)
+}
+
+fn warn_of_trained(chats: &[(String, Rendered)], given: &[(String, Rendered)]) {
+    let trained: HashSet<&str> = chats.iter().map(|(id, _)| id.as_str()).collect();
+    let known = given.iter().filter(|(id, _)| trained.contains(id.as_str())).count();
+    if known > 0 {
+        tracing::warn!(
+            "{known} conversations to validate on are trained on, too: the validation loss flatters"
+        );
+    }
 }
 
 #[cfg(test)]

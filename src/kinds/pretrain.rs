@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use super::tokenizers;
 use super::training::training_params;
 use crate::base::{Error, Result, units};
+use crate::corpus::held_out::{self, HeldOut, Split};
 use crate::model::{self, Config, Gpt, Model};
-use crate::shard::{Shards, Split};
-use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port};
-use crate::tokenizer::Tokenizer;
+use crate::shard::{Shards, TokenStream};
+use crate::stage::{Artifact, Connected, Context, Facts, Info, Issue, Kind, Port};
+use crate::tokenizer::{Special, Tokenizer};
 use crate::train::{self, Windows};
 
 pub struct Pretrain;
@@ -58,17 +59,23 @@ impl Kind for Pretrain {
     fn info() -> Info {
         Info {
             name: "pretrain",
-            version: 4, // 2: kernels of our own; 3: pieces of 256 tokens side by side; 4: sums of e^x by blocks
+            version: 5, // 4: sums of e^x by blocks; 5: `held_out.json` beside the model
             summary: "Trains a new decoder-only transformer on token shards.",
             inputs: vec![
                 Port::new("shards", "shards", "What it learns to continue."),
                 Port::new("tokenizer", "tokenizer", "What the shards were encoded with.")
                     .or_source(&["tokenizer.json", ".json"]),
+                Port::new(
+                    "validation",
+                    "shards",
+                    "What it is validated on, all of it, instead of what `shards` holds out.",
+                )
+                .optional(),
             ],
             outputs: vec![Port::new(
                 "model",
                 "model",
-                "`model.safetensors`, `config.json`, `tokenizer.json`; metrics and samples.",
+                "`model.safetensors`, `config.json`, `tokenizer.json`; `held_out.json`, metrics and samples.",
             )],
             open: false,
             seeded: true,
@@ -106,30 +113,64 @@ impl Kind for Pretrain {
         // The special tokens are those that the shards were made with.
         let names = tokenizers::names(ctx.input("shards")?)?;
         let tokenizer = Tokenizer::load_with(tokenizers::path(ctx.input("tokenizer")?)?, &names)?;
-        let files: Vec<(String, PathBuf)> =
-            ctx.input("shards")?.files.iter().map(|f| (f.name.clone(), f.path.clone())).collect();
-        let shards = Shards::open(&files)?;
-        if shards.tokenizer != tokenizer.digest() {
-            return Err(Error::input(format!(
-                "the shards were encoded with the tokenizer {}, connected is {}",
-                shards.tokenizer.short(),
-                tokenizer.digest().short()
-            ))
-            .help("connect the same tokenizer to `shard` and `pretrain`"));
-        }
+        let shards = open(ctx.input("shards")?, &tokenizer)?;
         let size = tokenizer.vocab_size();
         config.fits(&tokenizer).map_err(|e| e.help(format!("set `vocab_size: {size}`")))?;
-        let (train, validation) = (shards.read(Split::Train)?, shards.read(Split::Validation)?);
+        let (train, validation) = (shards.read(Split::Train)?, validation(ctx, &shards, &tokenizer)?);
         tracing::info!(
-            "{} tokens to train on, {} held out",
+            "{} tokens to train on, {} to validate on",
             units::count(train.len() as u64),
             units::count(validation.len() as u64)
         );
+        let pad = tokenizer.special(Special::Pad).unwrap_or(0);
         let mut model = Model { gpt: Gpt::fresh(&config, ctx.seed), tokenizer };
-        let (train, validation) =
-            (Windows::new(&train, config.seq_len), Windows::new(&validation, config.seq_len));
+        let windows = |stream| Windows::new(stream, config.seq_len, pad);
+        let (train, validation) = (windows(&train), windows(&validation));
         let folder = ctx.output("model")?;
         train::run(&mut model, &train, &validation, &params.options(ctx.seed), folder, ctx.monitor)?;
+        HeldOut::load(ctx.input("shards")?.file(held_out::FILE_NAME)?)?.save(folder)?;
         model.save(folder)
     }
+}
+
+/// The shards of an artifact, which must be of `tokenizer`.
+fn open(artifact: &Artifact, tokenizer: &Tokenizer) -> Result<Shards> {
+    let files: Vec<(String, PathBuf)> =
+        artifact.files.iter().map(|f| (f.name.clone(), f.path.clone())).collect();
+    let shards = Shards::open(&files)?;
+    if shards.tokenizer == tokenizer.digest() {
+        return Ok(shards);
+    }
+    Err(Error::input(format!(
+        "the shards of `{}` were encoded with the tokenizer {}, connected is {}",
+        artifact.label,
+        shards.tokenizer.short(),
+        tokenizer.digest().short()
+    ))
+    .help("connect the same tokenizer to `shard` and `pretrain`"))
+}
+
+/// What was given to validate on, else what the shards hold out.
+fn validation(ctx: &Context, shards: &Shards, tokenizer: &Tokenizer) -> Result<TokenStream> {
+    let Some(artifact) = ctx.optional("validation") else { return shards.read(Split::Validation) };
+    let given = open(artifact, tokenizer)?;
+    let trained = shards.ids(&[Split::Train])?;
+    let both = [Split::Train, Split::Validation];
+    let known = given.ids(&both)?.iter().filter(|id| trained.contains(*id)).count();
+    if known > 0 {
+        tracing::warn!(
+            "{known} texts of `{}` are trained on, too: the validation loss flatters",
+            artifact.label
+        );
+    }
+    if shards.validation_documents > 0 {
+        tracing::warn!(
+            "{} texts that `{}` holds out are neither trained nor validated on: give it `validation_fraction: 0`",
+            units::count(shards.validation_documents),
+            ctx.input("shards")?.label
+        );
+    }
+    let mut all = given.read(Split::Train)?;
+    all.append(&given.read(Split::Validation)?);
+    Ok(all)
 }

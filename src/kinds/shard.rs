@@ -15,8 +15,9 @@ pub struct Shard;
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Params {
-    /// The share of documents, by the digest of their text, held out for validation. Above 0, at
-    /// least one is when there are two. A document stays in its split when others come or go.
+    /// The share of documents, and of conversations, that is held out for validation, by the digest of
+    /// their text. Above 0, at least one is when there are two. A text stays in its split when others
+    /// come or go. 0: all are trained on, as where `pretrain` is given texts to validate on.
     pub validation_fraction: f64,
     /// A file takes no further document once it has this many tokens.
     pub shard_tokens: u64,
@@ -44,13 +45,13 @@ impl Kind for Shard {
         );
         Info {
             name: "shard",
-            version: 1,
+            version: 2, // 2: documents and conversations split each by themselves; `held_out.json`
             summary: "Encodes documents and conversations into token shards in Parquet, shuffled and split.",
             inputs,
             outputs: vec![Port::new(
                 "shards",
                 "shards",
-                "`train-*.parquet` and `validation-*.parquet`, a document a row, and `report.json`; \
+                "`train-*.parquet` and `validation-*.parquet`, a document a row; `held_out.json`, `report.json`; \
                  `tokenizer_config.json` where the tokenizer alone does not name the special tokens.",
             )],
             open: false,
@@ -93,7 +94,7 @@ impl Kind for Shard {
         }
         let report =
             shard::build(&texts::inputs(ctx)?, &tokenizer, &options, folder, &ctx.scratch, ctx.monitor)?;
-        texts::write_report(folder, &report)
+        fs::write_json(&folder.join("report.json"), &report)
     }
 }
 
@@ -110,9 +111,10 @@ fn announce(tokenizer: &Tokenizer) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::corpus::held_out::Split;
     use crate::kinds::texts::fixtures::{chats, docs};
     use crate::kinds::train_tokenizer::TrainTokenizer;
-    use crate::shard::{Shards, Split};
+    use crate::shard::Shards;
     use crate::stage::harness;
 
     #[test]

@@ -172,9 +172,7 @@ fn finish(folder: &Path, what: &str, report: &Report) -> Result<()> {
             report.requested
         );
     }
-    let json =
-        serde_json::to_vec_pretty(report).map_err(|e| Error::bug(format!("a report is not JSON: {e}")))?;
-    fs::write(&folder.join("report.json"), &json)
+    fs::write_json(&folder.join("report.json"), report)
 }
 
 #[cfg(test)]

@@ -3,11 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-
-use crate::base::{Error, Result, fs};
+use crate::base::Result;
+use crate::corpus::held_out::{self, HeldOut};
 use crate::corpus::{conversation, document};
-use crate::stage::{Connected, Context, Issue, Port};
+use crate::stage::{Artifact, Connected, Context, Issue, Port};
 use crate::tokenizer::Inputs;
 
 pub fn ports() -> Vec<Port> {
@@ -27,22 +26,25 @@ pub fn check(inputs: &Connected) -> Vec<Issue> {
     Vec::new()
 }
 
+/// What the trainings of a model held out, as it says; by no rule when it says nothing (an imported one).
+pub fn held_out_by(model: &Artifact) -> Result<HeldOut> {
+    model.find(held_out::FILE_NAME).map_or(Ok(HeldOut::default()), HeldOut::load)
+}
+
 /// The files behind the two ports.
 pub fn inputs(ctx: &Context) -> Result<Inputs> {
+    inputs_at(ctx, "docs", "chats")
+}
+
+/// The files behind a port of documents and one of conversations.
+pub fn inputs_at(ctx: &Context, docs: &str, chats: &str) -> Result<Inputs> {
     let files = |port: &str, name: &str| -> Result<Vec<PathBuf>> {
         ctx.all(port).iter().map(|artifact| artifact.file(name).map(Path::to_path_buf)).collect()
     };
     Ok(Inputs {
-        documents: files("docs", document::FILE_NAME)?,
-        conversations: files("chats", conversation::FILE_NAME)?,
+        documents: files(docs, document::FILE_NAME)?,
+        conversations: files(chats, conversation::FILE_NAME)?,
     })
-}
-
-/// `report.json` in `folder`.
-pub fn write_report(folder: &Path, report: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(report)
-        .map_err(|e| Error::bug(format!("the report cannot be written down: {e}")))?;
-    fs::write(&folder.join("report.json"), (text + "\n").as_bytes())
 }
 
 #[cfg(test)]

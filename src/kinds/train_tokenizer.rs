@@ -146,7 +146,7 @@ impl Kind for TrainTokenizer {
         let trained = train::train(&texts::inputs(ctx)?, &params.options(), ctx.monitor)?;
         let folder = ctx.output("tokenizer")?;
         fs::write(&folder.join("tokenizer.json"), trained.tokenizer.json())?;
-        texts::write_report(folder, &trained.report)
+        fs::write_json(&folder.join("report.json"), &trained.report)
     }
 }
 

@@ -15,8 +15,9 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::write::{ShardWriter, Totals};
-use super::{Split, reader, token_type};
+use super::{reader, token_type};
 use crate::base::{Digest, Error, Monitor, Result, fs};
+use crate::corpus::held_out::{Extremes, HeldOut, Rule, Split};
 use crate::tokenizer::{Inputs, Special, Text, Tokenizer, chat};
 
 /// The text behind one scratch file, about; it is sorted in memory.
@@ -27,7 +28,7 @@ const MOST_BUCKETS: u64 = 256;
 /// How the shards are to be made.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The fraction of documents held out, in 0..1. Above 0, at least one is when there are two.
+    /// The fraction of documents, and of conversations, held out, in 0..1: see [`Rule::new`].
     pub validation_fraction: f64,
     /// A file takes no further document once it has this many tokens.
     pub shard_tokens: u64,
@@ -54,29 +55,13 @@ pub struct Report {
     pub validation: Totals,
 }
 
-/// Which split a document is in, by its content alone: it stays there whatever else comes and goes.
-/// The point in 0..1 is the digest of its id, held out when below `validation_fraction`.
-pub fn split_of(id: &str, validation_fraction: f64) -> Split {
-    split_at(split_point(id), validation_fraction)
-}
-
-fn split_at(point: u64, validation_fraction: f64) -> Split {
-    let uniform = (point >> 11) as f64 * (1.0 / (1u64 << 53) as f64);
-    if uniform < validation_fraction { Split::Validation } else { Split::Train }
-}
-
-fn split_point(id: &str) -> u64 {
-    let digest = Digest::of(format!("split\0{id}").as_bytes());
-    u64::from_be_bytes(digest.bytes()[..8].try_into().expect("a digest has 32 bytes"))
-}
-
 fn shuffle_key(seed: u64, id: &str) -> u64 {
     let digest = Digest::of(format!("shuffle\0{seed}\0{id}").as_bytes());
     u64::from_be_bytes(digest.bytes()[..8].try_into().expect("a digest has 32 bytes"))
 }
 
-/// Writes `train-*.parquet` and `validation-*.parquet` into `folder`; `scratch` is a folder for
-/// temporaries.
+/// Writes `train-*.parquet` and `validation-*.parquet` into `folder`, and the rules by which a text came
+/// into the one or the other ([`HeldOut`]); `scratch` is a folder for temporaries.
 ///
 /// # Errors
 /// When an input cannot be read, the tokenizer lacks a special token, there is no text, or a file
@@ -96,7 +81,8 @@ pub fn build(
             .help(format!("{} documents came in, all of them empty", counts.empty)));
     }
     let buckets = spill.finish()?;
-    let held_out = HeldOut::new(&counts, options.validation_fraction);
+    let rule = |texts| Rule::new(options.validation_fraction, texts);
+    let rules = [rule(&counts.extremes[0]), rule(&counts.extremes[1])];
     let writer = |split| {
         ShardWriter::new(folder, split, tokenizer.digest(), tokenizer.vocab_size(), options.shard_tokens)
     };
@@ -104,7 +90,7 @@ pub fn build(
     for (done, path) in buckets.iter().enumerate() {
         monitor.step("write", done as u64, Some(buckets.len() as u64), "buckets")?;
         for record in sorted(&fs::read(path)?)? {
-            let writer = match held_out.split(record.point) {
+            let writer = match rules[usize::from(record.conversation)].split(record.id) {
                 Split::Train => &mut train,
                 Split::Validation => &mut validation,
             };
@@ -114,8 +100,12 @@ pub fn build(
     }
     let (train, validation) = (train.finish()?, validation.finish()?);
     if validation.documents == 0 && options.validation_fraction > 0.0 {
-        tracing::warn!("there is only one document: nothing is held out for validation");
+        tracing::warn!("there are no two different texts: nothing is held out for validation");
     }
+    let of = |rule: Rule, count: u64| if count > 0 { vec![rule] } else { Vec::new() };
+    let [documents, conversations] = rules;
+    let documents = of(documents, counts.documents);
+    HeldOut { documents, conversations: of(conversations, counts.conversations) }.save(folder)?;
     Ok(counts.report(tokenizer, train, validation))
 }
 
@@ -139,14 +129,13 @@ struct Counts {
     unknown: u64,
     tokens: u64,
     bytes: u64,
-    /// The smallest and the largest split point of all documents.
-    points: Option<(u64, u64)>,
+    /// Of the documents, and of the conversations.
+    extremes: [Extremes; 2],
 }
 
 impl Counts {
     fn add(&mut self, record: &Encoded) {
-        let (low, high) = self.points.unwrap_or((record.point, record.point));
-        self.points = Some((low.min(record.point), high.max(record.point)));
+        self.extremes[usize::from(record.conversation)].add(&record.id);
         self.unknown += record.unknown;
         self.tokens += record.plain;
         self.bytes += record.bytes;
@@ -164,37 +153,6 @@ impl Counts {
             bytes_per_token: self.bytes as f64 / self.tokens.max(1) as f64,
             train,
             validation,
-        }
-    }
-}
-
-/// The rule of the split, with what keeps either side from being empty.
-struct HeldOut {
-    fraction: f64,
-    /// The point that is held out although it is above the fraction, because all are.
-    lowest: Option<u64>,
-    /// The point that is not held out although it is below the fraction, because all are.
-    highest: Option<u64>,
-}
-
-impl HeldOut {
-    fn new(counts: &Counts, fraction: f64) -> Self {
-        let mut rule = HeldOut { fraction, lowest: None, highest: None };
-        if let Some((low, high)) = counts.points {
-            let two = low != high && fraction > 0.0;
-            rule.lowest = (two && split_at(low, fraction) == Split::Train).then_some(low);
-            rule.highest = (split_at(high, fraction) == Split::Validation).then_some(high);
-        }
-        rule
-    }
-
-    fn split(&self, point: u64) -> Split {
-        if Some(point) == self.highest {
-            Split::Train
-        } else if Some(point) == self.lowest {
-            Split::Validation
-        } else {
-            split_at(point, self.fraction)
         }
     }
 }
@@ -218,7 +176,7 @@ fn encode(text: &Text, tokenizer: &Tokenizer, bos: u32, eos: u32) -> Result<Vec<
 struct Encoded {
     id: String,
     key: u64,
-    point: u64,
+    conversation: bool,
     bytes: u64,
     ids: Vec<u32>,
     /// How many of `ids` are of text, and how many of unknown text.
@@ -275,7 +233,7 @@ fn encode_batch(
         let unknown = count(&|id| Some(id) == tokenizer.unknown());
         Ok(Encoded {
             key: shuffle_key(seed, text.id()),
-            point: split_point(text.id()),
+            conversation: matches!(text, Text::Conversation(_)),
             bytes: text.bytes() as u64,
             plain: unknown + count(&|id| !tokenizer.is_special(id)),
             unknown,
@@ -295,7 +253,8 @@ fn encode_batch(
 
 /// Scratch files of encoded documents, each with a range of the shuffle keys.
 ///
-/// A record is, in little-endian: key u64, sequence u64, point u64, bytes u64, id length u32, token
+/// A record is, in little-endian: key u64, sequence u64, whether it is a
+/// conversation u64, bytes u64, id length u32, token
 /// count u32, the id, the tokens as u32.
 struct Spill {
     files: Vec<(PathBuf, BufWriter<File>)>,
@@ -318,7 +277,7 @@ impl Spill {
         // The leading bits choose the file, so that the files in order hold the keys in order.
         let bucket = ((u128::from(record.key) * self.files.len() as u128) >> 64) as usize;
         let mut bytes = Vec::with_capacity(HEAD + record.id.len() + 4 * record.ids.len());
-        for number in [record.key, self.records, record.point, record.bytes] {
+        for number in [record.key, self.records, u64::from(record.conversation), record.bytes] {
             bytes.extend(number.to_le_bytes());
         }
         bytes.extend((record.id.len() as u32).to_le_bytes());
@@ -344,7 +303,7 @@ impl Spill {
 struct Record<'a> {
     key: u64,
     sequence: u64,
-    point: u64,
+    conversation: bool,
     bytes: u64,
     id: &'a str,
     tokens: &'a [u8],
@@ -359,9 +318,8 @@ impl<'a> Record<'a> {
         let (id, rest) = rest.split_at_checked(short(0)? as usize)?;
         let (tokens, rest) = rest.split_at_checked(4 * short(1)? as usize)?;
         let id = std::str::from_utf8(id).ok()?;
-        let record =
-            Record { key: long(0)?, sequence: long(1)?, point: long(2)?, bytes: long(3)?, id, tokens };
-        Some((record, rest))
+        let (key, sequence, conversation, bytes) = (long(0)?, long(1)?, long(2)? != 0, long(3)?);
+        Some((Record { key, sequence, conversation, bytes, id, tokens }, rest))
     }
 
     fn tokens(&self) -> Vec<u32> {

@@ -16,47 +16,30 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::base::{Digest, Error, Result, fs};
+use crate::corpus::held_out::Split;
+use crate::corpus::parquet_io::{self, unreadable};
 use arrow::array::{Array, ListArray, RecordBatch, StringArray, UInt16Array, UInt32Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
-use serde::{Deserialize, Serialize};
 
-use crate::base::{Digest, Error, Result, fs};
-use crate::corpus::parquet_io::{self, unreadable};
-
-pub use build::{Options, Report, build, split_of};
+pub use build::{Options, Report, build};
 pub use write::{ShardWriter, Totals};
 
 /// What the footer's keys begin with. `tinylm.format` is to be raised when the form changes.
 const KEY: &str = "tinylm.";
 const FORMAT: &str = "1";
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Split {
-    Train,
-    Validation,
+/// `train-00003.parquet`
+pub fn file_name(split: Split, index: usize) -> String {
+    format!("{}-{index:05}.parquet", split.as_str())
 }
 
-impl Split {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Split::Train => "train",
-            Split::Validation => "validation",
-        }
-    }
-
-    /// `train-00003.parquet`
-    pub fn file_name(self, index: usize) -> String {
-        format!("{}-{index:05}.parquet", self.as_str())
-    }
-
-    /// The split and index that a file name says.
-    fn of_file_name(name: &str) -> Option<(Split, usize)> {
-        let (split, index) = name.strip_suffix(".parquet")?.rsplit_once('-')?;
-        let split = [Split::Train, Split::Validation].into_iter().find(|s| s.as_str() == split)?;
-        Some((split, index.parse().ok()?))
-    }
+/// The split and index that a file name says.
+fn of_file_name(name: &str) -> Option<(Split, usize)> {
+    let (split, index) = name.strip_suffix(".parquet")?.rsplit_once('-')?;
+    let split = [Split::Train, Split::Validation].into_iter().find(|s| s.as_str() == split)?;
+    Some((split, index.parse().ok()?))
 }
 
 /// The narrowest unsigned integer that holds every id of a vocabulary.
@@ -183,12 +166,12 @@ impl Shards {
         let mut found = Vec::new();
         for (name, path) in files {
             let base = name.rsplit('/').next().unwrap_or(name);
-            if let Some((split, index)) = Split::of_file_name(base) {
+            if let Some((split, index)) = of_file_name(base) {
                 let footer = Footer::read(path)?;
                 if (footer.split, footer.index) != (split, index) {
                     return Err(Error::input(format!(
                         "`{name}` says of itself that it is `{}`",
-                        footer.split.file_name(footer.index)
+                        file_name(footer.split, footer.index)
                     )));
                 }
                 found.push(ShardFile { split, index, path: path.clone(), footer });
@@ -200,20 +183,20 @@ impl Shards {
 
     fn of(files: Vec<ShardFile>) -> Result<Self> {
         let Some(first) = files.first().filter(|f| f.split == Split::Train).map(|f| f.footer.clone()) else {
-            return Err(Error::input(format!("there is no `{}` here", Split::Train.file_name(0)))
+            return Err(Error::input(format!("there is no `{}` here", file_name(Split::Train, 0)))
                 .help("token shards are made of text and a tokenizer: name a folder that holds some"));
         };
         for (i, file) in files.iter().enumerate() {
             let due = files[..i].iter().filter(|f| f.split == file.split).count();
             if file.index != due {
-                return Err(Error::input(format!("the shard `{}` is missing", file.split.file_name(due))));
+                return Err(Error::input(format!("the shard `{}` is missing", file_name(file.split, due))));
             }
             if (file.footer.tokenizer, file.footer.vocab_size) != (first.tokenizer, first.vocab_size) {
                 return Err(Error::input(format!(
                     "`{}` was encoded by the tokenizer {}, but `{}` by {}",
-                    file.split.file_name(file.index),
+                    file_name(file.split, file.index),
                     file.footer.tokenizer.short(),
-                    Split::Train.file_name(0),
+                    file_name(Split::Train, 0),
                     first.tokenizer.short(),
                 )));
             }
@@ -320,7 +303,10 @@ impl TokenStream {
     }
 
     /// Adds the documents of another stream for the same vocabulary.
-    fn append(&mut self, other: &TokenStream) {
+    ///
+    /// # Panics
+    /// When the vocabularies differ so much that their ids are of different widths.
+    pub fn append(&mut self, other: &TokenStream) {
         let before = self.len();
         match (&mut self.tokens, &other.tokens) {
             (Tokens::Narrow(all), Tokens::Narrow(more)) => all.extend_from_slice(more),

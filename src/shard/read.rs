@@ -5,16 +5,20 @@
 //! Why not through Arrow, as everything else is read: it counts the documents' lengths token by token,
 //! which takes several times as long as decoding the ids.
 
+use std::collections::HashSet;
 use std::fs::File;
 
+use arrow::array::StringArray;
+use parquet::arrow::ProjectionMask;
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::Int32Type;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use rayon::prelude::*;
 
-use super::{Rows, ShardFile, Shards, Split, TokenStream, Tokens};
+use super::{Rows, ShardFile, Shards, TokenStream, Tokens};
 use crate::base::{Error, Result, fs};
+use crate::corpus::held_out::Split;
 use crate::corpus::parquet_io::{self, unreadable};
 
 /// Tokens decoded in one go, about; they stay in the processor's cache until they are in the stream.
@@ -54,6 +58,27 @@ impl Shards {
             }
         }
         Ok(stream)
+    }
+}
+
+impl Shards {
+    /// The ids of all texts of some splits.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn ids(&self, splits: &[Split]) -> Result<HashSet<String>> {
+        let mut ids = HashSet::new();
+        for file in self.files.iter().filter(|f| splits.contains(&f.split)) {
+            let path = &file.path;
+            let builder = super::reader(path)?;
+            let mask = ProjectionMask::columns(builder.parquet_schema(), ["id"]);
+            for batch in builder.with_projection(mask).build().map_err(|e| unreadable(path, &e))? {
+                let batch = batch.map_err(|e| unreadable(path, &e))?;
+                let column: StringArray = parquet_io::column(&batch, "id", path)?;
+                ids.extend(column.iter().flatten().map(str::to_string));
+            }
+        }
+        Ok(ids)
     }
 }
 

@@ -6,6 +6,7 @@ use super::*;
 use crate::base::Quiet;
 use crate::corpus::conversation::{Conversation, ConversationWriter, Message, Role};
 use crate::corpus::document::{self, Document, DocumentWriter};
+use crate::corpus::held_out::{self, HeldOut, Rule};
 use crate::tokenizer::{Inputs, Special, Tokenizer};
 
 /// Letters, digits, a space, and the special tokens; `extra` more tokens that no text has.
@@ -52,6 +53,11 @@ impl Made {
         Shards::open(&self.files()).unwrap()
     }
 
+    /// By which the documents were split.
+    fn rule(&self) -> Rule {
+        HeldOut::load(&self.folder.path().join("out").join(held_out::FILE_NAME)).unwrap().documents.remove(0)
+    }
+
     /// (document id, ids) in order.
     fn rows(&self, split: Split) -> Vec<(String, Vec<u32>)> {
         let shards = self.shards();
@@ -83,7 +89,7 @@ fn every_document_comes_back_once_between_bos_and_eos() {
             assert_eq!((ids[0], ids[ids.len() - 1]), (2, 3));
             let text = tokenizer.decode(&ids).unwrap();
             assert_eq!(id, document::text_id(&text));
-            assert_eq!(split_of(&id, 0.1), split);
+            assert_eq!(made.rule().split(&id), split);
             found.insert(text, split);
         }
     }
@@ -308,7 +314,7 @@ fn a_footer_that_lies_is_found() {
     shards.files[last].footer.tokens += 1;
     let error = shards.read(Split::Train).unwrap_err().to_string();
     assert!(
-        error.contains("is damaged: its footer says") && error.contains(&Split::Train.file_name(last)),
+        error.contains("is damaged: its footer says") && error.contains(&file_name(Split::Train, last)),
         "{error}"
     );
 }
@@ -320,7 +326,7 @@ fn an_id_outside_the_vocabulary_is_found() {
     writer.push("good", &[1, 2], 2).unwrap();
     writer.push("bad", &[1, 10], 2).unwrap();
     writer.finish().unwrap();
-    let name = Split::Train.file_name(0);
+    let name = file_name(Split::Train, 0);
     let shards = Shards::open(&[(name.clone(), folder.path().join(name))]).unwrap();
     let error = shards.read(Split::Train).unwrap_err();
     assert!(error.message().contains("document bad has the token id 10"), "{error}");

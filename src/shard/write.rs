@@ -12,8 +12,9 @@ use parquet::arrow::ArrowWriter;
 use parquet::file::metadata::KeyValue;
 use serde::Serialize;
 
-use super::{Footer, Split, schema, token_type};
+use super::{Footer, file_name, schema, token_type};
 use crate::base::{Digest, Error, Result};
+use crate::corpus::held_out::Split;
 use crate::corpus::parquet_io::{self, unwritable};
 
 /// What a split holds.
@@ -86,7 +87,7 @@ impl ShardWriter {
 
     fn next_file(&self) -> Result<Open> {
         let index = self.totals.files as usize;
-        let path = self.folder.join(self.split.file_name(index));
+        let path = self.folder.join(file_name(self.split, index));
         let footer = Footer {
             tokenizer: self.tokenizer,
             vocab_size: self.vocab_size,

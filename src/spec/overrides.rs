@@ -33,7 +33,7 @@ fn one(tree: &mut Node, set: &str) -> Result<()> {
     let value = match yaml::parse(&name, text, Limits::default()) {
         Ok(value) => value,
         // `corpus=*.txt` is no YAML, and meant as text by everybody who writes it.
-        Err(_) if !text.starts_with(['{', '[', '"', '\'']) => {
+        Err(_) if !text.starts_with(['{', '[', '"', '\'']) && !yaml::is_bad_number(text) => {
             Node { value: Value::Str(text.to_string()), span: Span::named(&name) }
         }
         Err(e) => return Err(e),

@@ -179,7 +179,7 @@ fn every_mistake_is_found_at_its_place() {
             "stages:\n  a: { kind: make, inputs: { files: ./x }, params: { size: big } }",
             2,
             60,
-            "expected u32",
+            "expected a whole number from 0 to",
         ),
         (
             "stages:\n  a: { kind: make, inputs: { files: ./x }, params: { sizes: 1 } }",
@@ -230,7 +230,7 @@ fn every_mistake_is_found_at_its_place() {
             "stages:\n  a: { kind: make, inputs: { files: { url: 'http://x/y', sha256: 12 } } }",
             2,
             66,
-            "expected a string",
+            "expected a text",
         ),
         (
             "stages:\n  a: { kind: make, inputs: { files: { url: 'http://x/y', sha256: '12' } } }",
@@ -239,7 +239,7 @@ fn every_mistake_is_found_at_its_place() {
             "is not a sha256",
         ),
         ("name: store\nstages: {}", 1, 7, "cannot be the name of a pipeline"),
-        ("seed: -1\nstages: {}", 1, 7, "expected u64"),
+        ("seed: -1\nstages: {}", 1, 7, "expected a whole number, 0 or more"),
         ("resources: { memory: lots }\nstages: {}", 1, 22, "is not an amount of memory"),
         ("stages:\n  a/b: { kind: make }", 2, 3, "cannot be the name of a stage"),
         ("stages:\n  a: { kind: make, inputs: { files: ./x }, outputs: { x: file } }", 2, 53, "are fixed"),

@@ -457,7 +457,7 @@ fn outline(name: &str, span: &Span, node: &Node) -> Result<(SlotNames, RawSlot)>
 fn range(node: &Node) -> Result<Vec<RawEntry>> {
     keys(node, "a range", &["from", "to", "step"])?;
     let whole = |key: &str| match required(node, key, "a range")?.value {
-        Value::Int(n) if n.abs() <= MAX_NUMBER => Ok(n),
+        Value::Int(n) if n.abs() <= i128::from(MAX_NUMBER) => Ok(n as i64),
         _ => Err(node.locate(key).error(format!("`{key}` must be a whole number of at most nine digits"))),
     };
     let step = if node.get("step").is_some() { whole("step")? } else { 1 };
@@ -468,7 +468,7 @@ fn range(node: &Node) -> Result<Vec<RawEntry>> {
         )));
     }
     let entry = |n: i64| RawEntry {
-        value: Node { value: Value::Int(n), span: node.span.clone() },
+        value: Node { value: Value::Int(n.into()), span: node.span.clone() },
         weight: 1.0,
         attributes: Vec::new(),
     };

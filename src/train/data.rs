@@ -17,21 +17,27 @@ pub trait Data: Sync {
     fn fill(&self, i: usize, ids: &mut [u32], targets: &mut [u32]) -> usize;
 }
 
-/// A stream of documents cut into windows: each row's targets are its ids one further.
+/// A stream of documents cut into windows: each row's targets are its ids one further. A stream that is
+/// shorter than one row is one row, padded.
 pub struct Windows<'a> {
     stream: &'a TokenStream,
     seq_len: usize,
+    pad: u32,
 }
 
 impl<'a> Windows<'a> {
-    pub fn new(stream: &'a TokenStream, seq_len: usize) -> Self {
-        Windows { stream, seq_len }
+    /// `pad` fills up a row that is not whole.
+    pub fn new(stream: &'a TokenStream, seq_len: usize, pad: u32) -> Self {
+        Windows { stream, seq_len, pad }
     }
 }
 
 impl Data for Windows<'_> {
     fn rows(&self) -> usize {
-        self.stream.len().saturating_sub(1) / self.seq_len
+        match self.stream.len() {
+            0 | 1 => 0,
+            tokens => ((tokens - 1) / self.seq_len).max(1),
+        }
     }
 
     fn length(&self) -> usize {
@@ -39,9 +45,13 @@ impl Data for Windows<'_> {
     }
 
     fn fill(&self, i: usize, ids: &mut [u32], targets: &mut [u32]) -> usize {
-        self.stream.window(i * self.seq_len, ids);
-        self.stream.window(i * self.seq_len + 1, targets);
-        self.seq_len
+        let start = i * self.seq_len;
+        let tokens = self.seq_len.min(self.stream.len() - 1 - start);
+        self.stream.window(start, &mut ids[..tokens]);
+        self.stream.window(start + 1, &mut targets[..tokens]);
+        ids[tokens..].fill(self.pad);
+        targets[tokens..].fill(IGNORE);
+        tokens
     }
 }
 
@@ -105,5 +115,28 @@ impl Order {
             self.epoch += 1;
         }
         self.left.pop().expect("an epoch has rows")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_shorter_than_a_row_is_a_padded_row() {
+        let mut stream = TokenStream::new(100);
+        let row = |stream: &TokenStream, i| {
+            let windows = Windows::new(stream, 4, 9);
+            let (mut ids, mut targets) = (vec![0; 4], vec![0; 4]);
+            let tokens = windows.fill(i, &mut ids, &mut targets);
+            (windows.rows(), tokens, ids, targets)
+        };
+        assert_eq!(Windows::new(&stream, 4, 9).rows(), 0);
+        stream.push(&[1, 2, 3]);
+        assert_eq!(row(&stream, 0), (1, 2, vec![1, 2, 9, 9], vec![2, 3, IGNORE, IGNORE]));
+        stream.push(&[4, 5]);
+        assert_eq!(row(&stream, 0), (1, 4, vec![1, 2, 3, 4], vec![2, 3, 4, 5]));
+        stream.push(&[6, 7, 8, 9]);
+        assert_eq!(row(&stream, 1), (2, 4, vec![5, 6, 7, 8], vec![6, 7, 8, 9]));
     }
 }

@@ -100,11 +100,26 @@ pub fn run(
     monitor: &dyn Monitor,
 ) -> Result<Outcome> {
     let mut run = Run::new(model, train, validation, options, monitor)?;
+    if validation.rows() == 0 {
+        tracing::warn!("{}", without_validation(options));
+    }
     run.announce()?;
     while run.step < options.steps && !run.stopped_early {
         run.one_step()?;
     }
     run.finish(folder)
+}
+
+/// What a training without validation rows does not do.
+fn without_validation(options: &Options) -> String {
+    let mut text = "nothing is held out: no validation loss is measured".to_string();
+    if options.keep == Keep::Best {
+        text += "; `keep: best` keeps the weights of the last step";
+    }
+    if options.patience > 0 {
+        text += &format!("; `patience: {}` never stops the training", options.patience);
+    }
+    text
 }
 
 struct Run<'a> {
@@ -140,8 +155,7 @@ impl<'a> Run<'a> {
         monitor: &'a dyn Monitor,
     ) -> Result<Self> {
         if train.rows() == 0 {
-            return Err(Error::input("there is not one row of tokens to train on")
-                .help("give it more text, or a smaller seq_len"));
+            return Err(Error::input("there is not one token to train on").help("give it more text"));
         }
         let team = Team::new(rayon::current_num_threads()).in_dtype(options.dtype);
         Ok(Run {

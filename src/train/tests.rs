@@ -44,7 +44,7 @@ fn stream(n: u32) -> TokenStream {
 
 fn batch(n: usize) -> Batch {
     let mut batch = Batch::default();
-    batch.fill(&Windows::new(&stream(200), 8), 0..n);
+    batch.fill(&Windows::new(&stream(200), 8, 0), 0..n);
     batch
 }
 
@@ -56,7 +56,7 @@ fn pass(gpt: &Gpt, threads: usize) -> Pass {
 fn the_gradient_is_the_slope() {
     let mut gpt = Gpt::fresh(&config(0.0), 2);
     let stream = stream(200);
-    let windows = Windows::new(&stream, 8);
+    let windows = Windows::new(&stream, 8, 0);
     // Larger weights than fresh ones, so that every part of the model matters.
     gpt.weights.iter_mut().for_each(|w| *w *= 3.0);
     let mut pass = pass(&gpt, 1);
@@ -80,7 +80,7 @@ fn the_gradient_is_the_slope() {
 fn trained(threads: usize) -> Vec<f32> {
     let mut gpt = Gpt::fresh(&Config { seq_len: 300, ..config(0.2) }, 2);
     let stream = stream(5_000);
-    let windows = Windows::new(&stream, 300);
+    let windows = Windows::new(&stream, 300, 0);
     let mut optimizer = AdamW::new(&gpt, &options(3));
     let mut pass = pass(&gpt, threads);
     let mut batch = Batch::default();
@@ -172,7 +172,7 @@ fn it_learns_one_batch_by_heart() {
         optimizer.update(pass.team(), &mut gpt.weights, 0.02, loss.targets, norm);
     }
     let stream = stream(200);
-    let loss = evaluate(&mut pass, &gpt, &Windows::new(&stream, 8), 4, &Quiet).unwrap().mean();
+    let loss = evaluate(&mut pass, &gpt, &Windows::new(&stream, 8, 0), 4, &Quiet).unwrap().mean();
     assert!(loss < 0.2, "{loss}");
 }
 
@@ -185,7 +185,7 @@ fn a_run_writes_its_metrics_and_refuses_to_save_what_diverged() {
     let config = Config { vocab_size: tokenizer.vocab_size(), ..config(0.1) };
     let mut model = Model { gpt: Gpt::fresh(&config, 1), tokenizer };
     let stream = stream(400);
-    let windows = Windows::new(&stream, 8);
+    let windows = Windows::new(&stream, 8, 0);
     let how = Options { eval_every: 10, prompts: vec!["The".into()], keep: Keep::Best, ..options(30) };
     let outcome = run(&mut model, &windows, &windows, &how, folder.path(), &Quiet).unwrap();
     assert_eq!((outcome.steps, outcome.tokens), (30, 30 * 4 * 8));
@@ -208,7 +208,7 @@ fn a_run_writes_its_metrics_and_refuses_to_save_what_diverged() {
 #[test]
 fn windows_lay_end_to_end_and_an_epoch_has_each_row_once() {
     let stream = stream(50);
-    let windows = Windows::new(&stream, 8);
+    let windows = Windows::new(&stream, 8, 0);
     assert_eq!(windows.rows(), 6);
     let mut batch = Batch::default();
     batch.fill(&windows, 5..6);

@@ -359,3 +359,18 @@ fn a_url_is_downloaded_once_checked_and_then_a_source_like_any_other() {
     assert_eq!(ran.code, 1, "{}", ran.stdout);
     assert!(ran.stderr.contains(&sha256) && ran.stderr.contains("pipelines/p.yaml:6"), "{}", ran.stderr);
 }
+
+#[test]
+fn a_seed_is_the_same_number_however_it_is_given() {
+    let p = Project::new(
+        "stages:\n  s:\n    kind: synthesize\n    inputs: { templates: data/t.yaml }\n    params: { documents: 1, conversations: 0 }\n",
+    );
+    p.write("data/t.yaml", "documents:\n  - { name: a, text: 'Hello.' }\n");
+    let seed = u64::MAX.to_string();
+    let key = |args: &[&str]| stage(&p.plan(args), "s")["key"].clone();
+    let given = key(&["--seed", &seed]);
+    assert!(given.is_string() && given != key(&[]));
+    assert_eq!(given, key(&["--set", &format!("seed={seed}")]));
+    p.write("pipelines/p.yaml", format!("seed: {seed}\n{}", p.read("pipelines/p.yaml")));
+    assert_eq!(given, key(&[]));
+}

@@ -54,6 +54,10 @@ fn mistakes_in_pipelines() {
         "wrong_type",
         "stages:\n  docs:\n    kind: ingest\n    inputs: { files: data/a.txt }\n    params:\n      min_chars: many\n",
     );
+    pipeline(
+        "not_finite",
+        "stages:\n  docs:\n    kind: ingest\n    inputs: { files: data/a.txt }\n    params:\n      near_duplicates: { threshold: .nan }\n",
+    );
     pipeline("missing_input", "stages:\n  docs: { kind: ingest }\n");
     pipeline(
         "unknown_stage",

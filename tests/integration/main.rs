@@ -2,6 +2,7 @@
 
 mod engine;
 mod errors;
+mod own_text;
 mod project;
 mod shipped;
 mod two_stage;

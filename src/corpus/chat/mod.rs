@@ -23,9 +23,10 @@ use self::shape::Shape;
 use self::text::{Blocks, TextBoundary};
 use super::clean::Cleaning;
 use super::conversation::{Conversation, ConversationWriter, Role};
+use super::csv::CsvRows;
 use super::ingest::{OnBadRow, write_report};
 use super::input::{Bad, InputFile, Record};
-use super::rows::{CsvRows, JsonRows, Next, parse_json};
+use super::json::{JsonRows, Next, parse_json};
 use crate::base::{Error, Monitor, Result, units};
 
 /// How files become conversations.

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::check::Turn;
 use crate::base::suggest;
 use crate::corpus::input::Bad;
-use crate::corpus::rows::describe;
+use crate::corpus::json::describe;
 
 /// How one row holds a conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::check::{Roles, Turn};
 use crate::base::Result;
 use crate::corpus::input::{Bad, InputFile, Record, Window, too_long};
-use crate::corpus::rows::Next;
+use crate::corpus::json::Next;
 
 /// Where one conversation ends and the next begins. `<|endoftext|>` on a line of its own and `<bos>` at
 /// the start of one always end a conversation.
