@@ -204,6 +204,17 @@ mod tests {
     }
 
     #[test]
+    fn names_of_roles_do_not_count_as_text() {
+        let mut model = bpe_of(&[]);
+        model["vocab"]["<|endoftext|>"] = json!(256);
+        let (_folder, tokenizer) = source(&byte_level(&model));
+        let inputs = [("chats", chats(5)), ("tokenizer", tokenizer)];
+        let made = harness::run::<Shard>("{}", &inputs, 1).unwrap();
+        let report: Value = serde_json::from_slice(&made.read("shards", "report.json")).unwrap();
+        assert_eq!(report["bytes_per_token"], 1.0, "a token a byte: {report}");
+    }
+
+    #[test]
     fn a_name_that_is_no_token_is_told_with_its_param() {
         let (_folder, tokenizer) = source(&like_gpt_2(&[]));
         let inputs = [("docs", docs(3)), ("tokenizer", tokenizer)];
