@@ -46,14 +46,11 @@ impl Chat {
                 let _ = std::io::stdout().flush();
             }
             let Some(line) = lines.next()? else { break };
-            let line = match &line {
-                Ok(line) => line.trim(),
-                Err(bad) => {
-                    warn(bad);
-                    continue;
-                }
-            };
-            match line {
+            let line = line.unwrap_or_else(|bad| {
+                warn(&bad);
+                String::new()
+            });
+            match line.trim() {
                 "" => continue,
                 "/quit" | "/exit" => break,
                 "/reset" => {
@@ -61,15 +58,7 @@ impl Chat {
                     continue;
                 }
                 said => {
-                    if format == Format::Text {
-                        print!("{} ", s.cyan("assistant:"));
-                        let _ = std::io::stdout().flush();
-                    }
-                    let answer = talk.answer(said, &options, format)?;
-                    match format {
-                        Format::Text => println!(),
-                        Format::Json => print_json(&json!({"user": said, "assistant": answer})),
-                    }
+                    talk.turn(said, &options, format)?;
                     // Another turn, another draw; the whole conversation still follows from the seed.
                     options.seed = options.seed.wrapping_add(1);
                 }
@@ -119,6 +108,22 @@ impl<'a> Talk<'a> {
         Talk { model, session: Session::new(model, machine::threads()), system }
     }
 
+    /// Says `text`, prints the answer, and says what was forgotten for it.
+    fn turn(&mut self, text: &str, options: &Options, format: Format) -> Result<()> {
+        if format == Format::Text {
+            print!("{} ", Style::stdout().cyan("assistant:"));
+            let _ = std::io::stdout().flush();
+        }
+        let before = self.session.text.forgotten;
+        let answer = self.answer(text, options, format)?;
+        match format {
+            Format::Text => println!(),
+            Format::Json => print_json(&json!({"user": text, "assistant": answer})),
+        }
+        self.warn_of_forgotten(before);
+        Ok(())
+    }
+
     /// Says `text` and gives the answer, which is printed as it comes.
     fn answer(&mut self, text: &str, options: &Options, format: Format) -> Result<String> {
         let tokenizer = &self.model.tokenizer;
@@ -127,7 +132,6 @@ impl<'a> Talk<'a> {
         let messages: Vec<Message> = self.system.take().into_iter().chain([user]).collect();
         let further = if begins { chat::prompt } else { chat::further };
         let ids = further(tokenizer, &messages)?;
-        let before = self.session.text.forgotten;
         self.session.feed(&ids)?;
         let mut answer = String::new();
         stream(&mut self.session, &ids, options, &mut |piece| {
@@ -142,7 +146,6 @@ impl<'a> Talk<'a> {
         })?;
         // The end token was chosen and not read; the next turn has to see it.
         self.session.feed(&[chat::end(tokenizer)?])?;
-        self.warn_of_forgotten(before);
         Ok(answer)
     }
 
@@ -151,8 +154,6 @@ impl<'a> Talk<'a> {
         let (now, room) = (self.session.text.forgotten, self.model.gpt.config.seq_len);
         if now > before {
             let all = self.session.text.tokens.len();
-            // On a line of its own, behind the answer.
-            eprintln!();
             warn(&format!(
                 "the conversation has {all} tokens, the model holds {room}: the first {now} are forgotten"
             ));

@@ -8,7 +8,7 @@ use super::{texts, tokenizers};
 use crate::base::{Result, fs};
 use crate::shard::{self, Options};
 use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port};
-use crate::tokenizer::{Names, TOKENIZER_CONFIG_FILE};
+use crate::tokenizer::{Names, Special, TOKENIZER_CONFIG_FILE, Tokenizer};
 
 pub struct Shard;
 
@@ -87,6 +87,7 @@ impl Kind for Shard {
             shard_tokens: params.shard_tokens,
             seed: ctx.seed,
         };
+        announce(&tokenizer);
         let folder = ctx.output("shards")?;
         if let Some(json) = tokenizer.config()? {
             fs::write(&folder.join(TOKENIZER_CONFIG_FILE), &json)?;
@@ -94,6 +95,16 @@ impl Kind for Shard {
         let report =
             shard::build(&texts::inputs(ctx)?, &tokenizer, &options, folder, &ctx.scratch, ctx.monitor)?;
         fs::write_json(&folder.join("report.json"), &report)
+    }
+}
+
+/// Says which tokens stand for those that our own tokenizers have.
+fn announce(tokenizer: &Tokenizer) {
+    for (special, what) in [(Special::Bos, "begins"), (Special::Eos, "ends")] {
+        let token = tokenizer.special(special).and_then(|id| tokenizer.token(id));
+        if let Some(token) = token.filter(|token| token != special.as_str()) {
+            tracing::info!("`{token}` {what} a text");
+        }
     }
 }
 

@@ -108,6 +108,77 @@ mod tests {
         assert_eq!((&config["bos_token_id"], &config["eos_token_id"]), (&json!(261), &json!(261)));
     }
 
+    /// An added token that is marked as special.
+    fn special(id: usize, content: &str) -> Value {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true})
+    }
+
+    fn vocabulary(tokens: &[String]) -> Value {
+        tokens
+            .iter()
+            .zip(0..)
+            .map(|(token, id)| (token.clone(), json!(id)))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
+    }
+
+    /// Words and their pieces, lower-cased, between `[CLS]` and `[SEP]`.
+    fn like_bert() -> Vec<u8> {
+        let named = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "user", "assistant", "system"];
+        let letters = (b'!'..=b'~').map(char::from).filter(|c| !c.is_ascii_uppercase());
+        let letters: Vec<String> = letters.flat_map(|c| [c.to_string(), format!("##{c}")]).collect();
+        let tokens: Vec<String> = named.into_iter().map(String::from).chain(letters).collect();
+        let added: Vec<Value> = (0..4).map(|id| special(id, named[id])).collect();
+        json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+            "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+                "strip_accents": null, "lowercase": true},
+            "pre_tokenizer": {"type": "BertPreTokenizer"},
+            "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
+            "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": true},
+            "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                "max_input_chars_per_word": 100, "vocab": vocabulary(&tokens)}})
+        .to_string()
+        .into_bytes()
+    }
+
+    /// Characters and bytes, as SentencePiece's are converted: byte tokens marked as special, dropout.
+    fn like_llama() -> Vec<u8> {
+        let bytes = (0..=255u8).map(|byte| format!("<0x{byte:02X}>"));
+        let letters = ('a'..='z').chain(['▁', '\u{2019}']).map(String::from);
+        let named = ["<unk>", "<s>", "</s>"].map(String::from);
+        let tokens: Vec<String> = named.into_iter().chain(bytes).chain(letters).collect();
+        let added: Vec<Value> = (0..259).map(|id| special(id, &tokens[id])).collect();
+        json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+            "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+            "pre_tokenizer": null,
+            "post_processor": {"type": "TemplateProcessing", "special_tokens":
+                {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}]},
+            "decoder": {"type": "Sequence", "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
+                {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+            "model": {"type": "BPE", "dropout": 0.2, "unk_token": "<unk>", "fuse_unk": true,
+                "byte_fallback": true, "vocab": vocabulary(&tokens), "merges": []}})
+        .to_string()
+        .into_bytes()
+    }
+
+    #[test]
+    fn every_kind_runs_on_tokenizers_like_berts_and_llamas() {
+        for (json, bos, eos, unknown) in [(like_bert(), 2, 3, "—"), (like_llama(), 1, 2, "")] {
+            let (shards, tuned, report) = run_all(&json, "{}");
+            scored(&report);
+            let config: Value = serde_json::from_slice(&tuned.read("model", "config.json")).unwrap();
+            assert_eq!((&config["bos_token_id"], &config["eos_token_id"]), (&json!(bos), &json!(eos)));
+            let report: Value = serde_json::from_slice(&shards.read("shards", "report.json")).unwrap();
+            let is_unknown = report["unknown_tokens"].as_u64().unwrap() > 0;
+            assert_eq!(is_unknown, !unknown.is_empty(), "bytes know every sign: {report}");
+        }
+    }
+
     #[test]
     fn what_shard_is_told_of_special_tokens_goes_with_the_model() {
         let json = like_gpt_2(&["[GO]", "[STOP]", "[U]", "[A]"]);
@@ -130,6 +201,17 @@ mod tests {
         let params = "{ steps: 1, special_tokens: { user: \"[GO]\" } }";
         let error = harness::run::<Finetune>(params, &inputs, 1).err().unwrap().to_string();
         assert!(error.contains("`user` is `[U]` for the model and `[GO]` for the tokenizer"), "{error}");
+    }
+
+    #[test]
+    fn names_of_roles_do_not_count_as_text() {
+        let mut model = bpe_of(&[]);
+        model["vocab"]["<|endoftext|>"] = json!(256);
+        let (_folder, tokenizer) = source(&byte_level(&model));
+        let inputs = [("chats", chats(5)), ("tokenizer", tokenizer)];
+        let made = harness::run::<Shard>("{}", &inputs, 1).unwrap();
+        let report: Value = serde_json::from_slice(&made.read("shards", "report.json")).unwrap();
+        assert_eq!(report["bytes_per_token"], 1.0, "a token a byte: {report}");
     }
 
     #[test]

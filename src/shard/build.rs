@@ -158,17 +158,20 @@ impl Counts {
 }
 
 /// `<bos>` text `<eos>`; a conversation in the chat format, ended by `<eos>` whoever spoke last.
-fn encode(text: &Text, tokenizer: &Tokenizer, bos: u32, eos: u32) -> Result<Vec<u32>> {
+/// Gives the ids, and how many ordinary ones of them name roles rather than being of the text.
+fn encode(text: &Text, tokenizer: &Tokenizer, bos: u32, eos: u32) -> Result<(Vec<u32>, u64)> {
     match text {
         Text::Document(document) => {
-            Ok([&[bos], tokenizer.encode(&document.text)?.as_slice(), &[eos]].concat())
+            Ok(([&[bos], tokenizer.encode(&document.text)?.as_slice(), &[eos]].concat(), 0))
         }
         Text::Conversation(conversation) => {
-            let mut ids = chat::render(tokenizer, &conversation.messages)?.ids;
+            let rendered = chat::render(tokenizer, &conversation.messages)?;
+            let named = rendered.opening_ids().filter(|id| !tokenizer.is_special(*id)).count() as u64;
+            let mut ids = rendered.ids;
             if ids.last() != Some(&eos) {
                 ids.push(eos);
             }
-            Ok(ids)
+            Ok((ids, named))
         }
     }
 }
@@ -227,7 +230,7 @@ fn encode_batch(
     let (bos, eos) = (tokenizer.require(Special::Bos)?, tokenizer.require(Special::Eos)?);
     let encoded = |text: &Text| {
         monitor.check()?;
-        let ids = encode(text, tokenizer, bos, eos)
+        let (ids, named) = encode(text, tokenizer, bos, eos)
             .map_err(|e| e.context(format!("the document {} cannot be encoded", text.id())))?;
         let count = |of: &dyn Fn(u32) -> bool| ids.iter().filter(|id| of(**id)).count() as u64;
         let unknown = count(&|id| Some(id) == tokenizer.unknown());
@@ -235,7 +238,7 @@ fn encode_batch(
             key: shuffle_key(seed, text.id()),
             conversation: matches!(text, Text::Conversation(_)),
             bytes: text.bytes() as u64,
-            plain: unknown + count(&|id| !tokenizer.is_special(id)),
+            plain: unknown + count(&|id| !tokenizer.is_special(id)) - named,
             unknown,
             id: text.id().to_string(),
             ids,

@@ -117,7 +117,7 @@ impl Footer {
                     "`{}` is not a token shard: its footer has no `{KEY}{key}`",
                     path.display()
                 ))
-                .help("token shards are made by the `shard` stage")
+                .help("token shards are made of text and a tokenizer: name a folder that holds some")
             })
         };
         let format = get("format")?;
@@ -184,7 +184,7 @@ impl Shards {
     fn of(files: Vec<ShardFile>) -> Result<Self> {
         let Some(first) = files.first().filter(|f| f.split == Split::Train).map(|f| f.footer.clone()) else {
             return Err(Error::input(format!("there is no `{}` here", file_name(Split::Train, 0)))
-                .help("token shards are made by the `shard` stage"));
+                .help("token shards are made of text and a tokenizer: name a folder that holds some"));
         };
         for (i, file) in files.iter().enumerate() {
             let due = files[..i].iter().filter(|f| f.split == file.split).count();

@@ -23,6 +23,12 @@ pub struct Rendered {
 }
 
 impl Rendered {
+    /// The ids of all openings.
+    pub fn opening_ids(&self) -> impl Iterator<Item = u32> + '_ {
+        let openings = self.turns.iter().zip(&self.openings);
+        openings.flat_map(|(turn, len)| self.ids[turn.start..turn.start + len].iter().copied())
+    }
+
     fn push(&mut self, ids: &[u32], target: bool) {
         self.ids.extend_from_slice(ids);
         self.target.resize(self.ids.len(), target);

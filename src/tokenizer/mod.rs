@@ -1,9 +1,9 @@
 //! Text to token ids and back, over a `tokenizer.json` in the format of Hugging Face `tokenizers`.
 //!
-//! [`Tokenizer`] is the one door to that library: nobody else touches it. Content is data: the text
-//! `<user>` inside a document never becomes the role token, whoever made the tokenizer. What this
-//! room deliberately does not do: truncation, padding, and templates of special tokens, which a
-//! `tokenizer.json` may ask for; the rooms that build batches do that themselves.
+//! Only [`Tokenizer`] calls that library. Content is data: the text `<user>` inside a document never
+//! becomes the role token, whoever made the tokenizer. Truncation, padding and templates of special
+//! tokens, which a `tokenizer.json` may ask for, are deliberately not done here: whoever builds batches
+//! does that.
 
 mod bpe;
 mod cache;
@@ -115,7 +115,7 @@ struct Inner {
     /// Whether a word may be encoded to a special token.
     forgeable: bool,
     /// What encoding has at hand; as many as ever encoded at once.
-    desks: Mutex<Vec<Desk>>,
+    scratches: Mutex<Vec<Scratch>>,
     /// Tokens that are found in text as they are spelled.
     in_text: Option<InText>,
     /// Ids that text must not produce and decoding leaves out, without the id of unknown text.
@@ -156,16 +156,13 @@ impl Parts {
     fn of_library(file: &str, json: &[u8]) -> Result<(Parts, f64)> {
         let mut value: Value = serde_json::from_slice(json).map_err(|e| not_json(file, json, &e))?;
         let dropout = value["model"]["dropout"].as_f64().unwrap_or(0.0);
-        let mut library = if dropout == 0.0 {
-            tokenizers::Tokenizer::from_bytes(json)
+        let library = if dropout == 0.0 {
+            library_of(json)
         } else {
             value["model"]["dropout"] = Value::Null;
-            tokenizers::Tokenizer::from_bytes(value.to_string())
+            library_of(value.to_string().as_bytes())
         }
         .map_err(|e| not_a_tokenizer(file, &e))?;
-        library.set_encode_special_tokens(true);
-        library.with_padding(None);
-        library.with_truncation(None).map_err(|e| not_a_tokenizer(file, &e))?;
         let highest = library.get_vocab(true).into_values().max();
         let vocab_size = highest.map_or(0, |id| id as usize + 1);
         if vocab_size == 0 {
@@ -251,9 +248,7 @@ impl Tokenizer {
             None => Parts::of_library(file, &json)?,
         };
         if dropout > 0.0 {
-            tracing::warn!(
-                "`{file}` asks for dropout {dropout}, which is for training alone: text is encoded without it"
-            );
+            warn_of_dropout(file, &json, dropout);
         }
         Self::new(json, parts, names).map_err(|e| e.context(format!("`{file}` cannot be used so")))
     }
@@ -281,7 +276,7 @@ impl Tokenizer {
             cut,
             bpe,
             forgeable,
-            desks: Mutex::default(),
+            scratches: Mutex::default(),
             in_text,
             control,
             special,
@@ -367,31 +362,31 @@ impl Tokenizer {
     /// The ids of a part of a text that begins and ends where words do: what the library's
     /// `encode_fast` gives, special tokens spelled out.
     fn encode_part(&self, cut: Cut, text: &str, part: Range<usize>) -> Result<Vec<u32>> {
-        let desks = || self.0.desks.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = desks().pop();
-        let mut desk = free.unwrap_or_default();
+        let scratches = || self.0.scratches.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = scratches().pop();
+        let mut scratch = free.unwrap_or_default();
         let mut ids = Vec::with_capacity(part.len() / 3 + 8);
-        cut.words(text, part, |word| match desk.cache.get(text.as_bytes(), word.clone(), &mut ids) {
+        cut.words(text, part, |word| match scratch.cache.get(text.as_bytes(), word.clone(), &mut ids) {
             Ok(()) => Ok(()),
             Err(place) => {
-                self.encode_new(cut, &text[word], &mut desk)?;
-                ids.extend_from_slice(&desk.word);
-                desk.cache.put(place, &desk.word);
+                self.encode_new(cut, &text[word], &mut scratch)?;
+                ids.extend_from_slice(&scratch.word);
+                scratch.cache.put(place, &scratch.word);
                 Ok(())
             }
         })?;
-        desks().push(desk);
+        scratches().push(scratch);
         Ok(ids)
     }
 
-    /// Leaves the ids of a word, as it stands in the text, on the desk.
-    fn encode_new(&self, cut: Cut, word: &str, desk: &mut Desk) -> Result<()> {
+    /// Leaves the ids of a word, as it stands in the text, in `scratch`.
+    fn encode_new(&self, cut: Cut, word: &str, scratch: &mut Scratch) -> Result<()> {
         match &self.0.bpe {
-            Some(bpe) => bpe.encode(word, &mut desk.word, &mut desk.work),
-            None => desk.word = self.encode_word(&cut.spell(word))?,
+            Some(bpe) => bpe.encode(word, &mut scratch.word, &mut scratch.work),
+            None => scratch.word = self.encode_word(&cut.spell(word))?,
         }
         if self.0.forgeable {
-            desk.word = self.without_control(std::mem::take(&mut desk.word))?;
+            scratch.word = self.without_control(std::mem::take(&mut scratch.word))?;
         }
         Ok(())
     }
@@ -592,7 +587,7 @@ fn in_order<T: Sync>(items: &[T], encode: impl Fn(&T) -> Result<Vec<u32>> + Sync
 
 /// What one thread needs to encode, kept from one text to the next.
 #[derive(Default)]
-struct Desk {
+struct Scratch {
     cache: WordCache,
     word: Vec<u32>,
     work: Work,
@@ -628,6 +623,25 @@ pub fn byte_of_symbol(symbol: char) -> Option<u8> {
         bytes
     });
     *BYTES.get(symbol as usize)?
+}
+
+/// The library's tokenizer, which is to turn text into ids and nothing else.
+fn library_of(json: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
+    let mut library = tokenizers::Tokenizer::from_bytes(json)?;
+    library.set_encode_special_tokens(true);
+    library.with_padding(None);
+    library.with_truncation(None)?;
+    Ok(library)
+}
+
+/// Once for a tokenizer: a stage may load it several times, under several names.
+fn warn_of_dropout(file: &str, json: &[u8], dropout: f64) {
+    static WARNED: Mutex<BTreeSet<Digest>> = Mutex::new(BTreeSet::new());
+    if WARNED.lock().unwrap_or_else(PoisonError::into_inner).insert(Digest::of(json)) {
+        tracing::warn!(
+            "`{file}` asks for dropout {dropout}, which is for training alone: text is encoded without it"
+        );
+    }
 }
 
 fn unknown_id(library: &tokenizers::Tokenizer, json: &Value) -> Option<u32> {
@@ -770,6 +784,9 @@ mod tests {
         };
         assert!(error("<none>").contains("`bos` is to be `<none>`"), "{}", error("<none>"));
         assert!(error("a").contains("text is encoded to that token as well"), "{}", error("a"));
+        let twice = Names { user: Some("<s>".into()), assistant: Some("<s>".into()), ..Names::default() };
+        let error = named(&twice, |_| ()).unwrap_err().to_string();
+        assert!(error.contains("`user` and `assistant` are to be the same token"), "{error}");
     }
 
     #[test]

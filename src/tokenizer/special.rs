@@ -187,6 +187,7 @@ impl Named {
                 None => vocabulary.found(special),
             };
         }
+        named.tells_roles_apart()?;
         if named.get(Special::Pad).is_none() {
             named.ids[Special::Pad as usize] = named.get(Special::Eos);
         }
@@ -194,6 +195,17 @@ impl Named {
             named.turn_start = vocabulary.first(&["<|im_start|>"]).or(named.get(Special::Bos));
         }
         Ok(named)
+    }
+
+    fn tells_roles_apart(&self) -> Result<()> {
+        for (i, role) in Special::ROLES.into_iter().enumerate() {
+            let same = |other: &&Special| self.get(role).is_some() && self.get(**other) == self.get(role);
+            if let Some(other) = Special::ROLES[..i].iter().find(same) {
+                let what = format!("`{}` and `{}` are to be the same token", other.name(), role.name());
+                return Err(Error::input(what).help("name a token of its own for each role"));
+            }
+        }
+        Ok(())
     }
 
     pub fn get(&self, special: Special) -> Option<u32> {
