@@ -106,7 +106,7 @@ pub async fn run(
     let sources = prepared.map_err(|e| Error::bug(format!("finding sources: {e}")))??;
     if writes_lock(&pipeline, &options) {
         // One that does not read is refused now, before its stages could be lost.
-        Lock::load(&pipeline.lockfile())?;
+        Lock::check(&pipeline.lockfile())?;
     }
     let lock =
         if options.locked { Some(checked_lock(&pipeline, &selected, &kinds, &sources)?) } else { None };
