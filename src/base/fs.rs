@@ -1,5 +1,5 @@
-//! The one owner of `std::fs`: every error names the path, every file that others may read appears
-//! whole (written beside its place, then renamed), every listing is sorted.
+//! The one owner of `std::fs`: every error names the path, every listing is sorted. A file that others
+//! may read appears whole: it is written where nobody looks, then renamed.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Read, Write};
@@ -88,22 +88,6 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
         .map_err(|e| Error::bug(format!("`{}` does not fit in JSON: {e}", path.display())))?;
     json.push(b'\n');
     write(path, &json)
-}
-
-/// Readers see the old content or the new, never a part.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    create_parent(path)?;
-    let parent = path.parent().unwrap_or(Path::new("."));
-    let mut file =
-        tempfile::NamedTempFile::new_in(parent).map_err(|e| Error::io("create a file in", parent, &e))?;
-    file.write_all(bytes).map_err(|e| Error::io("write", path, &e))?;
-    // A temporary is private to its owner; what takes its place is not.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let _ = file.as_file().set_permissions(fs::Permissions::from_mode(0o644));
-    }
-    file.persist(path).map(drop).map_err(|e| Error::io("replace", path, &e.error))
 }
 
 pub fn append(path: &Path) -> Result<File> {
@@ -401,13 +385,33 @@ mod tests {
     }
 
     #[test]
-    fn an_atomic_write_replaces_and_leaves_nothing_beside() {
+    fn a_folder_takes_the_place_of_another_and_leaves_it_behind() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("deep/er/a.txt");
-        write_atomic(&path, b"one").unwrap();
-        write_atomic(&path, b"two").unwrap();
-        assert_eq!(read(&path).unwrap(), b"two");
-        assert_eq!(files_below(dir.path()).unwrap(), [path]);
+        let (fresh, place) = (dir.path().join("fresh"), dir.path().join("deep/er/place"));
+        for text in ["one", "two"] {
+            remove(&fresh).unwrap();
+            write(&fresh.join("a.txt"), text.as_bytes()).unwrap();
+            swap_folder(&fresh, &place).unwrap();
+            assert_eq!(read_text(&place.join("a.txt")).unwrap(), text);
+        }
+        // Where two names cannot be exchanged, the old folder goes first.
+        remove(&fresh).unwrap();
+        write(&fresh.join("b.txt"), b"three").unwrap();
+        set_aside(&fresh, &place).unwrap();
+        swap_folder(&fresh, &place).unwrap();
+        assert_eq!(files_below(dir.path()).unwrap(), [place.join("b.txt")]);
+    }
+
+    #[test]
+    fn a_locked_file_is_taken_until_it_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        assert!(lock(&path, false).unwrap().is_none());
+        let held = lock(&path, true).unwrap();
+        assert!(matches!(held, Some(Lock::Mine(_))));
+        assert!(matches!(lock(&path, false).unwrap(), Some(Lock::Taken)));
+        drop(held);
+        assert!(matches!(lock(&path, false).unwrap(), Some(Lock::Mine(_))));
     }
 
     #[test]

@@ -238,6 +238,39 @@ fn copies() -> Project {
     p
 }
 
+/// On Linux two folders are exchanged in one step, so that a reader always finds one of them whole.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_reader_of_the_view_never_finds_nothing() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let p = copies();
+    p.run(&[]);
+    let shown = p.path("artifacts/p/c/o/o");
+    let over = AtomicBool::new(false);
+    let reads = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut reads = 0;
+            while !over.load(Ordering::Relaxed) {
+                let text = std::fs::read_to_string(&shown).expect("the view is there");
+                assert!(["ONE\n", "OTHER\n"].contains(&text.as_str()), "{text}");
+                reads += 1;
+            }
+            reads
+        });
+        for round in 0..10 {
+            p.write("data/a.txt", ["other\n", "one\n"][round % 2]);
+            let all = [&["run", "p"][..], &["run", "p", "c"]].map(|args| start(&mut p.command(args)));
+            for (code, _, err) in all.map(end) {
+                assert_eq!(code, Some(0), "{err}");
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        reader.join().unwrap()
+    });
+    assert!(reads > 100, "{reads}");
+    assert_eq!(p.read("artifacts/p/c/o/o"), "ONE\n");
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn store_and_view_may_lie_on_different_file_systems() {
