@@ -473,9 +473,15 @@ fn a_damaged_record_is_said_and_made_anew() {
         assert!(ran.code == 1 && ran.stderr.contains("is damaged"), "{}", ran.stderr);
     }
     assert_eq!(statuses(&p.run(&[])), ["a=ran", "b=ran", "c=cached"]);
+    // Neither did a stage never run whose list of actions does not read.
     p.write("artifacts/store/history/p/a.json", "[");
     let ran = p.tinylm(&["inspect", "p:a"]);
     assert!(ran.code == 1 && ran.stderr.contains("is damaged"), "{}", ran.stderr);
+    p.write("data/a.txt", "changed\n");
+    assert_eq!(stage(&p.plan(&[]), "a")["reason"]["code"], "record_damaged");
+    assert_eq!(statuses(&p.run(&[])), ["a=ran", "b=cached", "c=ran"]);
+    p.write("data/a.txt", "changed again\n");
+    assert_eq!(stage(&p.plan(&[]), "a")["reason"]["code"], "input");
 }
 
 #[cfg(target_os = "linux")]
