@@ -51,9 +51,7 @@ impl Known for Past<'_> {
         self.store.damaged_record(key)
     }
     fn damaged_history(&self, pipeline: &str, stage: &str) -> Option<String> {
-        let damaged_record = |key: Digest| self.store.damaged_record(&key);
-        let last = || self.store.history(pipeline, stage).last().copied().and_then(damaged_record);
-        self.store.damaged_history(pipeline, stage).or_else(last)
+        self.store.damaged_history(pipeline, stage)
     }
     fn damage(&self, artifact: &Digest) -> Option<Damage> {
         self.store.damage(artifact)
