@@ -553,7 +553,7 @@ impl<'a> Ingestion<'a> {
         }
         self.documents.finish()?;
         self.duplicates.finish()?;
-        write_report(out, &report)?;
+        fs::write_json(&out.join(REPORT_NAME), &report)?;
         tracing::info!(
             "{} documents read, {} removed, {} written ({})",
             units::count(total.documents_in),
@@ -563,17 +563,6 @@ impl<'a> Ingestion<'a> {
         );
         Ok(report)
     }
-}
-
-/// `report.json`, for people and programs: stable order, a line break at the end.
-///
-/// # Errors
-/// When it cannot be written.
-pub(super) fn write_report(out: &Path, report: &impl Serialize) -> Result<()> {
-    let mut json = serde_json::to_vec_pretty(report)
-        .map_err(|e| Error::bug(format!("a report does not fit in JSON: {e}")))?;
-    json.push(b'\n');
-    fs::write(&out.join(REPORT_NAME), &json)
 }
 
 fn nothing_left(report: &Report) -> Error {

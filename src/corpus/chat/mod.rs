@@ -37,11 +37,11 @@ use self::text::TextBoundary;
 use super::conversation::{Conversation, ConversationWriter, Role};
 use super::csv::delimiter_mistake;
 use super::decode::{Encoding, OnInvalid};
-use super::ingest::{OnBadRow, write_report};
+use super::ingest::{OnBadRow, REPORT_NAME};
 use super::input::{Bad, InputFile, Record};
 use super::preference::{Preference, PreferenceWriter};
 use super::transcode::{Readable, readable};
-use crate::base::{Error, Monitor, Result, suggest, units};
+use crate::base::{Error, Monitor, Result, fs, suggest, units};
 
 /// How files become conversations.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -470,7 +470,7 @@ impl<'a> Ingestion<'a> {
         }
         self.conversations.finish()?;
         self.preferences.map(PreferenceWriter::finish).transpose()?;
-        write_report(&self.out, &report)?;
+        fs::write_json(&self.out.join(REPORT_NAME), &report)?;
         let pairs = match report.preferences_out {
             0 => String::new(),
             pairs => format!(", and {} pairs of a chosen and a rejected answer", units::count(pairs)),
