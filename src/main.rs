@@ -2,6 +2,10 @@
 //! thread starts.
 
 fn main() -> std::process::ExitCode {
+    #[cfg(unix)]
+    if tinylm::kinds::command::guard::is_guard() {
+        return tinylm::kinds::command::guard::main();
+    }
     keep_memory();
     leave_threads_to_us();
     tinylm::cli::main()

@@ -1,5 +1,6 @@
 //! `tinylm run`: brings a pipeline up to date.
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -98,28 +99,56 @@ impl Run {
     }
 }
 
-/// The first signal asks every stage to stop, the second stops the process.
+/// The first signal asks every stage to stop, the second, or QUIT, stops the process and what it runs.
 async fn watch_signals(cancel: Cancel) {
-    interrupted().await;
-    cancel.cancel();
-    eprintln!("stopping: finished stages are kept (once more to stop at once)");
-    interrupted().await;
+    if !must_stop_at_once().await {
+        cancel.cancel();
+        let _ = writeln!(std::io::stderr(), "stopping: finished stages are kept (once more to stop at once)");
+        must_stop_at_once().await;
+    }
+    #[cfg(unix)]
+    crate::kinds::command::guard::end_all();
     std::process::exit(1);
 }
 
-async fn interrupted() {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
-            }
-            return;
-        }
+/// Waits for a signal; whether it is one that leaves no time.
+#[cfg(unix)]
+async fn must_stop_at_once() -> bool {
+    use tokio::signal::unix::{SignalKind, signal};
+    // Whoever started us with a signal ignored, such as `nohup`, wants us to go on.
+    let listen = |kind: SignalKind| (!is_ignored(kind.as_raw_value())).then(|| signal(kind).ok()).flatten();
+    let mut terminate = listen(SignalKind::terminate());
+    let (mut hangup, mut quit) = (listen(SignalKind::hangup()), listen(SignalKind::quit()));
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => false,
+        () = received(&mut terminate) => false,
+        () = received(&mut hangup) => false,
+        () = received(&mut quit) => true,
     }
+}
+
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: nothing is set, and what is read was zeroed and is only looked at when the call filled it.
+    unsafe {
+        let mut old: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut old) == 0 && old.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// Never, where nobody listens.
+#[cfg(unix)]
+async fn received(signal: &mut Option<tokio::signal::unix::Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(not(unix))]
+async fn must_stop_at_once() -> bool {
     let _ = tokio::signal::ctrl_c().await;
+    false
 }
 
 /// `20261121-042233-1a2b`: sorts by time; the end tells apart what began in the same second.

@@ -106,6 +106,16 @@ fn kind<'a>(shared: &'a Shared, stage: &StageSpec) -> Result<&'a dyn Stage> {
     shared.kinds.get(&stage.kind).ok_or_else(|| Error::bug(format!("the kind `{}` is gone", stage.kind)))
 }
 
+/// A stage's folder, which can be removed whatever permissions the stage gave to what lies in it.
+struct Scratch(tempfile::TempDir);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What cannot be removed now, the next run tries again.
+        let _ = fs::remove(self.0.path());
+    }
+}
+
 /// Runs in a scratch folder and commits what it wrote. Nothing of a failed stage stays but its log.
 fn make(
     shared: &Arc<Shared>,
@@ -116,9 +126,9 @@ fn make(
 ) -> Result<Action> {
     let fingerprint = decision.fingerprint.clone().ok_or_else(|| Error::bug("a stage ran without a key"))?;
     let dispatch = log::for_stage(&shared.options.folder, &stage.name, shared.events.clone())?;
-    let folder = shared.store.scratch()?;
-    let outputs = output_folders(stage, &folder.path().join("out"))?;
-    let scratch = folder.path().join("scratch");
+    let folder = Scratch(shared.store.scratch()?);
+    let scratch = folder.0.path().join("work");
+    let outputs = output_folders(stage, &scratch.join("outputs"))?;
     fs::create_dir(&scratch)?;
     let monitor = StageMonitor::new(stage, shared.events.clone(), shared.cancel.clone());
     let ctx = Context {

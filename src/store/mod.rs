@@ -19,6 +19,7 @@
 //! time), and remote stores, for which [`Store`] is the one place to stand in front of.
 
 mod action;
+mod collect;
 pub mod download;
 mod memo;
 pub mod source;
@@ -268,25 +269,18 @@ impl Store {
     }
 
     fn take(&self, port: &str, ty: &str, folder: &Path) -> Result<Manifest> {
-        let mut files = Vec::new();
-        for path in fs::files_below(folder)? {
-            let relative = path.strip_prefix(folder).unwrap_or(&path);
-            let name = relative.to_str().ok_or_else(|| {
-                Error::input(format!(
-                    "the output `{port}` has a file whose name is not UTF-8: `{}`",
-                    relative.display()
-                ))
-            })?;
-            files.push(self.take_file(&path, name.replace('\\', "/"))?);
-        }
-        if files.is_empty() {
-            return Err(Error::input(format!("the stage wrote nothing to its output `{port}`")));
-        }
-        Ok(Manifest::new(ty, files))
+        let collected = collect::collect(port, folder)?;
+        let files = collected.into_iter().map(|file| self.take_file(&file.path, file.name));
+        Ok(Manifest::new(ty, files.collect::<Result<_>>()?))
     }
 
     fn take_file(&self, path: &Path, name: String) -> Result<ManifestFile> {
+        let before = fs::stat(path);
         let digest = Digest::of_file(path)?;
+        if before.is_none() || fs::stat(path) != before {
+            return Err(Error::input(format!("`{name}` changed while it was taken into the store"))
+                .help("something still writes to it; wait for it at the end of the command"));
+        }
         let file = ManifestFile { path: name, digest, size: fs::size(path)? };
         let object = self.object(&digest);
         if self.damaged_file(&file).is_some() {
