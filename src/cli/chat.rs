@@ -1,6 +1,6 @@
 //! `tinylm chat`: a conversation with a fine-tuned model, streamed; the cache is kept between turns.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 
@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::generate::{Decoding, load_model, warn};
-use super::{Format, print_json};
+use super::{Format, out, print_json};
 use crate::base::{Error, Result, machine};
 use crate::corpus::conversation::{Message, Role};
 use crate::generate::{Options, Session, stream};
@@ -37,13 +37,12 @@ impl Chat {
         let live = stdin.is_terminal();
         let s = Style::stdout();
         if live {
-            eprintln!("/reset begins anew, /quit or Ctrl-D ends");
+            out::say("/reset begins anew, /quit or Ctrl-D ends");
         }
         let mut lines = Lines { input: stdin.lock(), read: 0 };
         loop {
             if live {
-                print!("{} ", s.bold("you:"));
-                let _ = std::io::stdout().flush();
+                out::out(&format!("{} ", s.bold("you:")))?;
             }
             let Some(line) = lines.next()? else { break };
             let line = match &line {
@@ -62,13 +61,12 @@ impl Chat {
                 }
                 said => {
                     if format == Format::Text {
-                        print!("{} ", s.cyan("assistant:"));
-                        let _ = std::io::stdout().flush();
+                        out::out(&format!("{} ", s.cyan("assistant:")))?;
                     }
                     let answer = talk.answer(said, &options, format)?;
                     match format {
-                        Format::Text => println!(),
-                        Format::Json => print_json(&json!({"user": said, "assistant": answer})),
+                        Format::Text => out::line("")?,
+                        Format::Json => print_json(&json!({"user": said, "assistant": answer}))?,
                     }
                     // Another turn, another draw; the whole conversation still follows from the seed.
                     options.seed = options.seed.wrapping_add(1);
@@ -129,17 +127,17 @@ impl<'a> Talk<'a> {
         let ids = further(tokenizer, &messages)?;
         let before = self.session.text.forgotten;
         self.session.feed(&ids)?;
-        let mut answer = String::new();
+        let (mut answer, mut printed) = (String::new(), Ok(()));
         stream(&mut self.session, &ids, options, &mut |piece| {
             // Some tokenizers begin every text with a space.
             let piece = if answer.is_empty() { piece.trim_start() } else { piece };
             answer.push_str(piece);
             if format == Format::Text {
-                print!("{piece}");
-                let _ = std::io::stdout().flush();
+                printed = out::out(piece);
             }
-            ControlFlow::Continue(())
+            if printed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
+        printed?;
         // The end token was chosen and not read; the next turn has to see it.
         self.session.feed(&[chat::end(tokenizer)?])?;
         self.warn_of_forgotten(before);
@@ -152,7 +150,7 @@ impl<'a> Talk<'a> {
         if now > before {
             let all = self.session.text.tokens.len();
             // On a line of its own, behind the answer.
-            eprintln!();
+            out::say("");
             warn(&format!(
                 "the conversation has {all} tokens, the model holds {room}: the first {now} are forgotten"
             ));

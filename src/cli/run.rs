@@ -54,7 +54,7 @@ impl Run {
         let width = pipeline.stages.iter().map(|s| s.name.chars().count()).max().unwrap_or(0);
         let face: Box<dyn Reporter> = match format {
             Format::Text => Box::new(Console::new(width)),
-            Format::Json => Box::new(JsonLines),
+            Format::Json => Box::new(JsonLines::default()),
         };
         let reporters = vec![Box::new(RunFolder::create(&folder)?) as Box<dyn Reporter>, face];
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -63,7 +63,7 @@ impl Run {
             .build()
             .map_err(|e| Error::input(format!("cannot start the scheduler: {e}")))?;
         let cancel = Cancel::default();
-        let outcome = runtime.block_on(async {
+        let (outcome, told) = runtime.block_on(async {
             let (events, stream) = unbounded_channel();
             let reports = tokio::spawn(report::feed(stream, reporters));
             tokio::spawn(watch_signals(cancel.clone()));
@@ -77,12 +77,12 @@ impl Run {
             )
             .await;
             // The stream ends with its last sender; nothing is printed after the summary.
-            let _ = reports.await;
-            summary
+            let told = reports.await.unwrap_or(Ok(()));
+            (summary, told)
         });
         runtime.shutdown_background();
         match outcome {
-            Ok(summary) if summary.ok => Ok(ExitCode::SUCCESS),
+            Ok(summary) if summary.ok => told.map(|()| ExitCode::SUCCESS),
             Ok(_) if cancel.is_cancelled() => {
                 Err(Error::cancelled().help("what was finished is kept; run again to go on from there"))
             }

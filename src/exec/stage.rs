@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::Dispatch;
 
-use super::{Cancel, Shared, log, result_of};
+use super::log::Log;
+use super::{Cancel, Shared, result_of};
 use crate::base::{Digest, Error, Monitor, Progress, Result, fs};
 use crate::event::{Event, StageResult, Status};
 use crate::plan::Decision;
@@ -116,7 +117,7 @@ impl Drop for Scratch {
     }
 }
 
-/// Runs in a scratch folder and commits what it wrote. Nothing of a failed stage stays but its log.
+/// Runs and commits, with everything that is said on the way in the stage's log.
 fn make(
     shared: &Arc<Shared>,
     stage: &StageSpec,
@@ -124,8 +125,25 @@ fn make(
     connected: Connections,
     threads: usize,
 ) -> Result<Action> {
+    let log = Log::open(&shared.options.folder, &stage.name, shared.events.clone())?;
+    let made = tracing::dispatcher::with_default(&log.dispatch, || {
+        let made = attempt(shared, stage, decision, connected, threads, &log.dispatch);
+        made.inspect_err(|e| tracing::error!("{e}"))
+    });
+    log.finish();
+    made
+}
+
+/// Runs in a scratch folder and commits what it wrote. Nothing of a failed stage stays but its log.
+fn attempt(
+    shared: &Arc<Shared>,
+    stage: &StageSpec,
+    decision: &Decision,
+    connected: Connections,
+    threads: usize,
+    dispatch: &Dispatch,
+) -> Result<Action> {
     let fingerprint = decision.fingerprint.clone().ok_or_else(|| Error::bug("a stage ran without a key"))?;
-    let dispatch = log::for_stage(&shared.options.folder, &stage.name, shared.events.clone())?;
     let folder = Scratch(shared.store.scratch()?);
     let scratch = folder.0.path().join("work");
     let outputs = output_folders(stage, &scratch.join("outputs"))?;
@@ -141,12 +159,9 @@ fn make(
         types: stage.outputs.clone(),
     };
     let begun = Instant::now();
-    tracing::dispatcher::with_default(&dispatch, || {
-        let kind = kind(shared, stage)?;
-        let run = || kind.run(&stage.params, &ctx);
-        let result = if kind.info().parallel { pool(threads, &dispatch)?.install(run) } else { run() };
-        result.inspect_err(|e| tracing::error!("{e}"))
-    })?;
+    let kind = kind(shared, stage)?;
+    let run = || kind.run(&stage.params, &ctx);
+    if kind.info().parallel { pool(threads, dispatch)?.install(run) } else { run() }?;
     monitor.check()?;
     sources_unchanged(shared, stage)?;
     let action = action(shared, decision, fingerprint, begun.elapsed(), monitor.measured());

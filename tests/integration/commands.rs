@@ -335,3 +335,93 @@ fn nothing_survives_the_end_of_the_run() {
     ended_by("4724", &[SIGKILL]);
     ended_by("4725", &[SIGTERM]);
 }
+
+#[test]
+fn output_without_end_takes_neither_memory_nor_disk() {
+    let text = "head -c 300000000 /dev/zero | tr '\\0' x; yes | head -c 30000000; echo a > ${outputs.o}; echo last; exit 3";
+    let p = script("{}", "file", text);
+    let child = p
+        .command(&["run", "p", "--format", "json"])
+        .stdout(std::fs::File::create(p.path("stdout")).unwrap())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    // SAFETY: both are plain structures of numbers that the call fills.
+    let usage = unsafe {
+        let (mut status, mut usage): (i32, libc::rusage) = (0, std::mem::zeroed());
+        assert_eq!(libc::wait4(child.id() as i32, &mut status, 0, &mut usage), child.id() as i32);
+        usage
+    };
+    assert!(usage.ru_maxrss < 250_000, "{} KiB", usage.ru_maxrss);
+    assert!(p.path("stdout").metadata().unwrap().len() < 10 << 20);
+    let run = std::fs::read_dir(p.path("artifacts/runs")).unwrap().next().unwrap().unwrap().path();
+    let log = std::fs::read_to_string(run.join("a.log")).unwrap();
+    assert!(log.len() < 20 << 20, "{}", log.len());
+    assert!(log.contains("this log is full (16.0 MiB)"));
+    // What came at the end is in the error, which is never left out.
+    assert!(log.contains("exit status: 3") && log.contains("  last"));
+    let left_out = log.lines().last().unwrap().split(' ').next().unwrap().replace(',', "");
+    // Of 330 MB 16 MiB are there; each of the lines that were left out has a time before it.
+    assert!(left_out.parse::<u64>().unwrap() > 313_000_000, "{left_out}");
+    assert!(run.join("events.jsonl").metadata().unwrap().len() < 10 << 20);
+}
+
+#[test]
+fn escape_sequences_reach_no_file_and_no_terminal() {
+    let text = "printf '\\033]0;title\\007red \\033[31m\\302\\233x\\n' ; touch \"${outputs.o}/$(printf 'n\\033[1m')\"; mkfifo \"${outputs.o}/$(printf 'q\\033[1m')\"";
+    let p = script("{}", "files", text);
+    let ran = p.tinylm(&["run", "p"]);
+    assert_eq!(ran.code, 1);
+    for shown in [&ran.stdout, &ran.stderr] {
+        assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
+    }
+    assert!(ran.stderr.contains("\\x1b]0;title\\x07red \\x1b[31m\\x9bx"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("holds a named pipe, `q\\x1b[1m`"), "{}", ran.stderr);
+    let run = std::fs::read_dir(p.path("artifacts/runs")).unwrap().next().unwrap().unwrap().path();
+    for file in std::fs::read_dir(&run).unwrap() {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        assert!(!text.contains('\x1b') && !text.contains('\u{9b}'), "{text}");
+    }
+}
+
+#[test]
+fn a_standard_output_that_takes_nothing_is_an_error() {
+    let p = script("{}", "file", "echo a > ${outputs.o}");
+    p.run(&[]);
+    p.write("x.jsonl", "{\"text\":\"a\"}\n");
+    let commands: [&[&str]; 14] = [
+        &["run", "p"],
+        &["run", "p", "--format", "json"],
+        &["plan", "p"],
+        &["plan", "p", "--format", "json"],
+        &["why", "p", "a"],
+        &["graph", "p"],
+        &["validate", "p"],
+        &["inspect", "x.jsonl"],
+        &["query", "x.jsonl", "SELECT text FROM self"],
+        &["query", "x.jsonl", "SELECT text FROM self", "--format", "json"],
+        &["stages"],
+        &["stages", "ingest"],
+        &["schema"],
+        &["completions", "bash"],
+    ];
+    for args in commands {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = p.command(args).stdout(full).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
+        assert!(stderr.contains("cannot write to the standard output: No space"), "{args:?}: {stderr}");
+        let words = args.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
+        if cfg!(target_os = "linux") {
+            let line = format!("exec '{}' {words} >&-", env!("CARGO_BIN_EXE_tinylm"));
+            let mut shell = std::process::Command::new("sh");
+            let output = shell.args(["-c", &line]).current_dir(p.path("")).output().unwrap();
+            assert_eq!(output.status.code(), Some(1), "{args:?} with stdout closed");
+        }
+        // A reader that has enough is no failure.
+        let line = format!("{{ '{}' {words}; echo $? >&2; }} | true", env!("CARGO_BIN_EXE_tinylm"));
+        let mut shell = std::process::Command::new("sh");
+        let output = shell.args(["-c", &line]).current_dir(p.path("")).output().unwrap();
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), "0\n", "{args:?}");
+    }
+}
