@@ -97,4 +97,7 @@ pub struct Summary {
     pub ok: bool,
     pub seconds: f64,
     pub stages: Vec<StageResult>,
+    /// What went wrong after the stages, such as a lockfile that cannot be written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }

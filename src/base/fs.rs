@@ -1,5 +1,5 @@
-//! The one owner of `std::fs`: every error names the path, every file that others may read appears
-//! whole (written beside its place, then renamed), every listing is sorted.
+//! The one owner of `std::fs`: every error names the path, every listing is sorted. A file that others
+//! may read appears whole: it is written where nobody looks, then renamed.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Read, Write};
@@ -13,6 +13,9 @@ use super::{Error, Place, Result};
 pub struct Stat {
     pub size: u64,
     pub mtime_ns: u64,
+    /// When content, name or permissions last changed, which no program can set; 0 where the system
+    /// does not tell.
+    pub ctime_ns: u64,
     pub inode: u64,
 }
 
@@ -87,48 +90,61 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     write(path, &json)
 }
 
-/// Readers see the old content or the new, never a part.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    create_parent(path)?;
-    let parent = path.parent().unwrap_or(Path::new("."));
-    let mut file =
-        tempfile::NamedTempFile::new_in(parent).map_err(|e| Error::io("create a file in", parent, &e))?;
-    file.write_all(bytes).map_err(|e| Error::io("write", path, &e))?;
-    // A temporary is private to its owner; what takes its place is not.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let _ = file.as_file().set_permissions(fs::Permissions::from_mode(0o644));
-    }
-    file.persist(path).map(drop).map_err(|e| Error::io("replace", path, &e.error))
-}
-
 pub fn append(path: &Path) -> Result<File> {
     create_parent(path)?;
     File::options().append(true).create(true).open(path).map_err(|e| Error::io("open", path, &e))
+}
+
+/// What came of asking for a file that one process at a time may have. The kernel gives the lock back
+/// when its owner ends, however it ends.
+#[derive(Debug)]
+pub enum Lock {
+    Mine(File),
+    /// Another process has it.
+    Taken,
+    /// Opened, but nobody can know who else has it: the file system has no locks.
+    Unknown(File),
 }
 
 /// A file to read and append to, made when absent, that no other process has until it is closed;
 /// `None` while another has it.
 pub fn open_exclusive(path: &Path) -> Result<Option<File>> {
     create_parent(path)?;
+    Ok(match lock(path, true)? {
+        // Some network file systems have no locks: one process at a time is then the user's care.
+        Some(Lock::Mine(file) | Lock::Unknown(file)) => Some(file),
+        _ => None,
+    })
+}
+
+/// Asks for the file at `path`, which is made when `create`d and absent; `None` when there is none.
+pub fn lock(path: &Path, create: bool) -> Result<Option<Lock>> {
     loop {
-        let mut options = File::options();
-        let file = options.read(true).append(true).create(true).open(path);
-        let file = file.map_err(|e| Error::io("open", path, &e))?;
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            // Some network file systems have no locks: one process at a time is then the user's care.
-            Err(TryLockError::Error(e)) if e.kind() != ErrorKind::Unsupported => {
-                return Err(Error::io("lock", path, &e));
-            }
-            _ => {}
-        }
+        let file = match File::options().read(true).append(true).create(create).open(path) {
+            Err(e) if e.kind() == ErrorKind::NotFound && !create => return Ok(None),
+            file => file.map_err(|e| Error::io("open", path, &e))?,
+        };
+        let known = match file.try_lock() {
+            Ok(()) => true,
+            Err(TryLockError::WouldBlock) => return Ok(Some(Lock::Taken)),
+            Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => false,
+            Err(TryLockError::Error(e)) => return Err(Error::io("lock", path, &e)),
+        };
         // Whoever had it before may have moved it away between the opening and the lock.
         let meta = file.metadata().map_err(|e| Error::io("read", path, &e))?;
         if stat(path).is_some_and(|now| now.inode == inode(&meta)) {
-            return Ok(Some(file));
+            return Ok(Some(if known { Lock::Mine(file) } else { Lock::Unknown(file) }));
         }
+    }
+}
+
+/// A folder that was not there before; `false` when it was.
+pub fn create_new_dir(path: &Path) -> Result<bool> {
+    create_parent(path)?;
+    match fs::create_dir(path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(Error::io("create the folder", path, &e)),
     }
 }
 
@@ -181,6 +197,78 @@ pub fn open_folders(folder: &Path) {
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     create_parent(to)?;
     fs::rename(from, to).map_err(|e| Error::io("move a file to", to, &e))
+}
+
+/// Puts the folder `fresh` at `place` in one step; what was there before, if anything, is at `fresh`
+/// afterwards. Readers see the old folder or the new, and so do others who do the same at this moment.
+pub fn swap_folder(fresh: &Path, place: &Path) -> Result<()> {
+    create_parent(place)?;
+    loop {
+        match fs::rename(fresh, place) {
+            Ok(()) => return Ok(()),
+            Err(e) if is_occupied(e.kind()) => {}
+            Err(e) => return Err(Error::io("move a folder to", place, &e)),
+        }
+        match exchange(fresh, place) {
+            Ok(()) => return Ok(()),
+            // Whoever had put it there took it away again.
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) if e.kind() == ErrorKind::PermissionDenied => {
+                return Err(Error::io("replace", place, &e));
+            }
+            // A file system that cannot exchange two names: there is nothing at `place` for a moment.
+            Err(_) => set_aside(fresh, place)?,
+        }
+    }
+}
+
+fn is_occupied(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists | ErrorKind::NotADirectory)
+}
+
+fn set_aside(fresh: &Path, place: &Path) -> Result<()> {
+    let old = temp_dir(fresh.parent().unwrap_or(Path::new(".")), "old-")?;
+    match fs::rename(place, old.path().join("was")) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("replace", place, &e)),
+        _ => Ok(()),
+    }
+}
+
+/// Two names of one file system change what they name, in one step.
+#[cfg(target_os = "linux")]
+fn exchange(a: &Path, b: &Path) -> std::io::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let name = |path: &Path| std::ffi::CString::new(path.as_os_str().as_bytes());
+    let (a, b) = (name(a)?, name(b)?);
+    // SAFETY: both names end with a zero byte and live until the call returns.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_renameat2,
+            libc::AT_FDCWD,
+            a.as_ptr(),
+            libc::AT_FDCWD,
+            b.as_ptr(),
+            libc::RENAME_EXCHANGE,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exchange(_: &Path, _: &Path) -> std::io::Result<()> {
+    Err(ErrorKind::Unsupported.into())
+}
+
+/// Whether two paths, or what they will lie in, are on one file system, so that renaming can move.
+pub fn on_one_file_system(a: &Path, b: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let device = |path: &Path| path.ancestors().find_map(|p| fs::metadata(p).ok()).map(|m| m.dev());
+        return device(a) == device(b);
+    }
+    #[cfg(not(unix))]
+    return a.components().next() == b.components().next();
 }
 
 /// Whether somebody may run the file at `path`.
@@ -240,7 +328,23 @@ pub fn absolute(path: &Path) -> Result<PathBuf> {
 pub fn stat(path: &Path) -> Option<Stat> {
     let meta = fs::metadata(path).ok().filter(|m| m.is_file())?;
     let since = meta.modified().ok()?.duration_since(UNIX_EPOCH).unwrap_or_default();
-    Some(Stat { size: meta.len(), mtime_ns: since.as_nanos() as u64, inode: inode(&meta) })
+    Some(Stat {
+        size: meta.len(),
+        mtime_ns: since.as_nanos() as u64,
+        ctime_ns: ctime_ns(&meta),
+        inode: inode(&meta),
+    })
+}
+
+#[cfg(unix)]
+fn ctime_ns(meta: &fs::Metadata) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    (meta.ctime().max(0) as u64).saturating_mul(1_000_000_000).saturating_add(meta.ctime_nsec().max(0) as u64)
+}
+
+#[cfg(not(unix))]
+fn ctime_ns(_: &fs::Metadata) -> u64 {
+    0
 }
 
 #[cfg(unix)]
@@ -373,13 +477,33 @@ mod tests {
     }
 
     #[test]
-    fn an_atomic_write_replaces_and_leaves_nothing_beside() {
+    fn a_folder_takes_the_place_of_another_and_leaves_it_behind() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("deep/er/a.txt");
-        write_atomic(&path, b"one").unwrap();
-        write_atomic(&path, b"two").unwrap();
-        assert_eq!(read(&path).unwrap(), b"two");
-        assert_eq!(files_below(dir.path()).unwrap(), [path]);
+        let (fresh, place) = (dir.path().join("fresh"), dir.path().join("deep/er/place"));
+        for text in ["one", "two"] {
+            remove(&fresh).unwrap();
+            write(&fresh.join("a.txt"), text.as_bytes()).unwrap();
+            swap_folder(&fresh, &place).unwrap();
+            assert_eq!(read_text(&place.join("a.txt")).unwrap(), text);
+        }
+        // Where two names cannot be exchanged, the old folder goes first.
+        remove(&fresh).unwrap();
+        write(&fresh.join("b.txt"), b"three").unwrap();
+        set_aside(&fresh, &place).unwrap();
+        swap_folder(&fresh, &place).unwrap();
+        assert_eq!(files_below(dir.path()).unwrap(), [place.join("b.txt")]);
+    }
+
+    #[test]
+    fn a_locked_file_is_taken_until_it_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        assert!(lock(&path, false).unwrap().is_none());
+        let held = lock(&path, true).unwrap();
+        assert!(matches!(held, Some(Lock::Mine(_))));
+        assert!(matches!(lock(&path, false).unwrap(), Some(Lock::Taken)));
+        drop(held);
+        assert!(matches!(lock(&path, false).unwrap(), Some(Lock::Mine(_))));
     }
 
     #[test]

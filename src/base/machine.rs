@@ -41,3 +41,27 @@ pub fn peak_memory() -> Option<u64> {
     #[cfg(not(unix))]
     None
 }
+
+/// The name of this host; empty where the system does not tell.
+pub fn host() -> &'static str {
+    static HOST: OnceLock<String> = OnceLock::new();
+    HOST.get_or_init(|| {
+        #[cfg(unix)]
+        {
+            let mut name = [0u8; 256];
+            // SAFETY: the buffer is as long as is said; the last byte stays 0.
+            let failed = unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) } != 0;
+            let end = name.iter().position(|b| *b == 0).unwrap_or(0);
+            if failed { String::new() } else { String::from_utf8_lossy(&name[..end]).into_owned() }
+        }
+        #[cfg(not(unix))]
+        std::env::var("COMPUTERNAME").unwrap_or_default()
+    })
+}
+
+/// Names this run of this kernel, whatever container asks; `None` where the system does not tell.
+pub fn boot() -> Option<&'static str> {
+    static BOOT: OnceLock<Option<String>> = OnceLock::new();
+    let read = || std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();
+    BOOT.get_or_init(|| read().map(|id| id.trim().replace('-', ""))).as_deref()
+}

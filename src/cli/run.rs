@@ -1,6 +1,7 @@
 //! `tinylm run`: brings a pipeline up to date.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -11,6 +12,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use super::{Format, Loaded, PipelineArgs};
 use crate::base::error::Fault;
 use crate::base::{Error, Result, machine};
+use crate::event::Summary;
 use crate::exec::{self, Cancel, Options};
 use crate::report::{self, Console, JsonLines, Reporter, RunFolder};
 
@@ -37,8 +39,9 @@ pub struct Run {
 impl Run {
     pub fn run(self, format: Format) -> Result<ExitCode> {
         let Loaded { pipeline, kinds, store } = self.pipeline.load()?;
-        let run = run_id();
-        let folder = pipeline.artifacts().join("runs").join(&run);
+        // Wrong names must not leave an empty run behind.
+        pipeline.closure(&self.stages)?;
+        let (run, folder, record) = new_run(&pipeline.artifacts().join("runs"));
         let options = Options {
             stages: self.stages,
             forced: self.force,
@@ -49,14 +52,13 @@ impl Run {
             run,
             folder: folder.clone(),
         };
-        // Wrong names must not leave an empty run behind.
-        pipeline.closure(&options.stages)?;
         let width = pipeline.stages.iter().map(|s| s.name.chars().count()).max().unwrap_or(0);
         let face: Box<dyn Reporter> = match format {
             Format::Text => Box::new(Console::new(width)),
             Format::Json => Box::new(JsonLines::default()),
         };
-        let reporters = vec![Box::new(RunFolder::create(&folder)?) as Box<dyn Reporter>, face];
+        let record = record.map(|record| Box::new(record) as Box<dyn Reporter>);
+        let reporters = record.into_iter().chain([face]).collect();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -83,6 +85,7 @@ impl Run {
         runtime.shutdown_background();
         match outcome {
             Ok(summary) if summary.ok => told.map(|()| ExitCode::SUCCESS),
+            Ok(Summary { error: Some(error), .. }) => Err(Error::input(error)),
             Ok(_) if cancel.is_cancelled() => {
                 Err(Error::cancelled().help("what was finished is kept; run again to go on from there"))
             }
@@ -149,6 +152,24 @@ async fn received(signal: &mut Option<tokio::signal::unix::Signal>) {
 async fn must_stop_at_once() -> bool {
     let _ = tokio::signal::ctrl_c().await;
     false
+}
+
+/// A new run's id and folder, and what records it there. A store that cannot be written still serves a
+/// run in which nothing is to be done; a stage that must run will say that it has no place for its log.
+fn new_run(runs: &Path) -> (String, PathBuf, Option<RunFolder>) {
+    loop {
+        let run = run_id();
+        let folder = runs.join(&run);
+        match RunFolder::create(&folder) {
+            Ok(Some(record)) => return (run, folder, Some(record)),
+            // Another run that began in the same moment.
+            Ok(None) => {}
+            Err(e) => {
+                let _ = writeln!(std::io::stderr(), "warning: this run is not recorded: {e}");
+                return (run, folder, None);
+            }
+        }
+    }
 }
 
 /// `20261121-042233-1a2b`: sorts by time; the end tells apart what began in the same second.

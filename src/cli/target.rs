@@ -69,8 +69,15 @@ fn of_stage(text: &str, pipeline: &str, stage: &str) -> Result<Artifact> {
                 .help(format!("its stages are {}", suggest::list(known.iter().copied())))
         }
     };
-    let key = store.history(name, &stage).last().copied().ok_or_else(never)?;
-    let action = store.action(&key).ok_or_else(never)?;
+    let damaged = |why: Option<String>| {
+        why.map_or_else(never, |why| {
+            Error::input(format!("the record of stage `{stage}` of `{pipeline}` is damaged: {why}"))
+                .help(format!("tinylm run {} {stage}", file.display()))
+        })
+    };
+    let history = store.history(name, &stage);
+    let key = history.last().ok_or_else(|| damaged(store.damaged_history(name, &stage)))?;
+    let action = store.action(key).ok_or_else(|| damaged(store.damaged_record(key)))?;
     let port = chosen(&action, &stage, port.as_deref())?;
     let digest = action.outputs[&port];
     if store.damage(&digest).is_some() {

@@ -4,6 +4,7 @@
 //! Emits [`Event`]s and prints nothing. Does not know what stages compute. [`run`] decides what can start;
 //! [`stage`] carries one stage through.
 
+mod inputs;
 mod log;
 mod stage;
 
@@ -11,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::sync::mpsc::UnboundedSender;
@@ -24,7 +25,7 @@ use crate::plan::{self, Decision, Past, Reason, Verdict};
 use crate::spec::{Pipeline, StageSpec};
 use crate::stage::Kinds;
 use crate::store::source::{self, Sources};
-use crate::store::{Action, Store};
+use crate::store::{Action, BEAT, Claim, Claimed, Store};
 
 /// How to run.
 #[derive(Default)]
@@ -75,7 +76,7 @@ struct Shared {
 ///
 /// # Errors
 /// What is wrong before anything runs: sources, the lock, the selection. A stage that fails is no
-/// error here but a result in the summary.
+/// error here but a result in the summary, and so is what goes wrong afterwards.
 pub async fn run(
     pipeline: Arc<Pipeline>,
     kinds: Arc<Kinds>,
@@ -103,18 +104,22 @@ pub async fn run(
         tokio::task::spawn_blocking(move || prepare(&pipeline, &selected, &store, events, cancel)).await
     };
     let sources = prepared.map_err(|e| Error::bug(format!("finding sources: {e}")))??;
+    if writes_lock(&pipeline, &options) {
+        // One that does not read is refused now, before its stages could be lost.
+        Lock::check(&pipeline.lockfile())?;
+    }
     let lock =
         if options.locked { Some(checked_lock(&pipeline, &selected, &kinds, &sources)?) } else { None };
     let shared = Arc::new(Shared { pipeline, kinds, store, sources, events, cancel, options, lock });
     let (results, locked) = Scheduler::new(shared.clone(), selected).run().await;
-    finish(&shared, &results, locked)?;
-    let ok = results.iter().all(|r| matches!(r.status, Status::Ran | Status::Cached));
+    let finished = finish(&shared, &results, &locked);
     let summary = Summary {
         pipeline: shared.pipeline.name.clone(),
         run: shared.options.run.clone(),
-        ok,
+        ok: finished.is_ok() && results.iter().all(is_good),
         seconds: begun.elapsed().as_secs_f64(),
         stages: results,
+        error: finished.err().map(|e| e.to_string()),
     };
     let _ = shared.events.send(Event::Summary(summary.clone()));
     Ok(summary)
@@ -166,40 +171,61 @@ fn checked_lock(pipeline: &Pipeline, selected: &[usize], kinds: &Kinds, sources:
 }
 
 /// What is written once all is done: the memo and, unless something was overridden, the lockfile.
-fn finish(shared: &Shared, results: &[StageResult], mut actions: HashMap<usize, LockedStage>) -> Result<()> {
-    shared.store.save()?;
-    let pipeline = &shared.pipeline;
-    if !pipeline.overrides.is_empty() || shared.options.locked {
+fn finish(shared: &Shared, results: &[StageResult], actions: &HashMap<usize, LockedStage>) -> Result<()> {
+    // Without the memo the next run reads more, and that is all; a store may be read-only.
+    let _ = shared.store.save();
+    if !writes_lock(&shared.pipeline, &shared.options) {
         return Ok(());
     }
-    let path = pipeline.lockfile();
+    let path = shared.pipeline.lockfile();
+    if updated_lock(shared, results, actions, &path)?.is_saved(&path)? {
+        return Ok(());
+    }
+    // Read and written by one process at a time, so that no run loses the stages of another.
+    let _claim = shared.store.claim_lockfile(&path, &shared.options.run)?;
+    updated_lock(shared, results, actions, &path)?.save(&path)
+}
+
+/// Digests that come of an override are not the pipeline's.
+fn writes_lock(pipeline: &Pipeline, options: &Options) -> bool {
+    pipeline.overrides.is_empty() && !options.locked
+}
+
+/// The lock at `path` with what this run found.
+fn updated_lock(
+    shared: &Shared,
+    results: &[StageResult],
+    actions: &HashMap<usize, LockedStage>,
+    path: &Path,
+) -> Result<Lock> {
+    let pipeline = &shared.pipeline;
     let made = || results.iter().filter(|r| !r.outputs.is_empty());
     // What this run says nothing of is taken over from the lock that is there.
     let mut lock = match made().count() == pipeline.stages.len() {
         true => Lock::new(&pipeline.name),
-        false => earlier_lock(pipeline, &path),
+        false => earlier_lock(pipeline, path)?,
     };
     for (text, source) in shared.sources.iter() {
         lock.sources.insert(text.to_string(), source.artifact.digest);
     }
     for result in made() {
-        if let Some(action) = pipeline.place(&result.stage).and_then(|i| actions.remove(&i)) {
+        if let Some(action) = pipeline.place(&result.stage).and_then(|i| actions.get(&i)) {
             let outputs = result.outputs.clone();
-            lock.stages.insert(result.stage.clone(), LockedStage { outputs, ..action });
+            lock.stages.insert(result.stage.clone(), LockedStage { outputs, ..action.clone() });
         }
     }
-    lock.save(&path)
+    Ok(lock)
 }
 
 /// The lock at `path`, without what the pipeline no longer declares; an empty one where there is none.
-fn earlier_lock(pipeline: &Pipeline, path: &Path) -> Lock {
-    let old = Lock::load(path).ok().flatten().filter(|l| l.pipeline == pipeline.name);
-    let mut lock = old.unwrap_or_else(|| Lock::new(&pipeline.name));
+fn earlier_lock(pipeline: &Pipeline, path: &Path) -> Result<Lock> {
+    let mut lock = Lock::load(path)?.unwrap_or_else(|| Lock::new(&pipeline.name));
+    lock.pipeline = pipeline.name.clone();
     let declared: HashSet<&str> =
         pipeline.stages.iter().flat_map(StageSpec::sources).map(|s| s.text.as_str()).collect();
     lock.sources.retain(|text, _| declared.contains(text.as_str()));
     lock.stages.retain(|name, _| pipeline.stage(name).is_some());
-    lock
+    Ok(lock)
 }
 
 /// Stages are known here by their place in [`Pipeline::stages`], where upstream stands before downstream.
@@ -220,6 +246,12 @@ struct Scheduler {
     taken: HashMap<usize, Need>,
     /// Keys of what runs: two stages with one key are one action, the second waits for the first.
     keys: HashMap<usize, Digest>,
+    /// The right to do the actions of what runs: of all processes one does an action.
+    claims: HashMap<usize, Claim>,
+    /// Of the ready, those whose action another process does.
+    waiting: HashMap<usize, Waiting>,
+    /// How long to wait until it is asked again.
+    patience: Duration,
     done: HashMap<usize, StageResult>,
     /// Output digests of finished stages.
     outputs: HashMap<String, BTreeMap<String, Digest>>,
@@ -229,6 +261,17 @@ struct Scheduler {
     /// Events not yet sent, see [`Scheduler::tell`].
     untold: Vec<Event>,
 }
+
+struct Waiting {
+    key: Digest,
+    reason: Reason,
+    /// Who does it.
+    by: String,
+}
+
+/// How soon a stage that waits for another process looks again; then ever later.
+const PATIENCE: Duration = Duration::from_millis(2);
+const MOST_PATIENCE: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Copy)]
 struct Need {
@@ -256,6 +299,9 @@ impl Scheduler {
             running: JoinSet::new(),
             taken: HashMap::new(),
             keys: HashMap::new(),
+            claims: HashMap::new(),
+            waiting: HashMap::new(),
+            patience: PATIENCE,
             done: HashMap::new(),
             outputs: HashMap::new(),
             locked: HashMap::new(),
@@ -265,13 +311,21 @@ impl Scheduler {
     }
 
     async fn run(mut self) -> (Vec<StageResult>, HashMap<usize, LockedStage>) {
+        let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + BEAT, BEAT);
         loop {
             self.start_what_can();
             self.tell_all();
-            match self.running.join_next().await {
-                Some(Ok((i, result))) => self.finished(i, result),
-                Some(Err(e)) => self.lost(&e.to_string()),
-                None => break,
+            let waits = !self.waiting.is_empty() && !self.stopping();
+            tokio::select! {
+                Some(ended) = self.running.join_next(), if !self.running.is_empty() => match ended {
+                    Ok((i, result)) => self.finished(i, result),
+                    Err(e) => self.lost(&e.to_string()),
+                },
+                () = tokio::time::sleep(self.patience), if waits => {
+                    self.patience = (self.patience * 2).min(MOST_PATIENCE);
+                }
+                _ = beat.tick(), if waits || !self.running.is_empty() => self.shared.store.beat(),
+                else => break,
             }
         }
         for i in self.selected.clone() {
@@ -337,27 +391,68 @@ impl Scheduler {
     fn consider(&mut self, shared: &Arc<Shared>, i: usize) {
         let stage = &shared.pipeline.stages[i];
         let need = self.need(stage);
-        if !self.fits(need) {
+        if !self.fits(need) || !self.is_free(i) {
             return;
         }
-        let inputs = plan::input_digests(stage, &shared.sources, |name| self.outputs.get(name));
-        let forced = shared.options.forced.iter().any(|f| *f == stage.name || *f == stage.base);
-        let past = Past { store: &shared.store, sources: &shared.sources };
-        let decision = plan::decide(&shared.pipeline, stage, &shared.kinds, inputs, &past, forced);
+        let decision = self.decide(shared, stage);
         let (Some(key), Some(fingerprint)) = (decision.key, &decision.fingerprint) else {
             let error = Error::bug("a stage was started without its inputs");
             return self.fail(i, None, decision.reason, &error);
         };
-        let busy = decision.verdict != Verdict::Cached && self.keys.values().any(|k| *k == key);
-        if busy {
+        let runs = decision.verdict != Verdict::Cached;
+        if runs && self.keys.values().any(|k| *k == key) {
             return;
         }
         self.locked.insert(i, LockedStage::new(fingerprint, key));
-        if decision.verdict == Verdict::Cached {
-            self.finished(i, stage::cached(shared, stage, &decision));
-        } else {
-            self.spawn(i, decision, key, need);
+        if !runs {
+            return self.finished(i, stage::cached(shared, stage, &decision));
         }
+        let claimed_before = self.claims.contains_key(&i);
+        if !self.claim(i, key, &decision.reason, String::new()) {
+            return;
+        }
+        if !claimed_before && is_done_meanwhile(&shared.store, &key, &decision.reason) {
+            return self.consider(shared, i);
+        }
+        self.spawn(i, decision, key, need);
+    }
+
+    /// Whether no other process does the stage's action, as far as is known.
+    fn is_free(&mut self, i: usize) -> bool {
+        match self.waiting.remove(&i) {
+            Some(before) => self.claim(i, before.key, &before.reason, before.by),
+            None => true,
+        }
+    }
+
+    /// Gets the right to do an action, or notes and tells who has it; `told` is who had it before.
+    fn claim(&mut self, i: usize, key: Digest, reason: &Reason, told: String) -> bool {
+        if self.claims.contains_key(&i) {
+            return true;
+        }
+        match self.shared.store.claim(&key, &self.shared.options.run) {
+            Ok(Claimed::Mine(claim)) => {
+                self.claims.insert(i, claim);
+                return true;
+            }
+            Ok(Claimed::ByOther(by)) => {
+                if by != told {
+                    let stage = self.shared.pipeline.stages[i].name.clone();
+                    let message = format!("waits for {by}, which is making the same");
+                    self.tell(Event::StageLog { stage, level: "info".into(), message });
+                }
+                self.waiting.insert(i, Waiting { key, reason: reason.clone(), by });
+            }
+            Err(e) => self.fail(i, Some(key), reason.clone(), &e),
+        }
+        false
+    }
+
+    fn decide(&self, shared: &Shared, stage: &StageSpec) -> Decision {
+        let inputs = plan::input_digests(stage, &shared.sources, |name| self.outputs.get(name));
+        let forced = shared.options.forced.iter().any(|f| *f == stage.name || *f == stage.base);
+        let past = Past { store: &shared.store, sources: &shared.sources };
+        plan::decide(&shared.pipeline, stage, &shared.kinds, inputs, &past, forced)
     }
 
     fn spawn(&mut self, i: usize, decision: Decision, key: Digest, need: Need) {
@@ -404,6 +499,9 @@ impl Scheduler {
         self.doomed.remove(&i);
         self.taken.remove(&i);
         self.keys.remove(&i);
+        self.claims.remove(&i);
+        self.waiting.remove(&i);
+        self.patience = PATIENCE;
         let good = is_good(&result);
         self.failed |= !good;
         for user in self.users.remove(&i).unwrap_or_default() {
@@ -467,6 +565,12 @@ impl Scheduler {
             self.fail(i, None, Reason::NeverRan, &error);
         }
     }
+}
+
+/// Whether another process did the action between the decision to do it and the right to.
+fn is_done_meanwhile(store: &Store, key: &Digest, reason: &Reason) -> bool {
+    let whole = |action: Action| action.outputs.values().all(|artifact| store.damage(artifact).is_none());
+    *reason != Reason::Forced && store.action(key).is_some_and(whole)
 }
 
 fn is_good(result: &StageResult) -> bool {

@@ -10,7 +10,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tracing::Dispatch;
 
 use super::log::Log;
-use super::{Cancel, Shared, result_of};
+use super::{Cancel, Shared, inputs, result_of};
 use crate::base::{Digest, Error, Monitor, Progress, Result, fs};
 use crate::event::{Event, StageResult, Status};
 use crate::plan::Decision;
@@ -47,7 +47,10 @@ pub fn cached(shared: &Shared, stage: &StageSpec, decision: &Decision) -> StageR
     let Some(action) = &decision.action else {
         return failed(stage, decision, 0.0, &Error::bug("a cached stage has no action"), BTreeMap::new());
     };
-    match settle(shared, stage, decision, action) {
+    let locked = as_locked(shared, stage, action).map_err(|e| {
+        e.help(format!("it was made earlier, in run {}; `--force {}` makes it anew", action.run, stage.name))
+    });
+    match locked.and_then(|()| settle(shared, stage, decision, action)) {
         Ok(()) => result_of(stage, Status::Cached, decision, action),
         Err(e) => failed(stage, decision, action.seconds, &e, action.outputs.clone()),
     }
@@ -163,7 +166,7 @@ fn attempt(
     let run = || kind.run(&stage.params, &ctx);
     if kind.info().parallel { pool(threads, dispatch)?.install(run) } else { run() }?;
     monitor.check()?;
-    sources_unchanged(shared, stage)?;
+    inputs::check(shared, stage, &ctx.inputs)?;
     let action = action(shared, decision, fingerprint, begun.elapsed(), monitor.measured());
     shared.store.commit(action, &outputs)
 }
@@ -209,16 +212,6 @@ fn pool(threads: usize, dispatch: &Dispatch) -> Result<rayon::ThreadPool> {
         .map_err(|e| Error::input(format!("cannot start {threads} threads: {e}")))
 }
 
-fn sources_unchanged(shared: &Shared, stage: &StageSpec) -> Result<()> {
-    for spec in stage.sources() {
-        if let Some(path) = shared.sources.get(spec).and_then(|s| s.changed()) {
-            return Err(Error::input(format!("`{}` changed while the stage read it", path.display()))
-                .help("run again: nothing was kept of this attempt"));
-        }
-    }
-    Ok(())
-}
-
 /// The view, the history, and the gates.
 fn settle(shared: &Shared, stage: &StageSpec, decision: &Decision, action: &Action) -> Result<()> {
     let pipeline = &shared.pipeline.name;
@@ -238,19 +231,17 @@ fn settle(shared: &Shared, stage: &StageSpec, decision: &Decision, action: &Acti
         .help("the artifact is kept; improve the model or change `gates:`"))
 }
 
-/// With `--locked` a rerun must give the bytes that the lock promises.
+/// With `--locked` a stage, rerun or not, must give the bytes that the lock promises.
 fn as_locked(shared: &Shared, stage: &StageSpec, action: &Action) -> Result<()> {
     let Some(locked) = shared.lock.as_ref().and_then(|l| l.stages.get(&stage.name)) else { return Ok(()) };
-    match action.outputs.iter().find(|(port, d)| locked.outputs.get(*port) != Some(d)) {
-        None => Ok(()),
-        Some((port, found)) => {
-            let promised = locked.outputs.get(port).map_or("nothing".into(), Digest::short);
-            Err(Error::input(format!(
-                "output `{port}` came out as {}, the lock promises {promised}",
-                found.short()
-            )))
-        }
-    }
+    let shown = |digest: Option<&Digest>| digest.map_or("nothing".into(), Digest::short);
+    let mut ports = action.outputs.keys().chain(locked.outputs.keys());
+    let Some(port) = ports.find(|port| locked.outputs.get(*port) != action.outputs.get(*port)) else {
+        return Ok(());
+    };
+    let (found, promised) = (shown(action.outputs.get(port)), shown(locked.outputs.get(port)));
+    Err(Error::input(format!("output `{port}` is {found}, the lock promises {promised}"))
+        .help("run without --locked to accept it and write the lock anew"))
 }
 
 /// Turns what a stage reports into events; drops progress that comes faster than anybody looks.

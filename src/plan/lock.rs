@@ -2,7 +2,7 @@
 //! order, one block a stage, so that a merge conflict is about what really conflicts.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -17,6 +17,21 @@ use crate::store::{Action, Damage, Fingerprint, Manifest};
 
 /// Of the file's shape.
 const VERSION: u32 = 1;
+
+/// How the lines of the file begin, but for the version.
+const LINES: [&str; 11] = [
+    "# ",
+    "pipeline: \"",
+    "sources:",
+    "stages:",
+    "  \"",
+    "    \"blake3:",
+    "    kind: \"",
+    "    params: \"blake3:",
+    "    key: \"blake3:",
+    "    outputs:",
+    "      \"",
+];
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -64,6 +79,19 @@ impl Lock {
         }
     }
 
+    /// Refuses a file that a run could not update. One whose lines are those of [`Lock::to_text`] is not
+    /// taken apart for that, which would take as long as all else in a run with nothing to do.
+    ///
+    /// # Errors
+    /// As [`Lock::load`].
+    pub fn check(path: &Path) -> Result<()> {
+        let text = fs::read_if_there(path)?.unwrap_or_default();
+        if text.strip_suffix(b"\n").unwrap_or(&text).split(|b| *b == b'\n').all(is_known) {
+            return Ok(());
+        }
+        Lock::load(path).map(drop)
+    }
+
     /// `None` when there is no such file.
     ///
     /// # Errors
@@ -72,19 +100,25 @@ impl Lock {
         if !path.exists() {
             return Ok(None);
         }
-        let node = yaml::load(path, Limits::default())?;
-        let lock: Lock =
-            yaml::decode(&node).map_err(|e| e.help("delete it and run again to write it anew"))?;
-        if lock.version != VERSION {
+        let anew = "delete it and run again to write it anew";
+        let text = fs::read_text(path)?;
+        refuse_conflict(path, &text)?;
+        let node =
+            yaml::parse(&path.display().to_string(), &text, Limits::default()).map_err(|e| e.help(anew))?;
+        // Before anything else, since another version may have other keys.
+        let version = node.get("version").map(|v| v.to_json());
+        if version.as_ref().is_some_and(|v| *v != VERSION) {
+            let version = version.unwrap_or_default();
             return Err(node
                 .locate("version")
-                .error(format!("this lockfile has version {}, this program writes {VERSION}", lock.version))
-                .help("delete it and run again to write it anew"));
+                .error(format!("this lockfile has version {version}, this program writes {VERSION}"))
+                .help(anew));
         }
-        Ok(Some(lock))
+        yaml::decode(&node).map(Some).map_err(|e| e.help(anew))
     }
 
-    /// Written by hand for a layout that merges well: one line a digest.
+    /// Written by hand for a layout that merges well: one line a digest, and between the digests of two
+    /// sources or stages a line that does not change with them, so that git sees two changes and not one.
     pub fn to_text(&self) -> String {
         let mut out = String::from(
             "# Written by `tinylm run`, checked by `tinylm run --locked`. Commit it; don't edit it.\n",
@@ -92,10 +126,13 @@ impl Lock {
         let quoted = |text: &str| Value::String(text.into()).to_string();
         out += &format!("version: {}\npipeline: {}\nsources:\n", self.version, quoted(&self.pipeline));
         for (source, digest) in &self.sources {
-            out += &format!("  {}: {}\n", quoted(source), quoted(&digest.to_string()));
+            out += &format!("  {}:\n    {}\n", quoted(source), quoted(&digest.to_string()));
         }
-        out += "stages:\n";
-        for (name, stage) in &self.stages {
+        out += "\nstages:\n";
+        for (i, (name, stage)) in self.stages.iter().enumerate() {
+            if i > 0 {
+                out.push('\n');
+            }
             out += &format!("  {}:\n    kind: {}\n", quoted(name), quoted(&stage.kind));
             out += &format!("    params: {}\n", quoted(&stage.params.to_string()));
             out += &format!("    key: {}\n    outputs:\n", quoted(&stage.key.to_string()));
@@ -106,17 +143,50 @@ impl Lock {
         out
     }
 
-    /// Replaces the file if its content differs.
+    /// Whether the file says this already, and no killed run left a half written one beside it.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn is_saved(&self, path: &Path) -> Result<bool> {
+        let there = fs::read_if_there(path)?;
+        Ok(there.is_some_and(|bytes| bytes == self.to_text().as_bytes()) && !beside(path).exists())
+    }
+
+    /// Writes the file unless it says this already. For one process at a time, see
+    /// [`crate::store::Store::claim_lockfile`].
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let text = self.to_text();
-        if path.exists() && fs::read(path)? == text.as_bytes() {
+        let beside = beside(path);
+        fs::remove(&beside)?;
+        if self.is_saved(path)? {
             return Ok(());
         }
-        fs::write_atomic(path, text.as_bytes())
+        let written = fs::write(&beside, self.to_text().as_bytes()).and_then(|()| fs::rename(&beside, path));
+        written.inspect_err(|_| drop(fs::remove(&beside)))
     }
+}
+
+fn is_known(line: &[u8]) -> bool {
+    // Of [`VERSION`].
+    line.is_empty() || line == b"version: 1" || LINES.iter().any(|start| line.starts_with(start.as_bytes()))
+}
+
+/// Where the file is written before it takes its place: one name, so that what a killed run left there
+/// goes with the next.
+fn beside(path: &Path) -> PathBuf {
+    path.with_file_name(format!(".{}.new", path.file_name().unwrap_or_default().to_string_lossy()))
+}
+
+/// The marks that git leaves where two branches changed the same lines.
+fn refuse_conflict(path: &Path, text: &str) -> Result<()> {
+    let is_mark = |line: &str| ["<<<<<<< ", "||||||| ", ">>>>>>> "].iter().any(|mark| line.starts_with(mark));
+    let Some(line) = text.lines().position(|line| is_mark(line) || line == "=======") else { return Ok(()) };
+    let at: usize = text.split_inclusive('\n').take(line).map(str::len).sum();
+    Err(Error::usage("this lockfile has an unresolved merge conflict")
+        .at(fs::place_of_byte(&path.display().to_string(), text.as_bytes(), at))
+        .help("take either side (`git checkout --ours` or `--theirs`) or delete it, and run again"))
 }
 
 /// Whether the pipeline and its sources are what the lock says, without running anything: a stage
@@ -225,7 +295,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.lock");
         lock.save(&path).unwrap();
-        assert_eq!(Lock::load(&path).unwrap(), Some(lock));
+        assert_eq!(Lock::load(&path).unwrap(), Some(lock.clone()));
+        assert_eq!(lock.to_text().lines().find(|line| !is_known(line.as_bytes())), None);
         assert_eq!(Lock::load(&dir.path().join("none")).unwrap(), None);
     }
 
@@ -233,8 +304,25 @@ mod tests {
     fn a_lock_that_does_not_read_says_where() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("p.lock");
-        fs::write(&path, b"version: 1\npipeline: p\nsources:\n  a: blake3:12\n").unwrap();
-        let error = Lock::load(&path).unwrap_err();
-        assert_eq!(error.place().unwrap().line, 4, "{error}");
+        let error = |text: &str| {
+            fs::write(&path, text.as_bytes()).unwrap();
+            let error = Lock::load(&path).unwrap_err();
+            if !text.contains("blake3:12") {
+                assert_eq!(Lock::check(&path).unwrap_err().to_string(), error.to_string());
+            }
+            (error.place().unwrap().line, error.to_string())
+        };
+        let (line, text) = error("version: 1\npipeline: p\nsources:\n  a: blake3:12\n");
+        assert_eq!(line, 4, "{text}");
+        // Another version may have other keys: the version is what is said.
+        let (line, text) = error("version: 2\npipeline: p\nblocks: []\n");
+        assert!(line == 1 && text.contains("has version 2"), "{text}");
+        let (line, text) = error("version: 1\npipeline: p\nstagse: {}\n");
+        assert!(line == 3 && text.contains("stagse"), "{text}");
+        let (line, text) = error("version: 1\n<<<<<<< HEAD\npipeline: p\n=======\npipeline: q\n>>>>>>> b\n");
+        assert!(line == 2 && text.contains("unresolved merge conflict"), "{text}");
+        let (line, text) = error(&format!("version: 1{}\n", 0));
+        assert!(line == 1 && text.contains("has version 10"), "{text}");
+        assert!(error("pipeline: p\n").1.contains("version"));
     }
 }

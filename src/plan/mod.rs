@@ -22,6 +22,10 @@ use crate::store::{Action, Damage, Fingerprint, Manifest, Store, VERSION};
 /// What a plan may ask about the past.
 pub trait Known {
     fn action(&self, key: &Digest) -> Option<Action>;
+    /// What is wrong with the record of an action that is there and does not read.
+    fn damaged_record(&self, _: &Digest) -> Option<String> {
+        None
+    }
     /// What is wrong with an artifact, down to its bytes.
     fn damage(&self, artifact: &Digest) -> Option<Damage>;
     fn manifest(&self, artifact: &Digest) -> Option<Manifest>;
@@ -38,6 +42,9 @@ pub struct Past<'a> {
 impl Known for Past<'_> {
     fn action(&self, key: &Digest) -> Option<Action> {
         self.store.action(key)
+    }
+    fn damaged_record(&self, key: &Digest) -> Option<String> {
+        self.store.damaged_record(key)
     }
     fn damage(&self, artifact: &Digest) -> Option<Damage> {
         self.store.damage(artifact)
@@ -165,12 +172,24 @@ pub fn decide(
             Some((port, damage)) => (Verdict::Run, Reason::damaged(port, damage), None),
             None => (Verdict::Cached, Reason::UpToDate, Some(action)),
         },
-        None => match nearest(&fingerprint, &key, pipeline, stage, known) {
-            Some((_, differences)) => (Verdict::Run, Reason::Changed(differences), None),
-            None => (Verdict::Run, Reason::NeverRan, None),
-        },
+        None => (Verdict::Run, why_new(&fingerprint, &key, pipeline, stage, known), None),
     };
     Decision { verdict, reason, fingerprint: Some(fingerprint), key: Some(key), action }
+}
+
+/// Why there is no record of an action.
+fn why_new(
+    fingerprint: &Fingerprint,
+    key: &Digest,
+    pipeline: &Pipeline,
+    stage: &StageSpec,
+    known: &dyn Known,
+) -> Reason {
+    if let Some(why) = known.damaged_record(key) {
+        return Reason::RecordDamaged(why);
+    }
+    let nearest = nearest(fingerprint, key, pipeline, stage, known);
+    nearest.map_or(Reason::NeverRan, |(_, differences)| Reason::Changed(differences))
 }
 
 fn pending(waits_for: String) -> Decision {

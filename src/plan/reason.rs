@@ -25,6 +25,8 @@ pub enum Reason {
         port: String,
         file: String,
     },
+    /// The record of what it gave does not read: why.
+    RecordDamaged(String),
     Forced,
     /// For the digest of this.
     Waits(String),
@@ -69,6 +71,7 @@ impl Reason {
             Reason::Changed(differences) => differences.first().map_or("changed", Difference::code),
             Reason::OutputMissing { .. } => "output_missing",
             Reason::OutputDamaged { .. } => "output_damaged",
+            Reason::RecordDamaged(_) => "record_damaged",
             Reason::Forced => "forced",
             Reason::Waits(_) => "waits",
             Reason::UpstreamFailed(_) => "upstream_failed",
@@ -85,6 +88,7 @@ impl Reason {
             }
             Reason::OutputMissing { port, file } => format!("output {port}: {file} is missing"),
             Reason::OutputDamaged { port, file } => format!("output {port}: {file} is damaged"),
+            Reason::RecordDamaged(why) => format!("its record is damaged: {why}"),
             Reason::Forced => "forced".into(),
             Reason::Waits(what) => format!("waits for {what}"),
             Reason::UpstreamFailed(stage) => format!("`{stage}` did not finish"),

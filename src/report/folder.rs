@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::Reporter;
-use crate::base::{Result, fs};
+use crate::base::{Error, Result, fs};
 use crate::event::Event;
 
 pub struct RunFolder {
@@ -14,17 +14,30 @@ pub struct RunFolder {
     /// Lines of `events` not yet written.
     lines: Vec<u8>,
     folder: PathBuf,
+    /// What could not be written, said once.
+    failed: bool,
 }
 
 impl RunFolder {
+    /// A folder of this run alone; `None` when another run has it.
+    ///
     /// # Errors
-    /// When the folder cannot be written.
-    pub fn create(folder: &Path) -> Result<Self> {
-        Ok(RunFolder {
-            events: fs::create(&folder.join("events.jsonl"))?,
-            lines: Vec::new(),
-            folder: folder.to_path_buf(),
-        })
+    /// When it cannot be written.
+    pub fn create(folder: &Path) -> Result<Option<Self>> {
+        if !fs::create_new_dir(folder)? {
+            return Ok(None);
+        }
+        let events = fs::create(&folder.join("events.jsonl"))?;
+        Ok(Some(RunFolder { events, lines: Vec::new(), folder: folder.to_path_buf(), failed: false }))
+    }
+
+    /// A full disk must not stop a run whose artifacts may still fit, but it is said.
+    fn warn(&mut self, written: Result<()>) {
+        if let Err(e) = written
+            && !std::mem::replace(&mut self.failed, true)
+        {
+            let _ = writeln!(std::io::stderr(), "warning: the record of this run is not whole: {e}");
+        }
     }
 }
 
@@ -34,14 +47,16 @@ impl Reporter for RunFolder {
             self.lines.push(b'\n');
         }
         if let Event::Summary(summary) = event {
-            let text = serde_json::to_vec_pretty(summary).unwrap_or_default();
-            let _ = fs::write_atomic(&self.folder.join("summary.json"), &text);
+            // Not beside and renamed: what a killed run left beside it would stay for ever.
+            let written = fs::write_json(&self.folder.join("summary.json"), summary);
+            self.warn(written);
         }
     }
 
     fn flush(&mut self) {
-        // A full disk must not stop a run whose artifacts may still fit; they have errors of their own.
-        let _ = self.events.write_all(&self.lines);
+        let path = self.folder.join("events.jsonl");
+        let written = self.events.write_all(&self.lines).map_err(|e| Error::io("write", &path, &e));
         self.lines.clear();
+        self.warn(written);
     }
 }

@@ -8,20 +8,25 @@
 //! urls/SHA256.json      what a URL's declared sha256 was found to be
 //! partial/              downloads not yet whole
 //! tmp/                  where running stages write; nothing in it is ever read by others
-//! memo.json             (path, size, mtime, inode) -> digest, so that unchanged files are not read again
+//! locks/                who does which action just now; see [`Claim`]
+//! quarantine/           blobs that were changed while a stage read them, kept to be looked at
+//! memo.json             (path, size, mtime, ctime, inode) -> digest: unchanged files are not read again
 //! ```
 //!
 //! Blobs first, then manifests, then the action record, each by rename: whoever finds a record finds
-//! what it promises, or sees that it is damaged and makes it anew. There is nothing to lock or unlock.
+//! what it promises, or sees that it is damaged and makes it anew. Any number of processes may work on
+//! a store; the kernel releases what they hold when they end, so nothing ever needs unlocking by hand.
 //! Every JSON shape has a `version`; raise [`VERSION`] when one changes, and old ones read as absent.
 //!
 //! What is deliberately absent: removal of what no pipeline needs (`rm -r artifacts` is safe at any
 //! time), and remote stores, for which [`Store`] is the one place to stand in front of.
 
 mod action;
+mod claim;
 mod collect;
 pub mod download;
 mod memo;
+mod scratch;
 pub mod source;
 mod view;
 
@@ -33,7 +38,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use action::{Action, Fingerprint, Measurement};
+pub use claim::{Claim, Claimed};
 use memo::Memo;
+pub use scratch::BEAT;
+use scratch::Scratch;
 
 use crate::base::fs::Stat;
 use crate::base::{Digest, Error, Result, canonical, fs};
@@ -86,6 +94,7 @@ pub enum Damage {
 pub struct Store {
     artifacts: PathBuf,
     root: PathBuf,
+    scratch: Scratch,
     memo: Mutex<Memo>,
     /// Those that [`Store::damage`] found whole or [`Store::keep_manifest`] wrote: a manifest is named by
     /// its content, so one that was read once needs no second reading to be handed out.
@@ -96,9 +105,10 @@ impl Store {
     /// `artifacts` is the folder `artifacts/`; `paranoid` trusts no memo and rereads every byte.
     pub fn open(artifacts: &Path, paranoid: bool) -> Self {
         let root = artifacts.join("store");
-        let memo = if paranoid { Memo::default() } else { Memo::load(&root.join("memo.json")) };
+        let memo = if paranoid { Memo::blind() } else { Memo::load(&root.join("memo.json")) };
+        let scratch = Scratch::new(artifacts, root.join("tmp"));
         let manifests = Mutex::default();
-        Store { artifacts: artifacts.to_path_buf(), root, memo: Mutex::new(memo), manifests }
+        Store { artifacts: artifacts.to_path_buf(), root, scratch, memo: Mutex::new(memo), manifests }
     }
 
     fn object(&self, digest: &Digest) -> PathBuf {
@@ -127,7 +137,7 @@ impl Store {
     pub fn keep_manifest(&self, manifest: &Manifest) -> Result<Digest> {
         let digest = manifest.digest();
         if self.manifest(&digest).is_none() {
-            write_json(&self.json("manifests", &digest.hex()), manifest)?;
+            self.write_json(&self.json("manifests", &digest.hex()), manifest)?;
         }
         self.seen().insert(digest, manifest.clone());
         Ok(digest)
@@ -136,7 +146,9 @@ impl Store {
     /// The first thing wrong with an artifact, down to the bytes of its blobs.
     pub fn damage(&self, artifact: &Digest) -> Option<Damage> {
         let Some(manifest) = self.manifest(artifact) else {
-            return Some(Damage::Missing { file: format!("its manifest {}", artifact.short()) });
+            let file = format!("its manifest {}", artifact.short());
+            let there = self.json("manifests", &artifact.hex()).exists();
+            return Some(if there { Damage::Damaged { file } } else { Damage::Missing { file } });
         };
         let damage = manifest.files.iter().find_map(|file| self.damaged_file(file));
         self.seen().insert(*artifact, manifest);
@@ -153,7 +165,7 @@ impl Store {
         (!whole).then(|| Damage::Damaged { file: file.path.clone() })
     }
 
-    /// The digest of a file's content, read only if (path, size, mtime, inode) are not known.
+    /// The digest of a file's content, read only if (path, size, mtime, ctime, inode) are not known.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -207,6 +219,23 @@ impl Store {
         (action.version == VERSION && action.fingerprint.key() == *key).then_some(action)
     }
 
+    /// What is wrong with the record of the action called `key`, when there is one and it does not read.
+    pub fn damaged_record(&self, key: &Digest) -> Option<String> {
+        let path = self.json("actions", &key.hex());
+        let why = match load_json::<Action>(&path) {
+            Ok(None) => return None,
+            Ok(Some(_)) if self.action(key).is_some() => return None,
+            Ok(Some(_)) => format!("`{}` is the record of another action", path.display()),
+            Err(e) => e.message().to_string(),
+        };
+        Some(why)
+    }
+
+    /// What is wrong with the list of a stage's latest actions, when there is one and it does not read.
+    pub fn damaged_history(&self, pipeline: &str, stage: &str) -> Option<String> {
+        load_json::<Vec<Digest>>(&self.history_path(pipeline, stage)).err().map(|e| e.message().to_string())
+    }
+
     /// The latest actions of a stage, the newest last.
     pub fn history(&self, pipeline: &str, stage: &str) -> Vec<Digest> {
         read_json(&self.history_path(pipeline, stage)).unwrap_or_default()
@@ -228,7 +257,7 @@ impl Store {
         keys.retain(|k| k != key);
         keys.push(*key);
         keys.drain(..keys.len().saturating_sub(HISTORY));
-        write_json(&self.history_path(pipeline, stage), &keys)
+        self.write_json(&self.history_path(pipeline, stage), &keys)
     }
 
     /// A private folder for a running stage, on the store's file system so that moving is renaming.
@@ -236,18 +265,69 @@ impl Store {
     /// # Errors
     /// When it cannot be created.
     pub fn scratch(&self) -> Result<tempfile::TempDir> {
-        fs::temp_dir(&self.root.join("tmp"), &format!("{}-", std::process::id()))
+        self.scratch.folder()
     }
 
-    /// Removes what runs that were killed left in `tmp/`.
+    /// Removes what killed runs left; never what a live one works with, in whatever container or host.
     pub fn sweep(&self) {
-        for path in fs::children(&self.root.join("tmp")).unwrap_or_default() {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let pid = name.split('-').next().and_then(|p| p.parse::<i32>().ok());
-            if pid.is_some_and(|p| !is_alive(p)) {
-                let _ = fs::remove(&path);
-            }
+        self.scratch.sweep();
+        claim::sweep(&self.root.join("locks"));
+    }
+
+    /// To be called every [`BEAT`] in a long run, so that other hosts know that it lives.
+    pub fn beat(&self) {
+        self.scratch.beat();
+    }
+
+    /// The right to do the action called `key`, or who has it.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn claim(&self, key: &Digest, run: &str) -> Result<Claimed> {
+        Claim::ask(&self.root.join("locks").join(key.hex()), run)
+    }
+
+    /// Waits for the right to update the lockfile at `path`.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn claim_lockfile(&self, path: &Path, run: &str) -> Result<Claim> {
+        let name = Digest::of(fs::absolute(path)?.to_string_lossy().as_bytes()).hex();
+        Claim::wait(&self.root.join("locks").join(format!("lockfile-{name}")), run)
+    }
+
+    /// A second name for a blob, without forgetting its digest: linking changes the blob's ctime.
+    fn linked(&self, blob: &ArtifactFile, to: &Path) -> Result<()> {
+        let before = fs::stat(&blob.path);
+        fs::link(&blob.path, to)?;
+        if let (Some(before), Some(now)) = (before, fs::stat(&blob.path)) {
+            self.memo().renew(&blob.path, &before, now);
         }
+        if let Some(stat) = fs::stat(to).filter(|stat| Some(*stat) != fs::stat(&blob.path)) {
+            self.memo().put(to, stat, blob.digest);
+        }
+        Ok(())
+    }
+
+    /// Whether `file` is a blob of this store that no longer has the bytes of its name. It is then moved
+    /// to `quarantine/`, so that nothing more is made from it; the path there.
+    ///
+    /// # Errors
+    /// When it cannot be moved.
+    pub fn quarantine_if_damaged(&self, file: &ArtifactFile) -> Result<Option<PathBuf>> {
+        if file.path != self.object(&file.digest) {
+            return Ok(None);
+        }
+        let listed = ManifestFile { path: file.name.clone(), digest: file.digest, size: file.size };
+        if self.damaged_file(&listed).is_none() {
+            return Ok(None);
+        }
+        let moved =
+            self.root.join("quarantine").join(format!("{}-{}", file.digest.hex(), std::process::id()));
+        if file.path.exists() {
+            fs::rename(&file.path, &moved)?;
+        }
+        Ok(Some(moved))
     }
 
     /// Takes a stage's output folders into the store and records its action: blobs, manifests, then
@@ -264,7 +344,7 @@ impl Store {
             let manifest = self.take(port, ty, folder)?;
             action.outputs.insert(port.clone(), self.keep_manifest(&manifest)?);
         }
-        write_json(&self.json("actions", &action.fingerprint.key().hex()), &action)?;
+        self.write_json(&self.json("actions", &action.fingerprint.key().hex()), &action)?;
         Ok(action)
     }
 
@@ -287,7 +367,7 @@ impl Store {
             fs::make_read_only(path)?;
             fs::rename(path, &object)?;
             if let Some(stat) = fs::stat(&object) {
-                self.memo().put(&object, stat, digest);
+                self.memo().put_own(&object, stat, digest);
             }
         }
         Ok(file)
@@ -305,7 +385,7 @@ impl Store {
     /// When it cannot be moved.
     pub fn keep_download(&self, sha256: &str, path: &Path, name: &str) -> Result<()> {
         let file = self.take_file(path, name.to_string())?;
-        write_json(&self.json("urls", sha256), &file)
+        self.write_json(&self.json("urls", sha256), &file)
     }
 
     /// Where downloads grow until they are whole.
@@ -319,7 +399,7 @@ impl Store {
     /// When a link cannot be made.
     pub fn show(&self, pipeline: &str, stage: &str, port: &str, artifact: &Digest) -> Result<()> {
         let folder = self.artifacts.join(pipeline).join(stage).join(port);
-        view::refresh(&folder, &self.artifact(stage, artifact)?, &self.root.join("tmp"))
+        view::refresh(&folder, &self.artifact(stage, artifact)?, self, &self.scratch)
     }
 
     /// Writes the memo, if anything was learned.
@@ -327,30 +407,27 @@ impl Store {
     /// # Errors
     /// When it cannot be written.
     pub fn save(&self) -> Result<()> {
-        self.memo().save(&self.root.join("memo.json"))
+        let path = self.root.join("memo.json");
+        let merged = self.memo().merged(&path)?;
+        merged.map_or(Ok(()), |bytes| self.scratch.write(&path, &bytes))
+    }
+
+    fn write_json<T: Serialize>(&self, path: &Path, value: &T) -> Result<()> {
+        let bytes =
+            serde_json::to_vec_pretty(value).map_err(|e| Error::bug(format!("`{}`: {e}", path.display())))?;
+        self.scratch.write(path, &bytes)
     }
 }
 
-fn is_alive(pid: i32) -> bool {
-    #[cfg(unix)]
-    return nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) != Err(nix::errno::Errno::ESRCH);
-    #[cfg(not(unix))]
-    return pid == std::process::id() as i32;
-}
-
+/// Whatever cannot be read counts as absent and is made anew; [`Store::damaged_record`] says why.
 fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    let read = fs::read_if_there(path).and_then(|bytes| {
-        let value = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
-        value.map_err(|e| Error::input(format!("`{}`: {e}", path.display())))
-    });
-    // Whatever cannot be read counts as absent and is made anew; that this happened is said aloud.
-    read.inspect_err(|e| tracing::warn!("unreadable in the store, ignored: {e}")).ok().flatten()
+    load_json(path).ok().flatten()
 }
 
-fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
-    let bytes =
-        serde_json::to_vec_pretty(value).map_err(|e| Error::bug(format!("`{}`: {e}", path.display())))?;
-    fs::write_atomic(path, &bytes)
+fn load_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let Some(bytes) = fs::read_if_there(path)? else { return Ok(None) };
+    let value = serde_json::from_slice(&bytes);
+    value.map(Some).map_err(|e| Error::input(format!("`{}` does not read: {e}", path.display())))
 }
 
 #[cfg(test)]

@@ -21,8 +21,8 @@ pub struct Sources {
 pub struct Source {
     pub artifact: Artifact,
     pub manifest: Manifest,
-    /// What the files looked like when they were hashed.
-    stats: Vec<(PathBuf, Option<Stat>)>,
+    /// What the files looked like when they were hashed, and the digests found.
+    seen: Vec<(PathBuf, Option<Stat>, Digest)>,
 }
 
 impl Sources {
@@ -40,8 +40,18 @@ impl Sources {
 impl Source {
     /// A file that changed since it was hashed, if one did: a stage that read it may have read
     /// something else than its key says.
-    pub fn changed(&self) -> Option<&Path> {
-        self.stats.iter().find(|(path, stat)| fs::stat(path) != *stat).map(|(path, _)| path.as_path())
+    pub fn changed(&self, store: &Store) -> Option<&Path> {
+        let touched = |then: &Option<Stat>, now: &Option<Stat>| match (then, now) {
+            // A link or a chmod changes the ctime too; then, as where the stat is too fresh to prove
+            // anything, the content decides.
+            (Some(a), Some(b)) => Stat { ctime_ns: a.ctime_ns, ..*b } != *a,
+            _ => true,
+        };
+        let changed = |(path, then, digest): &&(PathBuf, Option<Stat>, Digest)| {
+            let now = fs::stat(path);
+            touched(then, &now) || store.digest_of_stated(path, now).ok() != Some(*digest)
+        };
+        self.seen.iter().find(changed).map(|(path, ..)| path.as_path())
     }
 }
 
@@ -209,6 +219,7 @@ fn source(spec: &SourceSpec, listing: Listing, store: &Store) -> Result<Source> 
         Some(pool) => pool.install(|| stats.par_iter().map(digest).collect::<Result<_>>())?,
         None => stats.iter().map(digest).collect::<Result<_>>()?,
     };
+    let seen = stats.iter().zip(&digests).map(|((path, stat), d)| (path.clone(), *stat, *d)).collect();
     let sizes = stats.iter().map(|(_, stat)| stat.map_or(0, |s| s.size));
     let mut files: Vec<ArtifactFile> = listing
         .into_iter()
@@ -222,6 +233,6 @@ fn source(spec: &SourceSpec, listing: Listing, store: &Store) -> Result<Source> 
     Ok(Source {
         artifact: Artifact { label: spec.text.clone(), digest: manifest.digest(), files },
         manifest,
-        stats,
+        seen,
     })
 }

@@ -31,6 +31,12 @@ fn commit(store: &Store, n: u64, content: &str) -> Action {
     store.commit(action(n), &BTreeMap::from([("out".to_string(), ("file".to_string(), folder))])).unwrap()
 }
 
+/// Other bytes for a file that may be read-only.
+fn rewrite(path: &Path, bytes: &[u8]) {
+    fs::remove(path).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
 #[test]
 fn a_commit_is_a_hit_with_its_bytes() {
     let dir = tempfile::tempdir().unwrap();
@@ -41,6 +47,7 @@ fn a_commit_is_a_hit_with_its_bytes() {
     let artifact = store.artifact("s", &made.outputs["out"]).unwrap();
     assert_eq!(fs::read(artifact.file("a.txt").unwrap()).unwrap(), b"hello");
     assert_eq!(store.damage(&made.outputs["out"]), None);
+    drop(store);
     assert_eq!(fs::children(&dir.path().join("store/tmp")).unwrap(), Vec::<PathBuf>::new());
 }
 
@@ -56,7 +63,7 @@ fn a_blob_that_is_gone_or_changed_is_damage_and_a_new_commit_mends_it() {
     commit(&store, 1, "hello");
     assert_eq!(store.damage(&out), None);
     // The same length, so that only the content can tell.
-    fs::write_atomic(&blob, b"jello").unwrap();
+    rewrite(&blob, b"jello");
     assert_eq!(store.damage(&out), Some(Damage::Damaged { file: "a.txt".into() }));
     commit(&store, 1, "hello");
     assert_eq!(store.damage(&out), None);
@@ -69,13 +76,15 @@ fn records_that_do_not_read_or_lie_count_as_absent() {
     let made = commit(&store, 1, "hello");
     let record = store.json("actions", &fingerprint(1).key().hex());
     let text = String::from_utf8(fs::read(&record).unwrap()).unwrap();
-    fs::write_atomic(&record, text.replace("\"n\": 1", "\"n\": 7").as_bytes()).unwrap();
+    rewrite(&record, text.replace("\"n\": 1", "\"n\": 7").as_bytes());
     assert_eq!(store.action(&fingerprint(1).key()), None);
-    fs::write_atomic(&record, b"{").unwrap();
+    rewrite(&record, b"{");
     assert_eq!(store.action(&fingerprint(1).key()), None);
+    assert!(store.damaged_record(&fingerprint(1).key()).unwrap().contains("does not read"));
+    assert_eq!(store.damaged_record(&fingerprint(2).key()), None);
     let manifest = store.json("manifests", &made.outputs["out"].hex());
-    fs::write_atomic(&manifest, b"{}").unwrap();
-    assert!(matches!(store.damage(&made.outputs["out"]), Some(Damage::Missing { .. })));
+    rewrite(&manifest, b"{}");
+    assert!(matches!(store.damage(&made.outputs["out"]), Some(Damage::Damaged { .. })));
 }
 
 #[test]
@@ -129,19 +138,84 @@ fn the_key_depends_on_content_not_on_the_order_of_keys() {
 }
 
 #[test]
-fn an_unchanged_file_is_not_read_again_and_a_touched_one_keeps_its_digest() {
+fn other_bytes_behind_the_same_size_and_mtime_are_noticed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a");
-    fs::write(&path, b"one").unwrap();
-    // Old enough for its stat to count.
     let old = std::time::SystemTime::now() - std::time::Duration::from_secs(10);
-    std::fs::File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
+    let write = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
+    };
+    write(b"one");
+    // Longer than a tick of the file system's clock, so that its stat counts.
+    std::thread::sleep(std::time::Duration::from_millis(50));
     let store = Store::open(dir.path(), false);
-    let first = store.digest_of(&path).unwrap();
+    assert_eq!(store.digest_of(&path).unwrap(), Digest::of(b"one"));
     store.save().unwrap();
-    // Other bytes behind the same stat: a store that trusts the memo does not notice, a paranoid one does.
-    std::fs::write(&path, b"two").unwrap();
-    std::fs::File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
-    assert_eq!(Store::open(dir.path(), false).digest_of(&path).unwrap(), first);
+    let knows = |paranoid| Store::open(dir.path(), paranoid).knows(&path, &fs::stat(&path).unwrap());
+    assert_eq!((knows(false), knows(true)), (true, false));
+    write(b"two");
+    assert!(cfg!(not(unix)) || !knows(false));
     assert_eq!(Store::open(dir.path(), true).digest_of(&path).unwrap(), Digest::of(b"two"));
+}
+
+#[test]
+fn what_two_processes_learn_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = ["a", "b"].map(|name| dir.path().join(name));
+    files.iter().for_each(|path| fs::write(path, b"x").unwrap());
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let stores = [Store::open(dir.path(), false), Store::open(dir.path(), false)];
+    for (store, path) in stores.iter().zip(&files) {
+        store.digest_of(path).unwrap();
+    }
+    stores.iter().for_each(|store| store.save().unwrap());
+    let store = Store::open(dir.path(), false);
+    assert!(files.iter().all(|path| store.knows(path, &fs::stat(path).unwrap())));
+}
+
+#[test]
+fn a_blob_stays_known_when_the_view_links_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), false);
+    let out = commit(&store, 1, "hello").outputs["out"];
+    store.show("p", "s", "out", &out).unwrap();
+    let blob = store.artifact("s", &out).unwrap().files[0].path.clone();
+    assert!(store.knows(&blob, &fs::stat(&blob).unwrap()));
+}
+
+#[test]
+fn a_blob_that_was_changed_is_moved_out_of_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), false);
+    let out = commit(&store, 1, "hello").outputs["out"];
+    let file = store.artifact("s", &out).unwrap().files[0].clone();
+    assert_eq!(store.quarantine_if_damaged(&file).unwrap(), None);
+    fs::remove(&file.path).unwrap();
+    fs::write(&file.path, b"jello").unwrap();
+    let moved = store.quarantine_if_damaged(&file).unwrap().unwrap();
+    assert_eq!(fs::read(&moved).unwrap(), b"jello");
+    assert_eq!(store.damage(&out), Some(Damage::Missing { file: "a.txt".into() }));
+    // What is not the store's is not touched.
+    let foreign = ArtifactFile { path: moved.clone(), ..file };
+    assert_eq!(store.quarantine_if_damaged(&foreign).unwrap(), None);
+    assert!(moved.exists());
+}
+
+#[test]
+fn a_view_that_was_edited_is_remade() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), false);
+    let out = commit(&store, 1, "hello").outputs["out"];
+    store.show("p", "s", "out", &out).unwrap();
+    let shown = dir.path().join("p/s/out/a.txt");
+    // A copy with the same content, as on a file system without links, counts.
+    fs::remove(&shown).unwrap();
+    fs::write(&shown, b"hello").unwrap();
+    let inode = fs::stat(&shown).unwrap().inode;
+    store.show("p", "s", "out", &out).unwrap();
+    assert_eq!(fs::stat(&shown).unwrap().inode, inode);
+    fs::write(&shown, b"jello").unwrap();
+    store.show("p", "s", "out", &out).unwrap();
+    assert_eq!(fs::read(&shown).unwrap(), b"hello");
 }

@@ -2,29 +2,43 @@
 
 use std::path::Path;
 
+use super::Store;
+use super::scratch::Scratch;
 use crate::base::{Result, fs};
-use crate::stage::Artifact;
+use crate::stage::{Artifact, ArtifactFile};
 
-/// Makes `folder` show exactly `artifact`; built beside and renamed, so that it is never half there.
-pub fn refresh(folder: &Path, artifact: &Artifact, tmp: &Path) -> Result<()> {
-    if is_current(folder, artifact) {
+/// Makes `folder` show exactly `artifact`; built beside and swapped in, so that it is never half there,
+/// also while other processes do the same.
+pub fn refresh(folder: &Path, artifact: &Artifact, store: &Store, scratch: &Scratch) -> Result<()> {
+    if artifact.files.len() == count(folder) && artifact.files.iter().all(|f| is_shown(folder, f, store)) {
         return Ok(());
     }
-    let fresh = fs::temp_dir(tmp, "view-")?;
+    let fresh = place_to_build(folder, scratch)?;
     let built = fresh.path().join("view");
     for file in &artifact.files {
-        fs::link(&file.path, &built.join(&file.name))?;
+        store.linked(file, &built.join(&file.name))?;
     }
-    fs::remove(folder)?;
-    fs::rename(&built, folder)
+    fs::swap_folder(&built, folder)
 }
 
-/// Hard links share the blob's inode; reflinks do not and are cheap to make again.
-fn is_current(folder: &Path, artifact: &Artifact) -> bool {
-    let shown = fs::files_below(folder).map_or(0, |files| files.len());
-    shown == artifact.files.len()
-        && artifact.files.iter().all(|file| {
-            let (a, b) = (fs::stat(&folder.join(&file.name)), fs::stat(&file.path));
-            a.is_some() && a == b
-        })
+/// A folder may lie on another disk than its parent, such as `artifacts/PIPELINE` behind a link.
+fn place_to_build(folder: &Path, scratch: &Scratch) -> Result<tempfile::TempDir> {
+    let fresh = scratch.view_folder()?;
+    let beside = folder.parent().unwrap_or(folder);
+    match fs::on_one_file_system(fresh.path(), beside) {
+        true => Ok(fresh),
+        false => fs::temp_dir(beside, ".view-"),
+    }
+}
+
+fn count(folder: &Path) -> usize {
+    fs::files_below(folder).map_or(0, |files| files.len())
+}
+
+/// A hard link shares the blob's inode; a reflink or a copy is told by its content.
+fn is_shown(folder: &Path, file: &ArtifactFile, store: &Store) -> bool {
+    let path = folder.join(&file.name);
+    let (Some(shown), Some(blob)) = (fs::stat(&path), fs::stat(&file.path)) else { return false };
+    shown == blob
+        || (shown.size == file.size && store.digest_of(&path).is_ok_and(|digest| digest == file.digest))
 }

@@ -6,4 +6,5 @@ mod errors;
 mod own_text;
 mod project;
 mod shipped;
+mod store;
 mod two_stage;
