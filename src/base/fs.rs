@@ -4,7 +4,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::{Error, Place, Result};
 
@@ -282,11 +282,28 @@ pub fn is_executable(path: &Path) -> bool {
     path.is_file()
 }
 
-/// No more writes to what others link to.
+/// No more writes to what others link to, and nothing to run: the same for all files of these bytes.
 pub fn make_read_only(path: &Path) -> Result<()> {
     let mut permissions = fs::metadata(path).map_err(|e| Error::io("read", path, &e))?.permissions();
+    #[cfg(unix)]
+    std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o444);
+    #[cfg(not(unix))]
     permissions.set_readonly(true);
     fs::set_permissions(path, permissions).map_err(|e| Error::io("make read-only", path, &e))
+}
+
+/// A copy that may be run, and not written to.
+pub fn copy_executable(from: &Path, to: &Path) -> Result<()> {
+    create_parent(to)?;
+    remove(to)?;
+    fs::copy(from, to).map_err(|e| Error::io("copy a file to", to, &e))?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let runnable = fs::Permissions::from_mode(0o555);
+        fs::set_permissions(to, runnable).map_err(|e| Error::io("make executable", to, &e))?;
+    }
+    Ok(())
 }
 
 /// The same bytes under a second name: a reflink where the file system has them (an edit of one
@@ -315,7 +332,7 @@ pub fn copy_plain(from: &Path, to: &Path, executable: bool) -> Result<()> {
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, if executable { 0o555 } else { 0o444 });
     let mut copy = options.open(to).map_err(|e| Error::io("create", to, &e))?;
     std::io::copy(&mut source, &mut copy).map_err(|e| Error::io("copy a file to", to, &e))?;
-    let time = UNIX_EPOCH + std::time::Duration::from_secs(COPY_TIME);
+    let time = UNIX_EPOCH + Duration::from_secs(COPY_TIME);
     copy.set_modified(time).map_err(|e| Error::io("set the time of", to, &e))
 }
 

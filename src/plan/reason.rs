@@ -223,9 +223,11 @@ fn params(path: &str, old: &Value, new: &Value, out: &mut Vec<Difference>) {
 
 /// By name over all artifacts of the port; nothing where a manifest is no longer known.
 fn file_differences(old: &[Digest], new: &[Digest], known: &dyn Known) -> Vec<FileChange> {
-    let files = |all: &[Digest]| -> Option<BTreeMap<String, Digest>> {
+    let files = |all: &[Digest]| -> Option<BTreeMap<String, (Digest, bool)>> {
         let manifests: Vec<_> = all.iter().map(|d| known.manifest(d)).collect::<Option<_>>()?;
-        Some(manifests.into_iter().flat_map(|m| m.files).map(|f| (f.path, f.digest)).collect())
+        Some(
+            manifests.into_iter().flat_map(|m| m.files).map(|f| (f.path, (f.digest, f.executable))).collect(),
+        )
     };
     let (Some(a), Some(b)) = (files(old), files(new)) else { return Vec::new() };
     let names: BTreeSet<_> = a.keys().chain(b.keys()).cloned().collect();

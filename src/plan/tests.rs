@@ -100,6 +100,7 @@ fn an_input_that_changed_names_its_files() {
             path: path.to_string(),
             digest: Digest::of(text.as_bytes()),
             size: text.len() as u64,
+            executable: false,
         };
         Manifest::new("files", files.iter().map(file).collect())
     };

@@ -156,7 +156,7 @@ fn is_ours_alone(_: &Metadata) -> bool {
 
 #[cfg(unix)]
 fn is_executable(meta: &Metadata) -> bool {
-    std::os::unix::fs::PermissionsExt::mode(&meta.permissions()) & 0o100 != 0
+    std::os::unix::fs::PermissionsExt::mode(&meta.permissions()) & 0o111 != 0
 }
 
 #[cfg(not(unix))]

@@ -69,6 +69,16 @@ pub struct ManifestFile {
     pub path: String,
     pub digest: Digest,
     pub size: u64,
+    /// Not written when false, so that artifacts without programs are named as they always were.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub executable: bool,
+}
+
+impl ManifestFile {
+    pub fn of(file: &ArtifactFile) -> Self {
+        let ArtifactFile { name, path: _, digest, size, executable } = file;
+        ManifestFile { path: name.clone(), digest: *digest, size: *size, executable: *executable }
+    }
 }
 
 impl Manifest {
@@ -209,6 +219,7 @@ impl Store {
             name: f.path,
             digest: f.digest,
             size: f.size,
+            executable: f.executable,
         });
         Ok(Artifact { label: label.to_string(), digest: *digest, files: files.collect() })
     }
@@ -299,7 +310,11 @@ impl Store {
     /// A second name for a blob, without forgetting its digest: linking changes the blob's ctime.
     fn linked(&self, blob: &ArtifactFile, to: &Path) -> Result<()> {
         let before = fs::stat(&blob.path);
-        fs::link(&blob.path, to)?;
+        match blob.executable {
+            // Other artifacts have the same blob as a file that nobody runs.
+            true => fs::copy_executable(&blob.path, to)?,
+            false => fs::link(&blob.path, to)?,
+        }
         if let (Some(before), Some(now)) = (before, fs::stat(&blob.path)) {
             self.memo().renew(&blob.path, &before, now);
         }
@@ -318,7 +333,7 @@ impl Store {
         if file.path != self.object(&file.digest) {
             return Ok(None);
         }
-        let listed = ManifestFile { path: file.name.clone(), digest: file.digest, size: file.size };
+        let listed = ManifestFile::of(file);
         if self.damaged_file(&listed).is_none() {
             return Ok(None);
         }
@@ -350,7 +365,10 @@ impl Store {
 
     fn take(&self, port: &str, ty: &str, folder: &Path) -> Result<Manifest> {
         let collected = collect::collect(port, folder)?;
-        let files = collected.into_iter().map(|file| self.take_file(&file.path, file.name));
+        let files = collected.into_iter().map(|file| {
+            let taken = self.take_file(&file.path, file.name)?;
+            Ok(ManifestFile { executable: file.executable, ..taken })
+        });
         Ok(Manifest::new(ty, files.collect::<Result<_>>()?))
     }
 
@@ -361,7 +379,7 @@ impl Store {
             return Err(Error::input(format!("`{name}` changed while it was taken into the store"))
                 .help("something still writes to it; wait for it at the end of the command"));
         }
-        let file = ManifestFile { path: name, digest, size: fs::size(path)? };
+        let file = ManifestFile { path: name, digest, size: fs::size(path)?, executable: false };
         let object = self.object(&digest);
         if self.damaged_file(&file).is_some() {
             fs::make_read_only(path)?;

@@ -225,10 +225,13 @@ fn source(spec: &SourceSpec, listing: Listing, store: &Store) -> Result<Source> 
         .into_iter()
         .zip(digests)
         .zip(sizes)
-        .map(|(((name, path), digest), size)| ArtifactFile { name, path, digest, size })
+        .map(|(((name, path), digest), size)| {
+            let executable = fs::is_executable(&path);
+            ArtifactFile { name, path, digest, size, executable }
+        })
         .collect();
     files.sort_by(|a, b| a.name.cmp(&b.name));
-    let listed = files.iter().map(|f| ManifestFile { path: f.name.clone(), digest: f.digest, size: f.size });
+    let listed = files.iter().map(ManifestFile::of);
     let manifest = Manifest::new(FILES, listed.collect());
     Ok(Source {
         artifact: Artifact { label: spec.text.clone(), digest: manifest.digest(), files },

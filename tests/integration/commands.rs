@@ -425,3 +425,65 @@ fn a_standard_output_that_takes_nothing_is_an_error() {
         assert_eq!(String::from_utf8(output.stderr).unwrap(), "0\n", "{args:?}");
     }
 }
+
+#[test]
+fn a_program_stays_executable_and_its_bit_is_part_of_the_key() {
+    let text = "
+stages:
+  make: { kind: command, outputs: { tool: file, data: file }, params: { command: [sh, -c, 'printf \"#!/bin/sh\\necho ran\\n\" | tee ${outputs.tool} > ${outputs.data}; chmod +x ${outputs.tool}'] } }
+  use: { kind: command, inputs: { tool: make.tool }, outputs: { o: file }, params: { command: [sh, -c, '${inputs.tool} > ${outputs.o}'] } }
+  own: { kind: command, inputs: { s: data/own.sh }, outputs: { o: file }, params: { command: [sh, -c, '${inputs.s} > ${outputs.o}'] } }
+  direct: { kind: command, inputs: { s: data/own.sh }, outputs: { o: files }, params: { command: ['${inputs.s}', '${outputs.o}/x'] } }
+";
+    let p = Project::new(text);
+    p.write("data/own.sh", "#!/bin/sh\necho own $1\n[ -z \"$1\" ] || echo x > $1\n");
+    let set_mode = |mode| {
+        std::fs::set_permissions(p.path("data/own.sh"), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    set_mode(0o755);
+    let summary = p.run(&[]);
+    assert_eq!(p.read("artifacts/p/use/o/o"), "ran\n");
+    assert_eq!(p.read("artifacts/p/own/o/o"), "own\n");
+    assert_eq!(p.read("artifacts/p/direct/o/x"), "x\n");
+    // One content, two artifacts.
+    let outputs = &stage(&summary, "make")["outputs"];
+    assert_ne!(outputs["tool"], outputs["data"]);
+    let bit =
+        |port: &str| p.path(&format!("artifacts/p/make/{port}/{port}")).metadata().unwrap().mode() & 0o111;
+    assert!(bit("tool") != 0 && bit("data") == 0);
+    assert_eq!(statuses(&p.run(&[])), ["make=cached", "use=cached", "own=cached", "direct=cached"]);
+    set_mode(0o644);
+    let plan = p.plan(&[]);
+    assert_eq!(stage(&plan, "own")["verdict"], "run");
+    assert_eq!(stage(&plan, "own")["reason"]["detail"], "input s: own.sh changed");
+    set_mode(0o700);
+    assert_eq!(statuses(&p.run(&[])), ["make=cached", "use=cached", "own=cached", "direct=cached"]);
+}
+
+#[test]
+fn names_are_kept_as_they_are_or_refused() {
+    let text =
+        "touch ${outputs.o}/a; mkdir ${outputs.o}/d; echo 1 > ${outputs.o}/d/b; echo 2 > ${outputs.o}/d\\\\b";
+    let p = script("{}", "files", text);
+    p.run(&[]);
+    assert_eq!((p.read("artifacts/p/a/o/d/b"), p.read("artifacts/p/a/o/d\\b")), ("1\n".into(), "2\n".into()));
+    let p = script("{}", "files", "touch \"${outputs.o}/$(printf 'caf\\351')\"");
+    assert!(error(&p).contains("has a file whose name is not UTF-8: `caf\\xe9`"));
+    let p = script("{ t: ./data }", "files", "cp ${inputs.t} ${outputs.o}");
+    p.write("data/a\\b.txt", "x\n");
+    p.run(&[]);
+    assert_eq!(p.read("artifacts/p/a/o/a\\b.txt"), "x\n");
+    use std::os::unix::ffi::OsStrExt;
+    let name = std::ffi::OsStr::from_bytes(b"caf\xe9.txt");
+    std::fs::write(p.path("data").join(name), "x\n").unwrap();
+    let ran = p.tinylm(&["plan", "p"]);
+    assert!(ran.stderr.contains("caf\\xe9.txt` is not UTF-8"), "{}", ran.stderr);
+}
+
+#[test]
+fn an_empty_folder_is_said() {
+    let p =
+        script("{}", "files", "mkdir -p ${outputs.o}/kept ${outputs.o}/empty/er; touch ${outputs.o}/kept/x");
+    let summary = p.run(&[]);
+    assert!(log(&p, &summary).contains("output `o`: empty folders are not kept: empty/er"));
+}

@@ -158,7 +158,11 @@ fn place_input(ctx: &Context, port: &str, artifacts: &[Artifact]) -> Result<Stri
 fn place(ctx: &Context, artifact: &Artifact, folder: &Path) -> Result<PathBuf> {
     for file in &artifact.files {
         ctx.monitor.check()?;
-        fs::copy_plain(&file.path, &folder.join(&file.name), false)?;
+        let copy = folder.join(&file.name);
+        match file.executable {
+            true => process::copy_program(&file.path, &copy)?,
+            false => fs::copy_plain(&file.path, &copy, false)?,
+        }
     }
     Ok(match artifact.files.as_slice() {
         [only] => folder.join(&only.name),

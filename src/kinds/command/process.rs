@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use super::output::{Heard, Output};
@@ -22,6 +23,19 @@ const ENVIRONMENT: [(&str, &str); 3] = [
 /// Lines of output that an error shows, and how much of each.
 const SHOWN: usize = 20;
 const SHOWN_CHARS: usize = 500;
+
+/// Held to read while a program is being copied, and to write while a process starts: for a moment it has
+/// all files open that this one has, and what is open to be written to can't be run ("text file busy").
+static STARTING: RwLock<()> = RwLock::new(());
+
+/// [`fs::copy_plain`] of a program that a command may run.
+///
+/// # Errors
+/// As [`fs::copy_plain`].
+pub fn copy_program(from: &Path, to: &Path) -> Result<()> {
+    let _nothing_starts = STARTING.read().unwrap_or_else(PoisonError::into_inner);
+    fs::copy_plain(from, to, true)
+}
 
 /// Runs a command in the stage's scratch folder until nothing of it runs any more.
 ///
@@ -58,9 +72,11 @@ impl Running {
     fn start(words: &[String], env: &Environment, ctx: &Context) -> Result<Self> {
         let scratch = fs::absolute(&ctx.scratch)?;
         let mut process = process(words, env, &scratch);
+        let starting = STARTING.write().unwrap_or_else(PoisonError::into_inner);
         #[cfg(unix)]
         let mut guarded = super::guard::Guarded::announce(&scratch);
         let mut child = process.spawn().map_err(|e| cannot_start(words, &e))?;
+        drop(starting);
         #[cfg(unix)]
         guarded.started(child.id() as i32);
         let output = Output::of(&mut child);
