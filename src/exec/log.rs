@@ -6,14 +6,15 @@ use std::fmt::{self, Write as _};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::field::{Field, Visit};
-use tracing::{Dispatch, Level, Metadata, Subscriber};
-use tracing_subscriber::filter::Targets;
+use tracing::{Dispatch, Level, Subscriber};
+use tracing_subscriber::filter::{FilterExt, Targets, dynamic_filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::layer::{Context, Filter, SubscriberExt};
 use tracing_subscriber::{Layer, Registry};
 
 use crate::base::text::visible;
@@ -24,115 +25,103 @@ use crate::event::Event;
 const FILE_BYTES: u64 = 16 << 20;
 
 /// How much of it is shown while the stage runs: events wait in memory for whoever shows them.
-const EVENT_BYTES: u64 = 2 << 20;
+const EVENT_BYTES: u64 = 4 << 20;
+
+/// What an event takes beside its message.
+const EVENT_FRAME: usize = 128;
 
 /// The log of one stage, in the threads that [`Log::dispatch`] is the default of.
 pub struct Log {
     pub dispatch: Dispatch,
-    file: Capped,
+    file: Arc<Mutex<File>>,
+    room: Arc<Room>,
 }
 
 impl Log {
     /// # Errors
     /// When the file cannot be opened.
     pub fn open(folder: &Path, stage: &str, events: UnboundedSender<Event>) -> Result<Self> {
-        let file = fs::append(&folder.join(format!("{stage}.log")))?;
-        let file = Capped(Arc::new(Mutex::new(Cap { file, left: Budget::new(FILE_BYTES) })));
-        let to_file =
-            tracing_subscriber::fmt::layer().with_writer(file.clone()).with_ansi(false).with_target(false);
-        let left = Mutex::new(Budget::new(EVENT_BYTES));
-        let to_events = Forward { stage: stage.to_string(), events, left };
+        let file = Arc::new(Mutex::new(fs::append(&folder.join(format!("{stage}.log")))?));
+        let (room, shown) = (Arc::new(Room::new(FILE_BYTES)), Arc::new(Room::new(EVENT_BYTES)));
         // What libraries below say at their own leisure is not news of a stage.
         let ours = Targets::new().with_target("tinylm", Level::DEBUG).with_default(Level::WARN);
-        let layers =
-            Registry::default().with(to_file.with_filter(ours.clone())).with(to_events.with_filter(ours));
-        Ok(Log { dispatch: Dispatch::new(layers), file })
+        let to_file = tracing_subscriber::fmt::layer()
+            .with_writer(ToFile { file: file.clone(), room: room.clone() })
+            .with_ansi(false)
+            .with_target(false)
+            .with_filter(ours.clone().and(only_while(&room)));
+        let to_events = Forward { stage: stage.to_string(), events, room: shown.clone() };
+        let to_events = to_events.with_filter(ours.and(only_while(&shown)));
+        Ok(Log { dispatch: Dispatch::new(Registry::default().with(to_file).with(to_events)), file, room })
     }
 
     /// Says at the log's end how much is not in it.
     pub fn finish(&self) {
-        let mut cap = self.file.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if cap.left.refused > 0 {
-            let refused = units::count(cap.left.refused);
+        let refused = self.room.refused.load(Ordering::Relaxed);
+        if refused > 0 {
+            let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
             // A full disk takes no notes; what the stage itself cannot write is an error of its own.
-            let _ = writeln!(cap.file, "{refused} bytes of output were left out of this log");
+            let _ = writeln!(file, "{} lines were left out of this log", units::count(refused));
         }
     }
 }
 
-/// How many bytes may still pass, and how many did not.
-struct Budget {
+/// How much has been said, and what came when that was too much already.
+struct Room {
     most: u64,
-    passed: u64,
-    refused: u64,
+    taken: AtomicU64,
+    refused: AtomicU64,
 }
 
-enum Verdict {
-    Pass,
-    /// The first that does not.
-    Full,
-    Refuse,
-}
-
-impl Budget {
+impl Room {
     fn new(most: u64) -> Self {
-        Budget { most, passed: 0, refused: 0 }
+        Room { most, taken: AtomicU64::new(0), refused: AtomicU64::new(0) }
     }
 
-    fn spend(&mut self, bytes: usize) -> Verdict {
-        let bytes = bytes as u64;
-        if self.refused == 0 && self.passed + bytes <= self.most {
-            self.passed += bytes;
-            return Verdict::Pass;
+    /// Takes what was said; whether with it there is no more room, for the first time.
+    fn take(&self, bytes: usize) -> bool {
+        let before = self.taken.fetch_add(bytes as u64, Ordering::Relaxed);
+        before < self.most && before + bytes as u64 >= self.most
+    }
+
+    /// Whether there is room for what was said in passing; for what matters there always is.
+    fn has_room(&self, level: Level) -> bool {
+        if level <= Level::WARN || self.taken.load(Ordering::Relaxed) < self.most {
+            return true;
         }
-        let first = self.refused == 0;
-        self.refused += bytes;
-        if first { Verdict::Full } else { Verdict::Refuse }
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        false
     }
 }
 
-/// A file that takes so much and no more.
+/// Asked before anything is formatted: a program may say far more than there is room for.
+fn only_while<S: Subscriber>(room: &Arc<Room>) -> impl Filter<S> + use<S> {
+    let room = room.clone();
+    dynamic_filter_fn(move |meta, _| !meta.is_event() || room.has_room(*meta.level()))
+}
+
+/// Where the log's file is written to, an event at a time.
 #[derive(Clone)]
-struct Capped(Arc<Mutex<Cap>>);
-
-struct Cap {
-    file: File,
-    left: Budget,
+struct ToFile {
+    file: Arc<Mutex<File>>,
+    room: Arc<Room>,
 }
 
-/// Writes one event to a [`Capped`] file.
-struct Entry {
-    file: Capped,
-    /// Passes though the file is full.
-    matters: bool,
-}
+impl MakeWriter<'_> for ToFile {
+    type Writer = ToFile;
 
-impl<'a> MakeWriter<'a> for Capped {
-    type Writer = Entry;
-
-    fn make_writer(&'a self) -> Entry {
-        Entry { file: self.clone(), matters: true }
-    }
-
-    fn make_writer_for(&'a self, meta: &Metadata<'_>) -> Entry {
-        Entry { file: self.clone(), matters: *meta.level() <= Level::WARN }
+    fn make_writer(&self) -> ToFile {
+        self.clone()
     }
 }
 
-impl Write for Entry {
+impl Write for ToFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut cap = self.file.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.matters {
-            cap.file.write_all(bytes)?;
-            return Ok(bytes.len());
-        }
-        match cap.left.spend(bytes.len()) {
-            Verdict::Pass => cap.file.write_all(bytes)?,
-            Verdict::Full => {
-                let most = units::bytes(FILE_BYTES);
-                writeln!(cap.file, "this log is full ({most}): further output is left out")?;
-            }
-            Verdict::Refuse => {}
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.write_all(bytes)?;
+        if self.room.take(bytes.len()) {
+            let most = units::bytes(self.room.most);
+            writeln!(file, "this log is full ({most}): from here on only warnings and errors")?;
         }
         Ok(bytes.len())
     }
@@ -145,7 +134,7 @@ impl Write for Entry {
 struct Forward {
     stage: String,
     events: UnboundedSender<Event>,
-    left: Mutex<Budget>,
+    room: Arc<Room>,
 }
 
 impl Forward {
@@ -157,26 +146,18 @@ impl Forward {
 
 impl<S: Subscriber> Layer<S> for Forward {
     fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
-        if *event.metadata().level() > Level::INFO {
+        let level = *event.metadata().level();
+        if level > Level::INFO {
             return;
         }
         let mut text = Text(String::new());
         event.record(&mut text);
-        let (level, message) = (*event.metadata().level(), visible(&text.0).into_owned());
-        let verdict = match level <= Level::WARN {
-            true => Verdict::Pass,
-            false => self.left.lock().unwrap_or_else(PoisonError::into_inner).spend(message.len()),
-        };
-        match verdict {
-            Verdict::Pass => self.send(level, message),
-            Verdict::Full => {
-                let (most, stage) = (units::bytes(EVENT_BYTES), &self.stage);
-                self.send(
-                    Level::INFO,
-                    format!("more than {most} of output: the rest is in {stage}.log alone"),
-                );
-            }
-            Verdict::Refuse => {}
+        let message = visible(&text.0).into_owned();
+        let full = self.room.take(message.len() + EVENT_FRAME);
+        self.send(level, message);
+        if full {
+            let note = format!("this output is long: the rest of it is in {}.log alone", self.stage);
+            self.send(Level::INFO, note);
         }
     }
 }

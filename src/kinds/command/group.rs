@@ -73,14 +73,17 @@ impl Remains<'_> {
             return Vec::new();
         }
         wait(GRACE);
-        let ended = self.names();
+        let ended = self.all();
+        let names = ended.iter().map(|id| format!("{} (process {id})", proc::name(*id))).collect();
         for signal in [Signal::SIGTERM, Signal::SIGKILL] {
             if self.is_there() {
                 self.signal(signal);
                 wait(PATIENCE);
             }
         }
-        ended
+        // Orphans, for which nobody else waits; of another's child the system says that it is none.
+        ended.iter().for_each(|id| reap(Pid::from_raw(*id)));
+        names
     }
 
     /// Without a word and without grace.
@@ -103,25 +106,20 @@ impl Remains<'_> {
         }
     }
 
-    fn names(&self) -> Vec<String> {
+    fn all(&self) -> Vec<i32> {
         let in_group = |id: &i32| proc::group_of(*id) == Some(self.group) && !proc::is_zombie(*id);
         let mut all: Vec<i32> = proc::all().into_iter().filter(in_group).collect();
         all.extend(self.strays());
         all.sort_unstable();
         all.dedup();
-        all.into_iter().map(|id| format!("{} (process {id})", proc::name(id))).collect()
+        all
     }
 }
 
 /// Signals every process that has one of `scratches` in its environment or works in it.
 pub fn signal_strays(scratches: &[&Path], signal: Signal) {
     for id in proc::marked(scratches) {
-        let id = Pid::from_raw(id);
-        let _ = kill(id, signal);
-        if signal == Signal::SIGKILL {
-            // An orphan, which nobody else waits for; of another's child the system says that it is none.
-            let _ = waitpid(id, None);
-        }
+        let _ = kill(Pid::from_raw(id), signal);
     }
 }
 

@@ -120,7 +120,8 @@ impl Running {
         let Heard::Lines(lines) = heard else { return };
         for line in lines {
             tracing::info!("{line}");
-            self.tail.push_back(shortened(&line, SHOWN_CHARS).into_owned());
+            let short = line.len() <= SHOWN_CHARS;
+            self.tail.push_back(if short { line } else { shortened(&line, SHOWN_CHARS).into_owned() });
             if self.tail.len() > SHOWN {
                 self.tail.pop_front();
             }
