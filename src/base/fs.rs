@@ -4,7 +4,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Error, Place, Result};
 
@@ -332,13 +332,33 @@ pub fn copy_plain(from: &Path, to: &Path, executable: bool) -> Result<()> {
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, if executable { 0o555 } else { 0o444 });
     let mut copy = options.open(to).map_err(|e| Error::io("create", to, &e))?;
     std::io::copy(&mut source, &mut copy).map_err(|e| Error::io("copy a file to", to, &e))?;
-    let time = UNIX_EPOCH + Duration::from_secs(COPY_TIME);
-    copy.set_modified(time).map_err(|e| Error::io("set the time of", to, &e))
+    copy.set_modified(copy_time()).map_err(|e| Error::io("set the time of", to, &e))
+}
+
+fn copy_time() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(COPY_TIME)
+}
+
+/// Gives `folder` and the folders below it the time that copies have.
+pub fn set_copy_times(folder: &Path) -> Result<()> {
+    for entry in entries(folder)? {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            set_copy_times(&entry.path())?;
+        }
+    }
+    let set = File::open(folder).and_then(|opened| opened.set_modified(copy_time()));
+    // Elsewhere folders cannot be opened.
+    if cfg!(unix) { set.map_err(|e| Error::io("set the time of", folder, &e)) } else { Ok(()) }
 }
 
 /// `path` from the root of the file system; links and `..` stay.
 pub fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|e| Error::io("find", path, &e))
+}
+
+/// `path` from the root of the file system, without links and `..`.
+pub fn canonical(path: &Path) -> Result<PathBuf> {
+    path.canonicalize().map_err(|e| Error::io("find", path, &e))
 }
 
 /// `None` when there is no file at `path`.

@@ -214,14 +214,18 @@ stages:
 #[test]
 fn paths_are_the_same_in_every_run() {
     let text = "sha256sum ${inputs.t} > ${outputs.o}; echo ${inputs.t} ${outputs.o} $P >> ${outputs.o}; tar cf - inputs | sha256sum >> ${outputs.o}";
-    let p = script("{ t: data/t.txt }", "file", text);
+    let p = script("{ t: data/t.txt, d: data/d }", "file", text);
     p.write("data/t.txt", "t\n");
+    p.write("data/d/e/x.txt", "x\n");
+    p.write("data/d/y.txt", "y\n");
     let yaml = p.read("pipelines/p.yaml").replace("] }", "], env: { P: 'x=${inputs.t}' } }");
     p.write("pipelines/p.yaml", yaml);
     p.run(&[]);
     let said = p.read("artifacts/p/a/o/o");
     assert!(said.contains("  inputs/t/t.txt\ninputs/t/t.txt outputs/o x=inputs/t/t.txt\n"), "{said}");
     std::fs::set_permissions(p.path("data/t.txt"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    // In another second, so that a time could be told from another.
+    std::thread::sleep(Duration::from_millis(1100));
     p.run(&["--locked", "--force", "a"]);
 }
 
@@ -318,12 +322,28 @@ fn ended_by(mark: &str, signals: &[nix::sys::signal::Signal]) {
         .spawn()
         .unwrap();
     wait_for("the command does not begin", || begun.exists() && running(mark) >= 3);
+    let guard = guard_of(child.id()).expect("a guard");
     for signal in signals {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), *signal).unwrap();
         std::thread::sleep(Duration::from_millis(200));
     }
     assert!(!child.wait().unwrap().success());
     wait_for(&format!("commands survive {signals:?}"), || running(mark) == 0);
+    wait_for("the guard stays", || !is_guard(&guard));
+}
+
+/// The process that ends the commands of process `id`, should that die.
+fn guard_of(id: u32) -> Option<String> {
+    let threads = std::fs::read_dir(format!("/proc/{id}/task")).ok()?.flatten();
+    let children = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    let children: Vec<String> =
+        children.flat_map(|c| c.split(' ').map(str::to_string).collect::<Vec<_>>()).collect();
+    children.into_iter().find(|id| is_guard(id))
+}
+
+fn is_guard(id: &str) -> bool {
+    // By a name of its own, so that `killall tinylm` leaves it to its work.
+    std::fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|name| name == "command-guard\n")
 }
 
 #[test]

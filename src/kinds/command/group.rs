@@ -26,9 +26,19 @@ pub fn adopt_orphans() {
     }
 }
 
-/// No signal but KILL ends this process from now on.
-pub fn ignore_signals() {
+/// What the guard is called among the processes; at most 15 letters.
+pub const GUARD_NAME: &str = "command-guard";
+
+/// From now on no signal but KILL ends this process, and it goes by the guard's name.
+pub fn become_guard() {
     use nix::sys::signal::{SigHandler, signal};
+    #[cfg(target_os = "linux")]
+    if let Ok(name) = std::ffi::CString::new(GUARD_NAME) {
+        // SAFETY: the name ends with a zero byte and lives until the call returns.
+        unsafe {
+            libc::prctl(libc::PR_SET_NAME, name.as_ptr());
+        }
+    }
     for which in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGPIPE] {
         // SAFETY: ignoring a signal runs no code of ours.
         let _ = unsafe { signal(which, SigHandler::SigIgn) };

@@ -109,6 +109,8 @@ impl Running {
 
 fn start_guard() -> std::io::Result<Child> {
     let mut process = Command::new(std::env::current_exe()?);
+    // Under a name of its own: who ends every `tinylm` by its name means the others.
+    std::os::unix::process::CommandExt::arg0(&mut process, group::GUARD_NAME);
     process.arg(ARGUMENT).env_clear().current_dir("/");
     process.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     // What ends the group of this process must not end the guard.
@@ -163,7 +165,7 @@ pub fn is_guard() -> bool {
 
 /// The guard: waits for its starter to end, ends what that left running.
 pub fn main() -> ExitCode {
-    group::ignore_signals();
+    group::become_guard();
     let mut running = Running::default();
     let (mut input, mut buffer, mut message) = (std::io::stdin().lock(), [0; 4096], Vec::new());
     loop {

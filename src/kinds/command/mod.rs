@@ -111,7 +111,10 @@ impl Paths {
     /// Copies the inputs to where they are to be.
     fn place(ctx: &Context) -> Result<Self> {
         let inputs = ctx.inputs.iter().map(|(port, all)| Ok((port.clone(), place_input(ctx, port, all)?)));
-        let inputs = inputs.collect::<Result<_>>()?;
+        let inputs: BTreeMap<String, String> = inputs.collect::<Result<_>>()?;
+        if !inputs.is_empty() {
+            fs::set_copy_times(&ctx.scratch.join("inputs"))?;
+        }
         let outputs = ctx.outputs.iter().map(|(port, folder)| {
             // Its name is for the file that the program writes.
             if ctx.types.get(port).is_some_and(|ty| ty == FILE) {

@@ -70,7 +70,8 @@ struct Running {
 
 impl Running {
     fn start(words: &[String], env: &Environment, ctx: &Context) -> Result<Self> {
-        let scratch = fs::absolute(&ctx.scratch)?;
+        // As the system names it: processes that left their group are found by it.
+        let scratch = fs::canonical(&ctx.scratch)?;
         let mut process = process(words, env, &scratch);
         let starting = STARTING.write().unwrap_or_else(PoisonError::into_inner);
         #[cfg(unix)]
