@@ -265,10 +265,12 @@ pub fn on_one_file_system(a: &Path, b: &Path) -> bool {
     {
         use std::os::unix::fs::MetadataExt;
         let device = |path: &Path| path.ancestors().find_map(|p| fs::metadata(p).ok()).map(|m| m.dev());
-        return device(a) == device(b);
+        device(a) == device(b)
     }
     #[cfg(not(unix))]
-    return a.components().next() == b.components().next();
+    {
+        a.components().next() == b.components().next()
+    }
 }
 
 /// Whether somebody may run the file at `path`.

@@ -76,8 +76,8 @@ fn of_stage(text: &str, pipeline: &str, stage: &str) -> Result<Artifact> {
         })
     };
     let history = store.history(name, &stage);
-    let key = history.last().ok_or_else(|| damaged(store.damaged_history(name, &stage)))?;
-    let action = store.action(key).ok_or_else(|| damaged(store.damaged_record(key)))?;
+    let action = history.last().and_then(|key| store.action(key));
+    let action = action.ok_or_else(|| damaged(store.damaged_history(name, &stage)))?;
     let port = chosen(&action, &stage, port.as_deref())?;
     let digest = action.outputs[&port];
     if store.damage(&digest).is_some() {

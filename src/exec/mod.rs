@@ -172,6 +172,8 @@ fn checked_lock(pipeline: &Pipeline, selected: &[usize], kinds: &Kinds, sources:
 
 /// What is written once all is done: the memo and, unless something was overridden, the lockfile.
 fn finish(shared: &Shared, results: &[StageResult], actions: &HashMap<usize, LockedStage>) -> Result<()> {
+    // Once more: a child of a killed run holds its parent's locks until it has become its own program.
+    shared.store.sweep();
     // Without the memo the next run reads more, and that is all; a store may be read-only.
     let _ = shared.store.save();
     if !writes_lock(&shared.pipeline, &shared.options) {

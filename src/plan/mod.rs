@@ -26,6 +26,10 @@ pub trait Known {
     fn damaged_record(&self, _: &Digest) -> Option<String> {
         None
     }
+    /// What is wrong with what is kept of a stage's earlier actions, when nothing of it reads.
+    fn damaged_history(&self, _pipeline: &str, _stage: &str) -> Option<String> {
+        None
+    }
     /// What is wrong with an artifact, down to its bytes.
     fn damage(&self, artifact: &Digest) -> Option<Damage>;
     fn manifest(&self, artifact: &Digest) -> Option<Manifest>;
@@ -45,6 +49,9 @@ impl Known for Past<'_> {
     }
     fn damaged_record(&self, key: &Digest) -> Option<String> {
         self.store.damaged_record(key)
+    }
+    fn damaged_history(&self, pipeline: &str, stage: &str) -> Option<String> {
+        self.store.damaged_history(pipeline, stage)
     }
     fn damage(&self, artifact: &Digest) -> Option<Damage> {
         self.store.damage(artifact)
@@ -188,8 +195,13 @@ fn why_new(
     if let Some(why) = known.damaged_record(key) {
         return Reason::RecordDamaged(why);
     }
-    let nearest = nearest(fingerprint, key, pipeline, stage, known);
-    nearest.map_or(Reason::NeverRan, |(_, differences)| Reason::Changed(differences))
+    match nearest(fingerprint, key, pipeline, stage, known) {
+        Some((_, differences)) => Reason::Changed(differences),
+        None => {
+            let damaged = known.damaged_history(&pipeline.name, &stage.name);
+            damaged.map_or(Reason::NeverRan, Reason::RecordDamaged)
+        }
+    }
 }
 
 fn pending(waits_for: String) -> Decision {

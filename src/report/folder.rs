@@ -48,8 +48,9 @@ impl Reporter for RunFolder {
         }
         if let Event::Summary(summary) = event {
             // Not beside and renamed: what a killed run left beside it would stay for ever.
-            let written = fs::write_json(&self.folder.join("summary.json"), summary);
-            self.warn(written);
+            let path = self.folder.join("summary.json");
+            let written = fs::write_json(&path, summary);
+            self.warn(written.inspect_err(|_| drop(fs::remove(&path))));
         }
     }
 

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::base::{Error, Result, fs, machine};
+use crate::base::{Result, fs, machine};
 
 /// The right to do it, given back when dropped.
 pub struct Claim {
@@ -24,21 +24,21 @@ pub enum Claimed {
 
 impl Claim {
     /// # Errors
-    /// When the file cannot be written.
+    /// When the file cannot be made.
     pub fn ask(path: &Path, run: &str) -> Result<Claimed> {
         let Some(mut lock) = fs::open_exclusive(path)? else {
             return Ok(Claimed::ByOther(owner(path)));
         };
         let who = format!("run {run} (process {} on {})\n", std::process::id(), machine::host());
-        let written = lock.set_len(0).and_then(|()| lock.write_all(who.as_bytes()));
-        written.map_err(|e| Error::io("write", path, &e))?;
+        // For messages only; that the disk is full will be said of what matters.
+        let _ = lock.set_len(0).and_then(|()| lock.write_all(who.as_bytes()));
         Ok(Claimed::Mine(Claim { path: path.to_path_buf(), _lock: lock }))
     }
 
     /// Waits for it; for what takes no longer than writing a file.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// When the file cannot be made.
     pub fn wait(path: &Path, run: &str) -> Result<Claim> {
         let mut pause = Duration::from_millis(1);
         loop {

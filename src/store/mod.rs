@@ -242,9 +242,13 @@ impl Store {
         Some(why)
     }
 
-    /// What is wrong with the list of a stage's latest actions, when there is one and it does not read.
+    /// What is wrong with the list of a stage's latest actions or the record of the newest, when they
+    /// are there and do not read.
     pub fn damaged_history(&self, pipeline: &str, stage: &str) -> Option<String> {
-        load_json::<Vec<Digest>>(&self.history_path(pipeline, stage)).err().map(|e| e.message().to_string())
+        match load_json::<Vec<Digest>>(&self.history_path(pipeline, stage)) {
+            Ok(keys) => keys?.last().and_then(|key| self.damaged_record(key)),
+            Err(e) => Some(e.message().to_string()),
+        }
     }
 
     /// The latest actions of a stage, the newest last.

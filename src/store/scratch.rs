@@ -154,22 +154,30 @@ fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// `HOST-BOOT-PID-RANDOM`; the same process number may run in two containers.
+/// `HOST-BOOT-PID-RANDOM`; the same process number may run in two containers. Short, since programs make
+/// sockets below it, whose paths have at most 108 bytes.
 fn new_name() -> String {
-    let plain = |c: &char| c.is_ascii_alphanumeric() || "._".contains(*c);
-    let host: String = machine::host().chars().filter(plain).take(40).collect();
+    let host = this_host();
     let random = RandomState::new().build_hasher().finish() as u32;
     format!("{host}-{}-{}-{random:08x}", boot(), std::process::id())
 }
 
-/// `unknown` is nobody's, see [`is_of_this_boot`].
+/// See [`is_of_this_boot`].
 fn boot() -> &'static str {
-    machine::boot().filter(|id| !id.is_empty() && !id.contains('-')).unwrap_or("unknown")
+    machine::boot().and_then(|id| id.get(..8)).unwrap_or("unknown")
 }
 
-/// Whether the kernel that we ask for locks is the one that its owner ran on.
+/// Whether the kernel that we ask for locks is the one that its owner ran on. Where the system has no
+/// name for a boot, its host has to do.
 fn is_of_this_boot(name: &str) -> bool {
-    boot() != "unknown" && name.rsplit('-').nth(2) == Some(boot())
+    let mut parts = name.rsplit('-').skip(2);
+    let same_boot = parts.next() == Some(boot());
+    same_boot && (boot() != "unknown" || parts.next().is_some_and(|host| host == this_host()))
+}
+
+fn this_host() -> String {
+    let plain = |c: &char| c.is_ascii_alphanumeric() || "._".contains(*c);
+    machine::host().chars().filter(plain).take(20).collect()
 }
 
 fn is_silent(lock: &File) -> bool {

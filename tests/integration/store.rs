@@ -12,14 +12,13 @@ use crate::project::{Project, stage, statuses};
 /// project that it runs, and takes its time, so that processes meet.
 fn many(n: usize, counter: &Path) -> String {
     let mut text = String::from("stages:\n");
+    let counter = counter.display();
     for i in 0..n {
         let input = if i % 2 == 0 { "data/a.txt".to_string() } else { format!("s{}", i - 1) };
-        text += &format!(
-            "  s{i}:\n    kind: command\n    inputs: {{ a: {input} }}\n    outputs: {{ b: file }}\n    params: {{ \
-             command: [sh, -c, 'echo s{i} >> {}; sleep 0.01; cat ${{inputs.a}} > ${{outputs.b}}; echo {i} >> \
-             ${{outputs.b}}'] }}\n",
-            counter.display()
-        );
+        let command =
+            format!("echo s{i} >> {counter}; sleep 0.01; (cat ${{inputs.a}}; echo {i}) > ${{outputs.b}}");
+        text += &format!("  s{i}: {{ kind: command, inputs: {{ a: {input} }}, outputs: {{ b: file }}, ");
+        text += &format!("params: {{ command: [sh, -c, '{command}'] }} }}\n");
     }
     text
 }
@@ -99,20 +98,21 @@ fn six_processes_do_each_action_once() {
     assert!(waited > 0, "no process ever met another");
 }
 
-/// One stage that begins, says so, and goes on when told.
-fn slow(signs: &Path) -> String {
-    format!(
-        "stages:\n  a:\n    kind: command\n    outputs: {{ t: file }}\n    params: {{ command: [sh, -c, 'echo a >> \
-         DIR/ran; while [ ! -e DIR/go ]; do sleep 0.02; done; echo done > ${{outputs.t}}'] }}\n  b:\n    kind: \
-         command\n    outputs: {{ t: file }}\n    params: {{ command: [sh, -c, 'echo b > ${{outputs.t}}'] }}\n"
-    )
-    .replace("DIR", &signs.display().to_string())
+/// `a` begins, says so, and goes on when told; `b` is free of it.
+const SLOW: &str = "
+stages:
+  a: { kind: command, outputs: { t: file }, params: { command: [sh, -c, 'echo a >> DIR/ran; while [ ! -e DIR/go ]; do sleep 0.02; done; echo done > ${outputs.t}'] } }
+  b: { kind: command, outputs: { t: file }, params: { command: [sh, -c, 'echo b > ${outputs.t}'] } }
+";
+
+fn slow(signs: &Path) -> Project {
+    Project::new(&SLOW.replace("DIR", &signs.display().to_string()))
 }
 
 #[test]
 fn a_process_says_for_whom_it_waits_and_takes_over_from_one_that_was_killed() {
     let signs = tempfile::tempdir().unwrap();
-    let p = Project::new(&slow(signs.path()));
+    let p = slow(signs.path());
     let ran = || std::fs::read_to_string(signs.path().join("ran")).unwrap_or_default();
     let mut first = start(&mut p.command(&["run", "p", "a"]));
     wait_until("the first", || ran() == "a\n");
@@ -158,7 +158,7 @@ fn contained(p: &Project, args: &[&str]) -> Result<Command, String> {
 #[test]
 fn a_run_in_another_container_is_alive() {
     let signs = tempfile::tempdir().unwrap();
-    let p = Project::new(&slow(signs.path()));
+    let p = slow(signs.path());
     let command = |stages: &[&str]| contained(&p, &[&["run", "p"], stages].concat());
     let mut first = match command(&["a"]) {
         Ok(command) => command,
@@ -434,12 +434,12 @@ fn other_bytes_of_the_same_size_and_mtime_are_another_source() {
 fn the_log_of_a_failure_stays_whatever_else_fails() {
     let p = Project::new("");
     let lock = p.path("pipelines/p.lock");
-    let text = format!(
-        "stages:\n  good: {{ kind: command, outputs: {{ o: file }}, params: {{ command: [sh, -c, 'echo x > \
-         ${{outputs.o}}'] }} }}\n  bad: {{ kind: command, inputs: {{ t: good }}, outputs: {{ o: file }}, params: {{ \
-         command: [sh, -c, 'mkdir -p {}/x; echo evidence; exit 3'] }} }}\n",
-        lock.display()
-    );
+    let text = "
+stages:
+  good: { kind: command, outputs: { o: file }, params: { command: [sh, -c, 'echo x > ${outputs.o}'] } }
+  bad: { kind: command, inputs: { t: good }, outputs: { o: file }, params: { command: [sh, -c, 'mkdir -p LOCK/x; echo evidence; exit 3'] } }
+"
+    .replace("LOCK", &lock.display().to_string());
     p.write("pipelines/p.yaml", text);
     let (code, summary) = p.try_run(&[]);
     assert_eq!((code, statuses(&summary)), (1, vec!["good=ran".to_string(), "bad=failed".into()]));
@@ -473,9 +473,15 @@ fn a_damaged_record_is_said_and_made_anew() {
         assert!(ran.code == 1 && ran.stderr.contains("is damaged"), "{}", ran.stderr);
     }
     assert_eq!(statuses(&p.run(&[])), ["a=ran", "b=ran", "c=cached"]);
+    // Neither did a stage never run whose list of actions does not read.
     p.write("artifacts/store/history/p/a.json", "[");
     let ran = p.tinylm(&["inspect", "p:a"]);
     assert!(ran.code == 1 && ran.stderr.contains("is damaged"), "{}", ran.stderr);
+    p.write("data/a.txt", "changed\n");
+    assert_eq!(stage(&p.plan(&[]), "a")["reason"]["code"], "record_damaged");
+    assert_eq!(statuses(&p.run(&[])), ["a=ran", "b=cached", "c=ran"]);
+    p.write("data/a.txt", "changed again\n");
+    assert_eq!(stage(&p.plan(&[]), "a")["reason"]["code"], "input");
 }
 
 #[cfg(target_os = "linux")]
