@@ -288,13 +288,16 @@ pub fn is_executable(path: &Path) -> bool {
 pub fn make_read_only(path: &Path) -> Result<()> {
     let mut permissions = fs::metadata(path).map_err(|e| Error::io("read", path, &e))?.permissions();
     #[cfg(unix)]
-    std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o444);
+    {
+        use std::os::unix::fs::PermissionsExt;
+        permissions.set_mode(permissions.mode() & 0o444 | 0o400);
+    }
     #[cfg(not(unix))]
     permissions.set_readonly(true);
     fs::set_permissions(path, permissions).map_err(|e| Error::io("make read-only", path, &e))
 }
 
-/// A copy that may be run, and not written to.
+/// A copy that may be run by those who may read it, and not written to.
 pub fn copy_executable(from: &Path, to: &Path) -> Result<()> {
     create_parent(to)?;
     remove(to)?;
@@ -302,7 +305,9 @@ pub fn copy_executable(from: &Path, to: &Path) -> Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        let runnable = fs::Permissions::from_mode(0o555);
+        let meta = fs::metadata(to).map_err(|e| Error::io("read", to, &e))?;
+        let may_read = meta.permissions().mode() & 0o444;
+        let runnable = fs::Permissions::from_mode(may_read | may_read >> 2);
         fs::set_permissions(to, runnable).map_err(|e| Error::io("make executable", to, &e))?;
     }
     Ok(())

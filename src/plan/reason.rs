@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::Known;
 use crate::base::Digest;
+use crate::base::text::visible;
 use crate::store::{Damage, Fingerprint};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -155,9 +156,9 @@ pub fn file_changes(files: &[FileChange]) -> String {
         .iter()
         .take(SHOWN)
         .map(|f| match f {
-            FileChange::Added(name) => format!("{name} added"),
-            FileChange::Removed(name) => format!("{name} removed"),
-            FileChange::Changed(name) => format!("{name} changed"),
+            FileChange::Added(name) => format!("{} added", visible(name)),
+            FileChange::Removed(name) => format!("{} removed", visible(name)),
+            FileChange::Changed(name) => format!("{} changed", visible(name)),
         })
         .collect();
     if files.len() > SHOWN {

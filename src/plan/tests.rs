@@ -80,7 +80,7 @@ fn a_new_version_of_a_kind_is_a_reason() {
     let decision = decision(PIPELINE, &past, false);
     assert_eq!(
         (decision.reason.code(), decision.reason.detail().as_str()),
-        ("kind_version", "kind version: 0 -> 1")
+        ("kind_version", "kind version: 0 -> 2")
     );
 }
 

@@ -406,6 +406,14 @@ fn escape_sequences_reach_no_file_and_no_terminal() {
         let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
         assert!(!text.contains('\x1b') && !text.contains('\u{9b}'), "{text}");
     }
+    // Nor do they within the names of files that a plan speaks of.
+    let p = script("{ t: ./data }", "file", "cat ${inputs.t}/* > ${outputs.o}");
+    p.write("data/\x1b[1m", "x\n");
+    p.write("data/y", "y\n");
+    p.run(&[]);
+    p.write("data/\x1b[1m", "changed\n");
+    let ran = p.tinylm(&["plan", "p"]);
+    assert!(ran.stdout.contains("input t: \\x1b[1m changed"), "{:?}", ran.stdout);
 }
 
 #[test]
