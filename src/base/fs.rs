@@ -363,11 +363,6 @@ pub fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|e| Error::io("find", path, &e))
 }
 
-/// `path` from the root of the file system, without links and `..`.
-pub fn canonical(path: &Path) -> Result<PathBuf> {
-    path.canonicalize().map_err(|e| Error::io("find", path, &e))
-}
-
 /// `None` when there is no file at `path`.
 pub fn stat(path: &Path) -> Option<Stat> {
     let meta = fs::metadata(path).ok().filter(|m| m.is_file())?;

@@ -34,7 +34,7 @@ const EVENT_FRAME: usize = 128;
 pub struct Log {
     pub dispatch: Dispatch,
     file: Arc<Mutex<File>>,
-    room: Arc<Room>,
+    quota: Arc<Quota>,
 }
 
 impl Log {
@@ -42,22 +42,22 @@ impl Log {
     /// When the file cannot be opened.
     pub fn open(folder: &Path, stage: &str, events: UnboundedSender<Event>) -> Result<Self> {
         let file = Arc::new(Mutex::new(fs::append(&folder.join(format!("{stage}.log")))?));
-        let (room, shown) = (Arc::new(Room::new(FILE_BYTES)), Arc::new(Room::new(EVENT_BYTES)));
+        let (quota, shown) = (Arc::new(Quota::new(FILE_BYTES)), Arc::new(Quota::new(EVENT_BYTES)));
         // What libraries below say at their own leisure is not news of a stage.
         let ours = Targets::new().with_target("tinylm", Level::DEBUG).with_default(Level::WARN);
         let to_file = tracing_subscriber::fmt::layer()
-            .with_writer(ToFile { file: file.clone(), room: room.clone() })
+            .with_writer(ToFile { file: file.clone(), quota: quota.clone() })
             .with_ansi(false)
             .with_target(false)
-            .with_filter(ours.clone().and(only_while(&room)));
-        let to_events = Forward { stage: stage.to_string(), events, room: shown.clone() };
-        let to_events = to_events.with_filter(ours.and(only_while(&shown)));
-        Ok(Log { dispatch: Dispatch::new(Registry::default().with(to_file).with(to_events)), file, room })
+            .with_filter(ours.clone().and(within(&quota)));
+        let to_events = Forward { stage: stage.to_string(), events, quota: shown.clone() };
+        let to_events = to_events.with_filter(ours.and(within(&shown)));
+        Ok(Log { dispatch: Dispatch::new(Registry::default().with(to_file).with(to_events)), file, quota })
     }
 
     /// Says at the log's end how much is not in it.
     pub fn finish(&self) {
-        let refused = self.room.refused.load(Ordering::Relaxed);
+        let refused = self.quota.refused.load(Ordering::Relaxed);
         if refused > 0 {
             let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
             // A full disk takes no notes; what the stage itself cannot write is an error of its own.
@@ -66,26 +66,26 @@ impl Log {
     }
 }
 
-/// How much has been said, and what came when that was too much already.
-struct Room {
+/// How many bytes may be said and were, and how many lines came when that was too much already.
+struct Quota {
     most: u64,
     taken: AtomicU64,
     refused: AtomicU64,
 }
 
-impl Room {
+impl Quota {
     fn new(most: u64) -> Self {
-        Room { most, taken: AtomicU64::new(0), refused: AtomicU64::new(0) }
+        Quota { most, taken: AtomicU64::new(0), refused: AtomicU64::new(0) }
     }
 
-    /// Takes what was said; whether with it there is no more room, for the first time.
-    fn take(&self, bytes: usize) -> bool {
+    /// Counts what was said; whether that used up the quota just now.
+    fn spend(&self, bytes: usize) -> bool {
         let before = self.taken.fetch_add(bytes as u64, Ordering::Relaxed);
         before < self.most && before + bytes as u64 >= self.most
     }
 
-    /// Whether there is room for what was said in passing; for what matters there always is.
-    fn has_room(&self, level: Level) -> bool {
+    /// Whether more may be said: warnings and errors always, the rest within the quota.
+    fn allows(&self, level: Level) -> bool {
         if level <= Level::WARN || self.taken.load(Ordering::Relaxed) < self.most {
             return true;
         }
@@ -94,17 +94,17 @@ impl Room {
     }
 }
 
-/// Asked before anything is formatted: a program may say far more than there is room for.
-fn only_while<S: Subscriber>(room: &Arc<Room>) -> impl Filter<S> + use<S> {
-    let room = room.clone();
-    dynamic_filter_fn(move |meta, _| !meta.is_event() || room.has_room(*meta.level()))
+/// Asked before anything is formatted: a program may say far more than its quota.
+fn within<S: Subscriber>(quota: &Arc<Quota>) -> impl Filter<S> + use<S> {
+    let quota = quota.clone();
+    dynamic_filter_fn(move |meta, _| !meta.is_event() || quota.allows(*meta.level()))
 }
 
 /// Where the log's file is written to, an event at a time.
 #[derive(Clone)]
 struct ToFile {
     file: Arc<Mutex<File>>,
-    room: Arc<Room>,
+    quota: Arc<Quota>,
 }
 
 impl MakeWriter<'_> for ToFile {
@@ -119,8 +119,8 @@ impl Write for ToFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.write_all(bytes)?;
-        if self.room.take(bytes.len()) {
-            let most = units::bytes(self.room.most);
+        if self.quota.spend(bytes.len()) {
+            let most = units::bytes(self.quota.most);
             writeln!(file, "this log is full ({most}): from here on only warnings and errors")?;
         }
         Ok(bytes.len())
@@ -134,7 +134,7 @@ impl Write for ToFile {
 struct Forward {
     stage: String,
     events: UnboundedSender<Event>,
-    room: Arc<Room>,
+    quota: Arc<Quota>,
 }
 
 impl Forward {
@@ -153,7 +153,7 @@ impl<S: Subscriber> Layer<S> for Forward {
         let mut text = Text(String::new());
         event.record(&mut text);
         let message = visible(&text.0).into_owned();
-        let full = self.room.take(message.len() + EVENT_FRAME);
+        let full = self.quota.spend(message.len() + EVENT_FRAME);
         self.send(level, message);
         if full {
             let note = format!("this output is long: the rest of it is in {}.log alone", self.stage);

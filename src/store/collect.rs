@@ -22,7 +22,7 @@ pub struct Collected {
 /// When there is none, or something that cannot be kept: a link that leads outside, to a folder or to
 /// nothing, a named pipe, a socket, a device, a name that is not UTF-8.
 pub fn collect(port: &str, root: &Path) -> Result<Vec<Collected>> {
-    let output = Output { port, root, real: root.canonicalize().unwrap_or_else(|_| root.to_path_buf()) };
+    let output = Output { port, root };
     let mut files = match root.symlink_metadata() {
         Ok(meta) if meta.is_dir() => output.below()?,
         Ok(meta) => vec![output.file(root, port.to_string(), &meta)?],
@@ -38,8 +38,6 @@ pub fn collect(port: &str, root: &Path) -> Result<Vec<Collected>> {
 struct Output<'a> {
     port: &'a str,
     root: &'a Path,
-    /// `root` without links.
-    real: PathBuf,
 }
 
 impl Output<'_> {
@@ -114,7 +112,8 @@ impl Output<'_> {
                 .help("copy what it leads to: `cp -L`, `cp -rL`")
         };
         let target = link.canonicalize().map_err(|_| refuse("that leads to nothing"))?;
-        if !target.starts_with(&self.real) || target == self.real {
+        let root = self.root.canonicalize().map_err(|e| Error::io("find", self.root, &e))?;
+        if !target.starts_with(&root) || target == root {
             return Err(refuse("that leads out of the output"));
         }
         let meta = target.metadata().map_err(|e| Error::io("read", &target, &e))?;

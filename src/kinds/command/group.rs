@@ -63,13 +63,13 @@ fn reap(which: Pid) {
 }
 
 /// What a command left behind, once its own process has ended and was waited for.
-pub struct Remains<'a> {
+pub struct LeftBehind<'a> {
     pub group: i32,
     /// The command's, which its processes have in their environment.
     pub scratch: &'a Path,
 }
 
-impl Remains<'_> {
+impl LeftBehind<'_> {
     /// Ends all of it; what had to be ended, as `name (pid)`. `meanwhile` is called while waiting.
     pub fn end(&self, mut meanwhile: impl FnMut()) -> Vec<String> {
         let mut wait = |patience: Duration| {
@@ -177,13 +177,14 @@ mod proc {
     /// Those with one of `paths` in their environment, or that work in one.
     pub fn marked(paths: &[&Path]) -> Vec<i32> {
         let own = std::process::id() as i32;
+        // The system names folders without links.
+        let folders: Vec<_> = paths.iter().filter_map(|path| path.canonicalize().ok()).collect();
         let is_marked = |id: &i32| {
             let environment = fs::read(format!("/proc/{id}/environ")).unwrap_or_default();
             let folder = fs::read_link(format!("/proc/{id}/cwd")).unwrap_or_default();
-            paths.iter().any(|path| {
-                let name = path.as_os_str().as_bytes();
-                folder.starts_with(path) || environment.windows(name.len().max(1)).any(|part| part == name)
-            })
+            let holds = |name: &[u8]| environment.windows(name.len().max(1)).any(|part| part == name);
+            folders.iter().any(|path| folder.starts_with(path))
+                || paths.iter().any(|path| holds(path.as_os_str().as_bytes()))
         };
         all().into_iter().filter(|id| *id != own && is_marked(id)).collect()
     }

@@ -20,6 +20,9 @@ const ARGUMENT: &str = "__end-commands";
 /// How long the guard leaves commands to end by themselves.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// How often it listens.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// The commands that run now, as the guard knows them.
 #[derive(Default)]
 struct Running {
@@ -167,7 +170,7 @@ pub fn is_guard() -> bool {
 pub fn main() -> ExitCode {
     group::become_guard();
     let mut running = Running::default();
-    let (mut input, mut buffer, mut message) = (std::io::stdin().lock(), [0; 4096], Vec::new());
+    let (mut input, mut buffer, mut message) = (std::io::stdin().lock(), [0; 1 << 16], Vec::new());
     loop {
         let n = match input.read(&mut buffer) {
             Ok(0) => break,
@@ -181,6 +184,8 @@ pub fn main() -> ExitCode {
                 byte => message.push(*byte),
             }
         }
+        // What is said meanwhile waits in the pipe: waking up for every word takes time from commands.
+        std::thread::sleep(PAUSE);
     }
     if !running.scratches.is_empty() {
         let (groups, scratches) = (&running.groups, &running.scratches);

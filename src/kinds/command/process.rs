@@ -70,8 +70,7 @@ struct Running {
 
 impl Running {
     fn start(words: &[String], env: &Environment, ctx: &Context) -> Result<Self> {
-        // As the system names it: processes that left their group are found by it.
-        let scratch = fs::canonical(&ctx.scratch)?;
+        let scratch = fs::absolute(&ctx.scratch)?;
         let mut process = process(words, env, &scratch);
         let starting = STARTING.write().unwrap_or_else(PoisonError::into_inner);
         #[cfg(unix)]
@@ -141,7 +140,7 @@ impl Running {
     }
 
     fn end_what_is_left(&mut self) {
-        let left = self.end_remains();
+        let left = self.end_left_behind();
         self.drain();
         let rest = self.output.rest();
         self.say(Heard::Lines(rest));
@@ -154,15 +153,15 @@ impl Running {
     }
 
     #[cfg(unix)]
-    fn end_remains(&mut self) -> Vec<String> {
+    fn end_left_behind(&mut self) -> Vec<String> {
         let (group, scratch) = (self.child.id() as i32, self.scratch.clone());
-        let left = super::group::Remains { group, scratch: &scratch }.end(|| self.drain());
+        let left = super::group::LeftBehind { group, scratch: &scratch }.end(|| self.drain());
         self.over = true;
         left
     }
 
     #[cfg(not(unix))]
-    fn end_remains(&mut self) -> Vec<String> {
+    fn end_left_behind(&mut self) -> Vec<String> {
         self.over = true;
         Vec::new()
     }
@@ -171,9 +170,9 @@ impl Running {
     fn stop(&mut self) {
         #[cfg(unix)]
         {
-            use super::group::{Remains, Signal};
+            use super::group::{LeftBehind, Signal};
             let (group, scratch) = (self.child.id() as i32, self.scratch.clone());
-            let all = Remains { group, scratch: &scratch };
+            let all = LeftBehind { group, scratch: &scratch };
             all.signal(Signal::SIGTERM);
             for _ in 0..200 {
                 if matches!(self.child.try_wait(), Ok(Some(_)) | Err(_)) {
@@ -186,7 +185,7 @@ impl Running {
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
-        self.end_remains();
+        self.end_left_behind();
     }
 }
 
