@@ -20,7 +20,6 @@ use serde::{Deserialize, Serialize};
 pub use gates::{Gate, Needs, missed, needs};
 
 use crate::base::{Monitor, Result};
-use crate::corpus::conversation::Role;
 use crate::corpus::held_out::{Extremes, HeldOut, Rule, is_unseen};
 use crate::generate::{self, Strategy};
 use crate::kernel::Team;
@@ -254,8 +253,8 @@ impl Item {
             }
             Text::Conversation(conversation) => {
                 let rendered = chat::render(&model.tokenizer, &conversation.messages)?;
-                let answers = conversation.messages.iter().filter(|m| m.role == Role::Assistant);
-                let bytes = answers.map(|m| m.content.len() as u64).sum();
+                let learned = conversation.messages.iter().filter(|m| m.is_learned());
+                let bytes = learned.map(|m| m.content.len() as u64).sum();
                 Ok(Item { ids: rendered.ids, scored: rendered.target, bytes })
             }
         }

@@ -63,8 +63,12 @@ fn of_chats_the_answers_count_once_each() {
         for i in 0..turns {
             let answer = "It sat on the mat. ".repeat(1 + (i + turns) % 3);
             messages.push(Message::new(Role::User, "Where is the cat, then? ".repeat(1 + i % 2)));
-            messages.push(Message::new(Role::Assistant, answer.clone()));
-            answers.push(answer);
+            // The first of four answers is context: neither its tokens nor its bytes count.
+            let weight = u8::from(turns != 4 || i > 0);
+            messages.push(Message { weight, ..Message::new(Role::Assistant, answer.clone()) });
+            if weight == 1 {
+                answers.push(answer);
+            }
         }
         writer.push(&Conversation::new(messages, "t", turns as u64)).unwrap();
         chats += 1;

@@ -20,6 +20,8 @@ pub struct Rendered {
     pub turns: Vec<Range<usize>>,
     /// How many ids the opening of each of `turns` has.
     pub openings: Vec<usize>,
+    /// How many ids `<bos>` and the system message, if there is one, have.
+    pub head: usize,
 }
 
 impl Rendered {
@@ -54,7 +56,8 @@ pub fn render(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Rendered> {
         return Err(Error::input("a conversation without messages cannot be rendered"));
     }
     let eos = end(tokenizer)?;
-    let mut out = Rendered { ids: Vec::new(), target: Vec::new(), turns: Vec::new(), openings: Vec::new() };
+    let mut out =
+        Rendered { ids: Vec::new(), target: Vec::new(), turns: Vec::new(), openings: Vec::new(), head: 1 };
     out.push(&[tokenizer.require(Special::Bos)?], false);
     for message in messages {
         let start = out.ids.len();
@@ -67,6 +70,9 @@ pub fn render(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Rendered> {
             out.push(&[eos], message.is_learned());
         }
         out.turns.push(start..out.ids.len());
+        if message.role == Role::System {
+            out.head = out.ids.len();
+        }
     }
     Ok(out)
 }

@@ -122,14 +122,11 @@ impl Exchange {
 /// `<bos>` with the system message, and the exchanges behind it.
 fn exchanges(c: &Rendered) -> (Piece, Vec<Exchange>) {
     let answers = |turn: &Range<usize>| c.target[turn.clone()].iter().any(|t| *t);
-    // Turns up to the first that is followed by an answer's turn belong to the head, less that one.
-    let first = c.turns.iter().position(answers).unwrap_or(c.turns.len());
-    let head_end = if first > 0 { c.turns[first - 1].start } else { c.turns.first().map_or(1, |t| t.start) };
-    let head = (c.ids[..head_end].to_vec(), c.target[..head_end].to_vec());
+    let head = (c.ids[..c.head].to_vec(), c.target[..c.head].to_vec());
     let mut out = Vec::new();
-    let mut start = head_end;
+    let mut start = c.head;
     let mut openings = Vec::new();
-    for (turn, opening) in c.turns.iter().zip(&c.openings).filter(|(turn, _)| turn.start >= head_end) {
+    for (turn, opening) in c.turns.iter().zip(&c.openings).filter(|(turn, _)| turn.start >= c.head) {
         openings.push(turn.start - start..turn.start - start + opening);
         if answers(turn) {
             out.push(Exchange {

@@ -245,7 +245,9 @@ const OPENING: u32 = 7;
 
 /// A conversation as `tokenizer::chat` renders it: contents are ids from 10.
 fn rendered(system: Option<usize>, turns: &[(usize, usize)], opening: usize) -> Rendered {
-    let mut r = Rendered { ids: vec![BOS], target: vec![false], turns: Vec::new(), openings: Vec::new() };
+    let head = 1 + system.map_or(0, |len| opening + len);
+    let mut r =
+        Rendered { ids: vec![BOS], target: vec![false], turns: Vec::new(), openings: Vec::new(), head };
     let mut turn = |role: u32, len: usize| {
         let start = r.ids.len();
         let answer = role == ASSISTANT;
@@ -269,6 +271,19 @@ fn rendered(system: Option<usize>, turns: &[(usize, usize)], opening: usize) -> 
         turn(ASSISTANT, *assistant);
     }
     r
+}
+
+/// An answer that is not learned belongs to the exchange of the next one that is, not to every piece.
+#[test]
+fn an_answer_of_weight_0_is_context_once() {
+    let mut conversation = rendered(Some(2), &[(2, 3), (2, 4), (2, 5)], 1);
+    conversation.target[conversation.turns[2].clone()].fill(false);
+    let packing = pack([conversation.clone()].into_iter(), 22);
+    let [first, second] = packing.rows.as_slice() else { panic!("{packing:?}") };
+    assert_eq!(first.0, conversation.ids[..conversation.turns[4].end]);
+    let head = &conversation.ids[..conversation.head];
+    assert_eq!(second.0, [head, &conversation.ids[conversation.turns[5].start..]].concat());
+    assert_eq!((packing.split, packing.cut), (1, 0));
 }
 
 /// Whoever greets, or answers twice, is learned from as well, in rows that hold all of it and in shorter ones.
