@@ -19,12 +19,11 @@ use serde::{Deserialize, Serialize};
 
 use super::boilerplate;
 use super::clean::{Changes, Cleaning, clean};
-use super::csv::delimiter_mistake;
-use super::csv::field_start;
+use super::csv::{delimiter_mistake, field_start};
 use super::decode::{Decoded, Encoding, Invalid, OnInvalid, decode};
 use super::document::{Document, DocumentWriter};
 use super::duplicates::{DuplicateWriter, Likeness, Origin, Seen};
-use super::input::{Bad, InputFile, Record};
+use super::input::{self, Bad, InputFile, Record};
 use super::json::{self, Step, UnknownKeys, describe};
 use super::minhash::{MinHasher, Signature};
 use super::read::{Format, FormatChoice, Reader, Reading};
@@ -458,7 +457,7 @@ impl<'a> Ingestion<'a> {
         let mut read = 0;
         loop {
             self.step(if preparer.format == Format::Parquet { 0 } else { read })?;
-            let batch = next_batch(reader)?;
+            let batch = input::batch(BATCH_BYTES, || reader.next())?;
             let Some(last) = batch.last() else { return Ok(()) };
             read = last.as_ref().map_or(read, |record| record.end);
             let prepared: Vec<_> = batch
@@ -582,22 +581,6 @@ fn nothing_left(report: &Report) -> Error {
     Error::input(format!("no document is left of {} read from {files} file(s)", report.total.documents_in))
         .cause(format!("removed were {}", reasons.join(", ")))
         .help("loosen the params named here, or look at the input")
-}
-
-/// Records of together about [`BATCH_BYTES`]; empty at the end of the file. A fatal defect ends a batch.
-fn next_batch(reader: &mut Reader) -> Result<Vec<Result<Record, Bad>>> {
-    let mut batch = Vec::new();
-    let mut bytes = 0;
-    while bytes < BATCH_BYTES {
-        let Some(next) = reader.next()? else { break };
-        bytes += next.as_ref().map_or(0, |record| record.bytes.len()) + size_of::<Record>();
-        let fatal = next.as_ref().is_err_and(|bad| bad.fatal);
-        batch.push(next);
-        if fatal {
-            break;
-        }
-    }
-    Ok(batch)
 }
 
 /// What one record gave, and the counts that do not depend on other records.

@@ -212,6 +212,29 @@ pub struct Record {
     pub bytes: Vec<u8>,
 }
 
+/// What reading the next record may give: it, its defect, or nothing at the end.
+pub type Next = Result<Option<Result<Record, Bad>>>;
+
+/// What `next` gives until it is about `most` bytes; empty at the end of the file. A fatal defect ends a
+/// batch.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn batch(most: usize, mut next: impl FnMut() -> Next) -> Result<Vec<Result<Record, Bad>>> {
+    let mut batch = Vec::new();
+    let mut bytes = 0;
+    while bytes < most {
+        let Some(next) = next()? else { break };
+        bytes += next.as_ref().map_or(0, |record| record.bytes.len()) + size_of::<Record>();
+        let fatal = next.as_ref().is_err_and(|bad| bad.fatal);
+        batch.push(next);
+        if fatal {
+            break;
+        }
+    }
+    Ok(batch)
+}
+
 /// What is wrong with one record, cheap to make: the place is worked out only when somebody is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bad {

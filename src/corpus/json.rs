@@ -12,11 +12,8 @@ use serde::Serialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::input::{Bad, InputFile, Record, Window, too_long};
+use super::input::{Bad, InputFile, Next, Record, Window, too_long};
 use crate::base::{Result, suggest, units};
-
-/// What reading the next record may give: it, its defect, or nothing at the end.
-pub type Next = Result<Option<Result<Record, Bad>>>;
 
 /// How the values stand in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::{DataType, Fields, Schema};
 use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::metadata::{ColumnChunkMetaData, KeyValue, ParquetMetaData};
 use parquet::file::properties::WriterProperties;
 
+use super::input::InputFile;
 use crate::base::{Error, Result, fs};
 
 /// A row group is closed at this much payload: small enough to stream, large enough to compress.
@@ -49,6 +51,20 @@ pub fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
         Err(unreadable(path, &format!("it is damaged ({text})")))
     })
+}
+
+/// The rows of a file that others made, once it is known to be whole and no two columns have one name.
+///
+/// # Errors
+/// When it is not.
+pub fn open(file: &InputFile) -> Result<ParquetRecordBatchReaderBuilder<File>> {
+    let name = Path::new(&file.name);
+    let opened = fs::open(&file.path)?;
+    let builder =
+        guarded(name, || ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| unreadable(name, &e)))?;
+    expect_whole(name, builder.metadata(), fs::size(&file.path)?)?;
+    expect_unique_names(&file.name, builder.schema().fields())?;
+    Ok(builder)
 }
 
 /// Every column chunk lies within the file, which the library takes for granted.

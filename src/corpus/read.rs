@@ -7,15 +7,15 @@
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::DataType;
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::csv::{CsvRows, column_of};
-use super::input::{Bad, InputFile, Record, Window, too_long};
-use super::json::{JsonRows, Next, UnknownKeys};
-use super::parquet_io::{expect_unique_names, expect_whole, filled_rows, guarded, unreadable};
-use crate::base::{Error, Result, fs, suggest};
+use super::input::{Bad, InputFile, Next, Record, Window, too_long};
+use super::json::{JsonRows, UnknownKeys};
+use super::parquet_io::{self, filled_rows, guarded, unreadable};
+use crate::base::{Error, Result, suggest};
 
 /// What a file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -299,12 +299,7 @@ pub struct ParquetRows {
 impl ParquetRows {
     fn open(file: &InputFile, column: &str, limit: u64) -> Result<Self> {
         let name = std::path::Path::new(&file.name);
-        let opened = fs::open(&file.path)?;
-        let builder = guarded(name, || {
-            ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| unreadable(name, &e))
-        })?;
-        expect_whole(name, builder.metadata(), fs::size(&file.path)?)?;
-        expect_unique_names(&file.name, builder.schema().fields())?;
+        let builder = parquet_io::open(file)?;
         let headers: Vec<String> = builder.schema().fields().iter().map(|f| f.name().clone()).collect();
         let root = column_of(column, &headers, file)?;
         let others = headers.iter().filter(|name| *name != column);
@@ -372,6 +367,7 @@ impl ParquetRows {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::fs;
     use proptest::prelude::*;
 
     fn segments(text: &[u8], separator: Option<&str>, limit: u64) -> Vec<Result<(u64, String), Bad>> {

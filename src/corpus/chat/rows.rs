@@ -5,18 +5,18 @@ use std::path::Path;
 use arrow::datatypes::{DataType, Field, Schema};
 use arrow::json::LineDelimitedWriter;
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReader;
 use serde_json::{Map, Value};
 
 use super::check::Roles;
 use super::text::{Blocks, Skipped};
 use super::{FormatChoice, Options};
-use crate::base::{Error, Result, fs, suggest};
+use crate::base::{Error, Result, suggest};
 use crate::corpus::csv::CsvRows;
 use crate::corpus::decode::{OnInvalid, decode};
-use crate::corpus::input::{Bad, InputFile, Record};
-use crate::corpus::json::{JsonRows, Next};
-use crate::corpus::parquet_io::{expect_unique_names, expect_whole, guarded, unreadable};
+use crate::corpus::input::{self, Bad, InputFile, Next, Record};
+use crate::corpus::json::JsonRows;
+use crate::corpus::parquet_io::{self, guarded, unreadable};
 use crate::corpus::transcode::Readable;
 
 /// The rows of one file.
@@ -118,18 +118,7 @@ impl<'a> Rows<'a> {
     /// # Errors
     /// When the file cannot be read.
     pub fn batch(&mut self) -> Result<Vec<Result<Record, Bad>>> {
-        let mut batch = Vec::new();
-        let mut bytes = 0;
-        while bytes < (4 << 20) {
-            let Some(next) = self.next()? else { break };
-            bytes += next.as_ref().map_or(0, |record| record.bytes.len()) + size_of::<Record>();
-            let fatal = next.as_ref().is_err_and(|bad| bad.fatal);
-            batch.push(next);
-            if fatal {
-                break;
-            }
-        }
-        Ok(batch)
+        input::batch(4 << 20, || self.next())
     }
 }
 
@@ -215,12 +204,7 @@ const BATCH_ROWS: usize = 64;
 impl ParquetRows {
     fn open(file: &InputFile, options: &Options) -> Result<Self> {
         let name = Path::new(&file.name);
-        let opened = fs::open(&file.path)?;
-        let builder = guarded(name, || {
-            ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| unreadable(name, &e))
-        })?;
-        expect_whole(name, builder.metadata(), fs::size(&file.path)?)?;
-        expect_unique_names(&file.name, builder.schema().fields())?;
+        let builder = parquet_io::open(file)?;
         let columns = text_columns(file, builder.schema(), &options.ignore)?;
         let mask = ProjectionMask::roots(builder.parquet_schema(), columns);
         let builder = builder.with_projection(mask).with_batch_size(BATCH_ROWS);

@@ -12,8 +12,7 @@ use super::check::{At, Roles, Turn};
 use crate::base::Result;
 use crate::corpus::conversation::Role;
 use crate::corpus::decode::{Encoding, decode};
-use crate::corpus::input::{Bad, InputFile, Record, Window, too_long};
-use crate::corpus::json::Next;
+use crate::corpus::input::{Bad, InputFile, Next, Record, Window, too_long};
 
 /// Where one conversation ends and the next begins. `<|endoftext|>` on a line of its own and `<bos>` at
 /// the start of one always end a conversation.
