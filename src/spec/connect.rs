@@ -95,7 +95,7 @@ pub fn all(
 }
 
 fn params(variant: &Variant, kind: &dyn Stage) -> Result<serde_json::Value> {
-    let empty = Node { value: Value::Null, span: variant.span.clone() };
+    let empty = Node::new(Value::Null, variant.span.clone());
     kind.resolve(variant.node.get("params").unwrap_or(&empty)).map_err(|e| of_kind(e, variant))
 }
 
