@@ -2,6 +2,10 @@
 //! thread starts.
 
 fn main() -> std::process::ExitCode {
+    #[cfg(unix)]
+    if tinylm::kinds::command::guard::is_guard() {
+        return tinylm::kinds::command::guard::main();
+    }
     keep_memory();
     leave_threads_to_us();
     tinylm::cli::main()
@@ -28,3 +32,17 @@ fn leave_threads_to_us() {
         std::env::set_var("CANDLE_NUM_THREADS", "1");
     }
 }
+
+/// Runs before the standard library does, which opens `/dev/null` where there is no standard output.
+#[cfg(target_os = "linux")]
+#[used]
+#[unsafe(link_section = ".init_array")]
+static BEFORE_MAIN: extern "C" fn() = {
+    extern "C" fn look_for_stdout() {
+        // SAFETY: it only asks whether the descriptor is open.
+        if unsafe { libc::fcntl(1, libc::F_GETFD) } == -1 {
+            tinylm::report::stdout::note_closed();
+        }
+    }
+    look_for_stdout
+};

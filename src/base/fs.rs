@@ -4,7 +4,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Error, Place, Result};
 
@@ -159,14 +159,39 @@ fn create_parent(path: &Path) -> Result<()> {
     }
 }
 
-/// Gone afterwards, whether it was there or not.
+/// Gone afterwards, whether it was there or not, and whatever permissions the folders below it have.
 pub fn remove(path: &Path) -> Result<()> {
-    let result = match path.symlink_metadata() {
-        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+    let removed = match path.symlink_metadata() {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path).or_else(|e| match e.kind() {
+            ErrorKind::PermissionDenied => {
+                open_folders(path);
+                fs::remove_dir_all(path)
+            }
+            _ => Err(e),
+        }),
         Ok(_) => fs::remove_file(path),
         Err(_) => return Ok(()),
     };
-    result.map_err(|e| Error::io("remove", path, &e))
+    removed.map_err(|e| Error::io("remove", path, &e))
+}
+
+/// Lets the owner into `folder` and every folder below it, as far as the system allows. Follows no links.
+pub fn open_folders(folder: &Path) {
+    let mut open = vec![folder.to_path_buf()];
+    while let Some(dir) = open.pop() {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let closed = |mode: u32| mode & 0o700 != 0o700;
+            if let Ok(mode) = fs::symlink_metadata(&dir).map(|m| m.permissions().mode())
+                && closed(mode)
+            {
+                let _ = fs::set_permissions(&dir, fs::Permissions::from_mode(mode | 0o700));
+            }
+        }
+        let below = entries(&dir).unwrap_or_default();
+        open.extend(below.iter().filter(|e| e.file_type().is_ok_and(|k| k.is_dir())).map(fs::DirEntry::path));
+    }
 }
 
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
@@ -259,11 +284,33 @@ pub fn is_executable(path: &Path) -> bool {
     path.is_file()
 }
 
-/// No more writes to what others link to.
+/// No more writes to what others link to, and nothing to run: the same for all files of these bytes.
 pub fn make_read_only(path: &Path) -> Result<()> {
     let mut permissions = fs::metadata(path).map_err(|e| Error::io("read", path, &e))?.permissions();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        permissions.set_mode(permissions.mode() & 0o444 | 0o400);
+    }
+    #[cfg(not(unix))]
     permissions.set_readonly(true);
     fs::set_permissions(path, permissions).map_err(|e| Error::io("make read-only", path, &e))
+}
+
+/// A copy that may be run by those who may read it, and not written to.
+pub fn copy_executable(from: &Path, to: &Path) -> Result<()> {
+    create_parent(to)?;
+    remove(to)?;
+    fs::copy(from, to).map_err(|e| Error::io("copy a file to", to, &e))?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let meta = fs::metadata(to).map_err(|e| Error::io("read", to, &e))?;
+        let may_read = meta.permissions().mode() & 0o444;
+        let runnable = fs::Permissions::from_mode(may_read | may_read >> 2);
+        fs::set_permissions(to, runnable).map_err(|e| Error::io("make executable", to, &e))?;
+    }
+    Ok(())
 }
 
 /// The same bytes under a second name: a reflink where the file system has them (an edit of one
@@ -277,15 +324,38 @@ pub fn link(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).map(drop).map_err(|e| Error::io("copy a file to", to, &e))
 }
 
-/// A symbolic link at `to` that points at `from`, wherever the reader stands.
-pub fn symlink(from: &Path, to: &Path) -> Result<()> {
+/// When copies for programs were last changed, in seconds since 1970: it must not depend on when they
+/// were made, and ZIP archives know nothing before 1980.
+const COPY_TIME: u64 = 315_619_200;
+
+/// A copy of the file at `from` that shares nothing with it, read-only, whatever `from` may be, and with a
+/// fixed time. Where the file system can share blocks until one is changed, no byte is copied.
+pub fn copy_plain(from: &Path, to: &Path, executable: bool) -> Result<()> {
     create_parent(to)?;
-    let from = absolute(from)?;
+    let mut source = open(from)?;
+    let mut options = File::options();
+    options.write(true).create_new(true);
     #[cfg(unix)]
-    let made = std::os::unix::fs::symlink(&from, to);
-    #[cfg(not(unix))]
-    let made = fs::copy(&from, to).map(drop);
-    made.map_err(|e| Error::io("link a file to", to, &e))
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, if executable { 0o555 } else { 0o444 });
+    let mut copy = options.open(to).map_err(|e| Error::io("create", to, &e))?;
+    std::io::copy(&mut source, &mut copy).map_err(|e| Error::io("copy a file to", to, &e))?;
+    copy.set_modified(copy_time()).map_err(|e| Error::io("set the time of", to, &e))
+}
+
+fn copy_time() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(COPY_TIME)
+}
+
+/// Gives `folder` and the folders below it the time that copies have.
+pub fn set_copy_times(folder: &Path) -> Result<()> {
+    for entry in entries(folder)? {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            set_copy_times(&entry.path())?;
+        }
+    }
+    let set = File::open(folder).and_then(|opened| opened.set_modified(copy_time()));
+    // Elsewhere folders cannot be opened.
+    if cfg!(unix) { set.map_err(|e| Error::io("set the time of", folder, &e)) } else { Ok(()) }
 }
 
 /// `path` from the root of the file system; links and `..` stay.
@@ -331,23 +401,82 @@ pub fn size(path: &Path) -> Result<u64> {
     fs::metadata(path).map(|m| m.len()).map_err(|e| Error::io("read", path, &e))
 }
 
-/// Every file below `folder`, in byte order of the path.
+/// Every file below `folder`, in byte order of the path. Links are followed.
+///
+/// # Errors
+/// When a folder cannot be listed, or a link leads back to a folder that it lies in.
 pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    let mut open = vec![folder.to_path_buf()];
-    while let Some(dir) = open.pop() {
+    let mut open = vec![(folder.to_path_buf(), Vec::new())];
+    while let Some((dir, left)) = open.pop() {
         for entry in entries(&dir)? {
             let path = entry.path();
-            // Listing a folder tells what lies in it, but for links, which have to be followed.
-            let is_folder = match entry.file_type() {
-                Ok(kind) if !kind.is_symlink() => kind.is_dir(),
-                _ => path.is_dir(),
-            };
-            if is_folder { open.push(path) } else { found.push(path) }
+            match entry.file_type() {
+                // Listing a folder tells what lies in it, but for links, which have to be followed.
+                Ok(kind) if !kind.is_symlink() => match kind.is_dir() {
+                    true => open.push((path, left.clone())),
+                    false => found.push(path),
+                },
+                _ if path.is_dir() => {
+                    let left = through_link(&dir, &path, &left)?;
+                    open.push((path, left));
+                }
+                _ => found.push(path),
+            }
         }
     }
     found.sort();
     Ok(found)
+}
+
+/// The folders in which links were followed on the way through `link`, which lies in `dir`.
+fn through_link(dir: &Path, link: &Path, left: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let real = |path: &Path| path.canonicalize().map_err(|e| Error::io("follow", path, &e));
+    let (from, target) = (real(dir)?, real(link)?);
+    let left: Vec<PathBuf> = left.iter().cloned().chain([from]).collect();
+    if left.iter().any(|folder| folder.starts_with(&target)) {
+        return Err(Error::input(format!(
+            "the link `{}` leads back to `{}`, in which it lies",
+            link.display(),
+            target.display()
+        ))
+        .help("remove the link: a folder that contains itself has no end"));
+    }
+    Ok(left)
+}
+
+/// What lies at `path`, in words: `a named pipe`, `a link to nothing`.
+pub fn what_is(path: &Path) -> &'static str {
+    let Ok(meta) = fs::symlink_metadata(path) else { return "nothing" };
+    let kind = match meta.file_type().is_symlink() {
+        true => match fs::metadata(path) {
+            Ok(target) => target.file_type(),
+            Err(e) if e.kind() == ErrorKind::NotFound => return "a link to nothing",
+            Err(_) => return "a link that cannot be followed",
+        },
+        false => meta.file_type(),
+    };
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        if kind.is_fifo() {
+            return "a named pipe";
+        }
+        if kind.is_socket() {
+            return "a socket";
+        }
+        if kind.is_block_device() || kind.is_char_device() {
+            return "a device";
+        }
+    }
+    if kind.is_dir() { "a folder" } else { "a file" }
+}
+
+/// The name of `path` below `base`, with `/` on every system; `None` when it is not UTF-8.
+pub fn name_below(base: &Path, path: &Path) -> Option<String> {
+    let name = path.strip_prefix(base).unwrap_or(path).to_str()?;
+    // Elsewhere a backslash is a letter like any other.
+    Some(if cfg!(windows) { name.replace('\\', "/") } else { name.to_string() })
 }
 
 /// What lies directly in `folder`, sorted.

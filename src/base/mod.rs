@@ -12,6 +12,7 @@ pub mod monitor;
 pub mod rng;
 pub mod suggest;
 pub mod table;
+pub mod text;
 pub mod units;
 pub mod yaml;
 

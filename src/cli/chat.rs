@@ -1,6 +1,6 @@
 //! `tinylm chat`: a conversation with a fine-tuned model, streamed; the cache is kept between turns.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 
@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::generate::{Decoding, load_model, warn};
-use super::{Format, print_json};
+use super::{Format, out, print_json};
 use crate::base::{Error, Result, machine};
 use crate::corpus::conversation::{Message, Role};
 use crate::generate::{Options, Session, stream};
@@ -37,13 +37,12 @@ impl Chat {
         let live = stdin.is_terminal();
         let s = Style::stdout();
         if live {
-            eprintln!("/reset begins anew, /quit or Ctrl-D ends");
+            out::say("/reset begins anew, /quit or Ctrl-D ends");
         }
         let mut lines = Lines { input: stdin.lock(), read: 0 };
         loop {
             if live {
-                print!("{} ", s.bold("you:"));
-                let _ = std::io::stdout().flush();
+                out::out(&format!("{} ", s.bold("you:")))?;
             }
             let Some(line) = lines.next()? else { break };
             let line = line.unwrap_or_else(|bad| {
@@ -111,14 +110,13 @@ impl<'a> Talk<'a> {
     /// Says `text`, prints the answer, and says what was forgotten for it.
     fn turn(&mut self, text: &str, options: &Options, format: Format) -> Result<()> {
         if format == Format::Text {
-            print!("{} ", Style::stdout().cyan("assistant:"));
-            let _ = std::io::stdout().flush();
+            out::out(&format!("{} ", Style::stdout().cyan("assistant:")))?;
         }
         let before = self.session.text.forgotten;
         let answer = self.answer(text, options, format)?;
         match format {
-            Format::Text => println!(),
-            Format::Json => print_json(&json!({"user": text, "assistant": answer})),
+            Format::Text => out::line("")?,
+            Format::Json => print_json(&json!({"user": text, "assistant": answer}))?,
         }
         self.warn_of_forgotten(before);
         Ok(())
@@ -133,17 +131,17 @@ impl<'a> Talk<'a> {
         let further = if begins { chat::prompt } else { chat::further };
         let ids = further(tokenizer, &messages)?;
         self.session.feed(&ids)?;
-        let mut answer = String::new();
+        let (mut answer, mut printed) = (String::new(), Ok(()));
         stream(&mut self.session, &ids, options, &mut |piece| {
             // Some tokenizers begin every text with a space.
             let piece = if answer.is_empty() { piece.trim_start() } else { piece };
             answer.push_str(piece);
             if format == Format::Text {
-                print!("{piece}");
-                let _ = std::io::stdout().flush();
+                printed = out::out(piece);
             }
-            ControlFlow::Continue(())
+            if printed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
+        printed?;
         // The end token was chosen and not read; the next turn has to see it.
         self.session.feed(&[chat::end(tokenizer)?])?;
         Ok(answer)

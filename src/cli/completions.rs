@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
-use super::Cli;
+use super::{Cli, out};
 use crate::base::Result;
 
 #[derive(Args)]
@@ -17,7 +17,9 @@ pub struct Completions {
 
 impl Completions {
     pub fn run(self) -> Result<ExitCode> {
-        clap_complete::generate(self.shell, &mut Cli::command(), "tinylm", &mut std::io::stdout());
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut Cli::command(), "tinylm", &mut script);
+        out::out(&String::from_utf8_lossy(&script))?;
         Ok(ExitCode::SUCCESS)
     }
 }

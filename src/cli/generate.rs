@@ -1,6 +1,5 @@
 //! `tinylm generate`: text behind a prompt, streamed.
 
-use std::io::Write;
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -8,7 +7,8 @@ use std::time::Instant;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::{DtypeArg, Format, print_json, target};
+use super::{DtypeArg, Format, out, print_json, target};
+use crate::base::text::visible;
 use crate::base::{Error, Result, machine};
 use crate::corpus::clean;
 use crate::generate::{self, Options, Session, Strategy};
@@ -129,21 +129,26 @@ impl Generate {
             warn(&generate::cut_to_fit(&model, ids.len(), cut));
         }
         let mut text = String::new();
-        let mut out = std::io::stdout();
         if format == Format::Text {
-            let _ = write!(out, "{prompt}");
+            out::out(&prompt)?;
         }
+        let mut printed = Ok(());
         let new = generate::stream(&mut session, &ids, &options, &mut |piece| {
             text.push_str(piece);
-            show(format, &mut out, piece)
+            match format {
+                Format::Text => printed = out::out(piece),
+                Format::Json => {}
+            }
+            if printed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
+        printed?;
         let seconds = begun.elapsed().as_secs_f64();
         match format {
-            Format::Text => println!(),
+            Format::Text => out::line("")?,
             Format::Json => print_json(&json!({
                 "prompt": prompt, "text": text, "tokens": new, "prompt_tokens": ids.len(),
                 "prompt_tokens_cut": cut, "seconds": seconds, "tokens_per_s": new.len() as f64 / seconds,
-            })),
+            }))?,
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -151,16 +156,5 @@ impl Generate {
 
 /// Says on stderr what does not end the command.
 pub fn warn(what: &str) {
-    let _ = writeln!(std::io::stderr(), "{}: {what}", Style::stderr().yellow("warning"));
-}
-
-/// Streams a piece; a reader that went away ends the generation.
-fn show(format: Format, out: &mut impl Write, piece: &str) -> ControlFlow<()> {
-    if format == Format::Json {
-        return ControlFlow::Continue(());
-    }
-    match write!(out, "{piece}").and_then(|()| out.flush()) {
-        Ok(()) => ControlFlow::Continue(()),
-        Err(_) => ControlFlow::Break(()),
-    }
+    out::say(&format!("{}: {}", Style::stderr().yellow("warning"), visible(what)));
 }

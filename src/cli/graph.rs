@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::{Format, PipelineArgs, print_json};
+use super::{Format, PipelineArgs, out, print_json};
 use crate::base::Result;
 use crate::plan::Verdict;
 use crate::spec::{Input, Pipeline, StageSpec};
@@ -36,10 +36,10 @@ impl Graph {
         let verdicts: Verdicts = plan.stages.iter().map(|p| (p.stage.clone(), p.decision.verdict)).collect();
         let pipeline = &loaded.pipeline;
         match (format, self.shape) {
-            (Format::Json, _) => print_json(&to_json(pipeline, &verdicts)),
-            (_, Shape::Text) => print!("{}", text(pipeline, &verdicts)),
-            (_, Shape::Mermaid) => print!("{}", mermaid(pipeline, &verdicts)),
-            (_, Shape::Dot) => print!("{}", dot(pipeline, &verdicts)),
+            (Format::Json, _) => print_json(&to_json(pipeline, &verdicts))?,
+            (_, Shape::Text) => out::out(&text(pipeline, &verdicts))?,
+            (_, Shape::Mermaid) => out::out(&mermaid(pipeline, &verdicts))?,
+            (_, Shape::Dot) => out::out(&dot(pipeline, &verdicts))?,
         }
         Ok(ExitCode::SUCCESS)
     }

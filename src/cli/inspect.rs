@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Format, print_json, target, terminal_width};
+use super::{Format, out, print_json, target, terminal_width};
 use crate::base::{Error, Result};
 use crate::inspect::{self, Options};
 use crate::stage::Artifact;
@@ -45,10 +45,10 @@ impl Inspect {
             }
         };
         match format {
-            Format::Text => print!("{}", report.render(terminal_width())),
+            Format::Text => out::out(&report.render(terminal_width()))?,
             Format::Json => print_json(
                 &serde_json::to_value(&report).map_err(|e| Error::bug(format!("the report: {e}")))?,
-            ),
+            )?,
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -7,6 +7,7 @@ mod completions;
 mod generate;
 mod graph;
 mod inspect;
+mod out;
 mod plan;
 mod query;
 mod run;
@@ -16,13 +17,13 @@ mod target;
 mod validate;
 mod why;
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::base::error::Fault;
+use crate::base::text::visible;
 use crate::base::{Error, Result, fs, machine, suggest};
 use crate::kernel::Dtype;
 use crate::plan::{Past, Plan};
@@ -187,22 +188,22 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
-            let _ = writeln!(std::io::stderr(), "{}: {error}", Style::stderr().red("error"));
+            say_error(&error);
             exit_code(&error)
         }
         Err(panic) => {
             let text = panic.downcast_ref::<String>().cloned();
             let text =
                 text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default();
-            // A closed pipe (`tinylm … | head`) is the reader's choice.
-            if text.contains("Broken pipe") {
-                return ExitCode::SUCCESS;
-            }
-            let error = Error::bug(format!("tinylm panicked: {text}"));
-            let _ = writeln!(std::io::stderr(), "{}: {error}", Style::stderr().red("error"));
+            say_error(&Error::bug(format!("tinylm panicked: {text}")));
             ExitCode::from(101)
         }
     }
+}
+
+fn say_error(error: &Error) {
+    // Names of files and lines of data stand in it.
+    out::say(&format!("{}: {}", Style::stderr().red("error"), visible(&error.to_string())));
 }
 
 fn dispatch(cli: Cli) -> Result<ExitCode> {
@@ -242,8 +243,8 @@ fn exit_code(error: &Error) -> ExitCode {
 }
 
 /// One JSON value on a line of stdout.
-fn print_json(value: &serde_json::Value) {
-    println!("{value}");
+fn print_json(value: &serde_json::Value) -> Result<()> {
+    out::line(&value.to_string())
 }
 
 /// Columns that tables may take: `COLUMNS` where it is set.

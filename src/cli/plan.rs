@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::{Format, PipelineArgs, print_json};
+use super::{Format, PipelineArgs, out, print_json};
 use crate::base::Result;
 use crate::plan::{Plan, Verdict};
 use crate::report::style::{Style, table};
@@ -30,8 +30,8 @@ impl PlanCommand {
         let loaded = self.pipeline.load()?;
         let plan = loaded.plan(&self.stages, &self.force, &loaded.sources(&self.stages)?)?;
         match format {
-            Format::Text => print!("{}", text(&loaded.pipeline, &plan)),
-            Format::Json => print_json(&to_json(&loaded.pipeline, &plan)),
+            Format::Text => out::out(&text(&loaded.pipeline, &plan))?,
+            Format::Json => print_json(&to_json(&loaded.pipeline, &plan))?,
         }
         let code = if self.exit_code && plan.has_work() { ExitCode::from(3) } else { ExitCode::SUCCESS };
         // The process ends here: freeing ten thousand stages one by one takes a tenth of its time.

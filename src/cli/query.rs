@@ -1,13 +1,12 @@
 //! `tinylm query`: SQL over the Parquet and JSON lines of artifacts and files.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Format, target, terminal_width};
+use super::{Format, out, target, terminal_width};
 use crate::base::{Error, Result};
 use crate::query::{self, Source, table_name};
 use crate::stage::Artifact;
@@ -43,10 +42,9 @@ impl Query {
         let limit = if self.limit == 0 { None } else { Some(self.limit) };
         let frame = query::query(&sources, sql, limit)?;
         match format {
-            Format::Text => print!("{}", frame.table(terminal_width())),
-            Format::Json => frame.write_json_lines(&mut std::io::stdout().lock())?,
+            Format::Text => out::out(&frame.table(terminal_width()))?,
+            Format::Json => frame.write_json_lines(&mut out::Out)?,
         }
-        let _ = std::io::stdout().flush();
         Ok(ExitCode::SUCCESS)
     }
 }

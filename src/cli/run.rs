@@ -55,7 +55,7 @@ impl Run {
         let width = pipeline.stages.iter().map(|s| s.name.chars().count()).max().unwrap_or(0);
         let face: Box<dyn Reporter> = match format {
             Format::Text => Box::new(Console::new(width)),
-            Format::Json => Box::new(JsonLines),
+            Format::Json => Box::new(JsonLines::default()),
         };
         let record = record.map(|record| Box::new(record) as Box<dyn Reporter>);
         let reporters = record.into_iter().chain([face]).collect();
@@ -65,7 +65,7 @@ impl Run {
             .build()
             .map_err(|e| Error::input(format!("cannot start the scheduler: {e}")))?;
         let cancel = Cancel::default();
-        let outcome = runtime.block_on(async {
+        let (outcome, told) = runtime.block_on(async {
             let (events, stream) = unbounded_channel();
             let reports = tokio::spawn(report::feed(stream, reporters));
             tokio::spawn(watch_signals(cancel.clone()));
@@ -79,12 +79,12 @@ impl Run {
             )
             .await;
             // The stream ends with its last sender; nothing is printed after the summary.
-            let _ = reports.await;
-            summary
+            let told = reports.await.unwrap_or(Ok(()));
+            (summary, told)
         });
         runtime.shutdown_background();
         match outcome {
-            Ok(summary) if summary.ok => Ok(ExitCode::SUCCESS),
+            Ok(summary) if summary.ok => told.map(|()| ExitCode::SUCCESS),
             Ok(Summary { error: Some(error), .. }) => Err(Error::input(error)),
             Ok(_) if cancel.is_cancelled() => {
                 Err(Error::cancelled().help("what was finished is kept; run again to go on from there"))
@@ -102,28 +102,56 @@ impl Run {
     }
 }
 
-/// The first signal asks every stage to stop, the second stops the process.
+/// The first signal asks every stage to stop, the second, or QUIT, stops the process and what it runs.
 async fn watch_signals(cancel: Cancel) {
-    interrupted().await;
-    cancel.cancel();
-    eprintln!("stopping: finished stages are kept (once more to stop at once)");
-    interrupted().await;
+    if !must_stop_at_once().await {
+        cancel.cancel();
+        let _ = writeln!(std::io::stderr(), "stopping: finished stages are kept (once more to stop at once)");
+        must_stop_at_once().await;
+    }
+    #[cfg(unix)]
+    crate::kinds::command::guard::end_all();
     std::process::exit(1);
 }
 
-async fn interrupted() {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
-            }
-            return;
-        }
+/// Waits for a signal; whether it is one that leaves no time.
+#[cfg(unix)]
+async fn must_stop_at_once() -> bool {
+    use tokio::signal::unix::{SignalKind, signal};
+    // Whoever started us with a signal ignored, such as `nohup`, wants us to go on.
+    let listen = |kind: SignalKind| (!is_ignored(kind.as_raw_value())).then(|| signal(kind).ok()).flatten();
+    let mut terminate = listen(SignalKind::terminate());
+    let (mut hangup, mut quit) = (listen(SignalKind::hangup()), listen(SignalKind::quit()));
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => false,
+        () = received(&mut terminate) => false,
+        () = received(&mut hangup) => false,
+        () = received(&mut quit) => true,
     }
+}
+
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: nothing is set, and what is read was zeroed and is only looked at when the call filled it.
+    unsafe {
+        let mut old: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut old) == 0 && old.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// Never, where nobody listens.
+#[cfg(unix)]
+async fn received(signal: &mut Option<tokio::signal::unix::Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(not(unix))]
+async fn must_stop_at_once() -> bool {
     let _ = tokio::signal::ctrl_c().await;
+    false
 }
 
 /// A new run's id and folder, and what records it there. A store that cannot be written still serves a

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::out;
 use crate::base::{Error, Result};
 use crate::spec::schema::schema;
 
@@ -15,7 +16,7 @@ impl Schema {
         let schema = schema(&crate::kinds::kinds());
         let text =
             serde_json::to_string_pretty(&schema).map_err(|e| Error::bug(format!("the schema: {e}")))?;
-        println!("{text}");
+        out::line(&text)?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Format, print_json};
+use super::{Format, out, print_json};
 use crate::base::{Error, Result, suggest};
 use crate::report::style::{Style, table};
 use crate::stage::{Port, Stage};
@@ -21,8 +21,8 @@ impl Stages {
         let kinds = crate::kinds::kinds();
         let Some(name) = self.kind else {
             match format {
-                Format::Text => print!("{}", list(kinds.iter())),
-                Format::Json => print_json(&kinds.iter().map(to_json).collect()),
+                Format::Text => out::out(&list(kinds.iter()))?,
+                Format::Json => print_json(&kinds.iter().map(to_json).collect())?,
             }
             return Ok(ExitCode::SUCCESS);
         };
@@ -32,8 +32,8 @@ impl Stages {
                 .help(format!("the kinds are {}", suggest::list(kinds.names())))
         })?;
         match format {
-            Format::Text => print!("{}", describe(kind)),
-            Format::Json => print_json(&to_json(kind)),
+            Format::Text => out::out(&describe(kind))?,
+            Format::Json => print_json(&to_json(kind))?,
         }
         Ok(ExitCode::SUCCESS)
     }

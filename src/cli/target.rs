@@ -34,7 +34,7 @@ fn at_path(label: &str, path: &Path) -> Result<Artifact> {
     };
     let file = |path: PathBuf| {
         let name = path.strip_prefix(base).unwrap_or(&path).to_string_lossy().replace('\\', "/");
-        Ok(ArtifactFile { name, size: fs::size(&path)?, digest: Digest::of(b""), path })
+        Ok(ArtifactFile { name, size: fs::size(&path)?, digest: Digest::of(b""), executable: false, path })
     };
     let files = paths.into_iter().map(file).collect::<Result<Vec<_>>>()?;
     if files.is_empty() {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::{Format, PipelineArgs, print_json};
+use super::{Format, PipelineArgs, out, print_json};
 use crate::base::Result;
 
 #[derive(Args)]
@@ -20,10 +20,12 @@ impl Validate {
         let sources = loaded.sources(&[])?;
         let (stages, count) = (loaded.pipeline.stages.len(), sources.iter().count());
         match format {
-            Format::Text => println!("{}: {stages} stages, {count} sources: valid", loaded.pipeline.name),
+            Format::Text => {
+                out::line(&format!("{}: {stages} stages, {count} sources: valid", loaded.pipeline.name))?;
+            }
             Format::Json => print_json(&json!({
                 "pipeline": loaded.pipeline.name, "valid": true, "stages": stages, "sources": count
-            })),
+            }))?,
         }
         Ok(ExitCode::SUCCESS)
     }

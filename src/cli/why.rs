@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::{Format, Loaded, PipelineArgs, print_json};
+use super::{Format, Loaded, PipelineArgs, out, print_json};
 use crate::base::Result;
 use crate::plan::{self, Difference, Past, Planned, Reason};
 use crate::report::style::{Style, table};
@@ -36,8 +36,8 @@ impl Why {
         }
         for report in &reports {
             match format {
-                Format::Text => print!("{}", report.text()),
-                Format::Json => print_json(&report.to_json()),
+                Format::Text => out::out(&report.text())?,
+                Format::Json => print_json(&report.to_json())?,
             }
         }
         Ok(ExitCode::SUCCESS)

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::Dispatch;
 
-use super::{Cancel, Shared, inputs, log, result_of};
+use super::log::Log;
+use super::{Cancel, Shared, inputs, result_of};
 use crate::base::{Digest, Error, Monitor, Progress, Result, fs};
 use crate::event::{Event, StageResult, Status};
 use crate::plan::Decision;
@@ -109,7 +110,17 @@ fn kind<'a>(shared: &'a Shared, stage: &StageSpec) -> Result<&'a dyn Stage> {
     shared.kinds.get(&stage.kind).ok_or_else(|| Error::bug(format!("the kind `{}` is gone", stage.kind)))
 }
 
-/// Runs in a scratch folder and commits what it wrote. Nothing of a failed stage stays but its log.
+/// A stage's folder, which can be removed whatever permissions the stage gave to what lies in it.
+struct Scratch(tempfile::TempDir);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What cannot be removed now, the next run tries again.
+        let _ = fs::remove(self.0.path());
+    }
+}
+
+/// Runs and commits, with everything that is said on the way in the stage's log.
 fn make(
     shared: &Arc<Shared>,
     stage: &StageSpec,
@@ -117,11 +128,28 @@ fn make(
     connected: Connections,
     threads: usize,
 ) -> Result<Action> {
+    let log = Log::open(&shared.options.folder, &stage.name, shared.events.clone())?;
+    let made = tracing::dispatcher::with_default(&log.dispatch, || {
+        let made = attempt(shared, stage, decision, connected, threads, &log.dispatch);
+        made.inspect_err(|e| tracing::error!("{e}"))
+    });
+    log.finish();
+    made
+}
+
+/// Runs in a scratch folder and commits what it wrote. Nothing of a failed stage stays but its log.
+fn attempt(
+    shared: &Arc<Shared>,
+    stage: &StageSpec,
+    decision: &Decision,
+    connected: Connections,
+    threads: usize,
+    dispatch: &Dispatch,
+) -> Result<Action> {
     let fingerprint = decision.fingerprint.clone().ok_or_else(|| Error::bug("a stage ran without a key"))?;
-    let dispatch = log::for_stage(&shared.options.folder, &stage.name, shared.events.clone())?;
-    let folder = shared.store.scratch()?;
-    let outputs = output_folders(stage, &folder.path().join("out"))?;
-    let scratch = folder.path().join("scratch");
+    let folder = Scratch(shared.store.scratch()?);
+    let scratch = folder.0.path().join("work");
+    let outputs = output_folders(stage, &scratch.join("outputs"))?;
     fs::create_dir(&scratch)?;
     let monitor = StageMonitor::new(stage, shared.events.clone(), shared.cancel.clone());
     let ctx = Context {
@@ -134,12 +162,9 @@ fn make(
         types: stage.outputs.clone(),
     };
     let begun = Instant::now();
-    tracing::dispatcher::with_default(&dispatch, || {
-        let kind = kind(shared, stage)?;
-        let run = || kind.run(&stage.params, &ctx);
-        let result = if kind.info().parallel { pool(threads, &dispatch)?.install(run) } else { run() };
-        result.inspect_err(|e| tracing::error!("{e}"))
-    })?;
+    let kind = kind(shared, stage)?;
+    let run = || kind.run(&stage.params, &ctx);
+    if kind.info().parallel { pool(threads, dispatch)?.install(run) } else { run() }?;
     monitor.check()?;
     inputs::check(shared, stage, &ctx.inputs)?;
     let action = action(shared, decision, fingerprint, begun.elapsed(), monitor.measured());

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::Known;
 use crate::base::Digest;
+use crate::base::text::visible;
 use crate::store::{Damage, Fingerprint};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -155,9 +156,9 @@ pub fn file_changes(files: &[FileChange]) -> String {
         .iter()
         .take(SHOWN)
         .map(|f| match f {
-            FileChange::Added(name) => format!("{name} added"),
-            FileChange::Removed(name) => format!("{name} removed"),
-            FileChange::Changed(name) => format!("{name} changed"),
+            FileChange::Added(name) => format!("{} added", visible(name)),
+            FileChange::Removed(name) => format!("{} removed", visible(name)),
+            FileChange::Changed(name) => format!("{} changed", visible(name)),
         })
         .collect();
     if files.len() > SHOWN {
@@ -223,9 +224,11 @@ fn params(path: &str, old: &Value, new: &Value, out: &mut Vec<Difference>) {
 
 /// By name over all artifacts of the port; nothing where a manifest is no longer known.
 fn file_differences(old: &[Digest], new: &[Digest], known: &dyn Known) -> Vec<FileChange> {
-    let files = |all: &[Digest]| -> Option<BTreeMap<String, Digest>> {
+    let files = |all: &[Digest]| -> Option<BTreeMap<String, (Digest, bool)>> {
         let manifests: Vec<_> = all.iter().map(|d| known.manifest(d)).collect::<Option<_>>()?;
-        Some(manifests.into_iter().flat_map(|m| m.files).map(|f| (f.path, f.digest)).collect())
+        Some(
+            manifests.into_iter().flat_map(|m| m.files).map(|f| (f.path, (f.digest, f.executable))).collect(),
+        )
     };
     let (Some(a), Some(b)) = (files(old), files(new)) else { return Vec::new() };
     let names: BTreeSet<_> = a.keys().chain(b.keys()).cloned().collect();

@@ -80,7 +80,7 @@ fn a_new_version_of_a_kind_is_a_reason() {
     let decision = decision(PIPELINE, &past, false);
     assert_eq!(
         (decision.reason.code(), decision.reason.detail().as_str()),
-        ("kind_version", "kind version: 0 -> 1")
+        ("kind_version", "kind version: 0 -> 2")
     );
 }
 
@@ -100,6 +100,7 @@ fn an_input_that_changed_names_its_files() {
             path: path.to_string(),
             digest: Digest::of(text.as_bytes()),
             size: text.len() as u64,
+            executable: false,
         };
         Manifest::new("files", files.iter().map(file).collect())
     };

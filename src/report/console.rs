@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::Reporter;
 use super::style::{Style, table};
-use crate::base::units;
+use super::{Reporter, stdout};
+use crate::base::text::visible;
+use crate::base::{Error, units};
 use crate::event::{Event, ProgressEvent, StageResult, Status, Summary};
 
 /// Between two lines about one stage where there are no bars.
@@ -22,6 +23,7 @@ pub struct Console {
     live: bool,
     style: Style,
     width: usize,
+    error: Option<Error>,
 }
 
 struct Running {
@@ -37,7 +39,8 @@ impl Console {
     /// `width`: of the longest stage name.
     pub fn new(width: usize) -> Self {
         let live = std::io::stderr().is_terminal();
-        Console { bars: MultiProgress::new(), running: HashMap::new(), live, style: Style::stderr(), width }
+        let (bars, style) = (MultiProgress::new(), Style::stderr());
+        Console { bars, running: HashMap::new(), live, style, width, error: None }
     }
 
     fn line(&self, text: &str) {
@@ -97,7 +100,7 @@ impl Console {
             Status::Cached => {}
             Status::Skipped => self.line(&format!("{} {status}  {detail}", s.bold(name))),
             Status::Failed => {
-                let error = result.error.as_deref().unwrap_or("no reason given");
+                let error = visible(result.error.as_deref().unwrap_or("no reason given"));
                 self.line(&format!("{} {status}  {took}\n{}: {error}", s.bold(name), s.red("error")));
             }
         }
@@ -105,7 +108,7 @@ impl Console {
 
     fn summary(&mut self, summary: &Summary) {
         let _ = self.bars.clear();
-        let _ = write!(std::io::stdout(), "{}", summary_text(summary, Style::stdout()));
+        self.error = stdout::print(&summary_text(summary, Style::stdout())).err();
     }
 }
 
@@ -214,6 +217,10 @@ impl Reporter for Console {
             Event::StageFinished(result) => self.end(result),
             Event::Summary(summary) => self.summary(summary),
         }
+    }
+
+    fn error(&self) -> Option<Error> {
+        self.error.clone()
     }
 }
 

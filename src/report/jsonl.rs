@@ -1,17 +1,25 @@
 //! `--format json`: each event a line on stdout; the last is the summary.
 
-use std::io::Write;
-
-use super::Reporter;
+use super::{Reporter, stdout};
+use crate::base::Error;
 use crate::event::Event;
 
-pub struct JsonLines;
+#[derive(Default)]
+pub struct JsonLines {
+    error: Option<Error>,
+}
 
 impl Reporter for JsonLines {
     fn report(&mut self, event: &Event) {
         if let Ok(line) = serde_json::to_string(event) {
             // A reader that went away (`| head`) is no failure of the run.
-            let _ = writeln!(std::io::stdout(), "{line}");
+            if let Err(e) = stdout::print(&format!("{line}\n")) {
+                self.error.get_or_insert(e);
+            }
         }
+    }
+
+    fn error(&self) -> Option<Error> {
+        self.error.clone()
     }
 }

@@ -48,7 +48,8 @@ pub fn artifact(label: &str, path: &Path) -> Result<Artifact> {
     let mut files = Vec::new();
     for path in paths {
         let name = path.strip_prefix(&base).unwrap_or(&path).to_string_lossy().replace('\\', "/");
-        files.push(ArtifactFile { name, digest: Digest::of_file(&path)?, size: fs::size(&path)?, path });
+        let (digest, size) = (Digest::of_file(&path)?, fs::size(&path)?);
+        files.push(ArtifactFile { name, digest, size, executable: fs::is_executable(&path), path });
     }
     let manifest: serde_json::Value =
         files.iter().map(|f| serde_json::json!([f.name, f.digest.to_string(), f.size])).collect();

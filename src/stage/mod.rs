@@ -276,6 +276,8 @@ pub struct ArtifactFile {
     pub path: PathBuf,
     pub digest: Digest,
     pub size: u64,
+    /// A program; its bit is part of the artifact.
+    pub executable: bool,
 }
 
 /// An artifact that a stage may read.
@@ -283,7 +285,7 @@ pub struct ArtifactFile {
 pub struct Artifact {
     /// The stage or source it comes from, for messages.
     pub label: String,
-    /// Of its manifest: (name, digest, size) of every file.
+    /// Of its manifest: (name, digest, size, executable) of every file.
     pub digest: Digest,
     /// In byte order of the names.
     pub files: Vec<ArtifactFile>,

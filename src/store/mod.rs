@@ -23,6 +23,7 @@
 
 mod action;
 mod claim;
+mod collect;
 pub mod download;
 mod memo;
 mod scratch;
@@ -68,6 +69,16 @@ pub struct ManifestFile {
     pub path: String,
     pub digest: Digest,
     pub size: u64,
+    /// Not written when false, so that artifacts without programs are named as they always were.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub executable: bool,
+}
+
+impl ManifestFile {
+    pub fn of(file: &ArtifactFile) -> Self {
+        let ArtifactFile { name, path: _, digest, size, executable } = file;
+        ManifestFile { path: name.clone(), digest: *digest, size: *size, executable: *executable }
+    }
 }
 
 impl Manifest {
@@ -208,6 +219,7 @@ impl Store {
             name: f.path,
             digest: f.digest,
             size: f.size,
+            executable: f.executable,
         });
         Ok(Artifact { label: label.to_string(), digest: *digest, files: files.collect() })
     }
@@ -302,7 +314,11 @@ impl Store {
     /// A second name for a blob, without forgetting its digest: linking changes the blob's ctime.
     fn linked(&self, blob: &ArtifactFile, to: &Path) -> Result<()> {
         let before = fs::stat(&blob.path);
-        fs::link(&blob.path, to)?;
+        match blob.executable {
+            // Other artifacts have the same blob as a file that nobody runs.
+            true => fs::copy_executable(&blob.path, to)?,
+            false => fs::link(&blob.path, to)?,
+        }
         if let (Some(before), Some(now)) = (before, fs::stat(&blob.path)) {
             self.memo().renew(&blob.path, &before, now);
         }
@@ -321,7 +337,7 @@ impl Store {
         if file.path != self.object(&file.digest) {
             return Ok(None);
         }
-        let listed = ManifestFile { path: file.name.clone(), digest: file.digest, size: file.size };
+        let listed = ManifestFile::of(file);
         if self.damaged_file(&listed).is_none() {
             return Ok(None);
         }
@@ -352,26 +368,22 @@ impl Store {
     }
 
     fn take(&self, port: &str, ty: &str, folder: &Path) -> Result<Manifest> {
-        let mut files = Vec::new();
-        for path in fs::files_below(folder)? {
-            let relative = path.strip_prefix(folder).unwrap_or(&path);
-            let name = relative.to_str().ok_or_else(|| {
-                Error::input(format!(
-                    "the output `{port}` has a file whose name is not UTF-8: `{}`",
-                    relative.display()
-                ))
-            })?;
-            files.push(self.take_file(&path, name.replace('\\', "/"))?);
-        }
-        if files.is_empty() {
-            return Err(Error::input(format!("the stage wrote nothing to its output `{port}`")));
-        }
-        Ok(Manifest::new(ty, files))
+        let collected = collect::collect(port, folder)?;
+        let files = collected.into_iter().map(|file| {
+            let taken = self.take_file(&file.path, file.name)?;
+            Ok(ManifestFile { executable: file.executable, ..taken })
+        });
+        Ok(Manifest::new(ty, files.collect::<Result<_>>()?))
     }
 
     fn take_file(&self, path: &Path, name: String) -> Result<ManifestFile> {
+        let before = fs::stat(path);
         let digest = Digest::of_file(path)?;
-        let file = ManifestFile { path: name, digest, size: fs::size(path)? };
+        if before.is_none() || fs::stat(path) != before {
+            return Err(Error::input(format!("`{name}` changed while it was taken into the store"))
+                .help("something still writes to it; wait for it at the end of the command"));
+        }
+        let file = ManifestFile { path: name, digest, size: fs::size(path)?, executable: false };
         let object = self.object(&digest);
         if self.damaged_file(&file).is_some() {
             fs::make_read_only(path)?;

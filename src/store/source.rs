@@ -64,14 +64,14 @@ pub fn resolve<'a>(
     root: &Path,
     store: &Store,
 ) -> Result<Sources> {
-    let mut listed: BTreeMap<&str, Vec<(String, PathBuf)>> = BTreeMap::new();
+    let mut listed: BTreeMap<&str, (&SourceSpec, Listing)> = BTreeMap::new();
     let mut mistakes = Vec::new();
     for spec in specs.filter(|s| !s.is_url() || s.sha256.is_some()) {
         if listed.contains_key(spec.text.as_str()) {
             continue;
         }
         match list(spec, root, store) {
-            Ok(Some(files)) => drop(listed.insert(&spec.text, files)),
+            Ok(Some(files)) => drop(listed.insert(&spec.text, (spec, files))),
             Ok(None) => {}
             Err(e) => mistakes.push(e),
         }
@@ -79,7 +79,8 @@ pub fn resolve<'a>(
     if let Some(errors) = Error::join(mistakes) {
         return Err(errors);
     }
-    let found = listed.into_iter().map(|(text, files)| Ok((text.to_string(), source(text, files, store)?)));
+    let found = listed.into_values();
+    let found = found.map(|(spec, files)| Ok((spec.text.clone(), source(spec, files, store)?)));
     Ok(Sources { found: found.collect::<Result<_>>()? })
 }
 
@@ -141,16 +142,17 @@ fn at(spec: &SourceSpec, message: String) -> Error {
 fn path(spec: &SourceSpec, root: &Path) -> Result<Listing> {
     let path = root.join(&spec.text);
     if path.is_dir() {
-        let files: Listing = fs::files_below(&path)?.into_iter().filter_map(|f| named(&path, f)).collect();
+        let files = fs::files_below(&path).map_err(|e| e.at(spec.span.place()))?;
+        let files = listing(spec, &path, files)?;
         return if files.is_empty() {
             Err(at(spec, format!("the folder `{}` is empty", spec.text)))
         } else {
             Ok(files)
         };
     }
-    if path.exists() {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        return Ok(vec![(name, path)]);
+    if path.symlink_metadata().is_ok() {
+        let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(|| not_utf8(spec, &path))?;
+        return Ok(vec![(name.to_string(), path)]);
     }
     let parent = path.parent().unwrap_or(root);
     let siblings: Vec<String> = fs::children(parent)
@@ -177,8 +179,7 @@ fn glob(spec: &SourceSpec, root: &Path) -> Result<Listing> {
     let pattern = Path::new(&glob::Pattern::escape(&base.to_string_lossy())).join(&spec.text[split..]);
     let matches = glob::glob(&pattern.to_string_lossy())
         .map_err(|e| literally(at(spec, format!("`{}` is not a glob: {}", spec.text, e.msg)), spec))?;
-    let mut files: Listing =
-        matches.filter_map(Result::ok).filter(|p| p.is_file()).filter_map(|p| named(&base, p)).collect();
+    let mut files = listing(spec, &base, matches.filter_map(Result::ok).filter(|p| !p.is_dir()))?;
     files.sort();
     if files.is_empty() {
         return Err(literally(at(spec, format!("no file matches `{}`", spec.text)), spec)
@@ -195,18 +196,33 @@ fn literally(error: Error, spec: &SourceSpec) -> Error {
     }
 }
 
-/// The name below `base`; hidden files are nobody's data.
-fn named(base: &Path, path: PathBuf) -> Option<(String, PathBuf)> {
-    let name = path.strip_prefix(base).unwrap_or(&path).to_string_lossy().replace('\\', "/");
-    (!name.split('/').any(|part| part.starts_with('.') && part != "." && part != ".."))
-        .then_some((name, path))
+/// The files and their names below `base`; hidden files are nobody's data.
+fn listing(spec: &SourceSpec, base: &Path, files: impl IntoIterator<Item = PathBuf>) -> Result<Listing> {
+    let mut named = Vec::new();
+    for path in files {
+        let name = fs::name_below(base, &path).ok_or_else(|| not_utf8(spec, &path))?;
+        if !name.split('/').any(|part| part.starts_with('.') && part != "." && part != "..") {
+            named.push((name, path));
+        }
+    }
+    Ok(named)
+}
+
+fn not_utf8(spec: &SourceSpec, path: &Path) -> Error {
+    let shown = path.as_os_str().as_encoded_bytes().escape_ascii();
+    at(spec, format!("the name of the file `{shown}` is not UTF-8")).help("rename it")
 }
 
 /// Below so many bytes to read, starting threads takes longer than reading.
 const WORTH_THREADS: u64 = 1 << 20;
 
-fn source(text: &str, listing: Listing, store: &Store) -> Result<Source> {
+fn source(spec: &SourceSpec, listing: Listing, store: &Store) -> Result<Source> {
     let stats: Vec<_> = listing.iter().map(|(_, path)| (path.clone(), fs::stat(path))).collect();
+    // Opening a named pipe waits for a writer, and a device may have no end.
+    if let Some((path, _)) = stats.iter().find(|(_, stat)| stat.is_none()) {
+        let what = fs::what_is(path);
+        return Err(at(spec, format!("`{}` is {what}; a source is made of files", path.display())));
+    }
     let unread = |(path, stat): &&(PathBuf, Option<Stat>)| stat.is_none_or(|s| !store.knows(path, &s));
     let bytes: u64 = stats.iter().filter(unread).filter_map(|(_, stat)| stat.map(|s| s.size)).sum();
     let digest = |(path, stat): &(PathBuf, Option<Stat>)| store.digest_of_stated(path, *stat);
@@ -220,13 +236,16 @@ fn source(text: &str, listing: Listing, store: &Store) -> Result<Source> {
         .into_iter()
         .zip(digests)
         .zip(sizes)
-        .map(|(((name, path), digest), size)| ArtifactFile { name, path, digest, size })
+        .map(|(((name, path), digest), size)| {
+            let executable = fs::is_executable(&path);
+            ArtifactFile { name, path, digest, size, executable }
+        })
         .collect();
     files.sort_by(|a, b| a.name.cmp(&b.name));
-    let listed = files.iter().map(|f| ManifestFile { path: f.name.clone(), digest: f.digest, size: f.size });
+    let listed = files.iter().map(ManifestFile::of);
     let manifest = Manifest::new(FILES, listed.collect());
     Ok(Source {
-        artifact: Artifact { label: text.to_string(), digest: manifest.digest(), files },
+        artifact: Artifact { label: spec.text.clone(), digest: manifest.digest(), files },
         manifest,
         seen,
     })

@@ -35,10 +35,13 @@ fn count(folder: &Path) -> usize {
     fs::files_below(folder).map_or(0, |files| files.len())
 }
 
-/// A hard link shares the blob's inode; a reflink or a copy is told by its content.
+/// A hard link shares the blob's inode; a reflink or a copy is told by its content and its bit.
 fn is_shown(folder: &Path, file: &ArtifactFile, store: &Store) -> bool {
     let path = folder.join(&file.name);
     let (Some(shown), Some(blob)) = (fs::stat(&path), fs::stat(&file.path)) else { return false };
-    shown == blob
-        || (shown.size == file.size && store.digest_of(&path).is_ok_and(|digest| digest == file.digest))
+    let same = |digest| digest == file.digest;
+    (shown == blob && !file.executable)
+        || (shown.size == file.size
+            && fs::is_executable(&path) == file.executable
+            && store.digest_of(&path).is_ok_and(same))
 }

@@ -1,5 +1,6 @@
 //! The program as its users meet it: command lines in, exit codes, output and files out.
 
+mod commands;
 mod engine;
 mod errors;
 mod own_text;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::{Format, print_json};
+use super::{Format, out, print_json};
 use crate::base::{Error, Result, machine, units};
 
 /// Measure how fast this machine trains, generates, tokenizes and plans.
@@ -69,7 +69,7 @@ impl Bench {
 fn show(format: Format, figures: &impl serde::Serialize) -> Result<ExitCode> {
     let value = serde_json::to_value(figures).map_err(|e| Error::bug(format!("figures: {e}")))?;
     match format {
-        Format::Json => print_json(&value),
+        Format::Json => print_json(&value)?,
         Format::Text => {
             for (name, value) in value.as_object().into_iter().flatten() {
                 let shown = match value {
@@ -77,7 +77,7 @@ fn show(format: Format, figures: &impl serde::Serialize) -> Result<ExitCode> {
                     serde_json::Value::Number(n) if n.is_u64() => units::count(n.as_u64().unwrap_or(0)),
                     other => other.to_string(),
                 };
-                println!("{name:18} {shown}");
+                out::line(&format!("{name:18} {shown}"))?;
             }
         }
     }

@@ -1,0 +1,44 @@
+//! What commands print: results to stdout, the rest to stderr. Neither ends in a panic.
+
+use std::io::{self, Write};
+
+use crate::base::Result;
+use crate::report::stdout::{self, Reader};
+
+/// Prints `text`; ends the process, content, when nobody reads any more.
+///
+/// # Errors
+/// When stdout is closed or full.
+pub fn out(text: &str) -> Result<()> {
+    match stdout::print(text)? {
+        Reader::There => Ok(()),
+        Reader::Gone => std::process::exit(0),
+    }
+}
+
+/// [`out`] as a line.
+///
+/// # Errors
+/// As [`out`].
+pub fn line(text: &str) -> Result<()> {
+    out(&format!("{text}\n"))
+}
+
+/// Says `text` on a line of stderr, if anybody is there to hear it.
+pub fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// [`out`] for whoever wants to write bytes of UTF-8.
+pub struct Out;
+
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        out(&String::from_utf8_lossy(bytes)).map_err(|e| io::Error::other(e.message().to_string()))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,39 @@
+//! Standard output, which may be closed, full, or a pipe that nobody reads any more.
+
+use std::io::{ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::base::{Error, Result};
+
+static CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// To be called before `main` when the process starts without a standard output: later it cannot be
+/// told, because the standard library opens `/dev/null` in its place.
+pub fn note_closed() {
+    CLOSED.store(true, Ordering::Relaxed);
+}
+
+/// Whoever reads standard output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reader {
+    There,
+    /// Closed the pipe, as `head` does: their choice, and no failure.
+    Gone,
+}
+
+/// Prints `text` and sees to it that it arrives.
+///
+/// # Errors
+/// When it does not: the disk is full, or there is no standard output.
+pub fn print(text: &str) -> Result<Reader> {
+    let mut stdout = std::io::stdout().lock();
+    let printed = match CLOSED.load(Ordering::Relaxed) {
+        true => Err(std::io::Error::other("it is closed")),
+        false => stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()),
+    };
+    match printed {
+        Ok(()) => Ok(Reader::There),
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(Reader::Gone),
+        Err(e) => Err(Error::input(format!("cannot write to the standard output: {e}"))),
+    }
+}
