@@ -132,6 +132,7 @@ fn outputs(
                 .suggest(suggest::closest(&name, types.keys().copied()))
                 .help(format!("the types are {}", suggest::list(types.keys().copied()))));
         }
+        super::fits("port", &key.name, &key.span)?;
         if !super::is_name(&key.name) {
             return Err(
                 Error::usage(format!("`{}` cannot be the name of a port", key.name)).at(key.span.place())

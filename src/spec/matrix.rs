@@ -238,6 +238,7 @@ fn variants(draft: Draft, inputs: Inputs, earlier: &Made, kinds: &Kinds) -> Resu
         inputs.into_iter().map(resolve).collect()
     };
     if axes.is_empty() {
+        super::fits("stage", &draft.name, &draft.span)?;
         let axes = BTreeMap::new();
         let (node, inputs) = (one(draft.node, &axes)?, connected(inputs, &axes)?);
         let (base, name) = (draft.name.clone(), draft.name);
@@ -245,9 +246,12 @@ fn variants(draft: Draft, inputs: Inputs, earlier: &Made, kinds: &Kinds) -> Resu
     }
     let mut out = Vec::new();
     for values in product(&axes) {
+        let name = variant_name(&draft.name, &values);
+        super::fits("stage", &name, &draft.span)
+            .map_err(|e| e.help("its matrix makes it long: shorten the names of the axes or their values"))?;
         let node = set_params(&draft, one(draft.node.clone(), &values)?, &values, kinds)?;
         out.push(Variant {
-            name: variant_name(&draft.name, &values),
+            name,
             base: draft.name.clone(),
             kind: draft.kind.clone(),
             node,
