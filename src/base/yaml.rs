@@ -39,6 +39,8 @@ pub struct Span {
 pub struct Node {
     pub value: Value,
     pub span: Span,
+    /// How a plain scalar that is no text is spelled in the source, see [`Node::written`].
+    spelling: Option<Box<str>>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -179,7 +181,8 @@ impl<'a> Builder<'a> {
             }
         }
         let start = Span { source: self.source, line: 1, column: 1, width: 1 };
-        Ok(root.unwrap_or(Node { value: Value::Null, span: start }))
+        let empty = Node { spelling: Some("".into()), ..Node::new(Value::Null, start) };
+        Ok(root.unwrap_or(empty))
     }
 
     fn next(&mut self) -> Result<(Event<'a>, RawSpan)> {
@@ -199,6 +202,7 @@ impl<'a> Builder<'a> {
         }
         self.count(1, &span)?;
         let place = self.span(&span);
+        let mut spelling = None;
         let (value, anchor) = match event {
             Event::Alias(id) => {
                 let node = self.anchors.get(&id).cloned();
@@ -215,9 +219,13 @@ impl<'a> Builder<'a> {
                         .error(&span, format!("the tag `{tag}` means nothing here"))
                         .help("remove it"));
                 }
-                match scalar(text, style) {
-                    Ok(value) => (value, anchor),
-                    Err(text) => return Err(self.bad_number(&span, &text)),
+                match scalar(&text, style) {
+                    Plain::Text => (Value::Str(text.into_owned()), anchor),
+                    Plain::BadNumber => return Err(self.bad_number(&span, &text)),
+                    Plain::Value(value) => {
+                        spelling = Some(text.into_owned().into_boxed_str());
+                        (value, anchor)
+                    }
                 }
             }
             Event::SequenceStart(anchor, _) => {
@@ -232,7 +240,7 @@ impl<'a> Builder<'a> {
             Event::MappingStart(anchor, _) => (Value::Map(self.map(depth)?), anchor),
             _ => return Err(self.error(&span, "this is not a value")),
         };
-        let node = Node { value, span: place };
+        let node = Node { value, span: place, spelling };
         if anchor > 0 {
             self.anchors.insert(anchor, node.clone());
         }
@@ -324,16 +332,11 @@ fn height(node: &Node) -> usize {
     }
 }
 
-/// The core schema's reading of a scalar; a number that is not finite or beyond 64 bits is handed back.
-fn scalar(text: Cow<'_, str>, style: ScalarStyle) -> Result<Value, Cow<'_, str>> {
-    let value = match style {
-        ScalarStyle::Plain => plain(&text),
+/// The core schema's reading of a scalar.
+fn scalar(text: &str, style: ScalarStyle) -> Plain {
+    match style {
+        ScalarStyle::Plain => plain(text),
         _ => Plain::Text,
-    };
-    match value {
-        Plain::Value(value) => Ok(value),
-        Plain::Text => Ok(Value::Str(text.into_owned())),
-        Plain::BadNumber => Err(text),
     }
 }
 
@@ -431,6 +434,26 @@ impl fmt::Debug for Span {
 }
 
 impl Node {
+    pub fn new(value: Value, span: Span) -> Node {
+        Node { value, span, spelling: None }
+    }
+
+    /// The same value at another place.
+    pub fn moved_to(&self, span: Span) -> Node {
+        Node { span, ..self.clone() }
+    }
+
+    /// A scalar as it stands in its source: `007`, `1.10`, `0x1F`, where the value is 7, 1.1 and 31.
+    /// `None` for a list or a map.
+    pub fn written(&self) -> Option<Cow<'_, str>> {
+        match (&self.value, &self.spelling) {
+            (Value::Seq(_) | Value::Map(_), _) => None,
+            (Value::Str(text), _) => Some(text.into()),
+            (_, Some(spelling)) => Some(spelling.as_ref().into()),
+            _ => Some(self.to_json().to_string().into()),
+        }
+    }
+
     pub fn error(&self, message: impl Into<String>) -> Error {
         Error::usage(message).at(self.span.place())
     }
@@ -483,8 +506,7 @@ impl Node {
         match &self.value {
             Value::Null => "nothing".into(),
             Value::Bool(b) => format!("the boolean {b}"),
-            Value::Int(n) => format!("the number {n}"),
-            Value::Float(x) => format!("the number {x}"),
+            Value::Int(_) | Value::Float(_) => format!("the number {}", self.written().unwrap_or_default()),
             Value::Str(s) => format!("the text {s:?}"),
             Value::Seq(_) => "a list".into(),
             Value::Map(_) => "a map".into(),
@@ -874,6 +896,17 @@ mod tests {
                 text("12ab")
             ]
         );
+    }
+
+    #[test]
+    fn a_scalar_keeps_its_spelling() {
+        let node = read("[007, 0x1F, 1.10, 1e3, +5, True, ~, no, '1.10', {a: &b 0o7, c: *b}]").unwrap();
+        let Value::Seq(items) = &node.value else { panic!("not a list") };
+        let written: Vec<_> = items.iter().map(|n| n.written().unwrap_or("none".into())).collect();
+        assert_eq!(written, ["007", "0x1F", "1.10", "1e3", "+5", "True", "~", "no", "1.10", "none"]);
+        assert_eq!(node.locate("9.c").written().unwrap(), "0o7");
+        assert_eq!(items[1].describe(), "the number 0x1F");
+        assert_eq!(read("").unwrap().written().unwrap(), "");
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! TARGET: a path, or `PIPELINE:STAGE` (its only output), or `PIPELINE:STAGE.PORT`, where PIPELINE is a
-//! file's stem or path. The artifact is the one that the stage's latest run gave.
+//! file's stem or path. The artifact is the one that the latest run of this stage of this file gave; a
+//! stage that the pipeline does not have now has none, whatever ran earlier.
 
 use std::path::{Path, PathBuf};
 
 use super::pipeline_file;
-use crate::base::yaml::{self, Limits};
 use crate::base::{Digest, Error, Result, fs, suggest};
+use crate::kinds;
+use crate::spec::{self, Overrides, Pipeline, StageSpec};
 use crate::stage::{Artifact, ArtifactFile};
 use crate::store::{Action, Store};
 
@@ -44,71 +46,63 @@ fn at_path(label: &str, path: &Path) -> Result<Artifact> {
 }
 
 fn of_stage(text: &str, pipeline: &str, stage: &str) -> Result<Artifact> {
-    let file = pipeline_file(pipeline)?;
-    let root = crate::spec::project_root(&file);
-    let tree = yaml::load(&file, Limits::default())?;
-    let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let name = tree.get("name").and_then(|n| n.as_str()).unwrap_or(&stem);
-    let store = Store::open(&root.join("artifacts"), false);
-    let (stage, port) = split(&store, name, stage);
-    let never = || {
-        let known: Vec<&str> = tree
-            .get("stages")
-            .map(|n| n.entries())
-            .unwrap_or_default()
-            .iter()
-            .map(|(k, _)| k.name.as_str())
-            .collect();
-        let base = stage.split('@').next().unwrap_or(&stage).to_string();
-        if known.contains(&base.as_str()) {
-            Error::input(format!("the stage `{stage}` of `{pipeline}` never ran"))
-                .help(format!("tinylm run {} {stage}", file.display()))
-        } else {
-            Error::usage(format!("pipeline `{pipeline}` has no stage `{stage}`"))
-                .suggest(suggest::closest(&base, known.iter().copied()))
-                .help(format!("its stages are {}", suggest::list(known.iter().copied())))
+    let pipeline = spec::load(&pipeline_file(pipeline)?, &kinds::kinds(), &Overrides::default())?;
+    let store = Store::open(&pipeline.artifacts(), false);
+    let (stage, port) = named(&pipeline, stage)?;
+    let port = chosen(stage, port)?;
+    let run = format!("tinylm run {} {}", pipeline.file.display(), stage.name);
+    let action = latest(&store, &pipeline, stage).map_err(|e| e.help(&run))?;
+    let digest = action.outputs.get(port).ok_or_else(|| {
+        Error::input(format!("`{}` has not run since it has the output `{port}`", stage.name)).help(&run)
+    })?;
+    if store.damage(digest).is_some() {
+        return Err(Error::input(format!("the artifact of `{text}` is missing or damaged")).help(&run));
+    }
+    store.artifact(text, digest)
+}
+
+/// The stage and, if it is named, the port. Values of a matrix may hold dots, so a whole name goes first.
+fn named<'t, 'p>(pipeline: &'p Pipeline, text: &'t str) -> Result<(&'p StageSpec, Option<&'t str>)> {
+    let with_port = text.rsplit_once('.').filter(|(name, _)| {
+        // What is neither is called as it most likely was meant.
+        pipeline.select(text).is_err() && (pipeline.select(name).is_ok() || !name.contains('@'))
+    });
+    let (name, port) = with_port.map_or((text, None), |(name, port)| (name, Some(port)));
+    let exact = pipeline.stage(name).map(|stage| vec![stage]);
+    match exact.map_or_else(|| pipeline.select(name), Ok)?.as_slice() {
+        [stage] => Ok((stage, port)),
+        several => {
+            let names = suggest::list(several.iter().map(|s| s.name.as_str()));
+            Err(Error::usage(format!("`{name}` is several stages")).help(format!("write one of {names}")))
         }
-    };
-    let damaged = |why: Option<String>| {
-        why.map_or_else(never, |why| {
-            Error::input(format!("the record of stage `{stage}` of `{pipeline}` is damaged: {why}"))
-                .help(format!("tinylm run {} {stage}", file.display()))
-        })
-    };
-    let history = store.history(name, &stage);
+    }
+}
+
+/// The newest action of a stage.
+fn latest(store: &Store, pipeline: &Pipeline, stage: &StageSpec) -> Result<Action> {
+    let history = store.history(&pipeline.folder, &stage.name);
     let action = history.last().and_then(|key| store.action(key));
-    let action = action.ok_or_else(|| damaged(store.damaged_history(name, &stage)))?;
-    let port = chosen(&action, &stage, port.as_deref())?;
-    let digest = action.outputs[&port];
-    if store.damage(&digest).is_some() {
-        return Err(Error::input(format!("the artifact of `{text}` is missing or damaged"))
-            .help(format!("tinylm run {} {stage}", file.display())));
-    }
-    store.artifact(text, &digest)
+    let whose = format!("stage `{}` of `{}`", stage.name, pipeline.folder);
+    action.ok_or_else(|| match store.damaged_history(&pipeline.folder, &stage.name) {
+        Some(why) => Error::input(format!("the record of {whose} is damaged: {why}")),
+        None => Error::input(format!("the {whose} never ran")),
+    })
 }
 
-/// Values of a matrix may hold dots, so the longest name that ever ran is the stage.
-fn split(store: &Store, pipeline: &str, text: &str) -> (String, Option<String>) {
-    if !store.history(pipeline, text).is_empty() {
-        return (text.to_string(), None);
-    }
-    match text.rsplit_once('.') {
-        Some((stage, port)) => (stage.to_string(), Some(port.to_string())),
-        None => (text.to_string(), None),
-    }
-}
-
-fn chosen(action: &Action, stage: &str, port: Option<&str>) -> Result<String> {
-    let names = || action.outputs.keys().map(String::as_str);
+fn chosen<'s>(stage: &'s StageSpec, port: Option<&str>) -> Result<&'s str> {
+    let names = || stage.outputs.keys().map(String::as_str);
     match port {
-        Some(port) if action.outputs.contains_key(port) => Ok(port.to_string()),
-        Some(port) => Err(Error::usage(format!("the stage `{stage}` has no output `{port}`"))
-            .suggest(suggest::closest(port, names()))
-            .help(format!("its outputs are {}", suggest::list(names())))),
-        None => match action.outputs.keys().next() {
-            Some(only) if action.outputs.len() == 1 => Ok(only.clone()),
-            _ => Err(Error::usage(format!("`{stage}` has several outputs: {}", suggest::list(names())))
-                .help(format!("write `{stage}.PORT`"))),
+        Some(port) => names().find(|name| *name == port).ok_or_else(|| {
+            Error::usage(format!("the stage `{}` has no output `{port}`", stage.name))
+                .suggest(suggest::closest(port, names()))
+                .help(format!("its outputs are {}", suggest::list(names())))
+        }),
+        None => match names().next() {
+            Some(only) if stage.outputs.len() == 1 => Ok(only),
+            _ => {
+                Err(Error::usage(format!("`{}` has several outputs: {}", stage.name, suggest::list(names())))
+                    .help(format!("write `{}.PORT`", stage.name)))
+            }
         },
     }
 }
@@ -117,13 +111,12 @@ fn chosen(action: &Action, stage: &str, port: Option<&str>) -> Result<String> {
 pub fn tokenizers(pipeline: &str) -> Vec<PathBuf> {
     let find = || -> Result<Vec<PathBuf>> {
         let file = pipeline_file(pipeline)?;
-        let kinds = crate::kinds::kinds();
-        let pipeline = crate::spec::load(&file, &kinds, &crate::spec::Overrides::default())?;
+        let pipeline = spec::load(&file, &kinds::kinds(), &Overrides::default())?;
         let store = Store::open(&pipeline.artifacts(), false);
         let actions = pipeline
             .stages
             .iter()
-            .filter_map(|stage| store.action(store.history(&pipeline.name, &stage.name).last()?));
+            .filter_map(|stage| store.action(store.history(&pipeline.folder, &stage.name).last()?));
         Ok(actions
             .flat_map(|a| a.outputs.into_values())
             .filter_map(|digest| {

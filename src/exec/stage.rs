@@ -214,7 +214,7 @@ fn pool(threads: usize, dispatch: &Dispatch) -> Result<rayon::ThreadPool> {
 
 /// The view, the history, and the gates.
 fn settle(shared: &Shared, stage: &StageSpec, decision: &Decision, action: &Action) -> Result<()> {
-    let pipeline = &shared.pipeline.name;
+    let pipeline = &shared.pipeline.folder;
     for (port, artifact) in &action.outputs {
         shared.store.show(pipeline, &stage.name, port, artifact)?;
     }

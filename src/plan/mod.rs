@@ -198,7 +198,7 @@ fn why_new(
     match nearest(fingerprint, key, pipeline, stage, known) {
         Some((_, differences)) => Reason::Changed(differences),
         None => {
-            let damaged = known.damaged_history(&pipeline.name, &stage.name);
+            let damaged = known.damaged_history(&pipeline.folder, &stage.name);
             damaged.map_or(Reason::NeverRan, Reason::RecordDamaged)
         }
     }
@@ -238,7 +238,7 @@ pub fn nearest(
     known: &dyn Known,
 ) -> Option<(Action, Vec<Difference>)> {
     known
-        .history(&pipeline.name, &stage.name)
+        .history(&pipeline.folder, &stage.name)
         .iter()
         .rev()
         .filter(|k| *k != key)

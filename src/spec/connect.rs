@@ -95,7 +95,7 @@ pub fn all(
 }
 
 fn params(variant: &Variant, kind: &dyn Stage) -> Result<serde_json::Value> {
-    let empty = Node { value: Value::Null, span: variant.span.clone() };
+    let empty = Node::new(Value::Null, variant.span.clone());
     kind.resolve(variant.node.get("params").unwrap_or(&empty)).map_err(|e| of_kind(e, variant))
 }
 
@@ -132,6 +132,7 @@ fn outputs(
                 .suggest(suggest::closest(&name, types.keys().copied()))
                 .help(format!("the types are {}", suggest::list(types.keys().copied()))));
         }
+        super::fits("port", &key.name, &key.span)?;
         if !super::is_name(&key.name) {
             return Err(
                 Error::usage(format!("`{}` cannot be the name of a port", key.name)).at(key.span.place())

@@ -124,7 +124,7 @@ fn merge(base: &Node, over: &Node) -> Node {
             None => entries.push((key.clone(), node.clone())),
         }
     }
-    Node { value: Value::Map(entries), span: over.span.clone() }
+    Node::new(Value::Map(entries), over.span.clone())
 }
 
 /// A port is replaced whole: `{url, sha256}` below must not leak into what stands above.
@@ -134,7 +134,7 @@ fn merge_inputs(base: &Node, over: &Node) -> Node {
         entries.retain(|(k, _)| k.name != key.name);
         entries.push((key.clone(), node.clone()));
     }
-    Node { value: Value::Map(entries), span: over.span.clone() }
+    Node::new(Value::Map(entries), over.span.clone())
 }
 
 fn kind_of(node: &Node, key: &Key, kinds: &Kinds) -> Result<String> {

@@ -1,6 +1,9 @@
 //! `${vars.name}` and `${matrix.axis}` in any string. A string that is nothing but one reference
-//! takes the referenced value with its type; `$${` is a literal `${`; `${inputs.…}` and
+//! takes the referenced value with its type; inside a longer one it is the value's text as it is
+//! written (`007` stays `007`); `$${` is a literal `${`; `${inputs.…}` and
 //! `${outputs.…}` are left for `kind: command`, which alone knows what they stand for.
+
+use std::borrow::Cow;
 
 use crate::base::yaml::{Node, Value};
 use crate::base::{Error, Result, suggest};
@@ -27,7 +30,7 @@ fn replace(node: &mut Node, scope: &Scope) -> Result<()> {
     match &mut node.value {
         Value::Str(text) if text.contains("${") => {
             let text = std::mem::take(text);
-            node.value = string(&text, node, scope)?;
+            *node = string(&text, node, scope)?;
         }
         Value::Seq(items) => items.iter_mut().try_for_each(|n| replace(n, scope))?,
         Value::Map(entries) => entries.iter_mut().try_for_each(|(_, n)| replace(n, scope))?,
@@ -37,9 +40,9 @@ fn replace(node: &mut Node, scope: &Scope) -> Result<()> {
 }
 
 /// `node` is only where `text` stands.
-fn string(text: &str, node: &Node, scope: &Scope) -> Result<Value> {
+fn string(text: &str, node: &Node, scope: &Scope) -> Result<Node> {
     if let Some(name) = only_reference(text, scope.namespace) {
-        return Ok(look_up(name, node, scope)?.value.clone());
+        return Ok(look_up(name, node, scope)?.moved_to(node.span.clone()));
     }
     let mut out = String::new();
     let mut rest = text;
@@ -55,7 +58,7 @@ fn string(text: &str, node: &Node, scope: &Scope) -> Result<Value> {
         let reference = &rest[at + 2..at + end];
         let (namespace, name) = reference.split_once('.').unwrap_or((reference, ""));
         if namespace == scope.namespace {
-            out.push_str(&plain(look_up(name, node, scope)?, node)?);
+            out.push_str(&as_text(look_up(name, node, scope)?, node)?);
         } else if LATER.contains(&namespace) {
             out.push_str(&rest[at..=at + end]);
         } else {
@@ -64,7 +67,7 @@ fn string(text: &str, node: &Node, scope: &Scope) -> Result<Value> {
         rest = &rest[at + end + 1..];
     }
     out.push_str(rest);
-    Ok(Value::Str(out))
+    Ok(Node::new(Value::Str(out), node.span.clone()))
 }
 
 /// `$${` becomes `${`: the last step, once every reference is gone.
@@ -106,14 +109,10 @@ fn look_up<'s>(name: &str, node: &Node, scope: &'s Scope) -> Result<&'s Node> {
     })
 }
 
-fn plain(value: &Node, at: &Node) -> Result<String> {
-    match &value.value {
-        Value::Str(text) => Ok(text.clone()),
-        Value::Seq(_) | Value::Map(_) => Err(at
-            .error("a list or a map cannot stand inside a text")
-            .help("let the reference be the whole value")),
-        _ => Ok(value.to_json().to_string()),
-    }
+fn as_text<'v>(value: &'v Node, at: &Node) -> Result<Cow<'v, str>> {
+    value.written().ok_or_else(|| {
+        at.error("a list or a map cannot stand inside a text").help("let the reference be the whole value")
+    })
 }
 
 fn unknown(reference: &str, node: &Node) -> Error {

@@ -238,6 +238,7 @@ fn variants(draft: Draft, inputs: Inputs, earlier: &Made, kinds: &Kinds) -> Resu
         inputs.into_iter().map(resolve).collect()
     };
     if axes.is_empty() {
+        super::fits("stage", &draft.name, &draft.span)?;
         let axes = BTreeMap::new();
         let (node, inputs) = (one(draft.node, &axes)?, connected(inputs, &axes)?);
         let (base, name) = (draft.name.clone(), draft.name);
@@ -245,9 +246,12 @@ fn variants(draft: Draft, inputs: Inputs, earlier: &Made, kinds: &Kinds) -> Resu
     }
     let mut out = Vec::new();
     for values in product(&axes) {
+        let name = variant_name(&draft.name, &values);
+        super::fits("stage", &name, &draft.span)
+            .map_err(|e| e.help("its matrix makes it long: shorten the names of the axes or their values"))?;
         let node = set_params(&draft, one(draft.node.clone(), &values)?, &values, kinds)?;
         out.push(Variant {
-            name: variant_name(&draft.name, &values),
+            name,
             base: draft.name.clone(),
             kind: draft.kind.clone(),
             node,
@@ -293,16 +297,12 @@ fn own_axes(draft: &Draft) -> Result<BTreeMap<String, Vec<Node>>> {
     Ok(axes)
 }
 
-/// A value as it stands in the variant's name, which is a folder's name too.
+/// A value as it stands in the variant's name, which is a folder's name too: as it is written, so that
+/// the versions `1.1` and `1.10` are two.
 fn axis_value(node: &Node) -> Result<String> {
-    let text = match &node.value {
-        Value::Str(text) => text.clone(),
-        Value::Int(_) | Value::Float(_) | Value::Bool(_) => node.to_json().to_string(),
-        _ => {
-            return Err(
-                node.error(format!("a value of an axis is a number or a word, found {}", node.describe()))
-            );
-        }
+    let Some(text) = node.written().filter(|_| node.value != Value::Null) else {
+        let found = node.describe();
+        return Err(node.error(format!("a value of an axis is a number or a word, found {found}")));
     };
     let fits = |c: char| c.is_ascii_alphanumeric() || "._-+".contains(c);
     if text.is_empty() || !text.chars().all(fits) {
@@ -310,7 +310,12 @@ fn axis_value(node: &Node) -> Result<String> {
             .error(format!("`{text}` cannot be part of a stage's name"))
             .help("use letters, digits, `.`, `_`, `-`"));
     }
-    Ok(text)
+    Ok(text.into_owned())
+}
+
+/// Values of an axis are told apart as the names of the variants are.
+fn is_same(a: &Node, b: &Node) -> bool {
+    a.written() == b.written()
 }
 
 fn inherit(reference: &Reference, earlier: &Made, axes: &mut BTreeMap<String, Vec<Node>>) {
@@ -321,7 +326,7 @@ fn inherit(reference: &Reference, earlier: &Made, axes: &mut BTreeMap<String, Ve
     for variant in earlier.of(base) {
         for (axis, value) in &variant.axes {
             let values = axes.entry(axis.clone()).or_default();
-            if !values.iter().any(|v| v.value == value.value) {
+            if !values.iter().any(|v| is_same(v, value)) {
                 values.push(value.clone());
             }
         }
@@ -375,12 +380,12 @@ fn set_params(draft: &Draft, mut node: Node, values: &BTreeMap<String, Node>, ki
 fn put_param(node: &mut Node, key: &Key, value: &Node) {
     let Value::Map(entries) = &mut node.value else { return };
     if !entries.iter().any(|(k, _)| k.name == "params") {
-        let params = Node { value: Value::Map(Vec::new()), span: key.span.clone() };
+        let params = Node::new(Value::Map(Vec::new()), key.span.clone());
         entries.push((Key { name: "params".into(), span: key.span.clone() }, params));
     }
     let params = entries.iter_mut().find(|(k, _)| k.name == "params").map(|(_, n)| n);
-    if let Some(Node { value, .. }) = params.filter(|n| n.value == Value::Null) {
-        *value = Value::Map(Vec::new());
+    if let Some(node) = params.filter(|n| n.value == Value::Null) {
+        *node = Node::new(Value::Map(Vec::new()), key.span.clone());
     }
     let params = entries.iter_mut().find(|(k, _)| k.name == "params").map(|(_, n)| &mut n.value);
     if let Some(Value::Map(params)) = params {
@@ -434,7 +439,7 @@ fn chosen(
     }
     let port = rest.strip_prefix('.').map(str::to_string);
     let fits =
-        |v: &&Variant| v.axes.iter().all(|(k, n)| many || values.get(k).is_some_and(|x| x.value == n.value));
+        |v: &&Variant| v.axes.iter().all(|(k, n)| many || values.get(k).is_some_and(|x| is_same(x, n)));
     let found: Vec<_> = all.iter().filter(fits).map(|v| (v.name.clone(), port.clone())).collect();
     if found.is_empty() && !all.is_empty() {
         let known = suggest::list(all.iter().map(|v| v.name.as_str()));

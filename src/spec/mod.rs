@@ -18,13 +18,16 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::base::yaml::{self, Limits, Node, Span};
-use crate::base::{Error, Result, suggest, units};
+use crate::base::{Error, Result, fs, suggest, units};
 use crate::stage::Kinds;
 
 /// A pipeline in which every connection holds. Stages are in an order in which they can run.
 #[derive(Debug)]
 pub struct Pipeline {
+    /// For messages; two pipelines may have one.
     pub name: String,
+    /// Of its results below `artifacts/`: its file's name without the ending, which no other pipeline has.
+    pub folder: String,
     pub description: String,
     /// As the user named it.
     pub file: PathBuf,
@@ -208,11 +211,13 @@ pub fn load(file: &Path, kinds: &Kinds, overrides: &Overrides) -> Result<Pipelin
     let root = project_root(file);
     let mut mistakes = Mistakes::default();
     let head = head(&tree, file, &mut mistakes);
+    let folder = mistakes.keep(folder(&tree, file, &root)).unwrap_or_default();
     let drafts = draft::read(tree, &root, kinds, &mut mistakes);
     // Positions of later mistakes would be guesses where the stages themselves do not read.
     let (head, drafts) = std::mem::take(&mut mistakes).done((head, drafts))?;
     let mut pipeline = Pipeline {
         name: head.name,
+        folder,
         description: head.description,
         file: file.to_path_buf(),
         root,
@@ -269,16 +274,48 @@ fn head(tree: &Node, file: &Path, mistakes: &mut Mistakes) -> Head {
     unknown_keys(tree, "a pipeline", &PIPELINE_KEYS, mistakes);
     let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let name = text(tree, "name", mistakes).unwrap_or(stem);
-    if !is_name(&name) || RESERVED.contains(&name.as_str()) {
+    if !is_name(&name) {
         let node = tree.get("name").unwrap_or(tree);
         mistakes.push(
             node.error(format!("`{name}` cannot be the name of a pipeline"))
-                .help("use letters, digits, `_` and `-`, and neither `store` nor `runs`"),
+                .help("use letters, digits, `_` and `-`"),
         );
     }
     let seed = tree.get("seed").and_then(|n| mistakes.keep(yaml::decode::<u64>(n))).unwrap_or(0);
     let memory = resources(tree, mistakes).memory;
     Head { name, description: text(tree, "description", mistakes).unwrap_or_default(), seed, memory }
+}
+
+/// What the folder of the pipeline's results is called, which is told by its file and not by its `name`:
+/// a copy of a file, in which the name stays, must not show its results over those of the original.
+fn folder(tree: &Node, file: &Path, root: &Path) -> Result<String> {
+    let stem = file.file_stem().unwrap_or_default();
+    let rename = |e: Error| e.at(tree.span.place()).help("rename the file");
+    let Some(name) = stem.to_str().filter(|s| !RESERVED.contains(s) && !s.starts_with('.')) else {
+        let why = "a pipeline's file cannot have this name, which is the name of the folder of its results";
+        return Err(rename(Error::usage(format!("{why}: `{}`", stem.display()))));
+    };
+    match namesake(name, file, root) {
+        Some(other) => Err(rename(Error::usage(format!(
+            "`{}` and `{}` would show their results in one folder, `artifacts/{name}`",
+            file.display(),
+            other.display()
+        )))),
+        None => Ok(name.to_string()),
+    }
+}
+
+/// Another pipeline of this project whose file is called `stem`.
+fn namesake(stem: &str, file: &Path, root: &Path) -> Option<PathBuf> {
+    let own = fs::stat(file);
+    let folders = [root.join("pipelines"), root.to_path_buf()];
+    let files = folders.iter().flat_map(|f| ["yaml", "yml"].map(|ending| f.join(format!("{stem}.{ending}"))));
+    let is_pipeline =
+        |path: &Path| yaml::load(path, Limits::default()).is_ok_and(|tree| tree.get("stages").is_some());
+    files.into_iter().find(|path| {
+        let there = fs::stat(path);
+        there.is_some() && there != own && is_pipeline(path)
+    })
 }
 
 fn resources(node: &Node, mistakes: &mut Mistakes) -> Resources {
@@ -320,6 +357,22 @@ fn unknown_keys(node: &Node, what: &str, known: &[&str], mistakes: &mut Mistakes
 
 fn text(node: &Node, key: &str, mistakes: &mut Mistakes) -> Option<String> {
     node.get(key).and_then(|n| mistakes.keep(yaml::decode::<String>(n)))
+}
+
+/// Of a stage or port, in bytes: it is the name of folders and, with an ending, of files.
+const LONGEST_NAME: usize = 200;
+
+/// Refuses a name that file systems would refuse in the midst of a run.
+fn fits(what: &str, name: &str, span: &Span) -> Result<()> {
+    if name.len() <= LONGEST_NAME {
+        return Ok(());
+    }
+    let start: String = name.chars().take(60).collect();
+    Err(Error::usage(format!(
+        "the name of this {what} has {} bytes, at most {LONGEST_NAME} are taken: `{start}…`",
+        name.len()
+    ))
+    .at(span.place()))
 }
 
 /// Letters, digits, `_`, `-`; begins with a letter or digit.

@@ -30,15 +30,21 @@ fn one(tree: &mut Node, set: &str) -> Result<()> {
         must_exist(tree, &parts, set)?;
     }
     let name = format!("--set {path}");
-    let value = match yaml::parse(&name, text, Limits::default()) {
-        Ok(value) => value,
-        // `corpus=*.txt` is no YAML, and meant as text by everybody who writes it.
-        Err(_) if !text.starts_with(['{', '[', '"', '\'']) && !yaml::is_bad_number(text) => {
-            Node { value: Value::Str(text.to_string()), span: Span::named(&name) }
-        }
-        Err(e) => return Err(e),
-    };
-    put(tree, &parts, value, &Span::named(&name)).map_err(bad)
+    put(tree, &parts, value(&name, text)?, &Span::named(&name)).map_err(bad)
+}
+
+/// A number, a boolean, a list or a map as YAML has it. Anything else is the text itself, whatever YAML
+/// takes from it or makes of it: `a #c`, and `*.txt`, which is no YAML at all.
+fn value(name: &str, text: &str) -> Result<Node> {
+    let is_quoted = text.trim_start().starts_with(['{', '[', '"', '\'', '|', '>']);
+    let as_text = || Node::new(Value::Str(text.to_string()), Span::named(name));
+    match yaml::parse(name, text, Limits::default()) {
+        Ok(node) if is_quoted => Ok(node),
+        Ok(node) if node.written().is_some_and(|written| written != text.trim()) => Ok(as_text()),
+        Ok(node) => Ok(node),
+        Err(_) if !is_quoted && !yaml::is_bad_number(text) => Ok(as_text()),
+        Err(e) => Err(e),
+    }
 }
 
 /// A variable or stage is set only where the file declares it: anything else is a slip.
@@ -63,14 +69,14 @@ fn put(node: &mut Node, parts: &[&str], value: Node, span: &Span) -> Result<(), 
         return Ok(());
     };
     if node.value == Value::Null {
-        node.value = Value::Map(Vec::new());
+        *node = Node::new(Value::Map(Vec::new()), node.span.clone());
     }
     match &mut node.value {
         Value::Map(entries) => {
             if let Some((_, child)) = entries.iter_mut().find(|(k, _)| k.name == *first) {
                 return put(child, rest, value, span);
             }
-            let mut child = Node { value: Value::Null, span: span.clone() };
+            let mut child = Node::new(Value::Null, span.clone());
             put(&mut child, rest, value, span)?;
             entries.push((Key { name: first.to_string(), span: span.clone() }, child));
             Ok(())

@@ -75,7 +75,7 @@ fn pipeline() -> Value {
         "additionalProperties": false,
         "required": ["stages"],
         "properties": {
-            "name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]*$", "description": "The folder of its results below artifacts/. Default: the file's name."},
+            "name": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]*$", "description": "What messages call it. Default: the file's name, which the folder of its results below artifacts/ always has."},
             "description": {"type": "string"},
             "seed": {"type": "integer", "minimum": 0, "description": "What all randomness derives from. Default 0."},
             "vars": {"type": "object", "description": "Values used as ${vars.NAME}; --set vars.NAME=VALUE replaces them."},

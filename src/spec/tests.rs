@@ -122,6 +122,18 @@ fn overrides_reach_params_and_variables_and_are_remembered() {
     assert_eq!(p.overrides.len(), 2);
     let glob = load_with(GOOD, &["stages.make.params.word=*.txt"]).unwrap();
     assert_eq!(glob.stages[0].params["word"], "*.txt");
+    for word in ["a #c", "# c", "&a b", "1.10 or so", "x: 1"] {
+        let set = format!("stages.make.params.word={word}");
+        match load_with(GOOD, &[&set]) {
+            Ok(p) => assert_eq!(p.stages[0].params["word"], word),
+            // A map is YAML's, and no text.
+            Err(e) => {
+                assert!(word == "x: 1" && e.to_string().contains("expected a text, found a map"), "{e}")
+            }
+        }
+    }
+    let quoted = load_with(GOOD, &["stages.make.params.word='7' # seven", "vars.n=0x8"]).unwrap();
+    assert_eq!(quoted.stages[0].params, serde_json::json!({"size": 8, "word": "7"}));
     let text = |set: &str| load_with(GOOD, &[set]).unwrap_err().to_string();
     assert!(text("stages.tke.params.size=1").contains("did you mean `take`"));
     assert!(text("vars.m=1").contains("the pipeline has no variable `m`"));
@@ -158,6 +170,28 @@ stages:
     assert_eq!(p.stage("all").unwrap().inputs["more"].len(), 2);
     assert_eq!(p.select("take").unwrap().len(), 2);
     assert_eq!(p.closure(&["take@size=1,word=a".into()]).unwrap().len(), 2);
+}
+
+#[test]
+fn values_in_texts_and_names_are_as_written() {
+    let p = load(
+        "
+vars: { n: 007, all: '${vars.n}', id: 'run-${vars.n}/${vars.all}-${vars.hex}' }
+stages:
+  make: { kind: make, inputs: { files: data/x }, matrix: { v: [1.1, 1.10, 1e3] }, params: { size: '${vars.n}', word: 'v${matrix.v}-${vars.id}' } }
+  take: { kind: take, inputs: { fruit: make }, params: { size: 9 } }
+"
+        .replace("all:", "hex: 0x1F, all:")
+        .as_str(),
+    )
+    .unwrap();
+    let names: Vec<_> = p.stages.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["make@v=1.1", "make@v=1.10", "make@v=1e3", "take@v=1.1", "take@v=1.10", "take@v=1e3"]);
+    assert_eq!(p.stages[1].params, serde_json::json!({"size": 7, "word": "v1.10-run-007/007-0x1F"}));
+    assert!(matches!(&p.stages[4].inputs["fruit"][0], Input::Stage { stage, .. } if stage == "make@v=1.10"));
+    let (_, _, text) =
+        mistake("stages:\n  m: { kind: make, inputs: { files: ./x }, matrix: { size: [1.0, '1.0'] } }");
+    assert!(text.contains("`1.0` stands twice"), "{text}");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! objects/ab/cdef…      a blob, named by the digest of its bytes; read-only; never written in place
 //! manifests/HEX.json    an artifact: (path, digest, size) of its files; named by its own digest
 //! actions/HEX.json      what an action gave: key -> fingerprint and output artifacts
-//! history/P/S.json      the latest actions of stage S of pipeline P, for "why did this rerun"
+//! history/P/S.json      the latest actions of stage S of the pipeline in P.yaml, for "why did this rerun"
 //! urls/SHA256.json      what a URL's declared sha256 was found to be
 //! partial/              downloads not yet whole
 //! tmp/                  where running stages write; nothing in it is ever read by others

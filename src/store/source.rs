@@ -113,6 +113,9 @@ fn url_name(url: &str) -> String {
     if name.is_empty() || path.matches('/').count() < 3 { "download".into() } else { name.into() }
 }
 
+/// What makes a path a glob, unless there is a file or folder of exactly this name.
+const WILDCARDS: [char; 3] = ['*', '?', '['];
+
 type Listing = Vec<(String, PathBuf)>;
 
 /// Names within the source, and paths. `None` for a URL that is not here yet.
@@ -120,7 +123,7 @@ fn list(spec: &SourceSpec, root: &Path, store: &Store) -> Result<Option<Listing>
     let files = if let Some(sha256) = &spec.sha256 {
         let Some(file) = store.downloaded(sha256) else { return Ok(None) };
         vec![(url_name(&spec.text), store.object(&file.digest))]
-    } else if spec.text.contains(['*', '?', '[']) {
+    } else if spec.text.contains(WILDCARDS) && !root.join(&spec.text).exists() {
         glob(spec, root)?
     } else {
         path(spec, root)?
@@ -168,21 +171,29 @@ fn path(spec: &SourceSpec, root: &Path) -> Result<Listing> {
 
 fn glob(spec: &SourceSpec, root: &Path) -> Result<Listing> {
     // The folders in front of the first wildcard are where it looks, not what it finds.
-    let first = spec.text.find(['*', '?', '[']).unwrap_or(0);
+    let first = spec.text.find(WILDCARDS).unwrap_or(0);
     let split = spec.text[..first].rfind('/').map_or(0, |i| i + 1);
     // Without `./`, which the glob crate drops from what it finds.
     let base: PathBuf =
         root.join(&spec.text[..split]).components().filter(|c| *c != std::path::Component::CurDir).collect();
     let pattern = Path::new(&glob::Pattern::escape(&base.to_string_lossy())).join(&spec.text[split..]);
     let matches = glob::glob(&pattern.to_string_lossy())
-        .map_err(|e| at(spec, format!("`{}` is not a glob: {}", spec.text, e.msg)))?;
+        .map_err(|e| literally(at(spec, format!("`{}` is not a glob: {}", spec.text, e.msg)), spec))?;
     let mut files = listing(spec, &base, matches.filter_map(Result::ok).filter(|p| !p.is_dir()))?;
     files.sort();
     if files.is_empty() {
-        return Err(at(spec, format!("no file matches `{}`", spec.text))
+        return Err(literally(at(spec, format!("no file matches `{}`", spec.text)), spec)
             .help(format!("relative paths start from `{}`", root.display())));
     }
     Ok(files)
+}
+
+/// How to write a glob that matches brackets.
+fn literally(error: Error, spec: &SourceSpec) -> Error {
+    match spec.text.contains('[') {
+        true => error.help("`[` begins a set of characters; the character itself is written `[[]` in a glob"),
+        false => error,
+    }
 }
 
 /// The files and their names below `base`; hidden files are nobody's data.

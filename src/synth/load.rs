@@ -80,7 +80,7 @@ impl Loader {
         if let Some(errors) = Error::join(std::mem::take(&mut self.errors)) {
             return Err(errors); // texts that name a broken slot would only add noise
         }
-        let empty = Node { value: Value::Null, span: root.span.clone() };
+        let empty = Node::new(Value::Null, root.span.clone());
         let exchanges = root.get("exchanges").unwrap_or(&empty);
         self.exchange_names = exchanges.entries().iter().map(|(key, _)| key.name.clone()).collect();
         let named: Vec<_> =
@@ -468,7 +468,7 @@ fn range(node: &Node) -> Result<Vec<RawEntry>> {
         )));
     }
     let entry = |n: i64| RawEntry {
-        value: Node { value: Value::Int(n.into()), span: node.span.clone() },
+        value: Node::new(Value::Int(n.into()), node.span.clone()),
         weight: 1.0,
         attributes: Vec::new(),
     };

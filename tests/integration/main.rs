@@ -6,5 +6,6 @@ mod errors;
 mod own_text;
 mod project;
 mod shipped;
+mod spec;
 mod store;
 mod two_stage;

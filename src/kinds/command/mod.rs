@@ -71,6 +71,7 @@ impl Kind for Command {
         let values = params.env.iter().map(|(name, value)| (format!("env.{name}"), value));
         let mut issues = Vec::new();
         for (at, text) in words.chain(values) {
+            issues.extend(too_long(&at, text));
             for piece in quote::pieces(text) {
                 if let Piece::Reference { namespace: "inputs", name } = piece
                     && !inputs.0.contains_key(name)
@@ -92,6 +93,16 @@ impl Kind for Command {
         process::run(&words, &env.collect::<Result<_>>()?, ctx)?;
         ctx.types.iter().filter(|(_, ty)| *ty == FILE).try_for_each(|(port, _)| wrote_a_file(ctx, port))
     }
+}
+
+/// Of one argument or variable, in bytes: more no program is started with.
+const LONGEST: usize = if cfg!(target_os = "linux") { (128 << 10) - 1 } else { usize::MAX };
+
+fn too_long(at: &str, text: &str) -> Option<Issue> {
+    (text.len() > LONGEST).then(|| {
+        Issue::param(at, format!("this has {} bytes, a program takes at most {LONGEST} in one", text.len()))
+            .help("hand it over in a file: make it an input")
+    })
 }
 
 fn no_input(at: &str, name: &str, inputs: &Connected) -> Issue {
