@@ -272,7 +272,7 @@ fn every_mistake_is_found_at_its_place() {
             66,
             "is not a sha256",
         ),
-        ("name: store\nstages: {}", 1, 7, "cannot be the name of a pipeline"),
+        ("name: a b\nstages: {}", 1, 7, "cannot be the name of a pipeline"),
         ("seed: -1\nstages: {}", 1, 7, "expected a whole number, 0 or more"),
         ("resources: { memory: lots }\nstages: {}", 1, 22, "is not an amount of memory"),
         ("stages:\n  a/b: { kind: make }", 2, 3, "cannot be the name of a stage"),
