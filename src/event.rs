@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
-use serde_json::Value;
+use serde::{Serialize, Serializer};
 
 use crate::base::{Digest, Progress};
+use crate::store::Reason;
 
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -23,7 +23,8 @@ pub enum Event {
         stage: String,
         kind: String,
         key: Digest,
-        reason: Value,
+        #[serde(serialize_with = "code_and_detail")]
+        reason: Reason,
     },
     StageProgress {
         stage: String,
@@ -60,6 +61,11 @@ impl From<Progress> for ProgressEvent {
     }
 }
 
+/// As `plan --format json` has it.
+fn code_and_detail<S: Serializer>(reason: &Reason, serializer: S) -> Result<S::Ok, S::Error> {
+    reason.to_json().serialize(serializer)
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
@@ -77,7 +83,8 @@ pub struct StageResult {
     pub status: Status,
     /// `null` when an input never got a digest.
     pub key: Option<Digest>,
-    pub reason: Value,
+    #[serde(serialize_with = "code_and_detail")]
+    pub reason: Reason,
     pub seconds: f64,
     pub outputs: BTreeMap<String, Digest>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -7,11 +7,11 @@ use serde_json::json;
 
 use super::{Format, Loaded, PipelineArgs, out, print_json};
 use crate::base::Result;
-use crate::plan::{self, Difference, Past, Planned, Reason};
+use crate::plan::{self, Past, Planned};
 use crate::report::style::{Style, table};
 use crate::spec::StageSpec;
-use crate::store::Action;
 use crate::store::source::Sources;
+use crate::store::{self, Action, Difference, Reason};
 
 #[derive(Args)]
 pub struct Why {
@@ -57,11 +57,8 @@ impl<'a> Report<'a> {
         let decision = &planned.decision;
         let action = decision.fingerprint.as_ref().zip(decision.key.as_ref());
         let nearest = action.and_then(|(f, key)| plan::nearest(f, key, &loaded.pipeline, stage, &past));
-        let ran_because = planned
-            .decision
-            .action
-            .as_ref()
-            .and_then(|a| Some((serde_json::from_value(a.reason.clone()).ok()?, a.run.clone())));
+        let ran_because =
+            planned.decision.action.as_ref().and_then(|a| Some((a.reason.clone()?, a.run.clone())));
         Report { planned, ran_because, nearest }
     }
 
@@ -128,7 +125,7 @@ fn row(difference: &Difference) -> Vec<String> {
     if let Difference::Input { files, .. } = difference
         && !files.is_empty()
     {
-        cells.push(plan::file_changes(files));
+        cells.push(store::file_changes(files));
     }
     cells
 }

@@ -14,18 +14,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinSet;
 
 use crate::base::{Digest, Error, Monitor, Progress, Result};
 use crate::event::{Event, StageResult, Status, Summary};
 use crate::plan::lock::{Lock, LockedStage};
-use crate::plan::{self, Decision, Past, Reason, Verdict};
+use crate::plan::{self, Decision, Past, Verdict};
 use crate::spec::{Pipeline, StageSpec};
 use crate::stage::Kinds;
 use crate::store::source::{self, Sources};
-use crate::store::{Action, BEAT, Claim, Claimed, Store};
+use crate::store::{Action, BEAT, Claim, Claimed, Reason, Store};
 
 /// How to run.
 #[derive(Default)]
@@ -332,7 +331,7 @@ impl Scheduler {
         }
         for i in self.selected.clone() {
             if !self.done.contains_key(&i) {
-                self.skip(i, Reason::UpstreamFailed("the run".into()));
+                self.skip(i, self.why_not_started(i));
             }
         }
         self.tell_all();
@@ -467,7 +466,7 @@ impl Scheduler {
             stage: stage.name.clone(),
             kind: stage.kind.clone(),
             key,
-            reason: decision.reason.to_json(),
+            reason: decision.reason.clone(),
         });
         // Before anything that the stage itself reports.
         self.tell_all();
@@ -527,29 +526,40 @@ impl Scheduler {
         let result = StageResult {
             status: Status::Failed,
             key,
-            reason: reason.to_json(),
             error: Some(error.to_string()),
             fault: Some(error.fault()),
-            ..self.nothing_of(i)
+            ..self.nothing_of(i, reason)
         };
         self.finished(i, result);
     }
 
     fn skip(&mut self, i: usize, reason: Reason) {
-        let stopped = self.shared.cancel.is_cancelled();
-        let reason = if stopped { Reason::UpstreamFailed("the run".into()) } else { reason };
-        self.finished(i, StageResult { reason: reason.to_json(), ..self.nothing_of(i) });
+        self.finished(i, self.nothing_of(i, reason));
+    }
+
+    /// Why a stage is left over at the end of a run.
+    fn why_not_started(&self, i: usize) -> Reason {
+        if self.shared.cancel.is_cancelled() {
+            return Reason::Cancelled;
+        }
+        if let Some(bad) = self.shared.pipeline.stages[i].upstream().find(|up| self.is_bad(up)) {
+            return Reason::UpstreamFailed(bad.to_string());
+        }
+        let failed = self.done.values().filter(|r| r.status == Status::Failed);
+        let first = failed.filter_map(|r| self.shared.pipeline.place(&r.stage)).min();
+        let first = first.map_or("a stage", |i| self.shared.pipeline.stages[i].name.as_str());
+        Reason::StoppedAfter(first.to_string())
     }
 
     /// The result of a stage that was not run.
-    fn nothing_of(&self, i: usize) -> StageResult {
+    fn nothing_of(&self, i: usize, reason: Reason) -> StageResult {
         let stage = &self.shared.pipeline.stages[i];
         StageResult {
             stage: stage.name.clone(),
             kind: stage.kind.clone(),
             status: Status::Skipped,
             key: None,
-            reason: Value::Null,
+            reason,
             seconds: 0.0,
             outputs: BTreeMap::new(),
             error: None,
@@ -586,7 +596,7 @@ fn result_of(stage: &StageSpec, status: Status, decision: &Decision, action: &Ac
         kind: stage.kind.clone(),
         status,
         key: decision.key,
-        reason: decision.reason.to_json(),
+        reason: decision.reason.clone(),
         seconds: action.seconds,
         outputs: action.outputs.clone(),
         error: None,

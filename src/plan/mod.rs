@@ -4,20 +4,20 @@
 //! A fingerprint holds the digests of inputs, so a stage behind one that will run is *pending*: its
 //! own key is not known yet, and if the upstream stage gives the same bytes again, it is a hit.
 
+mod differences;
 pub mod lock;
-mod reason;
 
 use std::collections::{BTreeMap, HashMap};
 
 use serde_json::Value;
 
-pub use reason::{Difference, FileChange, Reason, differences, file_changes};
+pub use differences::differences;
 
 use crate::base::Digest;
 use crate::spec::{Input, Pipeline, StageSpec};
 use crate::stage::{Info, Kinds};
 use crate::store::source::Sources;
-use crate::store::{Action, Damage, Fingerprint, Manifest, Store, VERSION};
+use crate::store::{Action, Damage, Difference, Fingerprint, Manifest, Reason, Store, VERSION};
 
 /// What a plan may ask about the past.
 pub trait Known {

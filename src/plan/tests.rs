@@ -51,7 +51,7 @@ fn ran(text: &str) -> Memory {
         version: VERSION,
         fingerprint,
         outputs: BTreeMap::from([("t".to_string(), Digest::of(b"t"))]),
-        reason: Value::Null,
+        reason: None,
         seconds: 0.0,
         run: "r".into(),
         measurements: Vec::new(),

@@ -92,7 +92,7 @@ impl Console {
         let s = self.style;
         let status = status(s, result.status);
         let took = units::duration(Duration::from_secs_f64(result.seconds));
-        let detail = result.reason["detail"].as_str().unwrap_or_default();
+        let detail = result.reason.detail();
         let name = format!("{:>width$}", result.stage, width = self.width);
         match result.status {
             Status::Ran => self.line(&format!("{} {status}  {took}", s.bold(name))),
@@ -166,8 +166,7 @@ fn summary_text(summary: &Summary, s: Style) -> String {
             Status::Ran | Status::Failed => units::duration(Duration::from_secs_f64(r.seconds)),
             Status::Cached | Status::Skipped => String::new(),
         };
-        let why = r.reason["detail"].as_str().unwrap_or_default().to_string();
-        let why = if r.status == Status::Cached { String::new() } else { why };
+        let why = if r.status == Status::Cached { String::new() } else { r.reason.detail() };
         rows.push(vec![r.stage.clone(), format!("{:?}", r.status).to_lowercase(), time, why]);
     }
     let body = table(&rows, |row, column, cell| match (row, column) {
@@ -205,8 +204,8 @@ impl Reporter for Console {
                 if let Some(running) = self.running.remove("sources") {
                     running.bar.finish_and_clear();
                 }
-                let why = reason["detail"].as_str().unwrap_or_default();
                 if !self.live {
+                    let why = reason.detail();
                     self.line(&format!("{stage:>width$} starts ({why})", width = self.width));
                 }
                 self.begin(stage);

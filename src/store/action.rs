@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
+use super::Reason;
 use crate::base::{Digest, canonical};
 
 /// The readable record of everything that may change a stage's bytes. Never in here: mtimes, absolute
@@ -45,10 +46,16 @@ pub struct Action {
     pub fingerprint: Fingerprint,
     /// Port -> artifact.
     pub outputs: BTreeMap<String, Digest>,
-    /// Why it ran: `plan::Reason`, kept as it was then.
-    pub reason: Value,
+    /// Why it ran; `None` where another version of the program wrote what this one has no reason for.
+    #[serde(default, deserialize_with = "known")]
+    pub reason: Option<Reason>,
     pub seconds: f64,
     /// The run that made it.
     pub run: String,
     pub measurements: Vec<Measurement>,
+}
+
+/// What an action gave is as good for whatever reason it ran.
+fn known<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Reason>, D::Error> {
+    Value::deserialize(deserializer).map(|value| serde_json::from_value(value).ok())
 }

@@ -26,6 +26,7 @@ mod claim;
 mod collect;
 pub mod download;
 mod memo;
+mod reason;
 mod scratch;
 pub mod source;
 mod view;
@@ -40,6 +41,7 @@ use serde::{Deserialize, Serialize};
 pub use action::{Action, Fingerprint, Measurement};
 pub use claim::{Claim, Claimed};
 use memo::Memo;
+pub use reason::{Difference, FileChange, Reason, file_changes};
 pub use scratch::BEAT;
 use scratch::Scratch;
 

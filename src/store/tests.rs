@@ -16,7 +16,7 @@ fn action(n: u64) -> Action {
         version: VERSION,
         fingerprint: fingerprint(n),
         outputs: BTreeMap::new(),
-        reason: serde_json::Value::Null,
+        reason: Some(Reason::NeverRan),
         seconds: 0.0,
         run: "r".into(),
         measurements: Vec::new(),
@@ -78,6 +78,9 @@ fn records_that_do_not_read_or_lie_count_as_absent() {
     let text = String::from_utf8(fs::read(&record).unwrap()).unwrap();
     rewrite(&record, text.replace("\"n\": 1", "\"n\": 7").as_bytes());
     assert_eq!(store.action(&fingerprint(1).key()), None);
+    // What another version had as its reason says nothing about the bytes.
+    rewrite(&record, text.replace("\"never_ran\"", "{ \"full_moon\": 3 }").as_bytes());
+    assert_eq!(store.action(&fingerprint(1).key()), Some(Action { reason: None, ..made.clone() }));
     rewrite(&record, b"{");
     assert_eq!(store.action(&fingerprint(1).key()), None);
     assert!(store.damaged_record(&fingerprint(1).key()).unwrap().contains("does not read"));

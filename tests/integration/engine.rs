@@ -167,6 +167,10 @@ fn without_keep_going_nothing_new_starts_after_a_failure() {
     let (code, summary) = p.try_run(&["--jobs", "1"]);
     assert_eq!(code, 1);
     assert_eq!(statuses(&summary), ["upper=failed", "first=skipped", "count=skipped", "other=skipped"]);
+    let reason = |name: &str| stage(&summary, name)["reason"].clone();
+    assert_eq!(reason("first")["code"], "upstream_failed");
+    assert_eq!(reason("other")["code"], "stopped_after_failure");
+    assert_eq!(reason("other")["detail"], "not started after `upper` failed");
 }
 
 #[test]
@@ -252,7 +256,7 @@ fn an_interrupt_stops_cleanly_and_keeps_what_was_finished() {
     p.write("pipelines/p.yaml", text.replace("DIR", signs.path().to_str().unwrap()));
     let begun = Instant::now();
     let child = p
-        .command(&["run", "p", "first"])
+        .command(&["run", "p", "count"])
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())
         .spawn()
@@ -266,6 +270,7 @@ fn an_interrupt_stops_cleanly_and_keeps_what_was_finished() {
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("stopped on request"), "{stderr}");
+    assert!(stderr.contains("count skipped  the run was stopped before it"), "{stderr}");
     assert!(begun.elapsed() < Duration::from_secs(50));
     assert_eq!(std::fs::read_dir(p.path("artifacts/store/tmp")).unwrap().count(), 0);
     p.write("pipelines/p.yaml", CHAIN);
