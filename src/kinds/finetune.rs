@@ -199,7 +199,7 @@ fn warn_of_trained(chats: &[(String, Rendered)], given: &[(String, Rendered)]) {
     let known = given.iter().filter(|(id, _)| trained.contains(id.as_str())).count();
     if known > 0 {
         tracing::warn!(
-            "{known} conversations to validate on are trained on, too: the validation loss flatters"
+            "{known} conversations to validate on are trained on, too: the validation loss is too low"
         );
     }
 }

@@ -159,7 +159,7 @@ fn validation(ctx: &Context, shards: &Shards, tokenizer: &Tokenizer) -> Result<T
     let known = given.ids(&both)?.iter().filter(|id| trained.contains(*id)).count();
     if known > 0 {
         tracing::warn!(
-            "{known} texts of `{}` are trained on, too: the validation loss flatters",
+            "{known} texts of `{}` are trained on, too: the validation loss is too low",
             artifact.label
         );
     }
