@@ -581,11 +581,10 @@ fn word<'n>(node: &'n Node, what: &str) -> Result<&'n str> {
     text.ok_or_else(|| node.error(format!("{what} must be a text, found {}", node.describe())))
 }
 
-/// A text; whole numbers need no quotes.
+/// A text; whole numbers need no quotes and stay as they are written, as `007` does.
 fn scalar(node: &Node) -> Result<String> {
-    match &node.value {
-        Value::Str(text) => Ok(text.clone()),
-        Value::Int(n) => Ok(n.to_string()),
+    match (&node.value, node.written()) {
+        (Value::Str(_) | Value::Int(_), Some(text)) => Ok(text.into_owned()),
         _ => Err(node
             .error(format!("expected a text, found {}", node.describe()))
             .help("put texts with `{`, `[`, `: ` or ` #` in them, and words such as true, in quotes")),

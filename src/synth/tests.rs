@@ -187,6 +187,12 @@ documents: [{name: t, text: '{a} {a.2}'}]
 }
 
 #[test]
+fn numbers_among_texts_stay_as_they_are_written() {
+    let text = "slots: {agent: [007]}\ndocuments: [{name: a, text: 'Agent {agent} came.'}]\n";
+    assert_eq!(draw(&[load("t.yaml", text).unwrap()], 1, true).0, ["Agent 007 came."]);
+}
+
+#[test]
 fn values_that_double_each_other_are_refused() {
     let tower = |levels: usize, value: &str| {
         let slots: String = (0..levels)
