@@ -1,5 +1,5 @@
 //! The one owner of `std::fs`: every error names the path, every listing is sorted. A file that others
-//! may read appears whole: it is written where nobody looks, then renamed.
+//! may read appears whole: it is written to a temporary file, then renamed.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Read, Write};

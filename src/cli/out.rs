@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use crate::base::Result;
 use crate::report::stdout::{self, Reader};
 
-/// Prints `text`; ends the process, content, when nobody reads any more.
+/// Prints `text`; ends the process with success when the reader of a pipe is gone (`| head`).
 ///
 /// # Errors
 /// When stdout is closed or full.

@@ -139,7 +139,7 @@ fn is_ignored(signal: i32) -> bool {
     }
 }
 
-/// Never, where nobody listens.
+/// Waits for the signal; for ever where it is ignored.
 #[cfg(unix)]
 async fn received(signal: &mut Option<tokio::signal::unix::Signal>) {
     match signal {
