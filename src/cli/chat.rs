@@ -149,7 +149,7 @@ impl<'a> Talk<'a> {
 
     /// Once a turn in which the conversation no longer fit.
     fn warn_of_forgotten(&self, before: usize) {
-        let (now, room) = (self.session.text.forgotten, self.model.gpt.config.seq_len);
+        let (now, room) = (self.session.text.forgotten, self.model.transformer.config.seq_len);
         if now > before {
             let all = self.session.text.tokens.len();
             warn(&format!(

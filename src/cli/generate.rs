@@ -108,7 +108,7 @@ pub fn load_model(text: &str, dtype: DtypeArg) -> Result<Model> {
     let names = Names::beside(|name| artifact.find(name))?;
     let (config, weights, tokenizer) = (file(CONFIG_FILE)?, file(WEIGHTS_FILE)?, file(TOKENIZER_FILE)?);
     let model = Model::load(config, weights, Tokenizer::load_with(tokenizer, &names)?)?;
-    Ok(Model { gpt: model.gpt.in_dtype(dtype.into()), ..model })
+    Ok(Model { transformer: model.transformer.in_dtype(dtype.into()), ..model })
 }
 
 impl Generate {

@@ -23,7 +23,7 @@ use crate::base::{Monitor, Result};
 use crate::corpus::held_out::{Extremes, HeldOut, Rule, is_unseen};
 use crate::generate::{self, Strategy};
 use crate::kernel::Team;
-use crate::model::{IGNORE, Model, Pass, Prediction, Sequences};
+use crate::model::{Executor, IGNORE, Model, Prediction, Sequences};
 use crate::tokenizer::{Inputs, Special, Text, chat};
 
 /// Which of the texts that were there to train on count.
@@ -171,9 +171,9 @@ pub fn evaluate(model: &Model, texts: &Texts, options: &Options, monitor: &dyn M
     }
     let (hits, tried) = completions(model, &documents.texts, options, monitor)?;
     Ok(Report {
-        parameters: model.gpt.config.parameters() as u64,
-        model_bytes: model.gpt.to_safetensors()?.len() as u64,
-        vocab_size: model.gpt.config.vocab_size,
+        parameters: model.transformer.config.parameters() as u64,
+        model_bytes: model.transformer.to_safetensors()?.len() as u64,
+        vocab_size: model.transformer.config.vocab_size,
         documents: score(model, &documents.items, "documents", monitor)?,
         chats: score(model, &chats.items, "chats", monitor)?,
         completion_accuracy: (tried > 0).then(|| hits as f64 / tried as f64),
@@ -266,10 +266,11 @@ fn score(model: &Model, items: &[Item], what: &str, monitor: &dyn Monitor) -> Re
     let total: u64 = items.iter().map(|i| i.ids.len() as u64).sum();
     let mut done = 0;
     let begun = std::time::Instant::now();
-    let mut pass = Pass::forward_only(&model.gpt.config, Team::new(rayon::current_num_threads()));
+    let mut executor =
+        Executor::forward_only(&model.transformer.config, Team::new(rayon::current_num_threads()));
     for item in items {
         monitor.step(what, done, Some(total), "tokens")?;
-        sums += score_item(model, &mut pass, item, monitor)?;
+        sums += score_item(model, &mut executor, item, monitor)?;
         done += item.ids.len() as u64;
     }
     if sums.tokens == 0 {
@@ -280,8 +281,8 @@ fn score(model: &Model, items: &[Item], what: &str, monitor: &dyn Monitor) -> Re
 }
 
 /// Windows of the model's length, each half a window further; only what no earlier one scored counts.
-fn score_item(model: &Model, pass: &mut Pass, item: &Item, monitor: &dyn Monitor) -> Result<Sums> {
-    let room = model.gpt.config.seq_len;
+fn score_item(model: &Model, executor: &mut Executor, item: &Item, monitor: &dyn Monitor) -> Result<Sums> {
+    let room = model.transformer.config.seq_len;
     let mut sums = Sums { texts: 1, bytes: item.bytes, ..Sums::default() };
     let mut next = 1;
     let mut start = 0;
@@ -293,7 +294,10 @@ fn score_item(model: &Model, pass: &mut Pass, item: &Item, monitor: &dyn Monitor
         let targets: Vec<u32> =
             (start + 1..=end).map(|i| if counts(i) { item.ids[i] } else { IGNORE }).collect();
         let all = Sequences { ids: &item.ids[start..end], targets: &targets, length: end - start };
-        pass.predictions(&model.gpt, all).into_iter().for_each(|prediction| sums += sums_of(prediction));
+        executor
+            .predictions(&model.transformer, all)
+            .into_iter()
+            .for_each(|prediction| sums += sums_of(prediction));
         next = end + 1;
         start = end.saturating_sub(room / 2);
     }

@@ -5,18 +5,17 @@ use crate::base::Quiet;
 use crate::corpus::conversation::{self, Conversation, ConversationWriter, Message, Role};
 use crate::corpus::document::{Document, DocumentWriter, FILE_NAME};
 use crate::corpus::held_out::HeldOut;
-use crate::model::{Config, Gpt};
+use crate::model::{Config, Transformer, gpt2};
 use crate::tokenizer::Tokenizer;
 
 /// A model without any opinion: every weight is 0, so every token is equally likely.
 fn uniform(vocab: usize) -> Model {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizers/byte_bpe.json");
     let tokenizer = Tokenizer::load(std::path::Path::new(path)).unwrap();
-    let config =
-        Config { vocab_size: vocab, d_model: 8, n_layer: 1, n_head: 2, d_ff: 16, seq_len: 16, dropout: 0.0 };
-    let mut gpt = Gpt::fresh(&config, 3);
-    gpt.weights.fill(0.0);
-    Model { gpt, tokenizer }
+    let config = Config { d_ff: 16, dropout: 0.0, ..gpt2(vocab, 8, 1, 2, 16) };
+    let mut transformer = Transformer::fresh(&config, 3);
+    transformer.weights.fill(0.0);
+    Model { transformer, tokenizer }
 }
 
 fn options(scored: Scored) -> Options {
@@ -49,7 +48,7 @@ fn a_model_without_opinion_has_log2_v_bits_a_token_and_every_token_counts_once()
     assert!((scores.bits_per_byte - expected).abs() < 1e-6, "{} is not {expected}", scores.bits_per_byte);
     assert!((scores.perplexity - 1024.0).abs() < 1e-3);
     assert_eq!(report.completions, 2);
-    assert_eq!(report.parameters, model.gpt.config.parameters() as u64);
+    assert_eq!(report.parameters, model.transformer.config.parameters() as u64);
 }
 
 /// In windows that begin within a question, within an answer, and where nothing is left to score.

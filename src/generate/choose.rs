@@ -31,7 +31,7 @@ impl Chooser {
         banned.retain(|id| !ends.contains(id));
         Chooser {
             options: options.clone(),
-            known: model.tokenizer.vocab_size().min(model.gpt.config.vocab_size),
+            known: model.tokenizer.vocab_size().min(model.transformer.config.vocab_size),
             banned,
             ends,
         }

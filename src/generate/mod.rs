@@ -140,7 +140,11 @@ pub struct Session<'a> {
 impl<'a> Session<'a> {
     /// A session on this many threads; they help models of some size.
     pub fn new(model: &'a Model, threads: usize) -> Self {
-        Session { model, decoder: Decoder::new(&model.gpt, Team::new(threads)), text: Text::default() }
+        Session {
+            model,
+            decoder: Decoder::new(&model.transformer, Team::new(threads)),
+            text: Text::default(),
+        }
     }
 
     /// Reads `ids`. When there are more than the model holds, only the newest half of its room is kept.
@@ -149,9 +153,9 @@ impl<'a> Session<'a> {
     /// # Errors
     /// An id that the model does not have, or a model whose numbers are NaN.
     pub fn feed(&mut self, ids: &[u32]) -> Result<usize> {
-        let gpt = &self.model.gpt;
+        let gpt = &self.model.transformer;
         // Before anything is noted of them.
-        gpt.config.knows(ids)?;
+        gpt.config.validate_ids(ids)?;
         if ids.is_empty() {
             return Ok(0);
         }
@@ -165,8 +169,8 @@ impl<'a> Session<'a> {
 
     /// Reads one id in each of several texts, side by side.
     fn read_each(&mut self, texts: &mut [Text], ids: &[u32]) -> Result<()> {
-        let gpt = &self.model.gpt;
-        gpt.config.knows(ids)?;
+        let gpt = &self.model.transformer;
+        gpt.config.validate_ids(ids)?;
         if texts.is_empty() {
             return Ok(());
         }
@@ -296,7 +300,7 @@ pub fn answer(model: &Model, messages: &[Message], options: &Options, threads: u
 
 fn warn_if_cut(model: &Model, ids: &[u32]) {
     let mut all = Text::default();
-    all.take(ids, model.gpt.config.seq_len);
+    all.take(ids, model.transformer.config.seq_len);
     if all.forgotten > 0 {
         tracing::warn!("{}", cut_to_fit(model, ids.len(), all.forgotten));
     }
@@ -304,7 +308,7 @@ fn warn_if_cut(model: &Model, ids: &[u32]) {
 
 /// What is to be said when of a prompt of `tokens` tokens the first `cut` do not fit.
 pub fn cut_to_fit(model: &Model, tokens: usize, cut: usize) -> String {
-    let room = model.gpt.config.seq_len;
+    let room = model.transformer.config.seq_len;
     format!("the prompt has {tokens} tokens, the model holds {room}: the first {cut} are cut")
 }
 

@@ -2,23 +2,15 @@
 
 use super::choose::{argmax, candidates, log_probabilities};
 use super::*;
-use crate::model::{Config, Gpt};
+use crate::model::{Config, Transformer, gpt2};
 use crate::tokenizer::Tokenizer;
 
 /// A small untrained model with a real tokenizer.
 fn model() -> Model {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizers/byte_bpe.json");
     let tokenizer = Tokenizer::load(std::path::Path::new(path)).unwrap();
-    let config = Config {
-        vocab_size: tokenizer.vocab_size() + 20,
-        d_model: 16,
-        n_layer: 2,
-        n_head: 2,
-        d_ff: 32,
-        seq_len: 16,
-        dropout: 0.0,
-    };
-    Model { gpt: Gpt::fresh(&config, 3), tokenizer }
+    let config = Config { d_ff: 32, dropout: 0.0, ..gpt2(tokenizer.vocab_size() + 20, 16, 2, 2, 16) };
+    Model { transformer: Transformer::fresh(&config, 3), tokenizer }
 }
 
 fn ids(model: &Model, options: &Options) -> Vec<u32> {
@@ -88,7 +80,7 @@ fn a_full_cache_forgets_the_older_half_and_goes_on() {
     assert_eq!(long.len(), 60);
     let mut session = Session::new(&model, 2);
     session.feed(&[9; 50]).unwrap();
-    assert_eq!(session.text.logits.len(), model.gpt.config.vocab_size);
+    assert_eq!(session.text.logits.len(), model.transformer.config.vocab_size);
     assert!(session.feed(&[u32::MAX]).is_err());
 }
 
@@ -97,7 +89,7 @@ fn what_frames_a_text_and_what_the_tokenizer_lacks_is_never_chosen() {
     let model = model();
     let mut session = Session::new(&model, 2);
     session.feed(&[9]).unwrap();
-    session.text.logits = vec![0.0; model.gpt.config.vocab_size];
+    session.text.logits = vec![0.0; model.transformer.config.vocab_size];
     for special in [Special::Pad, Special::Unk, Special::Bos] {
         session.text.logits[model.tokenizer.require(special).unwrap() as usize] = 50.0;
     }
@@ -112,7 +104,7 @@ fn a_penalty_pushes_down_what_was_said() {
     let model = model();
     let mut session = Session::new(&model, 2);
     session.feed(&[9, 10]).unwrap();
-    session.text.logits = vec![0.0; model.gpt.config.vocab_size];
+    session.text.logits = vec![0.0; model.transformer.config.vocab_size];
     (session.text.logits[9], session.text.logits[10], session.text.logits[11]) = (2.0, -2.0, 1.5);
     let scores = Chooser::new(&model, &Options { repetition_penalty: 2.0, ..Options::default() })
         .scores(&session.text);
@@ -193,7 +185,7 @@ fn a_penalty_without_end_decides_alone() {
     let model = model();
     let mut session = Session::new(&model, 1);
     session.feed(&[9, 10, 11]).unwrap();
-    session.text.logits = vec![-1.0; model.gpt.config.vocab_size];
+    session.text.logits = vec![-1.0; model.transformer.config.vocab_size];
     (session.text.logits[9], session.text.logits[10], session.text.logits[12]) = (0.0, 3.0, 1.0);
     let chosen = |repetition_penalty: f64| {
         let options = Options { repetition_penalty, ..Options::default() };
@@ -213,7 +205,7 @@ fn a_penalty_without_end_decides_alone() {
 #[test]
 fn a_model_of_nan_is_told() {
     let mut model = model();
-    model.gpt.weights.fill(f32::NAN);
+    model.transformer.weights.fill(f32::NAN);
     let error = Session::new(&model, 1).feed(&[9]).unwrap_err().to_string();
     assert!(error.contains("NaN"), "{error}");
 }

@@ -13,7 +13,7 @@
 //!
 //! **A layer** is a file with `forward`, which reads its input and its numbers and writes its output and
 //! what the way back will need, and `backward`, which *adds* to the gradients of its numbers and gives the
-//! gradient of its input. It keeps nothing: all memory is the caller's (see `model::pass`). A new kind of
+//! gradient of its input. It keeps nothing: all memory is the caller's (see `model::executor`). A new kind of
 //! layer is a new file here and two calls there.
 //!
 //! **The same bytes everywhere**: results depend on neither the number of threads nor the instructions.

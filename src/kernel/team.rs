@@ -1,6 +1,6 @@
 //! Threads that work on one thing together, many times a millisecond.
 //!
-//! Where threads have nothing larger of their own to do (see `model::pass`), all share each small loop: a
+//! Where threads have nothing larger of their own to do (see `model::executor`), all share each small loop: a
 //! token that is generated is some hundred of them. Handing a loop to a general thread pool costs 5 to
 //! 20 µs; here the threads of a [`Team`] spin for a short while between loops, so it costs less than 1. Who
 //! does which task is decided at run time, which is why a task must write only what is its own: then the

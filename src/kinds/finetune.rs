@@ -9,7 +9,7 @@ use crate::base::{Error, Result, units};
 use crate::corpus::conversation::Role;
 use crate::corpus::conversation::{self, ConversationReader};
 use crate::corpus::held_out::{Rule, Split};
-use crate::model::{CONFIG_FILE, Gpt, Model, TOKENIZER_FILE, WEIGHTS_FILE};
+use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE, Transformer, WEIGHTS_FILE};
 use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port};
 use crate::tokenizer::chat::{self, Rendered};
 use crate::tokenizer::{Names, Special, Tokenizer};
@@ -97,7 +97,7 @@ impl Kind for Finetune {
 
     fn run(params: &Params, ctx: &Context) -> Result<()> {
         let mut model = load(params, ctx)?;
-        let seq_len = model.gpt.config.seq_len;
+        let seq_len = model.transformer.config.seq_len;
         let shortest = shortest_row(longest_opening(&model.tokenizer)?).max(SHORTEST as usize);
         if seq_len < shortest {
             return Err(Error::input(format!("a model of {seq_len} positions holds no exchange"))
@@ -116,25 +116,25 @@ impl Kind for Finetune {
 /// The model with the tokenizer that is connected, its embedding extended where that has new tokens.
 fn load(params: &Params, ctx: &Context) -> Result<Model> {
     let input = ctx.input("model")?;
-    let mut gpt = Gpt::load(input.file(CONFIG_FILE)?, input.file(WEIGHTS_FILE)?)?;
+    let mut transformer = Transformer::load(input.file(CONFIG_FILE)?, input.file(WEIGHTS_FILE)?)?;
     let names = tokenizers::names(input)?;
     let own = Tokenizer::load_with(input.file(TOKENIZER_FILE)?, &names)?;
     let connected = ctx.input("tokenizer")?;
     let names = params.special_tokens.clone().or(names);
     let tokenizer = tokenizers::load(connected, names)?;
     own.is_part_of(&tokenizer)?;
-    if tokenizer.vocab_size() > gpt.config.vocab_size {
+    if tokenizer.vocab_size() > transformer.config.vocab_size {
         tracing::info!(
             "the embedding grows from {} to {} tokens",
-            gpt.config.vocab_size,
+            transformer.config.vocab_size,
             tokenizer.vocab_size()
         );
-        gpt = gpt.extended(tokenizer.vocab_size(), ctx.seed)?;
+        transformer = transformer.extended(tokenizer.vocab_size(), ctx.seed)?;
     }
     if let Some(dropout) = params.dropout {
-        gpt.config.dropout = dropout;
+        transformer.config.dropout = dropout;
     }
-    Ok(Model { gpt, tokenizer })
+    Ok(Model { transformer, tokenizer })
 }
 
 /// How many ids begin a turn at most.
@@ -161,7 +161,7 @@ fn rows(params: &Params, ctx: &Context, model: &Model) -> Result<(Packed, Packed
             Split::Validation => given.push((id, conversation)),
         }
     }
-    let seq_len = model.gpt.config.seq_len;
+    let seq_len = model.transformer.config.seq_len;
     let train = pack(train.into_iter(), seq_len + 1);
     let validation = pack(given.into_iter().map(|(_, conversation)| conversation), seq_len + 1);
     tracing::info!(
@@ -210,7 +210,7 @@ mod tests {
 
     use super::super::texts::fixtures;
     use super::*;
-    use crate::model::Config;
+    use crate::model::{Config, gpt2};
     use crate::stage::{Artifact, harness};
 
     fn tokenizer(name: &str) -> Artifact {
@@ -221,16 +221,8 @@ mod tests {
     /// A fresh model of the byte-level tokenizer, with room for `vocab_size` tokens.
     fn model(folder: &Path) -> Artifact {
         let tokenizer = Tokenizer::load(tokenizer("byte_bpe.json").file_or_only("").unwrap()).unwrap();
-        let config = Config {
-            vocab_size: tokenizer.vocab_size(),
-            d_model: 16,
-            n_layer: 1,
-            n_head: 2,
-            d_ff: 32,
-            seq_len: 48,
-            dropout: 0.1,
-        };
-        Model { gpt: Gpt::fresh(&config, 1), tokenizer }.save(folder).unwrap();
+        let config = Config { d_ff: 32, dropout: 0.1, ..gpt2(tokenizer.vocab_size(), 16, 1, 2, 48) };
+        Model { transformer: Transformer::fresh(&config, 1), tokenizer }.save(folder).unwrap();
         harness::artifact("base", folder).unwrap()
     }
 

@@ -6,7 +6,7 @@ use super::tokenizers;
 use super::training::training_params;
 use crate::base::{Error, Result, units};
 use crate::corpus::held_out::{self, HeldOut, Split};
-use crate::model::{self, Config, Gpt, Model};
+use crate::model::{self, Config, Model, Transformer};
 use crate::shard::{Shards, TokenStream};
 use crate::stage::{Artifact, Connected, Context, Facts, Info, Issue, Kind, Port};
 use crate::tokenizer::{Special, Tokenizer};
@@ -41,14 +41,18 @@ impl Params {
     fn config(&self) -> Result<Config> {
         let base = model::preset(&self.preset)?;
         let d_model = self.d_model.unwrap_or(base.d_model);
+        let n_head = self.n_head.unwrap_or(base.n_head);
         Ok(Config {
             vocab_size: self.vocab_size.unwrap_or(base.vocab_size),
             d_model,
             n_layer: self.n_layer.unwrap_or(base.n_layer),
-            n_head: self.n_head.unwrap_or(base.n_head),
+            n_head,
+            n_kv_head: n_head,
+            d_head: d_model / n_head.max(1),
             d_ff: self.d_ff.unwrap_or(if self.d_model.is_some() { 4 * d_model } else { base.d_ff }),
             seq_len: self.seq_len.unwrap_or(base.seq_len),
             dropout: self.dropout.unwrap_or(base.dropout),
+            ..base.clone()
         })
     }
 }
@@ -90,7 +94,7 @@ impl Kind for Pretrain {
             Err(e) => return vec![Issue::param("preset", e.to_string())],
         };
         let mut issues = params.ranges();
-        if let Some((name, why)) = config.mistake() {
+        if let Err((name, why)) = config.validate() {
             issues.push(Issue::param(name, why));
         }
         let room = config.vocab_size as u64;
@@ -123,7 +127,7 @@ impl Kind for Pretrain {
             units::count(validation.len() as u64)
         );
         let pad = tokenizer.special(Special::Pad).unwrap_or(0);
-        let mut model = Model { gpt: Gpt::fresh(&config, ctx.seed), tokenizer };
+        let mut model = Model { transformer: Transformer::fresh(&config, ctx.seed), tokenizer };
         let windows = |stream| Windows::new(stream, config.seq_len, pad);
         let (train, validation) = (windows(&train), windows(&validation));
         let folder = ctx.output("model")?;

@@ -5,7 +5,7 @@
 //! gives the bits that the whole text would give.
 
 use super::Config;
-use super::gpt::Gpt;
+use super::transformer::Transformer;
 use crate::base::{Error, Result};
 use crate::kernel::attention::{self, Rows, Shape};
 use crate::kernel::embedding::{self, Ids};
@@ -50,8 +50,8 @@ enum Head {
 }
 
 impl Head {
-    fn new(gpt: &Gpt, team: &Team) -> Self {
-        let (tokens, c) = (gpt.layout.wte.clone(), gpt.config.d_model);
+    fn new(gpt: &Transformer, team: &Team) -> Self {
+        let (tokens, c) = (gpt.layout.tokens.clone(), gpt.config.d_model);
         match &gpt.halves {
             Some(halves) => Head::Bf16(Panels::of_columns(team, &halves[tokens], c)),
             None => Head::F32(Panels::of_columns(team, &gpt.weights[tokens], c)),
@@ -68,7 +68,7 @@ impl Head {
 
 /// The memory of a step, and who takes it. Grows to the longest that it is given.
 pub struct Decoder<'a> {
-    gpt: &'a Gpt,
+    gpt: &'a Transformer,
     team: Team,
     /// The output projection, laid out for few rows; made when texts are first read on by single ids.
     head: Option<Head>,
@@ -82,7 +82,7 @@ pub struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    pub fn new(gpt: &'a Gpt, team: Team) -> Self {
+    pub fn new(gpt: &'a Transformer, team: Team) -> Self {
         let none = Vec::new;
         Decoder {
             gpt,
@@ -118,15 +118,22 @@ impl<'a> Decoder<'a> {
             text.cache.prepare(config);
             let ids = Ids { ids: text.ids, length: text.ids.len(), start: text.cache.len };
             let x = &mut x[row * c..(row + text.ids.len()) * c];
-            embedding::forward(team, ids, &w[gpt.layout.wte.clone()], &w[gpt.layout.wpe.clone()], c, x);
+            embedding::forward(
+                team,
+                ids,
+                &w[gpt.layout.tokens.clone()],
+                &w[gpt.layout.positions.clone().unwrap()],
+                c,
+                x,
+            );
             row += text.ids.len();
         }
         let add = |team: &Team, a: &[f32], x: &mut [f32]| {
             crate::kernel::dropout::apply(team, Dropout::NONE, c, 0, a, x, true)
         };
         for (i, block) in gpt.layout.blocks.iter().enumerate() {
-            norm::forward(team, block.ln_1.norm(w), x, a, moments);
-            linear::forward(team, block.c_attn.reading(gpt), View::new(a, c), qkv, 3 * c);
+            norm::forward(team, block.attn_norm.norm(w), x, a, moments);
+            linear::forward(team, block.qkv.reading(gpt), View::new(a, c), qkv, 3 * c);
             let mut row = 0;
             for text in &mut *texts {
                 let rows = row..row + text.ids.len();
@@ -143,10 +150,10 @@ impl<'a> Decoder<'a> {
             }
             linear::forward(team, block.attn_proj.reading(gpt), View::new(attended, c), a, c);
             add(team, a, x);
-            norm::forward(team, block.ln_2.norm(w), x, a, moments);
-            linear::forward(team, block.c_fc.reading(gpt), View::new(a, c), hidden, f);
+            norm::forward(team, block.mlp_norm.norm(w), x, a, moments);
+            linear::forward(team, block.up.reading(gpt), View::new(a, c), hidden, f);
             gelu::forward(team, hidden, wide);
-            linear::forward(team, block.mlp_proj.reading(gpt), View::new(wide, f), a, c);
+            linear::forward(team, block.down.reading(gpt), View::new(wide, f), a, c);
             add(team, a, x);
         }
         // Only what follows the last id of each text is asked for.
@@ -157,12 +164,12 @@ impl<'a> Decoder<'a> {
             x.copy_within((row - 1) * c..row * c, i * c);
         }
         let (x, a) = (&x[..texts.len() * c], &mut a[..texts.len() * c]);
-        norm::forward(team, gpt.layout.ln_f.norm(w), x, a, moments);
+        norm::forward(team, gpt.layout.norm.norm(w), x, a, moments);
         let mut logits = vec![0.0; texts.len() * config.vocab_size];
         if n == texts.len() && n <= THIN {
             head.get_or_insert_with(|| Head::new(gpt, team)).logits(team, a, &mut logits);
         } else {
-            loss::logits(team, &w[gpt.layout.wte.clone()], c, a, &mut logits);
+            loss::logits(team, &w[gpt.layout.tokens.clone()], c, a, &mut logits);
         }
         Ok(logits)
     }
@@ -186,7 +193,7 @@ fn check(config: &Config, texts: &[Reading]) -> Result<()> {
         if end > config.seq_len {
             return Err(Error::input(format!("{end} positions in a model of {}", config.seq_len)));
         }
-        config.knows(text.ids)?;
+        config.validate_ids(text.ids)?;
     }
     Ok(())
 }

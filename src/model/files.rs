@@ -7,7 +7,7 @@ use std::path::Path;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
-use super::{Config, Gpt};
+use super::{Config, Transformer};
 use crate::base::{Error, Result, fs};
 use crate::tokenizer::{Special, TOKENIZER_CONFIG_FILE, Tokenizer};
 
@@ -17,7 +17,7 @@ pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// A model with the tokenizer that it speaks.
 pub struct Model {
-    pub gpt: Gpt,
+    pub transformer: Transformer,
     pub tokenizer: Tokenizer,
 }
 
@@ -28,11 +28,11 @@ impl Model {
     /// When one does not read, a tensor is missing or of another shape or type, or the tokenizer has
     /// more tokens than the model.
     pub fn load(config: &Path, weights: &Path, tokenizer: Tokenizer) -> Result<Self> {
-        let gpt = Gpt::load(config, weights)?;
+        let gpt = Transformer::load(config, weights)?;
         gpt.config
             .fits(&tokenizer)
             .map_err(|e| e.help("use the tokenizer that the model was trained with"))?;
-        Ok(Model { gpt, tokenizer })
+        Ok(Model { transformer: gpt, tokenizer })
     }
 
     /// Writes the files into `folder`; the same model gives the same bytes.
@@ -41,14 +41,14 @@ impl Model {
     /// When a file cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
         let (bos, eos) = (self.tokenizer.special(Special::Bos), self.tokenizer.special(Special::Eos));
-        let json = serde_json::to_vec_pretty(&self.gpt.config.to_json(bos, eos))
+        let json = serde_json::to_vec_pretty(&self.transformer.config.to_json(bos, eos))
             .map_err(|e| Error::bug(format!("{CONFIG_FILE}: {e}")))?;
         fs::write(&folder.join(CONFIG_FILE), &json)?;
         fs::write(&folder.join(TOKENIZER_FILE), self.tokenizer.json())?;
         if let Some(json) = self.tokenizer.config()? {
             fs::write(&folder.join(TOKENIZER_CONFIG_FILE), &json)?;
         }
-        fs::write(&folder.join(WEIGHTS_FILE), &self.gpt.to_safetensors()?)
+        fs::write(&folder.join(WEIGHTS_FILE), &self.transformer.to_safetensors()?)
     }
 }
 
@@ -68,7 +68,7 @@ impl Config {
     }
 }
 
-impl Gpt {
+impl Transformer {
     /// Reads configuration and weights.
     ///
     /// # Errors
@@ -87,7 +87,7 @@ impl Gpt {
         for p in &layout.parameters {
             stored(&file, &tensors, &p.name, &p.shape)?;
         }
-        let mut gpt = Gpt::zeros(&config);
+        let mut gpt = Transformer::zeros(&config);
         for p in &layout.parameters {
             let data = stored(&file, &tensors, &p.name, &p.shape)?;
             for (to, from) in gpt.weights[p.range.clone()].iter_mut().zip(data.as_chunks::<4>().0) {

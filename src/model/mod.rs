@@ -10,16 +10,21 @@
 
 mod config;
 mod decode;
+mod executor;
 mod files;
-mod gpt;
-mod pass;
-pub mod plain;
+mod format;
+mod layout;
+mod presets;
+pub mod reference;
+mod transformer;
 
-pub use config::{Config, PRESETS, Preset, preset};
+pub use config::{Activation, Config, Init, Invalid, Norm, Placement, Position, Yarn};
 pub use decode::{Cache, Decoder, Reading};
+pub use executor::{Executor, Sequences, round_of};
 pub use files::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
-pub use gpt::{Block, Gpt, Layout, Pair, Parameter};
-pub use pass::{Pass, Sequences, round_of};
+pub use layout::{Layout, Parameter, Role};
+pub use presets::{PRESETS, Preset, gpt2, llama, modern, post_norm, preset};
+pub use transformer::Transformer;
 
 use crate::kernel::Dropout;
 pub use crate::kernel::IGNORE;

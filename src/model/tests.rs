@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use candle_core::Device;
 use serde_json::Value;
 
-use super::plain::Plain;
+use super::reference::Reference;
 use super::*;
 use crate::base::{Rng, fs};
 use crate::kernel::{Dtype, Isa, Team};
@@ -20,12 +20,12 @@ fn numbers(value: &Value) -> Vec<f32> {
 }
 
 fn tiny() -> Config {
-    Config { vocab_size: 11, d_model: 8, n_layer: 2, n_head: 2, d_ff: 16, seq_len: 6, dropout: 0.0 }
+    Config { d_ff: 16, dropout: 0.0, ..gpt2(11, 8, 2, 2, 6) }
 }
 
 /// Odd sizes, so that no vector, panel or step comes out even, and several pieces in a batch.
 fn odd() -> Config {
-    Config { vocab_size: 77, d_model: 54, n_layer: 2, n_head: 3, d_ff: 101, seq_len: 150, dropout: 0.2 }
+    Config { d_ff: 101, dropout: 0.2, ..gpt2(77, 54, 2, 3, 150) }
 }
 
 /// A piece has two chunks of rows, and each of them three blocks of the vocabulary.
@@ -34,8 +34,8 @@ fn long() -> Config {
 }
 
 /// Fresh numbers, larger than a fresh model's, so that every part matters.
-fn model(config: &Config, seed: u64) -> Gpt {
-    let mut gpt = Gpt::fresh(config, seed);
+fn model(config: &Config, seed: u64) -> Transformer {
+    let mut gpt = Transformer::fresh(config, seed);
     let mut rng = Rng::new(seed, "more");
     gpt.weights.iter_mut().for_each(|w| *w = *w * 4.0 + (rng.normal() * 0.05) as f32);
     gpt
@@ -50,8 +50,8 @@ fn batch(config: &Config, n: usize, seed: u64) -> (Vec<u32>, Vec<u32>) {
     (ids, targets)
 }
 
-fn logits(gpt: &Gpt, ids: &[u32]) -> Vec<Vec<f32>> {
-    let mut pass = Pass::forward_only(&gpt.config, Team::new(2));
+fn logits(gpt: &Transformer, ids: &[u32]) -> Vec<Vec<f32>> {
+    let mut pass = Executor::forward_only(&gpt.config, Team::new(2));
     let mut rows = Vec::new();
     let all = Sequences { ids, targets: &vec![0; ids.len()], length: ids.len() };
     pass.each_logits(gpt, all, |_, logits, _| {
@@ -72,14 +72,14 @@ fn gap(a: &[f32], b: &[f32]) -> f32 {
 /// Made by `tests/fixtures/make_model_fixtures.py` with `transformers`' GPT-2.
 #[test]
 fn logits_loss_and_gradients_agree_with_pytorch() {
-    let gpt = Gpt::load(&fixture("config.json"), &fixture("model.safetensors")).unwrap();
+    let gpt = Transformer::load(&fixture("config.json"), &fixture("model.safetensors")).unwrap();
     let expected: Value = serde_json::from_slice(&fs::read(&fixture("expected.json")).unwrap()).unwrap();
     let rows: Vec<Vec<u32>> = serde_json::from_value(expected["ids"].clone()).unwrap();
     let length = rows[0].len();
     let ids = rows.concat();
     let targets: Vec<u32> = rows.iter().flat_map(|row| row[1..].iter().copied().chain([IGNORE])).collect();
 
-    let mut pass = Pass::training(&gpt.config, Team::new(2));
+    let mut pass = Executor::training(&gpt.config, Team::new(2));
     let mut found = Vec::new();
     let every = vec![0; ids.len()];
     let all = Sequences { ids: &ids, targets: &every, length };
@@ -106,9 +106,9 @@ fn loss_and_gradients_are_those_of_the_plain_twin() {
         let (ids, targets) = batch(&config, n, 4);
         let all = Sequences { ids: &ids, targets: &targets, length: config.seq_len };
         let mut gradient = vec![0.0; gpt.weights.len()];
-        let mut pass = Pass::training(&config, Team::new(2));
+        let mut pass = Executor::training(&config, Team::new(2));
         let loss = pass.gradient(&gpt, all, 99, &mut gradient);
-        let plain = Plain::new(&gpt, &Device::Cpu).unwrap();
+        let plain = Reference::new(&gpt, &Device::Cpu).unwrap();
         let (expected, slopes) = plain.gradient(&gpt, all, Some(99)).unwrap();
         assert!((loss - expected).abs() < 1e-5 * expected, "{loss}, plainly {expected}");
         for p in gpt.parameters() {
@@ -135,7 +135,7 @@ fn the_bytes_depend_on_neither_threads_nor_instructions() {
         let all = Sequences { ids: &ids, targets: &targets, length: config.seq_len };
         let run = |threads: usize, isa: Isa| {
             let mut gradient = vec![0.0; gpt.weights.len()];
-            let mut pass = Pass::training(&config, Team::with(threads, isa));
+            let mut pass = Executor::training(&config, Team::with(threads, isa));
             let first = (pass.gradient(&gpt, all, 7, &mut gradient), pass.loss(&gpt, all));
             (first, gradient)
         };
@@ -156,7 +156,7 @@ fn a_panic_in_one_piece_ends_the_batch() {
     let (ids, targets) = batch(&config, 6, 6);
     let wrong: Vec<u32> =
         targets.iter().enumerate().map(|(i, t)| if i == 310 { 10_000 } else { *t }).collect();
-    let mut pass = Pass::training(&config, Team::new(3));
+    let mut pass = Executor::training(&config, Team::new(3));
     let mut gradient = |targets: &[u32]| {
         let all = Sequences { ids: &ids, targets, length: config.seq_len };
         let mut gradient = vec![0.0; gpt.weights.len()];
@@ -171,11 +171,11 @@ fn a_panic_in_one_piece_ends_the_batch() {
 
 #[test]
 fn parameters_are_counted_as_they_are_and_the_preset_is_as_named() {
-    for preset in PRESETS {
+    for preset in &PRESETS {
         let layout = Layout::new(&preset.config);
         let sum: usize = layout.parameters.iter().map(|p| p.range.len()).sum();
         assert_eq!(sum, preset.config.parameters(), "{}", preset.name);
-        assert_eq!(sum, layout.ln_f.bias.end);
+        assert_eq!(sum, layout.len);
     }
     let config = preset("tinylm-1.5m").unwrap();
     assert_eq!(
@@ -188,7 +188,7 @@ fn parameters_are_counted_as_they_are_and_the_preset_is_as_named() {
 
 #[test]
 fn what_comes_later_changes_nothing_before_it() {
-    let gpt = Gpt::fresh(&tiny(), 3);
+    let gpt = Transformer::fresh(&tiny(), 3);
     let (a, b) = (logits(&gpt, &[1, 2, 3, 4, 5]), logits(&gpt, &[1, 2, 3, 9, 10]));
     assert_eq!(a[..3], b[..3]);
     assert_ne!(a[3], b[3]);
@@ -242,7 +242,7 @@ fn dropout_follows_its_key() {
     let gpt = model(&odd(), 1);
     let (ids, targets) = batch(&gpt.config, 1, 1);
     let all = Sequences { ids: &ids, targets: &targets, length: gpt.config.seq_len };
-    let mut pass = Pass::training(&gpt.config, Team::new(1));
+    let mut pass = Executor::training(&gpt.config, Team::new(1));
     let mut loss = |key| pass.gradient(&gpt, all, key, &mut vec![0.0; gpt.weights.len()]);
     assert_eq!(loss(1), loss(1));
     assert_ne!(loss(1), loss(2));
@@ -252,7 +252,7 @@ fn dropout_follows_its_key() {
 fn saved() -> (tempfile::TempDir, PathBuf, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let (config, weights) = (dir.path().join(CONFIG_FILE), dir.path().join(WEIGHTS_FILE));
-    let gpt = Gpt::fresh(&tiny(), 5);
+    let gpt = Transformer::fresh(&tiny(), 5);
     fs::write(&config, gpt.config.to_json(Some(2), Some(3)).to_string().as_bytes()).unwrap();
     fs::write(&weights, &gpt.to_safetensors().unwrap()).unwrap();
     (dir, config, weights)
@@ -261,17 +261,18 @@ fn saved() -> (tempfile::TempDir, PathBuf, PathBuf) {
 #[test]
 fn a_saved_model_reads_back_and_saves_to_the_same_bytes() {
     let (_dir, config, weights) = saved();
-    let gpt = Gpt::load(&config, &weights).unwrap();
+    let gpt = Transformer::load(&config, &weights).unwrap();
     assert_eq!(gpt.config, tiny());
     assert_eq!(gpt.to_safetensors().unwrap(), fs::read(&weights).unwrap());
-    assert_eq!(Gpt::fresh(&tiny(), 5).to_safetensors().unwrap(), fs::read(&weights).unwrap());
-    assert_ne!(Gpt::fresh(&tiny(), 6).to_safetensors().unwrap(), fs::read(&weights).unwrap());
+    assert_eq!(Transformer::fresh(&tiny(), 5).to_safetensors().unwrap(), fs::read(&weights).unwrap());
+    assert_ne!(Transformer::fresh(&tiny(), 6).to_safetensors().unwrap(), fs::read(&weights).unwrap());
 }
 
 #[test]
 fn wrong_files_are_refused_with_the_tensor_or_field_at_fault() {
     let (_dir, config, weights) = saved();
-    let message = |config: &PathBuf, weights: &PathBuf| Gpt::load(config, weights).err().unwrap().to_string();
+    let message =
+        |config: &PathBuf, weights: &PathBuf| Transformer::load(config, weights).err().unwrap().to_string();
     let text = String::from_utf8(fs::read(&config).unwrap()).unwrap();
     fs::write(&config, text.replace("\"n_embd\":8", "\"n_embd\":16").as_bytes()).unwrap();
     assert!(message(&config, &weights).contains("tensor `transformer.wte.weight` has shape [11, 8]"));
@@ -294,7 +295,7 @@ fn wrong_files_are_refused_with_the_tensor_or_field_at_fault() {
 
 #[test]
 fn an_extended_model_says_the_same_of_what_it_knew() {
-    let gpt = Gpt::fresh(&tiny(), 8);
+    let gpt = Transformer::fresh(&tiny(), 8);
     let wider = gpt.extended(14, 1).unwrap();
     assert_eq!(wider.config.vocab_size, 14);
     let (old, new) = (logits(&gpt, &[1, 2, 3]), logits(&wider, &[1, 2, 3]));

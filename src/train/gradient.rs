@@ -2,7 +2,7 @@
 
 use super::data::Data;
 use crate::base::{Monitor, Result, Rng};
-use crate::model::{Gpt, IGNORE, Pass, Sequences, round_of};
+use crate::model::{Executor, IGNORE, Sequences, Transformer, round_of};
 
 /// A sum of cross-entropies.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -60,9 +60,16 @@ impl Batch {
 
 /// Adds the gradient of the sum of the batch's losses to `into`, which is laid out like the weights.
 /// `label` seeds the dropout of this batch.
-pub fn gradient(pass: &mut Pass, gpt: &Gpt, batch: &Batch, seed: u64, label: &str, into: &mut [f32]) -> Loss {
+pub fn gradient(
+    executor: &mut Executor,
+    transformer: &Transformer,
+    batch: &Batch,
+    seed: u64,
+    label: &str,
+    into: &mut [f32],
+) -> Loss {
     let key = Rng::new(seed, label).next_u64();
-    Loss { nats: pass.gradient(gpt, batch.sequences(), key, into), targets: batch.counted() }
+    Loss { nats: executor.gradient(transformer, batch.sequences(), key, into), targets: batch.counted() }
 }
 
 /// The loss over the first `rows` of `data`, without dropout.
@@ -70,8 +77,8 @@ pub fn gradient(pass: &mut Pass, gpt: &Gpt, batch: &Batch, seed: u64, label: &st
 /// # Errors
 /// When somebody asked to stop.
 pub fn evaluate(
-    pass: &mut Pass,
-    gpt: &Gpt,
+    executor: &mut Executor,
+    transformer: &Transformer,
     data: &dyn Data,
     rows: usize,
     monitor: &dyn Monitor,
@@ -82,7 +89,7 @@ pub fn evaluate(
     for first in (0..rows).step_by(step) {
         monitor.check()?;
         batch.fill(data, first..(first + step).min(rows));
-        loss += Loss { nats: pass.loss(gpt, batch.sequences()), targets: batch.counted() };
+        loss += Loss { nats: executor.loss(transformer, batch.sequences()), targets: batch.counted() };
     }
     Ok(loss)
 }

@@ -1,7 +1,7 @@
 //! Training: rows of tokens in, a better model out.
 //!
 //! [`run`] is the loop: batches, schedule, validation, early stopping, samples, metrics. The gradient and
-//! the update are the kernels' ([`crate::model::Pass`], [`AdamW`]); the bytes do not depend on the number
+//! the update are the kernels' ([`crate::model::Executor`], [`AdamW`]); the bytes do not depend on the number
 //! of threads.
 //!
 //! What is deliberately absent: wall-clock figures in anything that is written (they go to the
@@ -29,7 +29,7 @@ pub use schedule::Schedule;
 use crate::base::{Error, Monitor, Progress, Result, machine, units};
 use crate::generate::{self, Strategy};
 use crate::kernel::{Dtype, Team};
-use crate::model::{Model, Pass};
+use crate::model::{Executor, Model};
 
 /// Which weights are kept at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
@@ -129,7 +129,7 @@ struct Run<'a> {
     options: &'a Options,
     monitor: &'a dyn Monitor,
     order: Order,
-    pass: Pass,
+    executor: Executor,
     batch: Batch,
     optimizer: AdamW,
     metrics: Metrics,
@@ -159,9 +159,9 @@ impl<'a> Run<'a> {
         }
         let team = Team::new(rayon::current_num_threads()).in_dtype(options.dtype);
         Ok(Run {
-            pass: Pass::training(&model.gpt.config, team),
+            executor: Executor::training(&model.transformer.config, team),
             batch: Batch::default(),
-            optimizer: AdamW::new(&model.gpt, options),
+            optimizer: AdamW::new(&model.transformer, options),
             model,
             train,
             validation,
@@ -188,7 +188,7 @@ impl<'a> Run<'a> {
     /// Says how many parameters, how many tokens and about how long, from one gradient whose result
     /// is thrown away.
     fn announce(&mut self) -> Result<()> {
-        let config = self.model.gpt.config.clone();
+        let config = self.model.transformer.config.clone();
         let tokens = self.rows_per_step() as u64 * config.seq_len as u64;
         let rows = self.train.rows();
         self.batch.fill(self.train, (0..self.options.batch_size).map(|i| i % rows));
@@ -209,7 +209,7 @@ impl<'a> Run<'a> {
             units::count(tokens * self.options.steps),
             (self.rows_per_step() as u64 * self.options.steps) as f64 / self.train.rows() as f64,
             units::duration(about),
-            self.pass.team().threads()
+            self.executor.team().threads()
         );
         self.begun = Instant::now();
         Ok(())
@@ -218,7 +218,7 @@ impl<'a> Run<'a> {
     /// Adds the gradient of the batch.
     fn gradient(&mut self, label: &str) -> Loss {
         let target = &mut self.optimizer.gradient;
-        gradient(&mut self.pass, &self.model.gpt, &self.batch, self.options.seed, label, target)
+        gradient(&mut self.executor, &self.model.transformer, &self.batch, self.options.seed, label, target)
     }
 
     fn one_step(&mut self) -> Result<()> {
@@ -235,9 +235,15 @@ impl<'a> Run<'a> {
         self.step += 1;
         self.finite("loss", loss.nats)?;
         let rate = self.options.schedule.rate(self.step, self.options.steps);
-        let norm = self.optimizer.norm(self.pass.team(), loss.targets);
+        let norm = self.optimizer.norm(self.executor.team(), loss.targets);
         self.finite("norm of the gradient", norm)?;
-        self.optimizer.update(self.pass.team(), &mut self.model.gpt.weights, rate, loss.targets, norm);
+        self.optimizer.update(
+            self.executor.team(),
+            &mut self.model.transformer.weights,
+            rate,
+            loss.targets,
+            norm,
+        );
         self.since += loss;
         let done = self.step == self.options.steps;
         let every = |n: u64| n > 0 && self.step.is_multiple_of(n);
@@ -287,11 +293,16 @@ impl<'a> Run<'a> {
         if rows == 0 {
             return Ok(None);
         }
-        let loss = evaluate(&mut self.pass, &self.model.gpt, self.validation, rows, self.monitor)?.mean();
+        let loss =
+            evaluate(&mut self.executor, &self.model.transformer, self.validation, rows, self.monitor)?
+                .mean();
         self.finite("validation loss", loss)?;
         if self.best.as_ref().is_none_or(|(best, _)| loss < *best) {
-            let weights =
-                if self.options.keep == Keep::Best { self.model.gpt.weights.to_vec() } else { Vec::new() };
+            let weights = if self.options.keep == Keep::Best {
+                self.model.transformer.weights.to_vec()
+            } else {
+                Vec::new()
+            };
             self.best = Some((loss, weights));
             self.bad_evals = 0;
         } else {
@@ -311,7 +322,7 @@ impl<'a> Run<'a> {
                 seed: self.options.seed.wrapping_add(i as u64),
                 ..Default::default()
             };
-            let text = generate::text(self.model, prompt, &options, self.pass.team().threads())?;
+            let text = generate::text(self.model, prompt, &options, self.executor.team().threads())?;
             tracing::info!("sample at step {}: {prompt}{text}", self.step);
             self.metrics.samples.push(Sample { step: self.step, prompt: prompt.clone(), text });
         }
@@ -335,10 +346,10 @@ impl<'a> Run<'a> {
         if let Some((_, weights)) =
             kept.as_ref().filter(|(_, w)| self.options.keep == Keep::Best && !w.is_empty())
         {
-            self.model.gpt.weights.copy_from_slice(weights);
+            self.model.transformer.weights.copy_from_slice(weights);
         }
         // Without validation, what the last update made was looked at by nobody yet.
-        let odd = self.model.gpt.weights.iter().find(|w| !w.is_finite());
+        let odd = self.model.transformer.weights.iter().find(|w| !w.is_finite());
         self.finite("last update's weight", odd.map_or(0.0, |w| f64::from(*w)))?;
         self.sample()?;
         self.metrics.save(folder)?;

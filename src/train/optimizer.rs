@@ -3,7 +3,7 @@
 use super::Options;
 use crate::kernel::adamw::{State, Update, squares, update};
 use crate::kernel::{Buffer, Team};
-use crate::model::Gpt;
+use crate::model::Transformer;
 
 const EPSILON: f32 = 1e-8;
 
@@ -23,10 +23,10 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    pub fn new(gpt: &Gpt, options: &Options) -> Self {
-        let n = gpt.weights.len();
+    pub fn new(transformer: &Transformer, options: &Options) -> Self {
+        let n = transformer.weights.len();
         let mut spans: Vec<(usize, bool)> = Vec::new();
-        for p in gpt.parameters() {
+        for p in transformer.parameters() {
             let decays = p.shape.len() > 1;
             match spans.last_mut() {
                 Some((len, same)) if *same == decays => *len += p.range.len(),

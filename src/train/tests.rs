@@ -6,12 +6,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::base::Quiet;
 use crate::kernel::{Dtype, Isa, Team};
-use crate::model::{Config, Gpt, IGNORE};
+use crate::model::{Config, IGNORE, Transformer, gpt2};
 use crate::shard::TokenStream;
 use crate::tokenizer::chat::Rendered;
 
 fn config(dropout: f64) -> Config {
-    Config { vocab_size: 13, d_model: 8, n_layer: 2, n_head: 2, d_ff: 16, seq_len: 8, dropout }
+    Config { d_ff: 16, dropout, ..gpt2(13, 8, 2, 2, 8) }
 }
 
 fn options(steps: u64) -> Options {
@@ -48,25 +48,25 @@ fn batch(n: usize) -> Batch {
     batch
 }
 
-fn pass(gpt: &Gpt, threads: usize) -> Pass {
-    Pass::training(&gpt.config, Team::new(threads))
+fn executor_of(transformer: &Transformer, threads: usize) -> Executor {
+    Executor::training(&transformer.config, Team::new(threads))
 }
 
 #[test]
 fn the_gradient_is_the_slope() {
-    let mut gpt = Gpt::fresh(&config(0.0), 2);
+    let mut transformer = Transformer::fresh(&config(0.0), 2);
     let stream = stream(200);
     let windows = Windows::new(&stream, 8, 0);
     // Larger weights than fresh ones, so that every part of the model matters.
-    gpt.weights.iter_mut().for_each(|w| *w *= 3.0);
-    let mut pass = pass(&gpt, 1);
-    let mut slope = vec![0.0; gpt.weights.len()];
-    gradient(&mut pass, &gpt, &batch(3), 0, "x", &mut slope);
+    transformer.weights.iter_mut().for_each(|w| *w *= 3.0);
+    let mut executor = executor_of(&transformer, 1);
+    let mut slope = vec![0.0; transformer.weights.len()];
+    gradient(&mut executor, &transformer, &batch(3), 0, "x", &mut slope);
     for i in (0..slope.len()).step_by(37) {
-        let (h, at) = (1e-2, gpt.weights[i]);
+        let (h, at) = (1e-2, transformer.weights[i]);
         let mut loss_at = |weight: f32| {
-            gpt.weights[i] = weight;
-            evaluate(&mut pass, &gpt, &windows, 3, &Quiet).unwrap().nats
+            transformer.weights[i] = weight;
+            evaluate(&mut executor, &transformer, &windows, 3, &Quiet).unwrap().nats
         };
         let (above, below) = (loss_at(at + h), loss_at(at - h));
         loss_at(at);
@@ -78,19 +78,20 @@ fn the_gradient_is_the_slope() {
 
 /// The weights after a few steps with dropout, on this many threads.
 fn trained(threads: usize) -> Vec<f32> {
-    let mut gpt = Gpt::fresh(&Config { seq_len: 300, ..config(0.2) }, 2);
+    let mut transformer = Transformer::fresh(&Config { seq_len: 300, ..config(0.2) }, 2);
     let stream = stream(5_000);
     let windows = Windows::new(&stream, 300, 0);
-    let mut optimizer = AdamW::new(&gpt, &options(3));
-    let mut pass = pass(&gpt, threads);
+    let mut optimizer = AdamW::new(&transformer, &options(3));
+    let mut executor = executor_of(&transformer, threads);
     let mut batch = Batch::default();
     for step in 0..3 {
         batch.fill(&windows, step..step + 6);
-        let loss = gradient(&mut pass, &gpt, &batch, 5, &format!("{step}"), &mut optimizer.gradient);
-        let norm = optimizer.norm(pass.team(), loss.targets);
-        optimizer.update(pass.team(), &mut gpt.weights, 0.01, loss.targets, norm);
+        let loss =
+            gradient(&mut executor, &transformer, &batch, 5, &format!("{step}"), &mut optimizer.gradient);
+        let norm = optimizer.norm(executor.team(), loss.targets);
+        optimizer.update(executor.team(), &mut transformer.weights, 0.01, loss.targets, norm);
     }
-    gpt.weights.to_vec()
+    transformer.weights.to_vec()
 }
 
 /// bf16 is numerics of its own: other bits than f32, the same bits on any CPU and threads, and a loss as
@@ -98,18 +99,19 @@ fn trained(threads: usize) -> Vec<f32> {
 #[test]
 fn bf16_learns_what_f32_learns() {
     let learn = |threads: usize, isa: Isa, dtype: Dtype| {
-        let mut gpt = Gpt::fresh(&config(0.1), 3);
-        let mut pass = Pass::training(&gpt.config, Team::with(threads, isa).in_dtype(dtype));
-        let mut optimizer = AdamW::new(&gpt, &options(40));
+        let mut transformer = Transformer::fresh(&config(0.1), 3);
+        let mut executor = Executor::training(&transformer.config, Team::with(threads, isa).in_dtype(dtype));
+        let mut optimizer = AdamW::new(&transformer, &options(40));
         let batch = batch(8);
         let mut loss = 0.0;
         for step in 0..40 {
-            let all = gradient(&mut pass, &gpt, &batch, 1, &format!("{step}"), &mut optimizer.gradient);
-            let norm = optimizer.norm(pass.team(), all.targets);
-            optimizer.update(pass.team(), &mut gpt.weights, 0.02, all.targets, norm);
+            let all =
+                gradient(&mut executor, &transformer, &batch, 1, &format!("{step}"), &mut optimizer.gradient);
+            let norm = optimizer.norm(executor.team(), all.targets);
+            optimizer.update(executor.team(), &mut transformer.weights, 0.02, all.targets, norm);
             loss = all.mean();
         }
-        (gpt.weights.to_vec(), loss)
+        (transformer.weights.to_vec(), loss)
     };
     let (weights, plain) = learn(1, Isa::best(), Dtype::F32);
     let (first, loss) = learn(1, Isa::best(), Dtype::Bf16);
@@ -132,12 +134,12 @@ fn the_bytes_do_not_depend_on_threads() {
 /// The update against its definition, in f64, over a matrix that decays and a bias that doesn't.
 #[test]
 fn the_optimizer_is_adamw_with_clipping() {
-    let gpt = Gpt::fresh(&config(0.0), 2);
-    let mut weights = gpt.weights.to_vec();
+    let transformer = Transformer::fresh(&config(0.0), 2);
+    let mut weights = transformer.weights.to_vec();
     let options = Options { clip: 0.5, ..options(1) };
-    let mut optimizer = AdamW::new(&gpt, &options);
+    let mut optimizer = AdamW::new(&transformer, &options);
     let team = Team::new(2);
-    let bias = gpt.layout.blocks[0].c_fc.bias.start;
+    let bias = transformer.layout.blocks[0].up.bias.clone().unwrap().start;
     let mut plain: Vec<[f64; 3]> = [5, bias].map(|i| [f64::from(weights[i]), 0.0, 0.0]).to_vec();
     for step in 1..=3 {
         let slope = |i: usize| ((i % 13) as f64 - 6.0) * 0.1 * f64::from(step);
@@ -162,17 +164,17 @@ fn the_optimizer_is_adamw_with_clipping() {
 
 #[test]
 fn it_learns_one_batch_by_heart() {
-    let mut gpt = Gpt::fresh(&config(0.0), 2);
+    let mut transformer = Transformer::fresh(&config(0.0), 2);
     let batch = batch(4);
-    let mut optimizer = AdamW::new(&gpt, &options(1));
-    let mut pass = pass(&gpt, 2);
+    let mut optimizer = AdamW::new(&transformer, &options(1));
+    let mut executor = executor_of(&transformer, 2);
     for _ in 0..150 {
-        let loss = gradient(&mut pass, &gpt, &batch, 0, "x", &mut optimizer.gradient);
-        let norm = optimizer.norm(pass.team(), loss.targets);
-        optimizer.update(pass.team(), &mut gpt.weights, 0.02, loss.targets, norm);
+        let loss = gradient(&mut executor, &transformer, &batch, 0, "x", &mut optimizer.gradient);
+        let norm = optimizer.norm(executor.team(), loss.targets);
+        optimizer.update(executor.team(), &mut transformer.weights, 0.02, loss.targets, norm);
     }
     let stream = stream(200);
-    let loss = evaluate(&mut pass, &gpt, &Windows::new(&stream, 8, 0), 4, &Quiet).unwrap().mean();
+    let loss = evaluate(&mut executor, &transformer, &Windows::new(&stream, 8, 0), 4, &Quiet).unwrap().mean();
     assert!(loss < 0.2, "{loss}");
 }
 
@@ -183,7 +185,7 @@ fn a_run_writes_its_metrics_and_refuses_to_save_what_diverged() {
     let tokenizer = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizers/byte_bpe.json");
     let tokenizer = crate::tokenizer::Tokenizer::load(Path::new(tokenizer)).unwrap();
     let config = Config { vocab_size: tokenizer.vocab_size(), ..config(0.1) };
-    let mut model = Model { gpt: Gpt::fresh(&config, 1), tokenizer };
+    let mut model = Model { transformer: Transformer::fresh(&config, 1), tokenizer };
     let stream = stream(400);
     let windows = Windows::new(&stream, 8, 0);
     let how = Options { eval_every: 10, prompts: vec!["The".into()], keep: Keep::Best, ..options(30) };
@@ -194,12 +196,14 @@ fn a_run_writes_its_metrics_and_refuses_to_save_what_diverged() {
     assert_eq!(rows.iter().map(|r| r["step"].as_u64().unwrap()).collect::<Vec<_>>(), [10, 20, 30]);
     let best = rows.iter().map(|r| r["val_loss"].as_f64().unwrap()).fold(f64::INFINITY, f64::min);
     assert_eq!(outcome.val_loss, Some(best));
-    let kept = evaluate(&mut pass(&model.gpt, 1), &model.gpt, &windows, 8, &Quiet).unwrap().mean();
+    let kept = evaluate(&mut executor_of(&model.transformer, 1), &model.transformer, &windows, 8, &Quiet)
+        .unwrap()
+        .mean();
     assert!((kept - best).abs() < 1e-12, "the weights that were kept have {kept}, not {best}");
     assert!(rows[2]["loss"].as_f64().unwrap() < rows[0]["loss"].as_f64().unwrap());
 
     // One step too many: the loss was fine, what the update made of it is not.
-    model.gpt.weights[3] = f32::MAX;
+    model.transformer.weights[3] = f32::MAX;
     let how = Options { keep: Keep::Last, eval_rows: 0, ..options(1) };
     let error = run(&mut model, &windows, &windows, &how, folder.path(), &Quiet).unwrap_err();
     assert!(error.to_string().contains("at step 1"), "{error}");

@@ -10,7 +10,7 @@ use super::{median_ms, peak_rss_mib, rounded};
 use crate::base::{Error, Result, Rng, machine};
 use crate::cli::DtypeArg;
 use crate::kernel::{Dtype, Isa, Team};
-use crate::model::{self, Cache, Decoder, Gpt, Reading};
+use crate::model::{self, Cache, Decoder, Reading, Transformer};
 
 #[derive(Args)]
 pub struct Generate {
@@ -70,11 +70,11 @@ impl Generate {
         }
         let threads = self.threads.unwrap_or_else(machine::threads).max(1);
         let dtype = Dtype::from(self.dtype);
-        let gpt = Gpt::fresh(config, 1).in_dtype(dtype);
-        let mut decoder = Decoder::new(&gpt, Team::new(threads));
+        let transformer = Transformer::fresh(config, 1).in_dtype(dtype);
+        let mut decoder = Decoder::new(&transformer, Team::new(threads));
         let (mut first, mut each) = (Vec::new(), Vec::new());
         for _ in 0..=self.repeat.max(1) {
-            let (a, b) = self.once(&gpt, &mut decoder, new)?;
+            let (a, b) = self.once(&transformer, &mut decoder, new)?;
             first.push(a);
             each.push(b);
         }
@@ -99,12 +99,12 @@ impl Generate {
     /// The times to the first token, and from there to the last.
     fn once(
         &self,
-        gpt: &Gpt,
+        transformer: &Transformer,
         decoder: &mut Decoder,
         new: usize,
     ) -> Result<(std::time::Duration, std::time::Duration)> {
         let mut rng = Rng::new(2, "bench");
-        let size = gpt.config.vocab_size;
+        let size = transformer.config.vocab_size;
         let mut next: Vec<Vec<u32>> =
             (0..self.batch).map(|_| (0..self.prompt).map(|_| rng.index(size) as u32).collect()).collect();
         let mut caches = vec![Cache::default(); self.batch];

@@ -11,8 +11,8 @@ use super::{median_ms, peak_rss_mib, rounded};
 use crate::base::{Error, Result, Rng, machine};
 use crate::cli::DtypeArg;
 use crate::kernel::{Dtype, Team, instructions, peak};
-use crate::model::plain::Plain;
-use crate::model::{self, Config, Gpt, Pass, Sequences};
+use crate::model::reference::Reference;
+use crate::model::{self, Config, Executor, Sequences, Transformer};
 use crate::train::{self, AdamW, Options};
 
 #[derive(Args)]
@@ -118,7 +118,7 @@ impl Train {
         let preset = model::preset(&self.preset)?;
         let seq_len = self.seq.unwrap_or(preset.seq_len);
         let config = Config { seq_len, dropout: self.dropout, ..preset.clone() };
-        if let Some((name, why)) = config.mistake() {
+        if let Err((name, why)) = config.validate() {
             return Err(Error::usage(format!("--{}: {why}", if name == "seq_len" { "seq" } else { name })));
         }
         if self.backend == Backend::Candle && self.dtype() != Dtype::F32 {
@@ -143,15 +143,15 @@ impl Train {
     fn kernels(&self, config: &Config, threads: usize) -> (Vec<Duration>, f64) {
         let [ids, targets] = self.tokens(config);
         let all = Sequences { ids: &ids, targets: &targets, length: config.seq_len };
-        let mut gpt = Gpt::fresh(config, 1);
-        let mut pass = Pass::training(config, self.team(threads));
-        let mut optimizer = AdamW::new(&gpt, &options());
+        let mut transformer = Transformer::fresh(config, 1);
+        let mut executor = Executor::training(config, self.team(threads));
+        let mut optimizer = AdamW::new(&transformer, &options());
         let mut loss = 0.0;
         let step = |i: usize| {
             let begun = Instant::now();
-            loss = pass.gradient(&gpt, all, i as u64, &mut optimizer.gradient);
-            let norm = optimizer.norm(pass.team(), ids.len() as u64);
-            optimizer.update(pass.team(), &mut gpt.weights, 1e-3, ids.len() as u64, norm);
+            loss = executor.gradient(&transformer, all, i as u64, &mut optimizer.gradient);
+            let norm = optimizer.norm(executor.team(), ids.len() as u64);
+            optimizer.update(executor.team(), &mut transformer.weights, 1e-3, ids.len() as u64, norm);
             begun.elapsed()
         };
         let times = (0..self.steps + 2).map(step).skip(2).collect();
@@ -163,18 +163,18 @@ impl Train {
     fn candle(&self, config: &Config) -> Result<(Vec<Duration>, f64)> {
         let [ids, targets] = self.tokens(config);
         let all = Sequences { ids: &ids, targets: &targets, length: config.seq_len };
-        let mut gpt = Gpt::fresh(config, 1);
+        let mut transformer = Transformer::fresh(config, 1);
         let team = self.team(1);
-        let mut optimizer = AdamW::new(&gpt, &options());
+        let mut optimizer = AdamW::new(&transformer, &options());
         let math = |e: candle_core::Error| Error::bug(format!("candle: {e}"));
         let (mut times, mut last) = (Vec::new(), 0.0);
         for i in 0..self.steps + 2 {
             let begun = Instant::now();
-            let plain = Plain::new(&gpt, &Device::Cpu).map_err(math)?;
-            let (loss, gradient) = plain.gradient(&gpt, all, Some(i as u64)).map_err(math)?;
+            let plain = Reference::new(&transformer, &Device::Cpu).map_err(math)?;
+            let (loss, gradient) = plain.gradient(&transformer, all, Some(i as u64)).map_err(math)?;
             optimizer.gradient.copy_from_slice(&gradient);
             let norm = optimizer.norm(&team, ids.len() as u64);
-            optimizer.update(&team, &mut gpt.weights, 1e-3, ids.len() as u64, norm);
+            optimizer.update(&team, &mut transformer.weights, 1e-3, ids.len() as u64, norm);
             times.push(begun.elapsed());
             last = loss;
         }

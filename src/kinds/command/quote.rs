@@ -76,7 +76,7 @@ pub fn script(words: &[String]) -> Option<usize> {
 /// Where in a script of the POSIX shell reading has arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum In {
-    Plain,
+    Reference,
     Single,
     Double,
     /// Within `$( … )`.
@@ -100,7 +100,7 @@ struct Shell {
 
 impl Shell {
     fn state(&self) -> In {
-        self.open.last().copied().unwrap_or(In::Plain)
+        self.open.last().copied().unwrap_or(In::Reference)
     }
 
     fn read(&mut self, text: &str) {

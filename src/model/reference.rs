@@ -7,13 +7,14 @@
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::ops::{log_softmax, softmax};
 
-use super::gpt::{Gpt, Pair};
-use super::pass::Sequences;
+use super::executor::Sequences;
+use super::layout::{LinearLayout, NormLayout};
+use super::transformer::Transformer;
 use super::{Config, dropout_at};
 use crate::kernel::IGNORE;
 
 /// A copy of a model's numbers as candle's variables.
-pub struct Plain {
+pub struct Reference {
     config: Config,
     /// In the order of [`super::Layout`]'s parameters.
     vars: Vec<Var>,
@@ -22,15 +23,15 @@ pub struct Plain {
     device: Device,
 }
 
-impl Plain {
+impl Reference {
     /// # Errors
     /// When candle fails.
-    pub fn new(gpt: &Gpt, device: &Device) -> Result<Self> {
+    pub fn new(gpt: &Transformer, device: &Device) -> Result<Self> {
         let var = |p: &super::Parameter| {
             let values = &gpt.weights[p.range.clone()];
             Var::from_tensor(&Tensor::from_slice(values, p.shape.as_slice(), device)?)
         };
-        Ok(Plain {
+        Ok(Reference {
             config: gpt.config.clone(),
             vars: gpt.parameters().iter().map(var).collect::<Result<_>>()?,
             starts: gpt.parameters().iter().map(|p| p.range.start).collect(),
@@ -47,28 +48,29 @@ impl Plain {
     ///
     /// # Errors
     /// When candle fails.
-    pub fn logits(&self, gpt: &Gpt, all: Sequences, dropout: Option<u64>) -> Result<Tensor> {
+    pub fn logits(&self, gpt: &Transformer, all: Sequences, dropout: Option<u64>) -> Result<Tensor> {
         let (t, c) = (all.length, self.config.d_model);
         let b = all.ids.len() / t;
         let ids = Tensor::from_slice(all.ids, b * t, &self.device)?;
-        let wte = self.at(gpt.layout.wte.start);
-        let positions = self.at(gpt.layout.wpe.start).narrow(0, 0, t)?;
+        let wte = self.at(gpt.layout.tokens.start);
+        let positions = self.at(gpt.layout.positions.clone().unwrap().start).narrow(0, 0, t)?;
         let x = wte.index_select(&ids, 0)?.reshape((b, t, c))?.broadcast_add(&positions)?;
         let mut x = self.drop(dropout, 0, x.reshape((b * t, c))?)?;
         for (i, block) in gpt.layout.blocks.iter().enumerate() {
-            let attended = self.attention(block, &self.norm(&block.ln_1, &x)?, (b, t), dropout, 3 * i + 1)?;
+            let attended =
+                self.attention(block, &self.norm(&block.attn_norm, &x)?, (b, t), dropout, 3 * i + 1)?;
             x = (x + self.drop(dropout, 3 * i + 2, attended)?)?;
-            let hidden = self.linear(&block.c_fc, &self.norm(&block.ln_2, &x)?)?.gelu()?;
-            x = (x + self.drop(dropout, 3 * i + 3, self.linear(&block.mlp_proj, &hidden)?)?)?;
+            let hidden = self.linear(&block.up, &self.norm(&block.mlp_norm, &x)?)?.gelu()?;
+            x = (x + self.drop(dropout, 3 * i + 3, self.linear(&block.down, &hidden)?)?)?;
         }
-        self.norm(&gpt.layout.ln_f, &x)?.matmul(&wte.t()?)
+        self.norm(&gpt.layout.norm, &x)?.matmul(&wte.t()?)
     }
 
     /// The sum of cross-entropies in nats, a scalar.
     ///
     /// # Errors
     /// When candle fails.
-    pub fn loss(&self, gpt: &Gpt, all: Sequences, dropout: Option<u64>) -> Result<Tensor> {
+    pub fn loss(&self, gpt: &Transformer, all: Sequences, dropout: Option<u64>) -> Result<Tensor> {
         let logits = log_softmax(&self.logits(gpt, all, dropout)?, D::Minus1)?;
         let counts: Vec<f32> = all.targets.iter().map(|t| f32::from(*t != IGNORE)).collect();
         let targets: Vec<u32> = all.targets.iter().map(|t| if *t == IGNORE { 0 } else { *t }).collect();
@@ -81,7 +83,12 @@ impl Plain {
     ///
     /// # Errors
     /// When candle fails.
-    pub fn gradient(&self, gpt: &Gpt, all: Sequences, dropout: Option<u64>) -> Result<(f64, Vec<f32>)> {
+    pub fn gradient(
+        &self,
+        gpt: &Transformer,
+        all: Sequences,
+        dropout: Option<u64>,
+    ) -> Result<(f64, Vec<f32>)> {
         let loss = self.loss(gpt, all, dropout)?;
         let gradients = loss.backward()?;
         let mut flat = Vec::with_capacity(gpt.weights.len());
@@ -105,27 +112,29 @@ impl Plain {
         x.mul(&Tensor::from_vec(mask, x.shape(), &self.device)?)
     }
 
-    fn norm(&self, pair: &Pair, x: &Tensor) -> Result<Tensor> {
+    fn norm(&self, pair: &NormLayout, x: &Tensor) -> Result<Tensor> {
         let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
         let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
         let normed = centred.broadcast_div(&(variance + 1e-5)?.sqrt()?)?;
-        normed.broadcast_mul(self.at(pair.weight.start))?.broadcast_add(self.at(pair.bias.start))
+        normed
+            .broadcast_mul(self.at(pair.weight.as_ref().unwrap().start))?
+            .broadcast_add(self.at(pair.bias.as_ref().unwrap().start))
     }
 
-    fn linear(&self, pair: &Pair, x: &Tensor) -> Result<Tensor> {
-        x.matmul(self.at(pair.weight.start))?.broadcast_add(self.at(pair.bias.start))
+    fn linear(&self, pair: &LinearLayout, x: &Tensor) -> Result<Tensor> {
+        x.matmul(self.at(pair.weight.start))?.broadcast_add(self.at(pair.bias.as_ref().unwrap().start))
     }
 
     fn attention(
         &self,
-        block: &super::Block,
+        block: &super::layout::BlockLayout,
         x: &Tensor,
         (b, t): (usize, usize),
         dropout: Option<u64>,
         site: usize,
     ) -> Result<Tensor> {
         let (c, h) = (self.config.d_model, self.config.n_head);
-        let qkv = self.linear(&block.c_attn, x)?.reshape((b, t, 3, h, c / h))?;
+        let qkv = self.linear(&block.qkv, x)?.reshape((b, t, 3, h, c / h))?;
         let part = |i: usize| qkv.narrow(2, i, 1)?.squeeze(2)?.transpose(1, 2)?.contiguous();
         let (q, k, v) = (part(0)?, part(1)?, part(2)?);
         let ahead = |i: usize| if i % t > i / t { f32::NEG_INFINITY } else { 0.0 };

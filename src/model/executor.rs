@@ -21,7 +21,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Config;
-use super::gpt::{Block, Gpt, Pair, Parameter};
+use super::layout::{BlockLayout, LinearLayout, NormLayout, Parameter};
+use super::transformer::Transformer;
 use crate::kernel::attention::{self, Back, Rows, Shape};
 use crate::kernel::embedding::{self, Ids};
 use crate::kernel::linear;
@@ -101,7 +102,7 @@ impl Kept {
 }
 
 /// Ways through the model, and who walks them.
-pub struct Pass {
+pub struct Executor {
     team: Team,
     /// The team's threads, divided among the walks.
     crews: Vec<Team>,
@@ -142,12 +143,12 @@ struct Sum<'a> {
 }
 
 impl<'a> Sum<'a> {
-    fn new(gpt: &Gpt, gradient: &'a mut [f32], pieces: usize) -> Self {
+    fn new(gpt: &Transformer, gradient: &'a mut [f32], pieces: usize) -> Self {
         let (mut places, mut rest) = (Vec::new(), gradient);
         for Parameter { range, .. } in &gpt.layout.parameters {
             let (own, behind) = rest.split_at_mut(range.len());
             rest = behind;
-            let len = if *range == gpt.layout.wte { loss::BLOCK * gpt.config.d_model } else { own.len() };
+            let len = if *range == gpt.layout.tokens { loss::BLOCK * gpt.config.d_model } else { own.len() };
             let starts = range.clone().step_by(len);
             places.extend(starts.zip(own.chunks_mut(len).map(Mutex::new)));
         }
@@ -204,9 +205,14 @@ impl<'b, 'a> Turn<'b, 'a> {
     }
 
     /// Adds to a weight and its bias.
-    fn add(&mut self, pair: &Pair, add: impl FnOnce(&mut [f32], &mut [f32])) {
+    fn add(
+        &mut self,
+        weight: &Option<std::ops::Range<usize>>,
+        bias: &Option<std::ops::Range<usize>>,
+        add: impl FnOnce(&mut [f32], &mut [f32]),
+    ) {
         self.wait(0);
-        add(&mut self.place(pair.weight.start), &mut self.place(pair.bias.start));
+        add(&mut self.place(weight.as_ref().unwrap().start), &mut self.place(bias.as_ref().unwrap().start));
         self.done();
     }
 }
@@ -235,7 +241,7 @@ impl Sites {
     }
 }
 
-impl Pass {
+impl Executor {
     /// For training.
     pub fn training(config: &Config, team: Team) -> Self {
         Self::new(config, team, config.n_layer)
@@ -248,7 +254,7 @@ impl Pass {
 
     fn new(config: &Config, team: Team, keeps: usize) -> Self {
         let (crews, walks, config) = (Vec::new(), Vec::new(), config.clone());
-        Pass { team, crews, walks, config, keeps, slopes: Buffer::new(0), rows: Buffer::new(0) }
+        Executor { team, crews, walks, config, keeps, slopes: Buffer::new(0), rows: Buffer::new(0) }
     }
 
     pub fn team(&self) -> &Team {
@@ -260,7 +266,7 @@ impl Pass {
     ///
     /// # Panics
     /// When the pass was not made for training, or the sequences don't fit the model.
-    pub fn gradient(&mut self, gpt: &Gpt, all: Sequences, key: u64, gradient: &mut [f32]) -> f64 {
+    pub fn gradient(&mut self, gpt: &Transformer, all: Sequences, key: u64, gradient: &mut [f32]) -> f64 {
         assert_eq!(self.keeps, gpt.config.n_layer, "a pass for training");
         self.check(all);
         let sites = Sites { p: gpt.config.dropout, key };
@@ -286,9 +292,9 @@ impl Pass {
                 nats
             });
             drop(pieces);
-            let (wte, rest) = gradient.split_at_mut(gpt.layout.wte.end);
+            let (wte, rest) = gradient.split_at_mut(gpt.layout.tokens.end);
             let ids = Ids { ids: round.ids, length, start: 0 };
-            let wpe = &mut rest[..gpt.layout.wpe.len()];
+            let wpe = &mut rest[..gpt.layout.positions.clone().unwrap().len()];
             embedding::backward(&self.team, ids, &slopes[..n * c], c, wte, wpe);
             self.slopes = slopes;
         }
@@ -299,7 +305,7 @@ impl Pass {
     ///
     /// # Panics
     /// When the sequences don't fit the model.
-    pub fn loss(&mut self, gpt: &Gpt, all: Sequences) -> f64 {
+    pub fn loss(&mut self, gpt: &Transformer, all: Sequences) -> f64 {
         self.check(all);
         let c = gpt.config.d_model;
         let pieces: Vec<_> = cut(all, piece_of(all.length)).collect();
@@ -307,7 +313,8 @@ impl Pass {
             let ((first, piece), team) = (pieces[way.piece], way.team);
             walk.forward(team, gpt, piece, first, Sites::NONE);
             let targets = walk.gather(c, piece.targets);
-            let mut head = Head { tokens: &gpt.weights[gpt.layout.wte.clone()], c, logits: &mut walk.logits };
+            let mut head =
+                Head { tokens: &gpt.weights[gpt.layout.tokens.clone()], c, logits: &mut walk.logits };
             let rows = walk.a.chunks(CHUNK * c).zip(targets.chunks(CHUNK));
             rows.map(|(x, targets)| head.loss(team, &x[..targets.len() * c], targets, false)).sum()
         })
@@ -316,8 +323,8 @@ impl Pass {
     /// How well each target that counts is predicted, in order.
     ///
     /// # Panics
-    /// As [`Pass::loss`].
-    pub fn predictions(&mut self, gpt: &Gpt, all: Sequences) -> Vec<Prediction> {
+    /// As [`Executor::loss`].
+    pub fn predictions(&mut self, gpt: &Transformer, all: Sequences) -> Vec<Prediction> {
         let mut found = Vec::new();
         self.each_logits(gpt, all, |team, logits, targets| {
             found.extend(loss::predictions(team, logits, gpt.config.vocab_size, targets));
@@ -329,7 +336,7 @@ impl Pass {
     /// and with their targets.
     pub(super) fn each_logits(
         &mut self,
-        gpt: &Gpt,
+        gpt: &Transformer,
         all: Sequences,
         mut f: impl FnMut(&Team, &mut [f32], &[u32]),
     ) {
@@ -339,12 +346,12 @@ impl Pass {
         if self.rows.len() < CHUNK * v {
             self.rows = Buffer::new(CHUNK * v);
         }
-        let Pass { team, walks, rows, .. } = self;
+        let Executor { team, walks, rows, .. } = self;
         let walk = walks[0].get_mut().unwrap_or_else(PoisonError::into_inner);
         for (first, piece) in cut(all, piece_of(all.length)) {
             walk.forward(team, gpt, piece, first, Sites::NONE);
             let targets = walk.gather(c, piece.targets);
-            let tokens = &gpt.weights[gpt.layout.wte.clone()];
+            let tokens = &gpt.weights[gpt.layout.tokens.clone()];
             for (x, targets) in walk.a.chunks(CHUNK * c).zip(targets.chunks(CHUNK)) {
                 let logits = &mut rows[..targets.len() * v];
                 loss::logits(team, tokens, c, &x[..targets.len() * c], logits);
@@ -467,7 +474,7 @@ impl Walk {
     }
 
     /// Up to the last norm, which goes into `b`.
-    fn forward(&mut self, team: &Team, gpt: &Gpt, piece: Sequences, first: usize, sites: Sites) {
+    fn forward(&mut self, team: &Team, gpt: &Transformer, piece: Sequences, first: usize, sites: Sites) {
         let (w, c, f) = (&gpt.weights[..], gpt.config.d_model, wide_stride(&gpt.config));
         let n = piece.ids.len();
         let shape = shape(&gpt.config, n, piece.length, first);
@@ -475,7 +482,14 @@ impl Walk {
         let x = &mut self.x[..n * c];
         let (a, wide) = (&mut self.a[..n * c], &mut self.wide[..n * f]);
         let ids = Ids { ids: piece.ids, length: piece.length, start: 0 };
-        embedding::forward(team, ids, &w[gpt.layout.wte.clone()], &w[gpt.layout.wpe.clone()], c, x);
+        embedding::forward(
+            team,
+            ids,
+            &w[gpt.layout.tokens.clone()],
+            &w[gpt.layout.positions.clone().unwrap()],
+            c,
+            x,
+        );
         if sites.p > 0.0 {
             dropout::in_place(team, sites.at(0), c, row, x);
         }
@@ -485,8 +499,8 @@ impl Walk {
             let qkv = &mut kept.qkv[..3 * n * c];
             let attended = &mut kept.attended[..n * c];
             copy(team, c, x, &mut kept.x[..n * c]);
-            norm::forward(team, block.ln_1.norm(w), x, a, &mut kept.ln_1[..2 * n]);
-            linear::forward(team, block.c_attn.linear(w), View::new(a, c), qkv, 3 * c);
+            norm::forward(team, block.attn_norm.norm(w), x, a, &mut kept.ln_1[..2 * n]);
+            linear::forward(team, block.qkv.linear(w), View::new(a, c), qkv, 3 * c);
             let rows =
                 [0, 1, 2].map(|i| Rows { data: &qkv[i * c..], sequence: piece.length * 3 * c, row: 3 * c });
             let moments = &mut kept.moments[..2 * n * shape.heads];
@@ -494,14 +508,14 @@ impl Walk {
             linear::forward(team, block.attn_proj.linear(w), View::new(attended, c), a, c);
             dropout::apply(team, sites.at(3 * i + 2), c, row, a, x, true);
             copy(team, c, x, &mut kept.middle[..n * c]);
-            norm::forward(team, block.ln_2.norm(w), x, a, &mut kept.ln_2[..2 * n]);
-            linear::forward(team, block.c_fc.linear(w), View::new(a, c), &mut kept.hidden[..n * f], f);
+            norm::forward(team, block.mlp_norm.norm(w), x, a, &mut kept.ln_2[..2 * n]);
+            linear::forward(team, block.up.linear(w), View::new(a, c), &mut kept.hidden[..n * f], f);
             gelu::forward(team, &kept.hidden[..n * f], wide);
-            linear::forward(team, block.mlp_proj.linear(w), View::new(wide, f), a, c);
+            linear::forward(team, block.down.linear(w), View::new(wide, f), a, c);
             dropout::apply(team, sites.at(3 * i + 3), c, row, a, x, true);
         }
         copy(team, c, x, &mut self.last[..n * c]);
-        norm::forward(team, gpt.layout.ln_f.norm(w), x, &mut self.b[..n * c], &mut self.ln_f[..2 * n]);
+        norm::forward(team, gpt.layout.norm.norm(w), x, &mut self.b[..n * c], &mut self.ln_f[..2 * n]);
     }
 
     /// The rows of `b` that count go into `a`, end to end; gives their targets. Where all do, the two change
@@ -522,11 +536,11 @@ impl Walk {
     }
 
     /// The loss of the piece, and into `b` the gradient of the last norm's output.
-    fn loss_and_back(&mut self, team: &Team, gpt: &Gpt, piece: Sequences, turn: &mut Turn) -> f64 {
+    fn loss_and_back(&mut self, team: &Team, gpt: &Transformer, piece: Sequences, turn: &mut Turn) -> f64 {
         let (c, v, n) = (gpt.config.d_model, gpt.config.vocab_size, piece.ids.len());
         let targets = self.gather(c, piece.targets);
         let counted = targets.len();
-        let mut head = Head { tokens: &gpt.weights[gpt.layout.wte.clone()], c, logits: &mut self.logits };
+        let mut head = Head { tokens: &gpt.weights[gpt.layout.tokens.clone()], c, logits: &mut self.logits };
         // Where not all rows count, the wide scratch takes the gradient of those that do.
         let dx = if counted == n { &mut self.b[..n * c] } else { &mut self.wide[..counted * c] };
         let x = &self.a[..counted * c];
@@ -541,7 +555,7 @@ impl Walk {
                 head.input(team, ids.clone(), dx);
                 // The turns come with the last rows.
                 turn.wait(if left == 0 { 0 } else { block });
-                head.weights(team, ids.clone(), x, &mut turn.place(gpt.layout.wte.start + ids.start * c));
+                head.weights(team, ids.clone(), x, &mut turn.place(gpt.layout.tokens.start + ids.start * c));
                 if left == 0 {
                     turn.done();
                 }
@@ -571,7 +585,7 @@ impl Walk {
     fn backward(
         &mut self,
         team: &Team,
-        gpt: &Gpt,
+        gpt: &Transformer,
         piece: Sequences,
         first: usize,
         sites: Sites,
@@ -584,10 +598,18 @@ impl Walk {
         let (dx, last) = (&mut self.x[..n * c], &self.last[..n * c]);
         let (a, b) = (&mut self.a[..n * c], &mut self.b[..n * c]);
         dx.fill(0.0);
-        norm_back(team, &gpt.layout.ln_f, w, last, &self.ln_f[..2 * n], b, dx, turn);
+        norm_back(team, &gpt.layout.norm, w, last, &self.ln_f[..2 * n], b, dx, turn);
         for (i, block) in gpt.layout.blocks.iter().enumerate().rev() {
             let kept = &mut self.kept[i];
-            let Block { ln_1, c_attn, attn_proj, ln_2, c_fc, mlp_proj } = block;
+            let BlockLayout {
+                attn_norm: ln_1,
+                qkv: c_attn,
+                attn_proj,
+                mlp_norm: ln_2,
+                up: c_fc,
+                down: mlp_proj,
+                ..
+            } = block;
             // The feed-forward part.
             dropout::apply(team, sites.at(3 * i + 3), c, row, dx, a, false);
             let (hidden, dhidden) = (&mut kept.hidden[..n * f], &mut self.wide[..n * f]);
@@ -628,14 +650,16 @@ fn copy(team: &Team, c: usize, from: &[f32], to: &mut [f32]) {
     dropout::apply(team, Dropout::NONE, c, 0, from, to, false);
 }
 
-fn linear_back(team: &Team, pair: &Pair, rows: usize, x: View, dy: View, turn: &mut Turn) {
-    turn.add(pair, |dweight, dbias| linear::weights(team, rows, x, dy, dweight, dbias));
+fn linear_back(team: &Team, pair: &LinearLayout, rows: usize, x: View, dy: View, turn: &mut Turn) {
+    turn.add(&Some(pair.weight.clone()), &pair.bias, |dweight, dbias| {
+        linear::weights(team, rows, x, dy, dweight, dbias)
+    });
 }
 
 #[allow(clippy::too_many_arguments)]
 fn norm_back(
     team: &Team,
-    pair: &Pair,
+    pair: &NormLayout,
     w: &[f32],
     x: &[f32],
     moments: &[f32],
@@ -643,5 +667,7 @@ fn norm_back(
     dx: &mut [f32],
     turn: &mut Turn,
 ) {
-    turn.add(pair, |dweight, dbias| norm::backward(team, pair.of(w).0, x, moments, dy, dx, (dweight, dbias)));
+    turn.add(&pair.weight, &pair.bias, |dweight, dbias| {
+        norm::backward(team, pair.norm(w).weight, x, moments, dy, dx, (dweight, dbias))
+    });
 }
