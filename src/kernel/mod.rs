@@ -8,7 +8,7 @@
 //!  buffer     aligned memory in large pages
 //!  matmul     C = A·B
 //!  linear, norm, gelu, attention, dropout, embedding, loss      a layer each
-//!  adamw      the update
+//!  adamw, muon, sgd, average      updates of the weights
 //! ```
 //!
 //! **A layer** is a file with `forward`, which reads its input and its numbers and writes its output and
@@ -27,6 +27,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod average;
 mod buffer;
 pub mod dropout;
 pub mod embedding;
@@ -35,10 +36,12 @@ pub mod linear;
 pub mod loss;
 mod math;
 pub mod matmul;
+pub mod muon;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub mod norm;
 mod portable;
+pub mod sgd;
 mod simd;
 mod team;
 #[cfg(target_arch = "x86_64")]

@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 
 use super::tokenizers;
-use super::training::training_params;
+use super::training_params::training_params;
 use crate::base::{Error, Result, units};
 use crate::corpus::held_out::{self, HeldOut, Split};
 use crate::model::{self, Config, Model, Transformer};
 use crate::shard::{Shards, TokenStream};
 use crate::stage::{Artifact, Connected, Context, Facts, Info, Issue, Kind, Port};
 use crate::tokenizer::{Special, Tokenizer};
-use crate::train::{self, Windows};
+use crate::train::{self, NextToken, Windows};
 
 pub struct Pretrain;
 
@@ -34,6 +34,9 @@ training_params! {
         d_ff: Option<usize> = None,
         /// The longest sequence in tokens.
         seq_len: Option<usize> = None,
+        /// Tokens from the beginning of one training sequence to that of the next. Default: `seq_len`, end to
+        /// end; below it they overlap.
+        stride: Option<usize> = None,
     }
 }
 
@@ -63,7 +66,7 @@ impl Kind for Pretrain {
     fn info() -> Info {
         Info {
             name: "pretrain",
-            version: 5, // 4: sums of e^x by blocks; 5: `held_out.json` beside the model
+            version: 6, // 5: `held_out.json` beside the model; 6: architectures and recipes
             summary: "Trains a new decoder-only transformer on token shards.",
             inputs: vec![
                 Port::new("shards", "shards", "What it learns to continue."),
@@ -93,7 +96,10 @@ impl Kind for Pretrain {
             Ok(config) => config,
             Err(e) => return vec![Issue::param("preset", e.to_string())],
         };
-        let mut issues = params.ranges();
+        let mut issues = params.validate_training();
+        if params.stride == Some(0) {
+            issues.push(Issue::param("stride", "expected 1 or more, found 0"));
+        }
         if let Err((name, why)) = config.validate() {
             issues.push(Issue::param(name, why));
         }
@@ -129,9 +135,12 @@ impl Kind for Pretrain {
         let pad = tokenizer.special(Special::Pad).unwrap_or(0);
         let mut model = Model { transformer: Transformer::fresh(&config, ctx.seed), tokenizer };
         let windows = |stream| Windows::new(stream, config.seq_len, pad);
-        let (train, validation) = (windows(&train), windows(&validation));
+        let stride = params.stride.unwrap_or(config.seq_len);
+        let (train, validation) = (windows(&train).every(stride), windows(&validation));
         let folder = ctx.output("model")?;
-        train::run(&mut model, &train, &validation, &params.options(ctx.seed), folder, ctx.monitor)?;
+        let mut objective = NextToken { label_smoothing: params.label_smoothing };
+        let options = params.options(ctx.seed);
+        train::run(&mut model, &mut objective, &train, &validation, &options, folder, ctx.monitor)?;
         HeldOut::load(ctx.input("shards")?.file(held_out::FILE_NAME)?)?.save(folder)?;
         model.save(folder)
     }
