@@ -10,6 +10,7 @@
 
 mod config;
 mod decode;
+mod embedding_rows;
 mod executor;
 mod files;
 mod format;

@@ -6,6 +6,7 @@
 //! optimizer    from a gradient to better weights
 //! schedule     the learning rate of each step
 //! averaging, early_stop      which weights are validated, and kept
+//! warm_start   another model's weights to begin with
 //! metrics      what is written down
 //! run          the loop
 //! ```
@@ -21,6 +22,7 @@ mod objective;
 pub mod optimizer;
 mod run;
 mod schedule;
+mod warm_start;
 
 use serde::{Deserialize, Serialize};
 
@@ -31,6 +33,7 @@ pub use objective::{Loss, NextToken, Objective, dropout_key, evaluate};
 pub use optimizer::{Algorithm, Decay, Optimizer};
 pub use run::run;
 pub use schedule::{Decline, Schedule};
+pub use warm_start::{Embedding, WarmStart, warm_start};
 
 use crate::kernel::Dtype;
 
