@@ -28,7 +28,70 @@ fn odd() -> Config {
     Config { d_ff: 101, dropout: 0.2, ..gpt2(77, 54, 2, 3, 150) }
 }
 
-/// A piece has two chunks of rows, and each of them three blocks of the vocabulary.
+/// Architectures that between them have every part, in odd sizes.
+fn architectures() -> Vec<(&'static str, Config)> {
+    let llama = Config { d_ff: 37, dropout: 0.2, ..llama(77, 54, 2, 3, 150) };
+    let post = Config { d_ff: 101, dropout: 0.2, ..post_norm(77, 54, 2, 3, 150) };
+    vec![
+        ("GPT-2", odd()),
+        ("exact GELU, an output of its own, biases in one half", {
+            Config { activation: Activation::Gelu, tied: false, attn_bias: false, ..odd() }
+        }),
+        ("post-norm, sinusoidal, scaled, head with a bias", {
+            Config { embed_scale: true, head_bias: true, ..post.clone() }
+        }),
+        ("post-norm of RMSNorm, tied head with a bias", {
+            Config { norm: Norm::RmsNorm, norm_bias: false, tied: true, head_bias: true, ..post }
+        }),
+        ("rotary, multi-query, SwiGLU", Config { n_kv_head: 1, ..llama.clone() }),
+        ("YaRN, grouped queries, GeGLU, biases", {
+            let rope_scaling = Some(Yarn {
+                factor: 4.0,
+                original_seq_len: 40,
+                beta_fast: 32.0,
+                beta_slow: 1.0,
+                attention_factor: None,
+            });
+            Config {
+                n_head: 4,
+                n_kv_head: 2,
+                d_head: 14,
+                rope_scaling,
+                activation: Activation::GeluTanh,
+                attn_bias: true,
+                mlp_bias: true,
+                ..llama.clone()
+            }
+        }),
+        ("QK-norm, heads wider than the model", {
+            Config { n_head: 4, n_kv_head: 2, d_head: 34, qk_norm: true, ..llama.clone() }
+        }),
+        ("no weights of norms, mix, cap, squared ReLU, a norm of the embedding", {
+            Config {
+                norm_weight: false,
+                qk_norm: true,
+                embed_norm: true,
+                residual_mix: true,
+                activation: Activation::Relu2,
+                gated: false,
+                logit_cap: Some(5.0),
+                ..llama.clone()
+            }
+        }),
+        ("no positions, LayerNorm without bias, a norm of the embedding, SiLU", {
+            Config {
+                position: Position::None,
+                norm_bias: false,
+                embed_norm: true,
+                residual_mix: true,
+                activation: Activation::Silu,
+                ..odd()
+            }
+        }),
+    ]
+}
+
+/// A micro-batch has two chunks of rows, and each of them three blocks of the vocabulary.
 fn long() -> Config {
     Config { vocab_size: 801, seq_len: 350, n_layer: 1, ..odd() }
 }
@@ -101,7 +164,10 @@ fn logits_loss_and_gradients_agree_with_pytorch() {
 /// Dropout, targets that don't count, several pieces and odd sizes all at once, tensor by tensor.
 #[test]
 fn loss_and_gradients_are_those_of_the_plain_twin() {
-    for (config, n) in [(odd(), 5), (Config { dropout: 0.0, ..odd() }, 1), (tiny(), 3), (long(), 3)] {
+    let others = [("one", Config { dropout: 0.0, ..odd() }), ("tiny", tiny()), ("long", long())];
+    let all = architectures().into_iter().map(|(name, config)| (name, config, 5));
+    let others = others.into_iter().map(|(name, config)| (name, config, 3));
+    for (name, config, n) in all.chain(others) {
         let gpt = model(&config, 3);
         let (ids, targets) = batch(&config, n, 4);
         let all = Sequences { ids: &ids, targets: &targets, length: config.seq_len };
