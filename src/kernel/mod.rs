@@ -41,6 +41,8 @@ pub mod norm;
 mod portable;
 mod simd;
 mod team;
+#[cfg(test)]
+mod testing;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

@@ -215,8 +215,8 @@ fn attend(
         kept[0].extend_from_slice(&row[c..2 * c]);
         kept[1].extend_from_slice(&row[2 * c..]);
     }
-    let shape = Shape { batch: 1, queries, start, heads, width: c / heads, first: 0 };
+    let shape = Shape { batch: 1, queries, start, heads, kv_heads: heads, width: c / heads, first: 0 };
     let q = Rows { data: qkv, sequence: 0, row: 3 * c };
     let [k, v] = [&kept[0], &kept[1]].map(|data| Rows { data, sequence: 0, row: c });
-    attention::forward(team, shape, [q, k, v], Dropout::NONE, out, moments);
+    attention::forward(team, shape, q, k, v, Dropout::NONE, out, moments);
 }

@@ -504,7 +504,8 @@ impl Walk {
             let rows =
                 [0, 1, 2].map(|i| Rows { data: &qkv[i * c..], sequence: piece.length * 3 * c, row: 3 * c });
             let moments = &mut kept.moments[..2 * n * shape.heads];
-            attention::forward(team, shape, rows, sites.at(3 * i + 1), attended, moments);
+            let [q, k, v] = rows;
+            attention::forward(team, shape, q, k, v, sites.at(3 * i + 1), attended, moments);
             linear::forward(team, block.attn_proj.linear(w), View::new(attended, c), a, c);
             dropout::apply(team, sites.at(3 * i + 2), c, row, a, x, true);
             copy(team, c, x, &mut kept.middle[..n * c]);
@@ -626,8 +627,11 @@ impl Walk {
             let (attended, dqkv) = (&kept.attended[..n * c], &mut self.wide[..3 * n * c]);
             linear_back(team, attn_proj, n, View::new(attended, c), View::new(a, c), turn);
             linear::input(team, attn_proj.linear(w), View::new(a, c), b, c);
-            let back = Back { out: attended, moments: &kept.moments[..2 * n * shape.heads], dout: b };
-            attention::backward(team, shape, &kept.qkv[..3 * n * c], back, sites.at(3 * i + 1), dqkv);
+            let back = Back { out: attended, stats: &kept.moments[..2 * n * shape.heads], dout: b };
+            let qkv = &kept.qkv[..3 * n * c];
+            let [q, k, v] =
+                [0, 1, 2].map(|i| Rows { data: &qkv[i * c..], sequence: piece.length * 3 * c, row: 3 * c });
+            attention::backward(team, shape, q, k, v, back, sites.at(3 * i + 1), dqkv);
             let (x, moments) = (&kept.x[..n * c], &kept.ln_1[..2 * n]);
             norm::again(team, ln_1.norm(w), x, moments, a);
             linear_back(team, c_attn, n, View::new(a, c), View::new(dqkv, 3 * c), turn);
@@ -642,7 +646,7 @@ impl Walk {
 
 fn shape(config: &Config, n: usize, length: usize, first: usize) -> Shape {
     let (heads, c) = (config.n_head, config.d_model);
-    Shape { batch: n / length, queries: length, start: 0, heads, width: c / heads, first }
+    Shape { batch: n / length, queries: length, start: 0, heads, kv_heads: heads, width: c / heads, first }
 }
 
 /// By all of the team: `to` is `from`.
