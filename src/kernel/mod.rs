@@ -7,7 +7,7 @@
 //!  team       threads that share loops
 //!  buffer     aligned memory in large pages
 //!  matmul     C = A·B
-//!  linear, norm, gelu, attention, dropout, embedding, loss      a layer each
+//!  linear, norm, gelu, rotary, attention, dropout, embedding, loss      a layer each
 //!  adamw      the update
 //! ```
 //!
@@ -39,8 +39,11 @@ pub mod matmul;
 mod neon;
 pub mod norm;
 mod portable;
+pub mod rotary;
 mod simd;
 mod team;
+#[cfg(test)]
+mod testing;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
