@@ -106,7 +106,7 @@ def measure(command):
     done = subprocess.run(command, env={**os.environ, **MALLOC}, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode != 0 or not lines:
-        tail = "\n".join(done.stderr.strip().splitlines()[-3:])
+        tail = "\n".join(done.stderr.strip().splitlines()[-6:])
         print(f"failed: {' '.join(command)}\n{tail}", file=sys.stderr)
         return None
     return json.loads(lines[-1])
