@@ -207,8 +207,15 @@ def share_seconds(found, steps):
     """How many steps of each recipe fit the seconds of the first one's `steps`."""
     first = found[0]
     for contender in found:
-        ratios = [base / own for base, own in zip(first.step_ms, contender.step_ms)]
+        ratios = sorted(base / own for base, own in zip(first.step_ms, contender.step_ms))
         contender.steps = max(1, int(steps * statistics.median(ratios)))
+        if contender is not first:
+            tell(
+                f"{contender.name}: {statistics.median(ratios):.3f} times the speed of {first.name} "
+                f"({ratios[0]:.3f} to {ratios[-1]:.3f} by rounds): {contender.steps:,} steps"
+            )
+        if ratios[-1] > 1.1 * ratios[0]:
+            tell("  the rounds differ by more than 10 %: other programs are busy. More --rounds give a surer median")
 
 
 def budget(found, args):
