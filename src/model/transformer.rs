@@ -7,7 +7,7 @@ use super::layout::{Begin, BlockLayout};
 use super::{Config, Layout, Parameter, Role};
 use crate::base::{Error, Result, Rng};
 use crate::kernel::loss::Output;
-use crate::kernel::rotary::Rope;
+use crate::kernel::rotary::{self, Rope};
 use crate::kernel::weight::Weight;
 use crate::kernel::{Buffer, Dtype, Number, embedding, to_bf16};
 
@@ -66,7 +66,7 @@ impl Transformer {
         let weights = Buffer::new(layout.len);
         let (t, c) = (config.seq_len, config.d_model);
         let rope = (config.position == Position::Rotary)
-            .then(|| Rope::new(t, config.d_head, config.rope_base, config.rope_scaling));
+            .then(|| Rope::new(t, config.d_head, config.rope_base, config.rope_scaling.map(yarn)));
         let sinusoid = (config.position == Position::Sinusoidal).then(|| embedding::sinusoid(t, c));
         Transformer { config: config.clone(), layout, weights, bf16: None, rope, sinusoid }
     }
@@ -145,5 +145,15 @@ fn add_rows(table: &mut [f32], c: usize, old: usize, rng: &mut Rng) {
         (0..c).map(|i| rows.iter().skip(i).step_by(c).sum::<f32>() / old as f32).collect();
     for row in new.chunks_exact_mut(c) {
         row.iter_mut().zip(&means).for_each(|(x, mean)| *x = mean + (0.002 * rng.normal()) as f32);
+    }
+}
+
+fn yarn(yarn: super::Yarn) -> rotary::Yarn {
+    rotary::Yarn {
+        factor: yarn.factor,
+        original_length: yarn.original_seq_len,
+        beta_fast: yarn.beta_fast,
+        beta_slow: yarn.beta_slow,
+        attention_factor: yarn.attention_factor(),
     }
 }
