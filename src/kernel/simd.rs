@@ -287,6 +287,12 @@ impl<S: Simd> F<S> {
         F(unsafe { S::sqrt(self.0) })
     }
 
+    /// Without the sign.
+    #[inline(always)]
+    pub fn abs(self) -> Self {
+        self.bits().shl::<1>().shr::<1>().float()
+    }
+
     #[inline(always)]
     pub fn bits(self) -> U<S> {
         U(unsafe { S::bits(self.0) })
