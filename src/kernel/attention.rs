@@ -170,7 +170,7 @@ simd! {
         for x in row.chunks(LANES) {
             greatest = greatest.max(F::load_some(x, f32::NEG_INFINITY));
         }
-        let greatest = greatest.greatest();
+        let greatest = greatest.max_lane();
         let mut sum = F::<S>::splat(0.0);
         let scale = F::splat(scale);
         for x in row.chunks_mut(LANES) {
