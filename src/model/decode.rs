@@ -7,12 +7,13 @@
 use super::Config;
 use super::transformer::Transformer;
 use crate::base::{Error, Result};
+use crate::kernel::activation;
 use crate::kernel::attention::{self, Rows, Shape};
 use crate::kernel::embedding::{self, Ids};
 use crate::kernel::linear;
 use crate::kernel::matmul::{Panels, THIN, View};
 use crate::kernel::norm;
-use crate::kernel::{Dropout, Team, gelu, loss};
+use crate::kernel::{Dropout, Team, loss};
 
 /// Keys and values of the positions already seen, per block `[T, C]`.
 #[derive(Clone, Default)]
@@ -132,7 +133,7 @@ impl<'a> Decoder<'a> {
             crate::kernel::dropout::apply(team, Dropout::NONE, c, 0, a, x, true)
         };
         for (i, block) in gpt.layout.blocks.iter().enumerate() {
-            norm::forward(team, block.attn_norm.norm(w), x, a, moments);
+            norm::forward(team, block.attn_norm.norm(w), c, x, a, moments);
             linear::forward(team, block.qkv.reading(gpt), View::new(a, c), qkv, 3 * c);
             let mut row = 0;
             for text in &mut *texts {
@@ -150,9 +151,9 @@ impl<'a> Decoder<'a> {
             }
             linear::forward(team, block.attn_proj.reading(gpt), View::new(attended, c), a, c);
             add(team, a, x);
-            norm::forward(team, block.mlp_norm.norm(w), x, a, moments);
+            norm::forward(team, block.mlp_norm.norm(w), c, x, a, moments);
             linear::forward(team, block.up.reading(gpt), View::new(a, c), hidden, f);
-            gelu::forward(team, hidden, wide);
+            activation::forward(team, super::transformer::mlp(config), hidden, f, wide, f);
             linear::forward(team, block.down.reading(gpt), View::new(wide, f), a, c);
             add(team, a, x);
         }
@@ -164,7 +165,7 @@ impl<'a> Decoder<'a> {
             x.copy_within((row - 1) * c..row * c, i * c);
         }
         let (x, a) = (&x[..texts.len() * c], &mut a[..texts.len() * c]);
-        norm::forward(team, gpt.layout.norm.norm(w), x, a, moments);
+        norm::forward(team, gpt.layout.norm.norm(w), c, x, a, moments);
         let mut logits = vec![0.0; texts.len() * config.vocab_size];
         if n == texts.len() && n <= THIN {
             head.get_or_insert_with(|| Head::new(gpt, team)).logits(team, a, &mut logits);

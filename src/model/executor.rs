@@ -23,13 +23,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::Config;
 use super::layout::{BlockLayout, LinearLayout, NormLayout, Parameter};
 use super::transformer::Transformer;
+use crate::kernel::activation;
 use crate::kernel::attention::{self, Back, Rows, Shape};
 use crate::kernel::embedding::{self, Ids};
 use crate::kernel::linear;
 use crate::kernel::loss::{self, CHUNK, Head, IGNORE, Logits, Prediction};
 use crate::kernel::matmul::View;
 use crate::kernel::norm;
-use crate::kernel::{Buffer, Dropout, Team, dropout, gelu};
+use crate::kernel::{Buffer, Dropout, Team, dropout};
 
 /// Tokens of a piece, or more where one sequence is longer. Small, so that there are pieces for all threads;
 /// large enough that gradients, which are read and written once a piece, are a small part of the traffic.
@@ -499,7 +500,7 @@ impl Walk {
             let qkv = &mut kept.qkv[..3 * n * c];
             let attended = &mut kept.attended[..n * c];
             copy(team, c, x, &mut kept.x[..n * c]);
-            norm::forward(team, block.attn_norm.norm(w), x, a, &mut kept.ln_1[..2 * n]);
+            norm::forward(team, block.attn_norm.norm(w), c, x, a, &mut kept.ln_1[..2 * n]);
             linear::forward(team, block.qkv.linear(w), View::new(a, c), qkv, 3 * c);
             let rows =
                 [0, 1, 2].map(|i| Rows { data: &qkv[i * c..], sequence: piece.length * 3 * c, row: 3 * c });
@@ -508,14 +509,21 @@ impl Walk {
             linear::forward(team, block.attn_proj.linear(w), View::new(attended, c), a, c);
             dropout::apply(team, sites.at(3 * i + 2), c, row, a, x, true);
             copy(team, c, x, &mut kept.middle[..n * c]);
-            norm::forward(team, block.mlp_norm.norm(w), x, a, &mut kept.ln_2[..2 * n]);
+            norm::forward(team, block.mlp_norm.norm(w), c, x, a, &mut kept.ln_2[..2 * n]);
             linear::forward(team, block.up.linear(w), View::new(a, c), &mut kept.hidden[..n * f], f);
-            gelu::forward(team, &kept.hidden[..n * f], wide);
+            activation::forward(
+                team,
+                super::transformer::mlp(&gpt.config),
+                &kept.hidden[..n * f],
+                f,
+                wide,
+                f,
+            );
             linear::forward(team, block.down.linear(w), View::new(wide, f), a, c);
             dropout::apply(team, sites.at(3 * i + 3), c, row, a, x, true);
         }
         copy(team, c, x, &mut self.last[..n * c]);
-        norm::forward(team, gpt.layout.norm.norm(w), x, &mut self.b[..n * c], &mut self.ln_f[..2 * n]);
+        norm::forward(team, gpt.layout.norm.norm(w), c, x, &mut self.b[..n * c], &mut self.ln_f[..2 * n]);
     }
 
     /// The rows of `b` that count go into `a`, end to end; gives their targets. Where all do, the two change
@@ -614,10 +622,10 @@ impl Walk {
             dropout::apply(team, sites.at(3 * i + 3), c, row, dx, a, false);
             let (hidden, dhidden) = (&mut kept.hidden[..n * f], &mut self.wide[..n * f]);
             linear::input(team, mlp_proj.linear(w), View::new(a, c), dhidden, f);
-            gelu::backward(team, hidden, dhidden);
+            activation::backward(team, super::transformer::mlp(&gpt.config), hidden, dhidden, f);
             linear_back(team, mlp_proj, n, View::new(hidden, f), View::new(a, c), turn);
             let (middle, moments) = (&kept.middle[..n * c], &kept.ln_2[..2 * n]);
-            norm::again(team, ln_2.norm(w), middle, moments, a);
+            norm::recompute(team, ln_2.norm(w), c, middle, moments, a);
             linear_back(team, c_fc, n, View::new(a, c), View::new(dhidden, f), turn);
             linear::input(team, c_fc.linear(w), View::new(dhidden, f), a, c);
             norm_back(team, ln_2, w, middle, moments, a, dx, turn);
@@ -629,7 +637,7 @@ impl Walk {
             let back = Back { out: attended, moments: &kept.moments[..2 * n * shape.heads], dout: b };
             attention::backward(team, shape, &kept.qkv[..3 * n * c], back, sites.at(3 * i + 1), dqkv);
             let (x, moments) = (&kept.x[..n * c], &kept.ln_1[..2 * n]);
-            norm::again(team, ln_1.norm(w), x, moments, a);
+            norm::recompute(team, ln_1.norm(w), c, x, moments, a);
             linear_back(team, c_attn, n, View::new(a, c), View::new(dqkv, 3 * c), turn);
             linear::input(team, c_attn.linear(w), View::new(dqkv, 3 * c), a, c);
             norm_back(team, ln_1, w, x, moments, a, dx, turn);
@@ -652,7 +660,7 @@ fn copy(team: &Team, c: usize, from: &[f32], to: &mut [f32]) {
 
 fn linear_back(team: &Team, pair: &LinearLayout, rows: usize, x: View, dy: View, turn: &mut Turn) {
     turn.add(&Some(pair.weight.clone()), &pair.bias, |dweight, dbias| {
-        linear::weights(team, rows, x, dy, dweight, dbias)
+        linear::weights(team, rows, x, dy, pair.out, dweight, Some(dbias))
     });
 }
 
@@ -668,6 +676,8 @@ fn norm_back(
     turn: &mut Turn,
 ) {
     turn.add(&pair.weight, &pair.bias, |dweight, dbias| {
-        norm::backward(team, pair.norm(w).weight, x, moments, dy, dx, (dweight, dbias))
+        let gradients = norm::Gradients { weight: Some(dweight), bias: Some(dbias) };
+        let c = dx.len() / (moments.len() / 2);
+        norm::backward(team, pair.norm(w), c, x, moments, dy, dx, gradients)
     });
 }

@@ -3,7 +3,7 @@
 use super::layout::Begin;
 use super::{Config, Layout, Parameter};
 use crate::base::{Result, Rng};
-use crate::kernel::{Buffer, Dtype, Number, half};
+use crate::kernel::{Buffer, Dtype, Number, Weight, to_bf16};
 
 /// A model: its shape and its numbers.
 pub struct Transformer {
@@ -23,9 +23,9 @@ impl Transformer {
             return self;
         }
         for p in self.layout.parameters.iter().filter(|p| p.shape.len() == 2) {
-            self.weights[p.range.clone()].iter_mut().for_each(|x| *x = half(*x).widened());
+            self.weights[p.range.clone()].iter_mut().for_each(|x| *x = to_bf16(*x).widened());
         }
-        self.halves = Some(self.weights.iter().map(|x| half(*x)).collect());
+        self.halves = Some(self.weights.iter().map(|x| to_bf16(*x)).collect());
         self
     }
 
@@ -91,17 +91,30 @@ impl Transformer {
 impl super::layout::LinearLayout {
     pub fn linear<'a>(&self, all: &'a [f32]) -> crate::kernel::linear::Linear<'a> {
         let bias = self.bias.clone().expect("a bias");
-        crate::kernel::linear::Linear { weight: &all[self.weight.clone()], bias: &all[bias], halves: None }
+        let weight = Weight::F32(&all[self.weight.clone()]);
+        crate::kernel::linear::Linear { weight, bias: Some(&all[bias]), out: self.out }
     }
     pub fn reading<'a>(&self, gpt: &'a Transformer) -> crate::kernel::linear::Linear<'a> {
-        let halves = gpt.halves.as_deref().map(|all| &all[self.weight.clone()]);
-        crate::kernel::linear::Linear { halves, ..self.linear(&gpt.weights) }
+        let linear = self.linear(&gpt.weights);
+        let Some(bits) = gpt.halves.as_deref().map(|all| &all[self.weight.clone()]) else { return linear };
+        let weight = Weight::Bf16 { bits, widened: linear.weight.widened() };
+        crate::kernel::linear::Linear { weight, ..linear }
     }
 }
 
 impl super::layout::NormLayout {
     pub fn norm<'a>(&self, all: &'a [f32]) -> crate::kernel::norm::Norm<'a> {
         let (weight, bias) = (self.weight.clone().expect("a weight"), self.bias.clone().expect("a bias"));
-        crate::kernel::norm::Norm { weight: &all[weight], bias: &all[bias] }
+        crate::kernel::norm::Norm {
+            kind: crate::kernel::norm::Kind::Layer,
+            eps: 1e-5,
+            weight: Some(&all[weight]),
+            bias: Some(&all[bias]),
+        }
     }
+}
+
+pub(super) fn mlp(config: &Config) -> crate::kernel::activation::Mlp {
+    let activation = crate::kernel::activation::Activation::GeluTanh;
+    crate::kernel::activation::Mlp { activation, gated: false, width: config.d_ff }
 }
