@@ -195,20 +195,20 @@ simd! {
         for x in logits.chunks(LANES) {
             greatest = greatest.max(F::load_some(x, f32::NEG_INFINITY));
         }
-        let greatest = greatest.greatest();
+        let greatest = greatest.max_lane();
         let mut sum = F::<S>::splat(0.0);
         for x in logits.chunks_mut(LANES) {
             exp(F::<S>::load_some(x, 0.0) - F::splat(greatest)).store_some(x);
             sum = sum + F::load_some(x, 0.0);
         }
-        let less = exp(F::<S>::splat(row.greatest - greatest)).greatest();
+        let less = exp(F::<S>::splat(row.greatest - greatest)).max_lane();
         row.sum = row.sum * f64::from(less) + f64::from(sum.sum());
         row.greatest = greatest;
     }
 
     /// `e^(logit - greatest)` becomes the softmax of a whole row.
     fn scale<S>(exps: &mut [f32], greatest: f32, row: Row) {
-        let less = exp(F::<S>::splat(greatest - row.greatest)).greatest();
+        let less = exp(F::<S>::splat(greatest - row.greatest)).max_lane();
         let factor = F::<S>::splat((f64::from(less) / row.sum) as f32);
         for x in exps.chunks_mut(LANES) {
             (F::load_some(x, 0.0) * factor).store_some(x);

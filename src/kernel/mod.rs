@@ -25,12 +25,13 @@
 //! Unsafe code is here for three things: instructions of a CPU that was asked whether it has them,
 //! threads that write disjoint parts of one slice, and memory in large pages.
 
+pub mod activation;
 pub mod adamw;
 pub mod attention;
 mod buffer;
 pub mod dropout;
+mod dtype;
 pub mod embedding;
-pub mod gelu;
 pub mod linear;
 pub mod loss;
 mod math;
@@ -44,12 +45,15 @@ mod simd;
 mod team;
 #[cfg(test)]
 mod testing;
+pub mod weight;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use buffer::Buffer;
 pub use dropout::Dropout;
+pub use dtype::Dtype;
 pub use loss::IGNORE;
-pub use matmul::{Dtype, instructions, peak};
-pub use simd::{Isa, Number, half};
+pub use matmul::{instructions, peak};
+pub use simd::{Isa, Number, to_bf16};
 pub use team::Team;
+pub use weight::Weight;
