@@ -40,6 +40,7 @@ pub mod matmul;
 mod neon;
 pub mod norm;
 mod portable;
+pub mod residual;
 pub mod rotary;
 mod simd;
 mod team;
