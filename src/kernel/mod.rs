@@ -7,7 +7,7 @@
 //!  team       threads that share loops
 //!  buffer     aligned memory in large pages
 //!  matmul     C = A·B
-//!  linear, norm, gelu, rotary, attention, dropout, embedding, loss      a layer each
+//!  linear, norm, gelu, rotary, attention, residual, dropout, embedding, loss      a layer each
 //!  adamw      the update
 //! ```
 //!
@@ -18,9 +18,9 @@
 //!
 //! **The same bytes everywhere**: results depend on neither the number of threads nor the instructions.
 //! Every element is one chain of operations in one order; tasks split what is independent (rows, columns,
-//! heads) and never a sum; sums across the lanes of a vector go through one tree of 16; functions are our
-//! own. Twins in plain code and candle's autograd test the values, and a test compares the bytes of all
-//! that the machine can run.
+//! heads), and a sum only into parts of a fixed size, which are added in their order; sums across the lanes of
+//! a vector go through one tree of 16; functions are our own. Twins in plain code and candle's autograd test
+//! the values, and a test compares the bytes of all that the machine can run.
 //!
 //! Unsafe code is here for three things: instructions of a CPU that was asked whether it has them,
 //! threads that write disjoint parts of one slice, and memory in large pages.
@@ -39,6 +39,7 @@ pub mod matmul;
 mod neon;
 pub mod norm;
 mod portable;
+pub mod residual;
 pub mod rotary;
 mod simd;
 mod team;
