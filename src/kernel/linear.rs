@@ -54,7 +54,7 @@ pub fn weights(team: &Team, rows: usize, x: View, dy: View, dweight: &mut [f32],
 
 simd! {
     /// `sum += Σ x` over rows, of the columns from `from` on.
-    fn add_rows<S>(x: View, rows: usize, from: usize, sum: &mut [f32]) {
+    pub(super) fn add_rows<S>(x: View, rows: usize, from: usize, sum: &mut [f32]) {
         for (i, sum) in sum.chunks_mut(4 * LANES).enumerate() {
             let from = from + i * 4 * LANES;
             if let Some(sum) = sum.as_mut_array::<{ 4 * LANES }>() {

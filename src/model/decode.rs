@@ -122,7 +122,8 @@ impl<'a> Decoder<'a> {
                 team,
                 ids,
                 &w[gpt.layout.tokens.clone()],
-                &w[gpt.layout.positions.clone().unwrap()],
+                1.0,
+                Some(&w[gpt.layout.positions.clone().unwrap()]),
                 c,
                 x,
             );
@@ -169,7 +170,7 @@ impl<'a> Decoder<'a> {
         if n == texts.len() && n <= THIN {
             head.get_or_insert_with(|| Head::new(gpt, team)).logits(team, a, &mut logits);
         } else {
-            loss::logits(team, &w[gpt.layout.tokens.clone()], c, a, &mut logits);
+            loss::logits(team, super::executor::output_of(gpt), a, &mut logits);
         }
         Ok(logits)
     }

@@ -295,7 +295,7 @@ impl Executor {
             let (wte, rest) = gradient.split_at_mut(gpt.layout.tokens.end);
             let ids = Ids { ids: round.ids, length, start: 0 };
             let wpe = &mut rest[..gpt.layout.positions.clone().unwrap().len()];
-            embedding::backward(&self.team, ids, &slopes[..n * c], c, wte, wpe);
+            embedding::backward(&self.team, ids, &slopes[..n * c], 1.0, c, wte, Some(wpe));
             self.slopes = slopes;
         }
         nats
@@ -313,8 +313,7 @@ impl Executor {
             let ((first, piece), team) = (pieces[way.piece], way.team);
             walk.forward(team, gpt, piece, first, Sites::NONE);
             let targets = walk.gather(c, piece.targets);
-            let mut head =
-                Head { tokens: &gpt.weights[gpt.layout.tokens.clone()], c, logits: &mut walk.logits };
+            let mut head = head_of(gpt, &mut walk.logits);
             let rows = walk.a.chunks(CHUNK * c).zip(targets.chunks(CHUNK));
             rows.map(|(x, targets)| head.loss(team, &x[..targets.len() * c], targets, false)).sum()
         })
@@ -351,10 +350,10 @@ impl Executor {
         for (first, piece) in cut(all, piece_of(all.length)) {
             walk.forward(team, gpt, piece, first, Sites::NONE);
             let targets = walk.gather(c, piece.targets);
-            let tokens = &gpt.weights[gpt.layout.tokens.clone()];
+            let output = output_of(gpt);
             for (x, targets) in walk.a.chunks(CHUNK * c).zip(targets.chunks(CHUNK)) {
                 let logits = &mut rows[..targets.len() * v];
-                loss::logits(team, tokens, c, &x[..targets.len() * c], logits);
+                loss::logits(team, output, &x[..targets.len() * c], logits);
                 f(team, logits, targets);
             }
         }
@@ -486,7 +485,8 @@ impl Walk {
             team,
             ids,
             &w[gpt.layout.tokens.clone()],
-            &w[gpt.layout.positions.clone().unwrap()],
+            1.0,
+            Some(&w[gpt.layout.positions.clone().unwrap()]),
             c,
             x,
         );
@@ -541,7 +541,7 @@ impl Walk {
         let (c, v, n) = (gpt.config.d_model, gpt.config.vocab_size, piece.ids.len());
         let targets = self.gather(c, piece.targets);
         let counted = targets.len();
-        let mut head = Head { tokens: &gpt.weights[gpt.layout.tokens.clone()], c, logits: &mut self.logits };
+        let mut head = head_of(gpt, &mut self.logits);
         // Where not all rows count, the wide scratch takes the gradient of those that do.
         let dx = if counted == n { &mut self.b[..n * c] } else { &mut self.wide[..counted * c] };
         let x = &self.a[..counted * c];
@@ -552,7 +552,7 @@ impl Walk {
             left -= targets.len();
             nats += head.loss(team, x, targets, true);
             for (block, ids) in loss::blocks(v).enumerate() {
-                head.slope(team, targets, ids.clone());
+                head.gradient(team, targets, ids.clone());
                 head.input(team, ids.clone(), dx);
                 // The turns come with the last rows.
                 turn.wait(if left == 0 { 0 } else { block });
@@ -647,6 +647,16 @@ impl Walk {
 fn shape(config: &Config, n: usize, length: usize, first: usize) -> Shape {
     let (heads, c) = (config.n_head, config.d_model);
     Shape { batch: n / length, queries: length, start: 0, heads, kv_heads: heads, width: c / heads, first }
+}
+
+pub(super) fn output_of(gpt: &Transformer) -> loss::Output<'_> {
+    let weight = &gpt.weights[gpt.layout.tokens.clone()];
+    loss::Output { weight, bias: None, c: gpt.config.d_model, cap: None }
+}
+
+fn head_of<'a>(gpt: &'a Transformer, logits: &'a mut Logits) -> Head<'a> {
+    let loss::Output { weight, bias, c, cap } = output_of(gpt);
+    Head { weight, bias, c, cap, smoothing: 0.0, logits }
 }
 
 /// By all of the team: `to` is `from`.
