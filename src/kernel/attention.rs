@@ -189,7 +189,7 @@ simd! {
         for x in row.chunks(LANES) {
             max = max.max(F::load_some(x, f32::NEG_INFINITY));
         }
-        let max = max.greatest();
+        let max = max.max_lane();
         let mut sum = F::<S>::splat(0.0);
         let scale = F::splat(scale);
         for x in row.chunks_mut(LANES) {

@@ -350,7 +350,7 @@ simd! {
 
     /// `e^(logit - max)` becomes the softmax of a whole row, less `uniform`.
     fn softmax<S>(exps: &mut [f32], max: f32, row: Row, uniform: f32) {
-        let less = exp(F::<S>::splat(max - row.max)).greatest();
+        let less = exp(F::<S>::splat(max - row.max)).max_lane();
         let factor = F::<S>::splat((f64::from(less) / row.sum) as f32);
         for x in exps.chunks_mut(LANES) {
             F::load_some(x, 0.0).mul_add(factor, F::splat(-uniform)).store_some(x);
@@ -376,14 +376,14 @@ fn max_with<S: Simd>(logits: &[f32], max: f32) -> f32 {
     for x in logits.chunks(LANES) {
         max = max.max(F::load_some(x, f32::NEG_INFINITY));
     }
-    max.greatest()
+    max.max_lane()
 }
 
 impl Row {
     /// Adds a block whose exponentials, of `logit - max`, have this sum; `max` is at least the row's.
     #[inline(always)]
     fn add<S: Simd>(&mut self, max: f32, sum: F<S>) {
-        let less = exp(F::<S>::splat(self.max - max)).greatest();
+        let less = exp(F::<S>::splat(self.max - max)).max_lane();
         self.sum = self.sum * f64::from(less) + f64::from(sum.sum());
         self.max = max;
     }

@@ -7,7 +7,7 @@
 //!  team       threads that share loops
 //!  buffer     aligned memory in large pages
 //!  matmul     C = A·B
-//!  linear, norm, gelu, rotary, attention, residual, dropout, embedding, loss      a layer each
+//!  linear, norm, gelu, rotary, attention, dropout, embedding, loss      a layer each
 //!  adamw      the update
 //! ```
 //!
@@ -18,19 +18,20 @@
 //!
 //! **The same bytes everywhere**: results depend on neither the number of threads nor the instructions.
 //! Every element is one chain of operations in one order; tasks split what is independent (rows, columns,
-//! heads), and a sum only into parts of a fixed size, which are added in their order; sums across the lanes of
-//! a vector go through one tree of 16; functions are our own. Twins in plain code and candle's autograd test
-//! the values, and a test compares the bytes of all that the machine can run.
+//! heads) and never a sum; sums across the lanes of a vector go through one tree of 16; functions are our
+//! own. Twins in plain code and candle's autograd test the values, and a test compares the bytes of all
+//! that the machine can run.
 //!
 //! Unsafe code is here for three things: instructions of a CPU that was asked whether it has them,
 //! threads that write disjoint parts of one slice, and memory in large pages.
 
+pub mod activation;
 pub mod adamw;
 pub mod attention;
 mod buffer;
 pub mod dropout;
+mod dtype;
 pub mod embedding;
-pub mod gelu;
 pub mod linear;
 pub mod loss;
 mod math;
@@ -45,12 +46,15 @@ mod simd;
 mod team;
 #[cfg(test)]
 mod testing;
+pub mod weight;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use buffer::Buffer;
 pub use dropout::Dropout;
+pub use dtype::Dtype;
 pub use loss::IGNORE;
-pub use matmul::{Dtype, instructions, peak};
-pub use simd::{Isa, Number, half};
+pub use matmul::{instructions, peak};
+pub use simd::{Isa, Number, to_bf16};
 pub use team::Team;
+pub use weight::Weight;

@@ -151,7 +151,7 @@ impl Simd for Neon {
         unsafe { std::mem::transmute::<[u32; LANES], [uint32x4_t; 4]>(a) }
     }
     #[inline(always)]
-    unsafe fn load_halves(p: *const u16) -> Self::F {
+    unsafe fn load_bf16(p: *const u16) -> Self::F {
         unsafe {
             let four =
                 |p: *const u16| vreinterpretq_f32_u32(vshlq_u32(vmovl_u16(vld1_u16(p)), vdupq_n_s32(16)));

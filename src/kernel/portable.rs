@@ -115,7 +115,7 @@ impl Simd for Portable {
         a
     }
     #[inline(always)]
-    unsafe fn load_halves(p: *const u16) -> Self::F {
+    unsafe fn load_bf16(p: *const u16) -> Self::F {
         let halves = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
         halves.map(Number::widened)
     }

@@ -131,7 +131,7 @@ pub trait Simd: Tiles {
     unsafe fn to_array(a: Self::F) -> [f32; LANES];
     unsafe fn from_array_u(a: [u32; LANES]) -> Self::U;
     /// 16 bf16, widened.
-    unsafe fn load_halves(p: *const u16) -> Self::F;
+    unsafe fn load_bf16(p: *const u16) -> Self::F;
     /// The sum of all lanes: halves onto halves, 16 → 8 → 4 → 2 → 1.
     #[inline(always)]
     unsafe fn sum(a: Self::F) -> f32 {
@@ -139,7 +139,7 @@ pub trait Simd: Tiles {
     }
     /// The greatest lane, by the same tree.
     #[inline(always)]
-    unsafe fn greatest(a: Self::F) -> f32 {
+    unsafe fn max_lane(a: Self::F) -> f32 {
         fold(unsafe { Self::to_array(a) }, |a, b| if a > b { a } else { b })
     }
     /// The first `n`, below 16, of what lies there; the other lanes are those of `fill`.
@@ -206,7 +206,7 @@ impl Number for f32 {
 impl Number for u16 {
     #[inline(always)]
     unsafe fn load<S: Simd>(p: *const u16) -> S::F {
-        unsafe { S::load_halves(p) }
+        unsafe { S::load_bf16(p) }
     }
     #[inline(always)]
     fn widened(self) -> f32 {
@@ -215,7 +215,7 @@ impl Number for u16 {
 }
 
 /// To the nearest bf16, ties to even. What is not finite stays so.
-pub fn half(x: f32) -> u16 {
+pub fn to_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
     let up = if x.is_finite() { 0x7fff + (bits >> 16 & 1) } else { 0 };
     ((bits + up) >> 16) as u16
@@ -316,8 +316,8 @@ impl<S: Simd> F<S> {
     }
 
     #[inline(always)]
-    pub fn greatest(self) -> f32 {
-        unsafe { S::greatest(self.0) }
+    pub fn max_lane(self) -> f32 {
+        unsafe { S::max_lane(self.0) }
     }
 }
 

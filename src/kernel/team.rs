@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, Thread};
 
-use super::matmul::Dtype;
+use super::dtype::Dtype;
 use super::simd::Isa;
 
 /// How often a thread looks for work before it sleeps: some 50 µs.

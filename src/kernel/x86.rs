@@ -136,7 +136,7 @@ impl Simd for Avx512 {
         unsafe { _mm512_loadu_si512(a.as_ptr().cast()) }
     }
     #[inline(always)]
-    unsafe fn load_halves(p: *const u16) -> __m512 {
+    unsafe fn load_bf16(p: *const u16) -> __m512 {
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
@@ -150,7 +150,7 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn greatest(a: __m512) -> f32 {
+    unsafe fn max_lane(a: __m512) -> f32 {
         unsafe {
             folded!(_mm256_max_ps, _mm_max_ps, _mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a))
         }
@@ -374,7 +374,7 @@ impl Simd for Avx2 {
         unsafe { std::mem::transmute::<[u32; LANES], [__m256i; 2]>(a) }
     }
     #[inline(always)]
-    unsafe fn load_halves(p: *const u16) -> Self::F {
+    unsafe fn load_bf16(p: *const u16) -> Self::F {
         unsafe {
             let (low, high) = (_mm_loadu_si128(p.cast()), _mm_loadu_si128(p.add(8).cast()));
             let (low, high) = (_mm256_cvtepu16_epi32(low), _mm256_cvtepu16_epi32(high));
@@ -389,7 +389,7 @@ impl Simd for Avx2 {
         unsafe { folded!(_mm256_add_ps, _mm_add_ps, a[0], a[1]) }
     }
     #[inline(always)]
-    unsafe fn greatest(a: Self::F) -> f32 {
+    unsafe fn max_lane(a: Self::F) -> f32 {
         unsafe { folded!(_mm256_max_ps, _mm_max_ps, a[0], a[1]) }
     }
     #[inline(always)]

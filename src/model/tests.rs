@@ -28,7 +28,70 @@ fn odd() -> Config {
     Config { d_ff: 101, dropout: 0.2, ..gpt2(77, 54, 2, 3, 150) }
 }
 
-/// A piece has two chunks of rows, and each of them three blocks of the vocabulary.
+/// Architectures that between them have every part, in odd sizes.
+fn architectures() -> Vec<(&'static str, Config)> {
+    let llama = Config { d_ff: 37, dropout: 0.2, ..llama(77, 54, 2, 3, 150) };
+    let post = Config { d_ff: 101, dropout: 0.2, ..post_norm(77, 54, 2, 3, 150) };
+    vec![
+        ("GPT-2", odd()),
+        ("exact GELU, an output of its own, biases in one half", {
+            Config { activation: Activation::Gelu, tied: false, attn_bias: false, ..odd() }
+        }),
+        ("post-norm, sinusoidal, scaled, head with a bias", {
+            Config { embed_scale: true, head_bias: true, ..post.clone() }
+        }),
+        ("post-norm of RMSNorm, tied head with a bias", {
+            Config { norm: Norm::RmsNorm, norm_bias: false, tied: true, head_bias: true, ..post }
+        }),
+        ("rotary, multi-query, SwiGLU", Config { n_kv_head: 1, ..llama.clone() }),
+        ("YaRN, grouped queries, GeGLU, biases", {
+            let rope_scaling = Some(Yarn {
+                factor: 4.0,
+                original_seq_len: 40,
+                beta_fast: 32.0,
+                beta_slow: 1.0,
+                attention_factor: None,
+            });
+            Config {
+                n_head: 4,
+                n_kv_head: 2,
+                d_head: 14,
+                rope_scaling,
+                activation: Activation::GeluTanh,
+                attn_bias: true,
+                mlp_bias: true,
+                ..llama.clone()
+            }
+        }),
+        ("QK-norm, heads wider than the model", {
+            Config { n_head: 4, n_kv_head: 2, d_head: 34, qk_norm: true, ..llama.clone() }
+        }),
+        ("no weights of norms, mix, cap, squared ReLU, a norm of the embedding", {
+            Config {
+                norm_weight: false,
+                qk_norm: true,
+                embed_norm: true,
+                residual_mix: true,
+                activation: Activation::Relu2,
+                gated: false,
+                logit_cap: Some(5.0),
+                ..llama.clone()
+            }
+        }),
+        ("no positions, LayerNorm without bias, a norm of the embedding, SiLU", {
+            Config {
+                position: Position::None,
+                norm_bias: false,
+                embed_norm: true,
+                residual_mix: true,
+                activation: Activation::Silu,
+                ..odd()
+            }
+        }),
+    ]
+}
+
+/// A micro-batch has two chunks of rows, and each of them three blocks of the vocabulary.
 fn long() -> Config {
     Config { vocab_size: 801, seq_len: 350, n_layer: 1, ..odd() }
 }
@@ -88,7 +151,7 @@ fn logits_loss_and_gradients_agree_with_pytorch() {
     assert!(difference < 1e-5, "logits differ by {difference}");
 
     let mut gradient = vec![0.0; gpt.weights.len()];
-    let loss = pass.gradient(&gpt, Sequences { targets: &targets, ..all }, 0, &mut gradient);
+    let loss = pass.gradient(&gpt, Sequences { targets: &targets, ..all }, 0, 0.0, &mut gradient);
     let difference = loss - expected["loss"].as_f64().unwrap();
     assert!(difference.abs() < 1e-4, "the loss differs by {difference}");
     for (name, expected) in expected["gradients"].as_object().unwrap() {
@@ -101,19 +164,22 @@ fn logits_loss_and_gradients_agree_with_pytorch() {
 /// Dropout, targets that don't count, several pieces and odd sizes all at once, tensor by tensor.
 #[test]
 fn loss_and_gradients_are_those_of_the_plain_twin() {
-    for (config, n) in [(odd(), 5), (Config { dropout: 0.0, ..odd() }, 1), (tiny(), 3), (long(), 3)] {
+    let others = [("one", Config { dropout: 0.0, ..odd() }), ("tiny", tiny()), ("long", long())];
+    let all = architectures().into_iter().map(|(name, config)| (name, config, 5));
+    let others = others.into_iter().map(|(name, config)| (name, config, 3));
+    for (name, config, n) in all.chain(others) {
         let gpt = model(&config, 3);
         let (ids, targets) = batch(&config, n, 4);
         let all = Sequences { ids: &ids, targets: &targets, length: config.seq_len };
         let mut gradient = vec![0.0; gpt.weights.len()];
         let mut pass = Executor::training(&config, Team::new(2));
-        let loss = pass.gradient(&gpt, all, 99, &mut gradient);
+        let loss = pass.gradient(&gpt, all, 99, 0.0, &mut gradient);
         let plain = Reference::new(&gpt, &Device::Cpu).unwrap();
-        let (expected, slopes) = plain.gradient(&gpt, all, Some(99)).unwrap();
-        assert!((loss - expected).abs() < 1e-5 * expected, "{loss}, plainly {expected}");
+        let (expected, gradients) = plain.gradient(&gpt, all, Some(99)).unwrap();
+        assert!((loss - expected).abs() < 1e-5 * expected, "{name}: {loss}, plainly {expected}");
         for p in gpt.parameters() {
-            let difference = gap(&gradient[p.range.clone()], &slopes[p.range.clone()]);
-            assert!(difference < 5e-5, "{}: {difference} of its greatest", p.name);
+            let difference = gap(&gradient[p.range.clone()], &gradients[p.range.clone()]);
+            assert!(difference < 5e-5, "{name}: {}: {difference} of its max", p.name);
         }
         let without = plain.loss(&gpt, all, None).unwrap().to_scalar::<f32>().unwrap();
         let found = pass.loss(&gpt, all);
@@ -125,7 +191,9 @@ fn loss_and_gradients_are_those_of_the_plain_twin() {
 fn the_bytes_depend_on_neither_threads_nor_instructions() {
     // Fewer pieces than threads, several of them, and more than a round of them.
     let (all, best) = (Isa::available(), vec![Isa::best()]);
-    for (config, n, isas) in [(odd(), 1, &all), (odd(), 6, &all), (odd(), 18, &best), (long(), 5, &all)] {
+    let sizes = [(odd(), 1, &all), (odd(), 6, &all), (odd(), 18, &best), (long(), 5, &all)];
+    let others = architectures().into_iter().map(|(_, config)| (config, 4, &all));
+    for (config, n, isas) in sizes.into_iter().chain(others) {
         let gpt = model(&config, 5);
         let (ids, mut targets) = batch(&config, n, 6);
         if n == 5 {
@@ -136,7 +204,7 @@ fn the_bytes_depend_on_neither_threads_nor_instructions() {
         let run = |threads: usize, isa: Isa| {
             let mut gradient = vec![0.0; gpt.weights.len()];
             let mut pass = Executor::training(&config, Team::with(threads, isa));
-            let first = (pass.gradient(&gpt, all, 7, &mut gradient), pass.loss(&gpt, all));
+            let first = (pass.gradient(&gpt, all, 7, 0.0, &mut gradient), pass.loss(&gpt, all));
             (first, gradient)
         };
         let first = run(1, Isa::best());
@@ -160,7 +228,7 @@ fn a_panic_in_one_piece_ends_the_batch() {
     let mut gradient = |targets: &[u32]| {
         let all = Sequences { ids: &ids, targets, length: config.seq_len };
         let mut gradient = vec![0.0; gpt.weights.len()];
-        pass.gradient(&gpt, all, 7, &mut gradient);
+        pass.gradient(&gpt, all, 7, 0.0, &mut gradient);
         gradient
     };
     let first = gradient(&targets);
@@ -198,7 +266,8 @@ fn what_comes_later_changes_nothing_before_it() {
 /// are read as such.
 #[test]
 fn a_cache_gives_what_the_whole_gives_and_texts_don_t_mix() {
-    let kinds = [tiny(), odd()].into_iter().flat_map(|c| [(c.clone(), Dtype::F32), (c, Dtype::Bf16)]);
+    let all = architectures().into_iter().map(|(_, config)| config).chain([tiny()]);
+    let kinds = all.flat_map(|c| [(c.clone(), Dtype::F32), (c, Dtype::Bf16)]);
     for (config, dtype) in kinds {
         let gpt = model(&config, 4).in_dtype(dtype);
         let n = config.seq_len;
@@ -243,7 +312,7 @@ fn dropout_follows_its_key() {
     let (ids, targets) = batch(&gpt.config, 1, 1);
     let all = Sequences { ids: &ids, targets: &targets, length: gpt.config.seq_len };
     let mut pass = Executor::training(&gpt.config, Team::new(1));
-    let mut loss = |key| pass.gradient(&gpt, all, key, &mut vec![0.0; gpt.weights.len()]);
+    let mut loss = |key| pass.gradient(&gpt, all, key, 0.0, &mut vec![0.0; gpt.weights.len()]);
     assert_eq!(loss(1), loss(1));
     assert_ne!(loss(1), loss(2));
 }

@@ -69,7 +69,7 @@ pub fn gradient(
     into: &mut [f32],
 ) -> Loss {
     let key = Rng::new(seed, label).next_u64();
-    Loss { nats: executor.gradient(transformer, batch.sequences(), key, into), targets: batch.counted() }
+    Loss { nats: executor.gradient(transformer, batch.sequences(), key, 0.0, into), targets: batch.counted() }
 }
 
 /// The loss over the first `rows` of `data`, without dropout.

@@ -149,7 +149,7 @@ impl Train {
         let mut loss = 0.0;
         let step = |i: usize| {
             let begun = Instant::now();
-            loss = executor.gradient(&transformer, all, i as u64, &mut optimizer.gradient);
+            loss = executor.gradient(&transformer, all, i as u64, 0.0, &mut optimizer.gradient);
             let norm = optimizer.norm(executor.team(), ids.len() as u64);
             optimizer.update(executor.team(), &mut transformer.weights, 1e-3, ids.len() as u64, norm);
             begun.elapsed()

@@ -35,6 +35,7 @@ pub use self::thin::Panels;
 use self::thin::thin;
 use self::tile::{Ahead, Begin, Block, Packed, Source};
 use super::Buffer;
+use super::dtype::Dtype;
 use super::simd::{Isa, LANES, Number, Simd, Tiles, simd};
 use super::team::{Parts, Team};
 
@@ -95,29 +96,6 @@ pub enum Start<'a> {
     Bias(&'a [f32]),
 }
 
-/// What products are made of. Sums are f32.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum Dtype {
-    /// 32 bits.
-    #[default]
-    F32,
-    /// Rounded to 16 bits, 8 of them of precision. Meant for CPUs with AVX512-BF16; others compute the same
-    /// bits with f32 instructions.
-    Bf16,
-}
-
-impl Dtype {
-    pub fn name(self) -> &'static str {
-        match self {
-            Dtype::F32 => "f32",
-            Dtype::Bf16 => "bf16",
-        }
-    }
-}
-
 /// `c[m, n] = start + a[m, k] · b[k, n]`, by all of the team, in its dtype.
 ///
 /// # Panics
@@ -153,7 +131,7 @@ pub fn matmul(
 ///
 /// # Panics
 /// When a slice is too short for its shape, or the rows are more.
-pub fn matmul_halves(
+pub fn matmul_bf16(
     team: &Team,
     (m, n, k): (usize, usize, usize),
     a: View,
@@ -526,7 +504,7 @@ pub fn peak(team: &Team) -> f64 {
 mod tests {
     use super::*;
     use crate::base::Rng;
-    use crate::kernel::{Isa, half};
+    use crate::kernel::{Isa, to_bf16};
 
     fn numbers(n: usize, label: &str) -> Vec<f32> {
         let mut rng = Rng::new(1, label);
@@ -632,7 +610,7 @@ mod tests {
             let team = Team::with(2, isa);
             for (m, n, k) in [(1, 700, 40), (4, 37, 19), (3, 16, 16), (2, 5, 3)] {
                 let (a, b, bias) = (numbers(m * k, "a"), numbers(k * n, "b"), numbers(n, "bias"));
-                let b: Vec<u16> = b.iter().map(|x| half(*x)).collect();
+                let b: Vec<u16> = b.iter().map(|x| to_bf16(*x)).collect();
                 let wide: Vec<f32> = b.iter().map(|x| x.widened()).collect();
                 for (turned, start) in [(false, Start::Zero), (true, Start::Add), (false, Start::Bias(&bias))]
                 {
@@ -641,7 +619,7 @@ mod tests {
                     let (b, wide) = (View::new(&b, stride), View::new(&wide, stride));
                     let (b, wide) = if turned { (b.t(), wide.t()) } else { (b, wide) };
                     plain(Dtype::F32, (m, n, k), a, wide, start, &mut expected);
-                    matmul_halves(&team, (m, n, k), a, b, start, &mut c, n);
+                    matmul_bf16(&team, (m, n, k), a, b, start, &mut c, n);
                     assert!(c == expected, "{m} {n} {k} on {}", isa.name());
                 }
             }
@@ -649,9 +627,9 @@ mod tests {
         for (x, nearest) in
             [(1.0, 0x3f80), (1.0 + 1.0 / 256.0, 0x3f80), (1.0 + 3.0 / 256.0, 0x3f82), (-0.0, 0x8000)]
         {
-            assert_eq!(half(x), nearest, "{x}");
+            assert_eq!(to_bf16(x), nearest, "{x}");
         }
-        assert!(half(f32::NAN).widened().is_nan() && half(f32::INFINITY).widened().is_infinite());
+        assert!(to_bf16(f32::NAN).widened().is_nan() && to_bf16(f32::INFINITY).widened().is_infinite());
     }
 
     #[test]
