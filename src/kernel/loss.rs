@@ -153,8 +153,8 @@ pub struct Head<'a> {
     pub logits: &'a mut Logits,
 }
 
-impl Head<'_> {
-    fn output(&self) -> Output<'_> {
+impl<'a> Head<'a> {
+    fn output(&self) -> Output<'a> {
         Output { weight: self.weight, bias: self.bias, c: self.c, cap: self.cap }
     }
 
@@ -164,8 +164,7 @@ impl Head<'_> {
     /// # Panics
     /// When a target is no id, such as [`IGNORE`].
     pub fn loss(&mut self, team: &Team, x: &[f32], targets: &[u32], backward_follows: bool) -> f64 {
-        let Head { smoothing, cap, c, .. } = *self;
-        let output = Output { weight: self.weight, bias: self.bias, c, cap };
+        let (output, smoothing) = (self.output(), self.smoothing);
         let (n, v) = (targets.len(), output.ids());
         assert!(targets.iter().all(|id| (*id as usize) < v), "a target that is none of {v} ids");
         self.logits.n = n;
