@@ -74,7 +74,7 @@ pub fn forward(
     });
 }
 
-/// The way back: both the output and the gradient are wanted then, and both need the same exponential.
+/// Recomputes the output beside the gradient: both are needed, and they share the exponential.
 ///
 /// `hidden` holds what [`forward`] read, and its first F columns become the output. The first F columns of
 /// `dout` hold the gradient of the output, and `dout` becomes that of the hidden layer. Rows of both begin

@@ -32,7 +32,7 @@ pub struct Norm<'a> {
     pub bias: Option<&'a [f32]>,
 }
 
-/// The gradients of a norm's parameters, `[C]` each; none where nobody asks for it.
+/// The gradients of a norm's parameters, `[C]` each; those that are `None` are not computed.
 #[derive(Default)]
 pub struct Gradients<'a> {
     pub weight: Option<&'a mut [f32]>,
