@@ -1,18 +1,18 @@
 //! The transformer: its configuration, its numbers, its ways forward and back, its files.
 //!
-//! The architecture is GPT-2's (Radford et al., 2019): pre-norm blocks, learned positions, GELU in its
-//! tanh form, output tied to the token embedding. The files are GPT-2's as Hugging Face writes them, so
-//! that `transformers` loads what tinylm trains. Math runs on [`crate::kernel`]; [`plain`] is the same
-//! model on candle, which tests compare with.
+//! A [`Config`] says which parts a model is made of. Its files are those of the Hugging Face type that holds
+//! them ([`format`]), so that `transformers` loads what tinylm trains. Math runs on [`crate::kernel`];
+//! [`reference`] is the same model on candle, which tests compare with.
 //!
 //! Letters in shapes: `B` sequences, `T` positions, `N` = B·T, `C` = d_model, `H` heads, `D` = C/H,
 //! `F` = d_ff, `V` = vocab_size.
 
 mod config;
 mod decode;
+mod describe;
 mod executor;
 mod files;
-mod format;
+pub mod format;
 mod layout;
 mod presets;
 pub mod reference;
@@ -44,3 +44,5 @@ fn dropout_at(p: f64, key: u64, site: usize) -> Dropout {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_with_transformers;
