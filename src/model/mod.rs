@@ -25,9 +25,10 @@
 mod block;
 mod config;
 mod decode;
+mod describe;
 mod executor;
 mod files;
-mod format;
+pub mod format;
 mod layer;
 mod layout;
 mod ordered;
@@ -62,3 +63,5 @@ fn dropout_at(p: f64, key: u64, site: usize) -> Dropout {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_with_transformers;

@@ -1,23 +1,14 @@
-//! The model against PyTorch, against its plain twin, against itself with a cache, and against files that
+//! The model against its plain twin, against itself with a cache, and against files that
 //! are wrong.
 
 use std::path::PathBuf;
 
 use candle_core::Device;
-use serde_json::Value;
 
 use super::reference::Reference;
 use super::*;
 use crate::base::{Rng, fs};
 use crate::kernel::{Dtype, Isa, Team};
-
-fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/model")).join(name)
-}
-
-fn numbers(value: &Value) -> Vec<f32> {
-    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
-}
 
 fn tiny() -> Config {
     Config { d_ff: 16, dropout: 0.0, ..gpt2(11, 8, 2, 2, 6) }
@@ -134,35 +125,6 @@ fn gap(a: &[f32], b: &[f32]) -> f32 {
     worst / size.max(1e-12)
 }
 
-/// Made by `tests/fixtures/make_model_fixtures.py` with `transformers`' GPT-2.
-#[test]
-fn logits_loss_and_gradients_agree_with_pytorch() {
-    let gpt = Transformer::load(&fixture("config.json"), &fixture("model.safetensors")).unwrap();
-    let expected: Value = serde_json::from_slice(&fs::read(&fixture("expected.json")).unwrap()).unwrap();
-    let rows: Vec<Vec<u32>> = serde_json::from_value(expected["ids"].clone()).unwrap();
-    let length = rows[0].len();
-    let ids = rows.concat();
-    let targets: Vec<u32> = rows.iter().flat_map(|row| row[1..].iter().copied().chain([IGNORE])).collect();
-
-    let mut pass = Executor::training(&gpt.config, Team::new(2));
-    let mut found = Vec::new();
-    let every = vec![0; ids.len()];
-    let all = Sequences { ids: &ids, targets: &every, length };
-    pass.each_logits(&gpt, all, |_, logits, _| found.extend_from_slice(logits));
-    let difference = gap(&found, &numbers(&expected["logits"]));
-    assert!(difference < 1e-5, "logits differ by {difference}");
-
-    let mut gradient = vec![0.0; gpt.weights.len()];
-    let loss = pass.gradient(&gpt, Sequences { targets: &targets, ..all }, 0, 0.0, &mut gradient);
-    let difference = loss - expected["loss"].as_f64().unwrap();
-    assert!(difference.abs() < 1e-4, "the loss differs by {difference}");
-    for (name, expected) in expected["gradients"].as_object().unwrap() {
-        let p = gpt.parameters().iter().find(|p| p.name == *name).unwrap_or_else(|| panic!("{name}"));
-        let difference = gap(&gradient[p.range.clone()], &numbers(expected));
-        assert!(difference < 1e-4, "{name}: gradients differ by {difference}");
-    }
-}
-
 /// Dropout, targets that don't count, several pieces and odd sizes all at once, tensor by tensor.
 #[test]
 fn loss_and_gradients_are_those_of_the_plain_twin() {
@@ -240,20 +202,13 @@ fn a_panic_in_one_piece_ends_the_batch() {
 }
 
 #[test]
-fn parameters_are_counted_as_they_are_and_the_preset_is_as_named() {
+fn parameters_are_counted_as_they_are() {
     for preset in &PRESETS {
         let layout = Layout::new(&preset.config);
         let sum: usize = layout.parameters.iter().map(|p| p.range.len()).sum();
         assert_eq!(sum, preset.config.parameters(), "{}", preset.name);
         assert_eq!(sum, layout.len);
     }
-    let config = preset("tinylm-1.5m").unwrap();
-    assert_eq!(
-        (config.vocab_size, config.d_model, config.n_layer, config.n_head, config.seq_len),
-        (5_000, 128, 3, 4, 128)
-    );
-    assert_eq!(config.parameters(), 1_251_456);
-    assert!(preset("tinylm-15m").unwrap_err().to_string().contains("did you mean `tinylm-1.5m`"));
 }
 
 #[test]
@@ -324,7 +279,7 @@ fn saved() -> (tempfile::TempDir, PathBuf, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let (config, weights) = (dir.path().join(CONFIG_FILE), dir.path().join(WEIGHTS_FILE));
     let gpt = Transformer::fresh(&tiny(), 5);
-    fs::write(&config, gpt.config.to_json(Some(2), Some(3)).to_string().as_bytes()).unwrap();
+    fs::write(&config, gpt.config.to_json(Some(2), Some(3)).unwrap().to_string().as_bytes()).unwrap();
     fs::write(&weights, &gpt.to_safetensors().unwrap()).unwrap();
     (dir, config, weights)
 }
@@ -350,16 +305,16 @@ fn wrong_files_are_refused_with_the_tensor_or_field_at_fault() {
     fs::write(&config, text.replace("\"n_layer\":2", "\"n_layer\":3").as_bytes()).unwrap();
     assert!(message(&config, &weights).contains("has no tensor `transformer.h.2.ln_1.weight`"));
     fs::write(&config, text.replace("\"gpt2\"", "\"llama\"").as_bytes()).unwrap();
-    assert!(message(&config, &weights).contains("model_type is \"llama\""));
+    assert!(message(&config, &weights).contains("`num_attention_heads` is missing: expected a whole number"));
     fs::write(&config, text.replace("\"n_head\":2", "\"n_head\":3").as_bytes()).unwrap();
-    assert!(message(&config, &weights).contains("3 heads do not divide d_model 8"));
+    assert!(message(&config, &weights).contains("these heads do not divide `n_embd` 8"));
     fs::write(&config, text.as_bytes()).unwrap();
     let bytes = fs::read(&weights).unwrap();
     let mut other = bytes.clone();
     let at = bytes.windows(3).position(|w| w == b"F32").unwrap();
     other[at..at + 3].copy_from_slice(b"I32");
     fs::write(&weights, &other).unwrap();
-    assert!(message(&config, &weights).contains("is I32, expected F32"));
+    assert!(message(&config, &weights).contains("is I32, expected F32, F16 or BF16"));
     fs::write(&weights, &bytes[..bytes.len() - 8]).unwrap();
     assert!(message(&config, &weights).contains("is not a whole safetensors file"));
 }
