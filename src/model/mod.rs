@@ -26,6 +26,7 @@ mod block;
 mod config;
 mod decode;
 mod describe;
+mod embedding_rows;
 mod executor;
 mod files;
 pub mod format;

@@ -33,7 +33,7 @@ fn by_kernels(gpt: &Transformer, all: Sequences) -> Computed {
     let (mut logits, every) = (Vec::new(), vec![0; all.ids.len()]);
     pass.each_logits(gpt, Sequences { targets: &every, ..all }, |_, some, _| logits.extend_from_slice(some));
     let mut gradient = vec![0.0; gpt.weights.len()];
-    let loss = pass.gradient(gpt, all, 0, &mut gradient);
+    let loss = pass.gradient(gpt, all, 0, 0.0, &mut gradient);
     Computed { logits, loss, gradient }
 }
 
