@@ -68,7 +68,7 @@ impl Kind for Finetune {
         }
     }
 
-    fn check(params: &Params, inputs: &Connected) -> Vec<Issue> {
+    fn validate(params: &Params, inputs: &Connected) -> Vec<Issue> {
         let mut issues = params.ranges();
         if !(0.0..1.0).contains(&params.validation_fraction) {
             let found = params.validation_fraction;

@@ -88,15 +88,13 @@ impl Kind for Pretrain {
         }
     }
 
-    fn check(params: &Params, inputs: &Connected) -> Vec<Issue> {
+    fn validate(params: &Params, inputs: &Connected) -> Vec<Issue> {
         let config = match params.config() {
             Ok(config) => config,
             Err(e) => return vec![Issue::param("preset", e.to_string())],
         };
         let mut issues = params.ranges();
-        if let Err((name, why)) = config.validate() {
-            issues.push(Issue::param(name, why));
-        }
+        issues.extend(config.validate().err().map(Issue::from));
         let room = config.vocab_size as u64;
         issues.extend(tokenizers::fits(inputs, room, |size| {
             format!("set `params.vocab_size: {size}` here, or train a tokenizer of at most {room}")

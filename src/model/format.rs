@@ -65,7 +65,7 @@ impl Config {
             activation: Activation::GeluTanh,
             ..preset("tinylm-1.5m")?.clone()
         };
-        config.validate().map_err(|(name, why)| odd(format!("{name}: {why}")))?;
+        config.validate().map_err(|invalid| odd(invalid.to_string()))?;
         Ok(config)
     }
 }
