@@ -89,7 +89,7 @@ impl Kind for Finetune {
         }
     }
 
-    fn check(params: &Params, inputs: &Connected) -> Vec<Issue> {
+    fn validate(params: &Params, inputs: &Connected) -> Vec<Issue> {
         let mut issues = params.validate_training();
         if !(0.0..1.0).contains(&params.validation_fraction) {
             let found = params.validation_fraction;

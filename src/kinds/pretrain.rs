@@ -7,7 +7,7 @@ use super::tokenizers;
 use super::training_params::training_params;
 use crate::base::{Error, Result, units};
 use crate::corpus::held_out::{self, HeldOut, Split};
-use crate::model::{self, CONFIG_FILE, Config, Model, Position, Transformer, WEIGHTS_FILE};
+use crate::model::{self, CONFIG_FILE, Config, Model, Transformer, WEIGHTS_FILE};
 use crate::shard::{Shards, TokenStream};
 use crate::stage::{Artifact, Connected, Context, Facts, Info, Issue, Kind, Port};
 use crate::tokenizer::{Names, Special, Tokenizer};
@@ -163,7 +163,7 @@ impl Params {
             let what = format!("{n_head} heads do not divide `d_model: {d_model}`");
             return Some(Issue::param("n_head", what).help("set `d_head`, or another number of heads"));
         }
-        config.validate().err().map(|(name, why)| Issue::param(name, why))
+        config.validate().err().map(Issue::from)
     }
 
     /// What does not go together with a model to begin with.
@@ -199,17 +199,9 @@ impl Params {
         let mut transformer = start.transformer;
         let config = &mut transformer.config;
         config.dropout = self.dropout.unwrap_or(config.dropout);
-        config.rope_scaling = self.rope_scaling.or(config.rope_scaling);
-        if let Some(seq_len) = self.seq_len.filter(|len| *len != config.seq_len) {
-            if config.position == Position::Learned {
-                let what =
-                    format!("`seq_len: {seq_len}`: the model has learned {} positions", config.seq_len);
-                return Err(Error::input(what).help("leave `seq_len` away"));
-            }
-            config.seq_len = seq_len;
-        }
-        config.validate().map_err(|(name, why)| Error::input(format!("`{name}` {why}")))?;
-        Ok(transformer)
+        let seq_len = self.seq_len.unwrap_or(config.seq_len);
+        let rope_scaling = self.rope_scaling.or(config.rope_scaling);
+        transformer.with_positions(seq_len, rope_scaling)
     }
 }
 
@@ -245,7 +237,7 @@ impl Kind for Pretrain {
         }
     }
 
-    fn check(params: &Params, inputs: &Connected) -> Vec<Issue> {
+    fn validate(params: &Params, inputs: &Connected) -> Vec<Issue> {
         let config = match params.config() {
             Ok(config) => config,
             Err(e) => return vec![Issue::param("preset", e.to_string())],
@@ -434,13 +426,13 @@ mod tests {
             (json!({ "average": 1.0 }), "average"),
             (json!({ "weight_decay": -0.1 }), "weight_decay"),
         ] {
-            let issues = Pretrain::check(&params(json.clone()), &Connected::default());
+            let issues = Pretrain::validate(&params(json.clone()), &Connected::default());
             let found: Vec<&str> = issues.iter().map(|issue| issue.at.as_str()).collect();
             assert_eq!(found, [format!("params.{at}")], "{json}: {issues:?}");
         }
         let fine = json!({ "optimizer": "muon", "muon_learning_rate": 0.03, "momentum": 0.9, "beta1": 0.8,
             "schedule": "wsd", "decay_fraction": 0.2, "min_learning_rate": 0.01, "learning_rate": 0.002 });
-        let issues = Pretrain::check(&params(fine), &Connected::default());
+        let issues = Pretrain::validate(&params(fine), &Connected::default());
         assert!(issues.is_empty(), "a floor above the peak is only warned of: {issues:?}");
     }
 
@@ -508,6 +500,19 @@ mod tests {
         assert!(error.contains("embedding: same"), "{error}");
         let error = go_on("embedding: new, vocab_size: 9", "byte_bpe.json").err().unwrap().to_string();
         assert!(error.contains("room for 9"), "{error}");
+    }
+
+    #[test]
+    fn a_model_of_rotary_positions_goes_on_with_longer_sequences() {
+        let shape = "preset: modern-1.5m, vocab_size: 600, d_model: 16, n_layer: 1, n_head: 2, seq_len: 32";
+        let muon = "optimizer: muon, label_smoothing: 0.1, stride: 16";
+        let base = pretrain(&format!("{{ {shape}, {muon}, steps: 4 }}"), "byte_bpe.json", None).unwrap();
+        let yarn = "{ steps: 2, seq_len: 64, rope_scaling: { factor: 2, original_seq_len: 32 } }";
+        let longer = pretrain(yarn, "byte_bpe.json", Some(base.artifact("model").unwrap())).unwrap();
+        let model = longer.artifact("model").unwrap();
+        let config = model.file(CONFIG_FILE).unwrap();
+        let longer = Transformer::load(config, model.file(WEIGHTS_FILE).unwrap()).unwrap();
+        assert_eq!((longer.config.seq_len, longer.config.rope_scaling.unwrap().factor), (64, 2.0));
     }
 
     #[test]

@@ -61,8 +61,8 @@ impl Objective for NextToken {
         key: u64,
         into: &mut [f32],
     ) -> Loss {
-        // LABEL SMOOTHING: `self.label_smoothing` goes to the executor's gradient here.
-        let nats = executor.gradient(transformer, batch.sequences(), key, into);
+        let smoothing = self.label_smoothing as f32;
+        let nats = executor.gradient(transformer, batch.sequences(), key, smoothing, into);
         Loss { nats, targets: batch.counted() }
     }
 

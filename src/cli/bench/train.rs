@@ -8,8 +8,8 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::{median_ms, peak_rss_mib, rounded};
-use crate::base::{Error, Result, Rng, machine};
-use crate::cli::DtypeArg;
+use crate::base::{Error, Invalid, Result, Rng, machine};
+use crate::cli::{DtypeArg, flag_error};
 use crate::kernel::{Dtype, Team, instructions, peak};
 use crate::model::reference::Reference;
 use crate::model::{self, Config, Executor, Sequences, Transformer};
@@ -143,9 +143,10 @@ impl Train {
         let seq_len = self.seq.unwrap_or(preset.seq_len);
         let dropout = self.dropout.unwrap_or(preset.dropout);
         let config = Config { seq_len, dropout, ..preset.clone() };
-        if let Err((name, why)) = config.validate() {
-            return Err(Error::usage(format!("--{}: {why}", if name == "seq_len" { "seq" } else { name })));
-        }
+        config.validate().map_err(|invalid| match invalid.param.as_str() {
+            "seq_len" => flag_error(Invalid { param: "seq".into(), ..invalid }),
+            _ => flag_error(invalid),
+        })?;
         if self.backend == Backend::Candle && self.dtype() != Dtype::F32 {
             let dtype = self.dtype().name();
             return Err(Error::usage(format!("--dtype {dtype}: the plain twin has f32 only")));
@@ -174,7 +175,7 @@ impl Train {
         let mut loss = 0.0;
         let step = |i: usize| {
             let begun = Instant::now();
-            loss = executor.gradient(&transformer, all, i as u64, &mut optimizer.gradient);
+            loss = executor.gradient(&transformer, all, i as u64, 0.0, &mut optimizer.gradient);
             let norm = optimizer.norm(executor.team(), ids.len() as u64);
             optimizer.update(executor.team(), &mut transformer.weights, RATE, ids.len() as u64, norm);
             begun.elapsed()
