@@ -1,13 +1,12 @@
 //! Files of text, Markdown, JSONL, CSV or Parquet to a `documents` artifact: read as a stream, cleaned,
-//! filtered, freed of duplicates, cut to length, and counted.
+//! filtered, deduplicated, split by length, and counted.
 //!
-//! Memory holds one batch of records (8 MiB, or one document when that is longer) and, of the
-//! documents kept so far, about 1 KiB each, 0.1 KiB without near-duplicates (see
-//! [`super::duplicates::Seen`]); a corpus may be larger than memory.
-//! Records are prepared on all threads of the rayon pool and judged in the order of the files, so the
-//! result does not depend on the number of threads.
+//! Memory holds one batch of records (8 MiB, or one document when that is longer) and, of the documents
+//! kept so far, about 1 KiB each, 0.1 KiB without near-duplicates (see [`super::duplicates::Seen`]); a
+//! corpus may be larger than memory. Records are prepared in parallel on the rayon pool and checked for
+//! duplicates in the order of the files, so the result does not depend on the number of threads.
 //!
-//! No language detection, no quality classifier, no paragraph-level deduplication.
+//! Not done: language detection, quality classifiers, paragraph-level deduplication.
 
 use std::collections::BTreeMap;
 use std::ops::{AddAssign, Range};
@@ -31,10 +30,10 @@ use super::split;
 use super::transcode::{Readable, readable};
 use crate::base::{Digest, Error, Invalid, Monitor, Result, fs, suggest, units};
 
-/// What was read, changed and removed, beside the documents.
+/// The file of the report.
 pub const REPORT_NAME: &str = "report.json";
 
-/// What `<|endoftext|>` is to a text is what `separator: auto` looks for.
+/// The document separator of `separator: auto`.
 const END_OF_TEXT: &str = "<|endoftext|>";
 
 /// How files become documents.
@@ -343,8 +342,8 @@ pub struct Boilerplate {
 /// are read.
 ///
 /// # Errors
-/// A file that cannot be read or whose format is not known; what `options` say is an error; nothing
-/// left at the end. [`Error::cancelled`] when the monitor says so.
+/// A file that cannot be read or whose format is not known; what `options` make an error; no document left.
+/// [`Error::cancelled`] on cancellation.
 pub fn ingest(
     files: &[InputFile],
     options: &Options,
@@ -376,7 +375,7 @@ struct Ingestion<'a> {
     current: Current,
 }
 
-/// What is known of the file that is being read.
+/// The state of reading a file.
 #[derive(Default)]
 struct Current {
     counts: Counts,
@@ -385,7 +384,7 @@ struct Current {
     warned_of_metadata: bool,
 }
 
-/// Raw bytes that are prepared side by side.
+/// Raw bytes of a batch that is prepared in parallel.
 const BATCH_BYTES: usize = 8 << 20;
 
 impl<'a> Ingestion<'a> {
@@ -583,7 +582,7 @@ fn nothing_left(report: &Report) -> Error {
         .help("loosen the params named here, or look at the input")
 }
 
-/// What one record gave, and the counts that do not depend on other records.
+/// The result of one record, with the counts that do not depend on other records.
 #[derive(Default)]
 struct Prepared {
     sections: Vec<Section>,
@@ -594,7 +593,7 @@ struct Prepared {
     bad_metadata: Option<(u64, String)>,
 }
 
-/// A document before duplicates are judged, with the parts that it will be written as.
+/// A document before deduplication, with the parts that it will be written as.
 struct Section {
     id: [u8; 16],
     start: u64,
@@ -603,7 +602,7 @@ struct Section {
     pieces: Vec<Document>,
 }
 
-/// Makes documents of records; knows nothing of other records.
+/// Makes documents of records, each independently.
 struct Preparer<'a> {
     options: &'a Options,
     hasher: Option<&'a MinHasher>,
@@ -658,7 +657,7 @@ impl Preparer<'_> {
 
     fn invalid(&self, invalid: InvalidByte, record: &Record) -> Bad {
         let at = match self.csv_column {
-            // What was decoded is a field; where its byte lies, the file must tell.
+            // The decoded bytes are a field's; the offset must be found in the file.
             Some((delimiter, column)) => {
                 let mut raw = self.source.file.read_range(record.start, record.end).unwrap_or_default();
                 let field = field_start(&raw, delimiter, column);
@@ -789,7 +788,8 @@ impl Preparer<'_> {
         clean(text, how, changes)
     }
 
-    /// The bytes of the file behind a range of the text; the whole record where fields hide them.
+    /// The bytes of the file of a range of the text; those of the whole record where escapes or quotes may
+    /// change lengths.
     fn source_range(&self, decoded: &Decoded, record: &Record, range: &Range<usize>) -> (u64, u64) {
         match self.format {
             Format::Txt | Format::Md => {
@@ -800,8 +800,8 @@ impl Preparer<'_> {
         }
     }
 
-    /// `range` without line breaks at its ends and blanks behind its last line, where it is a range of
-    /// the file and should be tight.
+    /// `range` without line breaks at its ends and blanks after its last line, where it is a range of the
+    /// file.
     fn trimmed(&self, text: &str, range: Range<usize>) -> Range<usize> {
         if !matches!(self.format, Format::Txt | Format::Md) {
             return range;

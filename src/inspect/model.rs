@@ -26,7 +26,7 @@ pub struct Model {
     pub tensors: Vec<Tensor>,
     /// The output projection, when it holds the same numbers as the token embedding.
     pub tied: Option<Tied>,
-    /// What the writer put into the header.
+    /// The metadata of the header.
     pub metadata: BTreeMap<String, String>,
     /// `config.json`.
     pub config: Option<Value>,
@@ -51,10 +51,11 @@ pub struct Tied {
 /// The name of a model's configuration.
 pub(super) const CONFIG: &str = "config.json";
 
-/// No header is longer (the limit of the safetensors library).
+/// The longest header (the limit of the safetensors library).
 const LONGEST_HEADER: u64 = 100_000_000;
 
-/// The length of the header is far below that of 8 bytes of text, and an object follows.
+/// 8 bytes that are text would be a far larger length than that of a header; behind a header's stands an
+/// object.
 pub(super) fn is_safetensors(head: &[u8]) -> bool {
     let length = head.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
     length.is_some_and(|n| (2..=LONGEST_HEADER).contains(&n)) && head.get(8) == Some(&b'{')
@@ -99,7 +100,7 @@ fn read_at(file: &mut File, path: &Path, start: u64, length: u64) -> Result<Vec<
     Ok(bytes)
 }
 
-/// A tensor as the header tells it.
+/// A tensor's entry in the header.
 #[derive(Deserialize)]
 struct Declared {
     dtype: Dtype,

@@ -1,4 +1,4 @@
-//! A text: how much of it, whether it is UTF-8, what its lines are like.
+//! A text: its size, whether it is UTF-8, its lines.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;

@@ -39,13 +39,13 @@ pub struct Token {
 /// Tokens listed as the longest.
 const LONGEST: usize = 10;
 
-/// Whether a JSON document has the shape of a tokenizer.
+/// Whether a JSON document has the keys of a `tokenizer.json`.
 pub(super) fn is_tokenizer(value: &Value) -> bool {
     value.get("model").is_some_and(|model| model.get("vocab").is_some())
 }
 
 /// # Errors
-/// When an id or a token is not what it should be.
+/// When an id is no whole number or a token is no string.
 pub(super) fn read(value: &Value) -> Result<Tokenizer> {
     let model = &value["model"];
     let mut all = vocabulary(&model["vocab"])?;
@@ -107,7 +107,7 @@ fn vocabulary(vocab: &Value) -> Result<Vec<Token>> {
     }
 }
 
-/// Older files do not name it: their vocabulary tells.
+/// Older files do not name the type: it is inferred from the vocabulary.
 fn algorithm(model: &Value) -> String {
     let guess = if model["merges"].is_array() {
         "BPE"

@@ -1,4 +1,4 @@
-//! In what two fingerprints differ, field by field.
+//! The differences of two fingerprints, field by field.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use super::Known;
 use crate::base::Digest;
 use crate::store::{Difference, FileChange, Fingerprint};
 
-/// Every field in which `new` is not `old`.
+/// Every field in which `new` differs from `old`.
 pub fn differences(old: &Fingerprint, new: &Fingerprint, known: &dyn Known) -> Vec<Difference> {
     let mut out = Vec::new();
     if old.kind != new.kind {

@@ -1,8 +1,8 @@
 //! What would run, and why: a pure function of a pipeline, its sources' digests and what is known of
 //! earlier actions. `plan`, `run` and `why` all ask [`decide`], so they cannot disagree.
 //!
-//! A fingerprint holds the digests of inputs, so a stage behind one that will run is *pending*: its
-//! own key is not known yet, and if the upstream stage gives the same bytes again, it is a hit.
+//! A fingerprint holds the digests of inputs, so a stage downstream of one that will run is *pending*: its
+//! key is not known yet, and if the upstream stage gives the same bytes again, it is a hit.
 
 mod differences;
 pub mod lock;
@@ -19,25 +19,25 @@ use crate::stage::{Info, Kinds};
 use crate::store::source::Sources;
 use crate::store::{Action, Damage, Difference, Fingerprint, Manifest, Reason, Store, VERSION};
 
-/// What a plan may ask about the past.
+/// The record of earlier runs that a plan reads.
 pub trait Known {
     fn action(&self, key: &Digest) -> Option<Action>;
-    /// What is wrong with the record of an action that is there and does not read.
+    /// Why the record of an action is unreadable, where it is.
     fn damaged_record(&self, _: &Digest) -> Option<String> {
         None
     }
-    /// What is wrong with what is kept of a stage's earlier actions, when nothing of it reads.
+    /// Why a stage's history is unreadable, where it is.
     fn damaged_history(&self, _pipeline: &str, _stage: &str) -> Option<String> {
         None
     }
-    /// What is wrong with an artifact, down to its bytes.
+    /// What is missing or changed in an artifact, down to its bytes.
     fn damage(&self, artifact: &Digest) -> Option<Damage>;
     fn manifest(&self, artifact: &Digest) -> Option<Manifest>;
     /// Keys of the stage's latest actions, the newest last.
     fn history(&self, pipeline: &str, stage: &str) -> Vec<Digest>;
 }
 
-/// The store, and the sources as they are now, whose manifests a plan must not write down.
+/// The store, and the present sources, whose manifests a plan must not write to the store.
 pub struct Past<'a> {
     pub store: &'a Store,
     pub sources: &'a Sources,
@@ -69,14 +69,14 @@ impl Known for Past<'_> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// Its record is there, and every byte that it promises.
+    /// Its record and all blobs of its outputs are there.
     Cached,
     Run,
     /// Waits for the digest of an input.
     Pending,
 }
 
-/// A verdict with its reason, and what it rests on.
+/// A verdict with its reason, key and fingerprint.
 #[derive(Debug, Clone)]
 pub struct Decision {
     pub verdict: Verdict,
@@ -85,7 +85,7 @@ pub struct Decision {
     pub fingerprint: Option<Fingerprint>,
     /// Of the fingerprint: the action key.
     pub key: Option<Digest>,
-    /// Of a cached stage.
+    /// The artifacts of a cached stage.
     pub action: Option<Action>,
 }
 
@@ -108,7 +108,7 @@ impl Plan {
     }
 }
 
-/// The digests that a stage's inputs have, or the input that has none yet.
+/// The digests of a stage's inputs, or the input that has none yet.
 pub type InputDigests = Result<BTreeMap<String, Vec<Digest>>, String>;
 
 /// Plans `stages`, which are in an order in which they can run and closed under "needs".
@@ -155,7 +155,7 @@ pub fn input_digests<'a>(
         .collect()
 }
 
-/// The one place where it is decided whether a stage runs.
+/// Decides whether a stage runs; the only place that does.
 pub fn decide(
     pipeline: &Pipeline,
     stage: &StageSpec,
@@ -184,7 +184,7 @@ pub fn decide(
     Decision { verdict, reason, fingerprint: Some(fingerprint), key: Some(key), action }
 }
 
-/// Why there is no record of an action.
+/// Why an action is not cached.
 fn why_new(
     fingerprint: &Fingerprint,
     key: &Digest,
@@ -222,14 +222,15 @@ fn fingerprint(stage: &StageSpec, info: &Info, inputs: BTreeMap<String, Vec<Dige
         kind: info.name.to_string(),
         kind_version: info.version,
         params,
-        // An optional port with nothing connected is the same as no port.
+        // An optional port with nothing connected is left out.
         inputs: inputs.into_iter().filter(|(_, d)| !d.is_empty()).collect(),
         outputs: if info.open { stage.outputs.clone() } else { BTreeMap::new() },
         seed: info.seeded.then_some(stage.seed),
     }
 }
 
-/// The earlier action of this stage that differs least from `fingerprint`, the newest of such; and how.
+/// The earlier action of this stage that differs least from `fingerprint`, the newest of equals, with the
+/// differences.
 pub fn nearest(
     fingerprint: &Fingerprint,
     key: &Digest,

@@ -1,24 +1,24 @@
-//! Params, ports and types: turns variants into [`StageSpec`]s, in the order they can run, so that
-//! what a stage gives is known when the next one asks for it.
+//! Params, ports and types: turns variants into [`StageSpec`]s, in topological order, so that the facts of
+//! upstream outputs are known.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use super::matrix::{Reference, Target, Variant};
-use super::{Input, Mistakes, Pipeline, Resources, SourceSpec, StageSpec, resources, text};
+use super::{Errors, Input, Pipeline, Resources, SourceSpec, StageSpec, resources, text};
 use crate::base::yaml::{self, Key, Node, Span, Value};
 use crate::base::{Error, Result, suggest};
 use crate::stage::{ANY, Connected, Facts, Issue, Kinds, Port, Stage, Upstream};
 
-/// What is known of the stages already connected.
+/// The stages connected so far.
 #[derive(Default)]
 struct Known {
     stages: Vec<StageSpec>,
-    /// Where each is in `stages`.
+    /// Stage -> its index in `stages`.
     places: HashMap<String, usize>,
-    /// Port -> artifact type of the stages with mistakes, so that one mistake does not make two.
+    /// Port -> artifact type of stages with errors, so that one error does not cause further ones.
     broken: HashMap<String, BTreeMap<String, String>>,
-    /// Stage -> port -> what is known of its artifact, where anything is.
+    /// Stage -> port -> facts of its artifact, where there are any.
     facts: HashMap<String, BTreeMap<String, Facts>>,
     /// Every artifact type there is.
     types: BTreeMap<&'static str, ()>,
@@ -31,19 +31,19 @@ impl Known {
         place.map(|i| &self.stages[*i].outputs).or_else(|| self.broken.get(stage))
     }
 
-    /// Has the kind look at its params and at what is connected, and keeps what it says of the outputs.
+    /// Has the kind validate params and connections, and keeps the facts of its outputs.
     fn examine(
         &mut self,
         stage: &StageSpec,
         node: &Node,
         kind: &dyn Stage,
         root: &Path,
-        mistakes: &mut Mistakes,
+        errors: &mut Errors,
     ) {
         let connected = facts_of(&stage.inputs, self, root);
         let ports: Vec<&str> = stage.outputs.keys().map(String::as_str).collect();
         let examined = kind.examine(&stage.params, &connected, &ports);
-        examined.issues.into_iter().for_each(|issue| mistakes.push(located(issue, node, stage)));
+        examined.issues.into_iter().for_each(|issue| errors.push(located(issue, node, stage)));
         if !examined.facts.is_empty() {
             self.facts.insert(stage.name.clone(), examined.facts);
         }
@@ -54,14 +54,14 @@ pub fn all(
     variants: Vec<Variant>,
     kinds: &Kinds,
     pipeline: &Pipeline,
-    mistakes: &mut Mistakes,
+    errors: &mut Errors,
 ) -> Vec<StageSpec> {
     let mut known = Known { types: kinds.types(), ..Known::default() };
     for variant in variants {
         let Some(kind) = kinds.get(&variant.kind) else { continue };
-        let outputs = mistakes.keep(outputs(&variant.node, kind, &known.types));
-        let params = mistakes.keep(params(&variant, kind));
-        let inputs = inputs(&variant, kind, &known, mistakes);
+        let outputs = errors.keep(outputs(&variant.node, kind, &known.types));
+        let params = errors.keep(params(&variant, kind));
+        let inputs = inputs(&variant, kind, &known, errors);
         let (params, outputs) = match (params, outputs) {
             (Some(params), Some(outputs)) => (params, outputs),
             (_, outputs) => {
@@ -82,12 +82,12 @@ pub fn all(
             resources: Resources::default(),
             span: variant.span,
         };
-        known.examine(&stage, &node, kind, &pipeline.root, mistakes);
+        known.examine(&stage, &node, kind, &pipeline.root, errors);
         if let Some(seed) = node.get("seed") {
-            stage.seed = mistakes.keep(yaml::decode(seed)).unwrap_or_default();
+            stage.seed = errors.keep(yaml::decode(seed)).unwrap_or_default();
         }
-        stage.description = text(&node, "description", mistakes).unwrap_or_default();
-        stage.resources = resources(&node, mistakes);
+        stage.description = text(&node, "description", errors).unwrap_or_default();
+        stage.resources = resources(&node, errors);
         known.places.insert(stage.name.clone(), known.stages.len());
         known.stages.push(stage);
     }
@@ -147,7 +147,7 @@ fn inputs(
     variant: &Variant,
     kind: &dyn Stage,
     known: &Known,
-    mistakes: &mut Mistakes,
+    errors: &mut Errors,
 ) -> BTreeMap<String, Vec<Input>> {
     let info = kind.info();
     let mut all: BTreeMap<String, Vec<Input>> = BTreeMap::new();
@@ -160,12 +160,12 @@ fn inputs(
                 &open
             }
             None => {
-                mistakes.push(unknown_port(key, kind));
+                errors.push(unknown_port(key, kind));
                 continue;
             }
         };
         if !port.many && references.len() > 1 {
-            mistakes.push(
+            errors.push(
                 Error::usage(format!(
                     "the port `{}` of `{}` takes one artifact, found {}",
                     port.name,
@@ -176,13 +176,13 @@ fn inputs(
             );
         }
         let mut connected = Vec::with_capacity(references.len());
-        connected.extend(references.iter().filter_map(|r| mistakes.keep(connect(r, port, info.name, known))));
+        connected.extend(references.iter().filter_map(|r| errors.keep(connect(r, port, info.name, known))));
         all.insert(key.name.clone(), connected);
     }
     for port in
         info.inputs.iter().filter(|p| p.required && !variant.inputs.iter().any(|(k, _)| k.name == p.name))
     {
-        mistakes.push(
+        errors.push(
             Error::usage(format!(
                 "the stage `{}` lacks its input `{}` ({})",
                 variant.name, port.name, port.ty
@@ -263,7 +263,7 @@ fn only_output(stage: &str, port: &Port, outputs: &BTreeMap<String, String>, spa
     let fitting: Vec<&String> =
         outputs.iter().filter(|(_, ty)| port.takes(ty)).map(|(name, _)| name).collect();
     match (outputs.len(), fitting.as_slice()) {
-        // Of one output the type is judged by the caller, who can say more.
+        // With one output the caller checks the type, with a better message.
         (1, _) => Ok(outputs.keys().next().cloned().unwrap_or_default()),
         (_, [only]) => Ok(only.to_string()),
         _ => {
@@ -296,7 +296,7 @@ fn facts_of(connections: &BTreeMap<String, Vec<Input>>, known: &Known, root: &Pa
     )
 }
 
-/// At the very param or input where it stands in the file, else at the stage's name.
+/// At the param or input in the file, else at the stage's name.
 fn located(issue: Issue, node: &Node, stage: &StageSpec) -> Error {
     let found = node.locate(&issue.at);
     let span = if std::ptr::eq(found, node) { &stage.span } else { &found.span };

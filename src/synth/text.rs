@@ -1,7 +1,7 @@
 //! The language inside a template's texts: `{slots}`, `[one|of|these]`, `[?maybe]`, `{slot|modifier}`.
 //!
-//! [`parse`] turns a text into pieces that know their slots by number, so every name is checked
-//! here, before anything is drawn. The format is described in [`super`]. Drawing is `render`'s work.
+//! [`parse`] turns a text into pieces with slots by index, so every name is checked here, before anything
+//! is drawn. The format is described in [`super`]. Drawing is `render`'s work.
 
 use std::collections::HashMap;
 
@@ -22,14 +22,14 @@ impl Names {
     }
 }
 
-/// The outside of a slot: enough to check a text that uses it.
+/// The signature of a slot: enough to check a text that uses it.
 #[derive(Debug, Clone)]
 pub struct SlotNames {
     pub name: String,
     pub attributes: Vec<String>,
     /// Entries with a positive weight.
     pub entries: usize,
-    /// Every value is a whole number, so that it may be reckoned with.
+    /// Every value is a whole number, so that it can be used in sums.
     pub numeric: bool,
 }
 
@@ -87,7 +87,7 @@ impl Flaw {
     }
 }
 
-/// Choices within choices, at most.
+/// The most nested choices.
 const MAX_DEPTH: usize = 16;
 
 /// Reads a text.

@@ -1,9 +1,9 @@
-//! Reads a `tokenizer.json` whose every part is known here: byte-pair encoding over words that
-//! [`Cut`] cuts, as our own tokenizers and GPT-2's are. Such a tokenizer needs nothing of the
-//! `tokenizers` library, which takes several times as long to read the file.
+//! Reads a `tokenizer.json` of which every part is supported here: byte-pair encoding over words of
+//! [`Cut`], as in our own tokenizers and GPT-2's. Such a tokenizer does not need the `tokenizers` library,
+//! which takes several times as long to read the file.
 //!
-//! What this deliberately does not do is say what is wrong with a file: whatever is not exactly as
-//! expected is left to the library, which then reads it or says so.
+//! Errors are deliberately not reported here: a file that is not exactly as expected is left to the
+//! library, which reads it or reports the error.
 
 use std::borrow::{Borrow, Cow};
 use std::collections::{BTreeSet, HashMap};
@@ -38,7 +38,7 @@ pub struct Model<'a> {
     pub ignore_merges: Option<bool>,
 }
 
-/// A string where it lies in the file, if nothing in it is escaped.
+/// A string borrowed from the file, if it has no escapes.
 #[derive(serde::Deserialize, PartialEq, Eq, Hash)]
 pub struct Text<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
@@ -89,7 +89,7 @@ fn halves(text: &str) -> Option<(&str, &str)> {
     text.split_once(' ').filter(|(_, right)| !right.contains(' '))
 }
 
-/// A whole `tokenizer.json`. A part that is not here is not known.
+/// A whole `tokenizer.json`. Parts without a field are not supported.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File<'a> {
@@ -118,7 +118,7 @@ struct Added {
     id: u32,
     content: String,
     special: bool,
-    // Where in a text it is found, unless it is special.
+    // How it is matched in a text, unless it is special.
     single_word: bool,
     lstrip: bool,
     rstrip: bool,
@@ -126,28 +126,28 @@ struct Added {
 }
 
 impl Added {
-    /// Whether it is found in a text as it is spelled, if at all.
+    /// Whether it is matched in a text without normalization, if at all.
     fn is_plain(&self) -> bool {
         self.special || !(self.single_word || self.lstrip || self.rstrip || self.normalized)
     }
 }
 
-/// A tokenizer that needs no library.
+/// A tokenizer without the library.
 pub struct Known {
     pub cut: Cut,
     pub bpe: Bpe,
     pub vocabulary: Vocabulary,
-    /// The id of what the vocabulary has no token for.
+    /// The id of the unknown token.
     pub unknown: Option<u32>,
     /// Of tokens that are marked as special, those of single bytes aside.
     pub special: BTreeSet<u32>,
     pub in_text: Option<InText>,
-    /// That the file asks for.
+    /// The dropout of the file.
     pub dropout: f64,
 }
 
 impl Known {
-    /// `None` when something of the file is not known, or the file is broken.
+    /// `None` when a part of the file is not supported, or the file is invalid.
     pub fn read(json: &[u8]) -> Option<Known> {
         let file: File = serde_json::from_slice(json).ok()?;
         let nothing = [&file.truncation, &file.padding, &file.post_processor].into_iter().all(Value::is_null);
@@ -172,7 +172,7 @@ impl Known {
     }
 }
 
-/// What turns the symbols of `cut` back into text.
+/// The decoder for the symbols of `cut`.
 fn decodes(cut: Cut, decoder: &Value) -> bool {
     match cut {
         Cut::Bytes => {
@@ -196,7 +196,7 @@ pub fn pieces_decoder() -> Value {
     ]})
 }
 
-/// The tokens by their ids and the other way, and what text they stand for.
+/// The tokens by id and back, and their text.
 pub struct Vocabulary {
     tokens: Vec<Option<Box<str>>>,
     ids: HashMap<Box<str>, u32, FixedState>,
@@ -209,7 +209,7 @@ impl Vocabulary {
             model.vocab.into_iter().map(|(token, id)| (token.0.into(), id)).collect();
         let mut tokens = vec![None; ids.values().max().map_or(0, |id| *id as usize + 1)];
         for (token, id) in &ids {
-            // Of two tokens with one id, the library chooses.
+            // With two tokens of one id, the library decides.
             if tokens[*id as usize].replace(token.clone()).is_some() {
                 return None;
             }

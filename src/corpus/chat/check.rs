@@ -12,7 +12,7 @@ use crate::corpus::conversation::{Message, Role};
 use crate::corpus::input::Bad;
 use crate::corpus::json::{Step, locate};
 
-/// A message as it was found: nothing checked.
+/// A message as it was read, unchecked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Turn<'a> {
     pub role: String,
@@ -22,7 +22,7 @@ pub struct Turn<'a> {
     pub at: At<'a>,
 }
 
-/// Where a message stands in the text of its row; worked out only for an error.
+/// The place of a message in the text of its row; only computed for an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum At<'a> {
     Byte(usize),
@@ -37,7 +37,7 @@ pub enum At<'a> {
 }
 
 impl At<'_> {
-    /// The byte of the role, or of the message where it has none.
+    /// The offset of the role, or of the message where it has none.
     fn role(&self, text: &str) -> u64 {
         match self {
             At::Message { role, .. } => self.place(text, Some(role)),
@@ -62,7 +62,7 @@ impl At<'_> {
     }
 }
 
-/// What the roles are called elsewhere.
+/// Names of the roles in common use.
 const SYNONYMS: [(&str, Role); 14] = [
     ("system", Role::System),
     ("developer", Role::System),
@@ -91,7 +91,7 @@ impl Default for Roles {
 }
 
 impl Roles {
-    /// The usual names and `more`, which win.
+    /// The common names and `more`, which has precedence.
     pub fn with(more: &BTreeMap<String, Role>) -> Self {
         let mut roles = Self::default();
         roles.0.extend(more.iter().map(|(name, role)| (name.to_lowercase(), *role)));
@@ -114,23 +114,23 @@ impl Roles {
     }
 }
 
-/// What happens to two messages of one role in a row.
+/// How two consecutive messages of one role are treated.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SameRole {
     /// The row is bad.
     #[default]
     Error,
-    /// They become one, with a line break between, and are counted.
+    /// They are joined with a line break, and counted.
     Merge,
 }
 
-/// How often a conversation was mended.
+/// Repairs of a conversation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Mended {
     /// Messages merged into the one before.
     pub merged_messages: u64,
-    /// User messages at the end that nobody answered, dropped.
+    /// User messages at the end without an answer, dropped.
     pub trailing_user_dropped: u64,
     /// System messages without content, dropped.
     pub empty_system_dropped: u64,
@@ -138,11 +138,11 @@ pub struct Mended {
     pub markers_dropped: u64,
     /// Messages that contain the text of one of our special tokens, such as `<eos>`; kept.
     pub special_tokens_in_content: u64,
-    /// What cleaning did to the contents.
+    /// The changes of cleaning to the contents.
     pub text: Changes,
 }
 
-/// How conversations are judged.
+/// The rules that conversations are checked by.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules<'a> {
     pub roles: &'a Roles,
@@ -150,10 +150,10 @@ pub struct Rules<'a> {
     pub cleaning: Cleaning,
 }
 
-/// The messages of a conversation that obeys the rules. `text` is its row, for places.
+/// Checks a conversation and gives its messages. `text` is its row, for places.
 ///
 /// # Errors
-/// The first rule that is broken, with the number of the message, at a byte of `text`.
+/// The first violated rule, with the number of the message, at an offset of `text`.
 pub fn check(turns: Vec<Turn>, text: &str, rules: Rules, mended: &mut Mended) -> Result<Vec<Message>, Bad> {
     let mut messages: Vec<Message> = Vec::new();
     for (i, turn) in turns.iter().enumerate() {
@@ -170,7 +170,7 @@ pub fn check(turns: Vec<Turn>, text: &str, rules: Rules, mended: &mut Mended) ->
             return Err(Bad::new("empty_message", turn.at.content(text), message));
         }
         mended.special_tokens_in_content += u64::from(holds_special_token(content));
-        // Only answers are learned: of others a weight says nothing.
+        // Only answers are part of the loss: the weight of other messages is ignored.
         let weight = if role == Role::Assistant { turn.weight } else { 1 };
         match messages.last_mut() {
             Some(last)
@@ -196,7 +196,7 @@ pub fn check(turns: Vec<Turn>, text: &str, rules: Rules, mended: &mut Mended) ->
     Ok(messages)
 }
 
-/// Joins `content` to `last`; a system message that says the same again is left out.
+/// Joins `content` to `last`; a repeated system message is left out.
 fn merge(last: &mut Message, content: &str, weight: u8) -> Result<(), String> {
     if last.weight != weight {
         let old = last.weight;
@@ -220,7 +220,7 @@ fn has_something_to_learn(messages: &[Message]) -> Result<(), Bad> {
     }
 }
 
-/// What other programs put around contents.
+/// Markers that other programs put around contents.
 const MARKERS: [&str; 9] = [
     "<bos>",
     "<eos>",
@@ -247,7 +247,7 @@ fn without_markers<'a>(content: &'a str, dropped: &mut u64) -> &'a str {
     rest
 }
 
-/// Whether `role` may stand behind `last`; else the cause and the reason.
+/// Whether `role` may follow `last`; else the cause and the reason.
 fn follows(last: Option<Role>, role: Role) -> Result<(), (&'static str, String)> {
     match (last, role) {
         (None, Role::System | Role::User)

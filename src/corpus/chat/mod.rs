@@ -1,14 +1,14 @@
-//! Conversations from the formats that people keep them in, to a `conversations` artifact: read as a
-//! stream, roles checked, cleaned, freed of exact duplicates, and counted.
+//! Conversations from common formats to a `conversations` artifact: read as a stream, roles checked,
+//! cleaned, exact duplicates removed, and counted.
 //!
 //! Pairs of a preferred and a rejected answer go to `preferences.parquet` beside; prompt and preferred
 //! answer are a conversation as well, since supervised learning of preferred answers comes before
 //! learning of preferences (Rafailov et al., 2023, DPO, section 4).
 //!
-//! Of the conversations kept so far 16 bytes and their place in a hash set stay in memory. Rows are
-//! prepared on all threads of the rayon pool and taken in the order of the files.
+//! A kept conversation takes 16 bytes and its entry in a hash set of memory. Rows are prepared in parallel
+//! on the rayon pool and processed in the order of the files.
 //!
-//! No trees of alternative replies, no tool calls, no near-duplicates.
+//! Not supported: trees of alternative replies, tool calls, near-duplicates.
 
 pub mod check;
 mod prepare;
@@ -116,7 +116,7 @@ impl Default for Options {
     }
 }
 
-/// A format, or the wish to have it found out.
+/// A format, or its detection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FormatChoice {
@@ -165,7 +165,7 @@ impl Options {
         [size, Join(&self.join).validate(), delimiter, fields].into_iter().filter_map(Result::err).collect()
     }
 
-    /// The defect of a byte in `row` that is not in the encoding: one to be skipped if `on_invalid` says so.
+    /// The error of a byte in `row` that is not in the encoding; not fatal with `on_invalid: skip_document`.
     fn invalid(&self, bad: &Bad, row: u64) -> Bad {
         let fatal = self.on_invalid != OnInvalid::SkipDocument;
         Bad { fatal, message: format!("row {row}: {}", bad.message), ..bad.clone() }
@@ -195,8 +195,8 @@ impl Options {
 /// folder `scratch` while they are read.
 ///
 /// # Errors
-/// A file that cannot be read or whose format is not known; what `options` say is an error; nothing
-/// left at the end. [`Error::cancelled`] when the monitor says so.
+/// A file that cannot be read or whose format is not known; what `options` make an error; no conversation
+/// left. [`Error::cancelled`] on cancellation.
 pub fn ingest_chat(
     files: &[InputFile],
     options: &Options,
@@ -230,7 +230,7 @@ struct Ingestion<'a> {
     options: &'a Options,
     monitor: &'a dyn Monitor,
     roles: Roles,
-    /// Of fields, when the user gave them.
+    /// Names of fields, when the user gave them.
     names: Option<Names<'a>>,
     seen: HashSet<[u8; 16]>,
     conversations: ConversationWriter,
@@ -240,15 +240,15 @@ struct Ingestion<'a> {
     report: Report,
 }
 
-/// What is known of a file while it is read.
+/// The state of reading a file.
 #[derive(Default)]
 struct Known {
     report: FileReport,
     /// The keys of its first row.
     keys: Vec<String>,
-    /// Those that `fields` names and a row had.
+    /// Those named in `fields` that some row had.
     found: BTreeSet<String>,
-    /// Somebody was told of a bad row.
+    /// A bad row has been reported.
     warned: bool,
 }
 
@@ -295,7 +295,7 @@ impl<'a> Ingestion<'a> {
         }
     }
 
-    /// What the rows of a batch give, in their order.
+    /// Processes the rows of a batch, in their order.
     fn prepared(
         &self,
         source: &Readable,
@@ -323,7 +323,7 @@ impl<'a> Ingestion<'a> {
         self.monitor.step("reading", self.report.bytes_in + read, Some(total), "B")
     }
 
-    /// What is said of a whole file.
+    /// The warnings about a whole file.
     fn close(&mut self, file: &InputFile, known: Known) -> Result<()> {
         self.has_named_fields(file, &known)?;
         let found = known.report;
@@ -344,7 +344,7 @@ impl<'a> Ingestion<'a> {
         Ok(())
     }
 
-    /// Each field that `fields` names was in some row.
+    /// Fails when a field named in `fields` was in no row.
     fn has_named_fields(&self, file: &InputFile, known: &Known) -> Result<()> {
         let named = self.options.fields.as_ref().map(FieldNames::named).unwrap_or_default();
         let missing = named.into_iter().find(|(_, name)| !known.found.contains(*name));
@@ -394,7 +394,7 @@ impl<'a> Ingestion<'a> {
         Ok(())
     }
 
-    /// Writes a conversation; `false` when it was there before.
+    /// Writes a conversation; `false` for a duplicate.
     fn conversation(&mut self, (conversation, mended): (Conversation, Mended), shape: Shape) -> Result<bool> {
         if self.options.exact_duplicates && !self.seen.insert(id_bytes(&conversation.id)) {
             self.report.removed.exact_duplicates += 1;
@@ -413,7 +413,7 @@ impl<'a> Ingestion<'a> {
         Ok(true)
     }
 
-    /// Writes a pair; `false` when it was there before.
+    /// Writes a pair; `false` for a duplicate.
     fn pair(&mut self, pair: &Preference) -> Result<bool> {
         self.report.preferences_in += 1;
         if self.options.exact_duplicates && !self.seen.insert(id_bytes(&pair.id)) {
@@ -484,7 +484,7 @@ impl<'a> Ingestion<'a> {
     }
 }
 
-/// Tells the keys and, where nobody said it, the format of a file from its first row that is an object.
+/// Finds the keys and, where it is not given, the format of a file from its first row that is an object.
 fn first_row(batch: &[Result<Record, Bad>], preparer: &Preparer, known: &mut Known) -> Result<()> {
     let Some(fields) = batch.iter().flatten().find_map(|record| preparer.fields(record)) else {
         return Ok(());

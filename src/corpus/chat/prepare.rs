@@ -1,4 +1,4 @@
-//! One row as conversations: decoded, read, judged and cleaned, without regard to other rows.
+//! One row to conversations: decoded, parsed, checked and cleaned, independently of other rows.
 
 use std::collections::BTreeSet;
 
@@ -18,10 +18,10 @@ use crate::corpus::json::{Object, object};
 use crate::corpus::preference::{NoPair, Preference};
 use crate::corpus::transcode::Readable;
 
-/// What one row gave.
+/// The result of one row.
 pub struct Prepared {
     pub shape: Shape,
-    /// Each with what was mended; a bad one does not cost the others of its row.
+    /// Each with its repairs; a bad one does not affect the others of its row.
     pub conversations: Vec<Result<(Conversation, Mended), Bad>>,
     pub pair: Option<Preference>,
     /// Keys that are not read.
@@ -31,12 +31,12 @@ pub struct Prepared {
     pub named: Vec<String>,
 }
 
-/// Makes conversations of rows; knows nothing of other rows.
+/// Makes conversations of rows, each independently.
 #[derive(Clone, Copy)]
 pub struct Preparer<'a> {
     pub options: &'a Options,
     pub roles: &'a Roles,
-    /// Of fields, when the user gave them.
+    /// Names of fields, when the user gave them.
     pub names: Option<&'a Names<'a>>,
     pub source: &'a Readable,
     pub places: Places,
@@ -44,7 +44,7 @@ pub struct Preparer<'a> {
     pub shape: Option<Shape>,
 }
 
-/// The text of a row, with the way back to its place in the file.
+/// The text of a row, with its place in the file.
 struct Text {
     decoded: Decoded,
     places: Places,
@@ -53,7 +53,7 @@ struct Text {
 }
 
 impl Text {
-    /// A defect at a byte of the text, with its place in the file.
+    /// An error at an offset of the text, with its place in the file.
     fn located(&self, bad: Bad) -> Bad {
         let at = match self.places {
             Places::Exact => bad.at.map(|at| self.start + self.decoded.source_offset(at as usize) as u64),
@@ -85,7 +85,7 @@ impl Preparer<'_> {
         Ok(prepared)
     }
 
-    /// The fields of a row, and what places its defects; `None` when it is no object.
+    /// The fields of a row, and the places of its errors; `None` when it is no object.
     pub fn fields(&self, record: &Record) -> Option<(Map<String, Value>, impl Fn(Bad) -> Bad + use<>)> {
         let text = self.text(record.clone()).ok()?;
         let object = self.object(&text).ok()?;
@@ -117,7 +117,7 @@ impl Preparer<'_> {
         })
     }
 
-    /// What an object holds.
+    /// The conversations of an object.
     fn row(&self, text: &Text) -> Result<Prepared, Bad> {
         let object = self.object(text)?;
         let (fields, shape) = (&object.fields, self.shape_of(&object)?);
@@ -173,7 +173,7 @@ impl Preparer<'_> {
         object(&text.decoded.text, 0, &|key| names.need(key))
     }
 
-    /// The format of a row: its own, or that of its file when its fields tell none.
+    /// The format of a row: by its fields, or that of its file.
     fn shape_of(&self, object: &Object) -> Result<Shape, Bad> {
         let fixed = self.names.is_some() || self.options.format != FormatChoice::Auto;
         match self.shape {

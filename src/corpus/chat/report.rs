@@ -1,4 +1,4 @@
-//! What became of the files, rows, conversations and pairs that were read.
+//! Counts of the files, rows, conversations and pairs that were read, kept and removed.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +30,7 @@ pub struct Report {
     pub preferences_out: u64,
     /// Messages written, by role.
     pub messages: BTreeMap<&'static str, u64>,
-    /// Answers written that are context and not learned.
+    /// Answers written that are context and not part of the loss.
     pub messages_of_weight_0: u64,
     /// In the longest conversation written.
     pub most_messages: u64,
@@ -50,7 +50,7 @@ pub struct Removed {
     pub exact_duplicates: u64,
     /// By cause.
     pub bad_rows: BTreeMap<&'static str, u64>,
-    /// Pairs that were there before.
+    /// Duplicate pairs.
     pub duplicate_preferences: u64,
 }
 
@@ -71,7 +71,7 @@ pub struct FileReport {
     pub preferences_out: u64,
     pub comment_lines: u64,
     pub blank_lines: u64,
-    /// Kept rows that hold something under a key that is not read, by key.
+    /// Kept rows with a value under a key that is not read, by key.
     pub ignored_keys: UnknownKeys,
     /// Kept rows of which a field that is not read cannot be parsed, by key.
     pub bad_metadata: UnknownKeys,

@@ -1,5 +1,5 @@
-//! A row of JSON as turns: what each field of each format means. Nothing is checked but that fields
-//! hold what they must; keys that are not read are named.
+//! A row of JSON to turns: the fields of each format. Only types of fields are checked; keys that are not
+//! read are listed.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -48,7 +48,7 @@ impl FieldNames {
     }
 }
 
-/// Under which names fields are looked for; the first that holds something counts.
+/// The names of fields; the first that is not empty counts.
 #[derive(Debug, Clone)]
 pub struct Names<'a> {
     user: Vec<&'a str>,
@@ -59,7 +59,7 @@ pub struct Names<'a> {
 }
 
 impl<'a> Names<'a> {
-    /// Those that the user gave, and the usual ones for what was not named.
+    /// Those that the user gave, and the common ones for the others.
     pub fn given(fields: &'a FieldNames) -> Self {
         let taken: Vec<&str> = fields.named().into_iter().map(|(_, name)| name).collect();
         let or = |name: &'a Option<String>, usual: &[&'a str]| match name {
@@ -76,7 +76,7 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// The usual ones of a shape.
+    /// The common ones of a shape.
     pub fn of(shape: Shape) -> Self {
         let user = match shape {
             Shape::Instruction => vec!["instruction"],
@@ -100,7 +100,7 @@ impl<'a> Names<'a> {
     }
 }
 
-/// Fields of calls to programs, which are no text that a conversation could hold.
+/// Fields of tool calls, which conversations cannot represent.
 const TOOLS: [&str; 2] = ["tool_calls", "function_call"];
 
 /// How a question and its context become one message: a text with `{question}` and `{context}`.
@@ -147,7 +147,7 @@ pub enum Content<'a> {
 
 /// A row to be read, and how.
 pub struct Row<'a> {
-    /// Its JSON: errors stand at a byte of it.
+    /// Its JSON, which offsets of errors refer to.
     pub text: &'a str,
     pub fields: &'a Map<String, Value>,
     pub names: &'a Names<'a>,
@@ -156,10 +156,10 @@ pub struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    /// The content and the keys that hold something and are not read: `topic`, or `messages[].name`.
+    /// The content, and the keys that are not empty and not read: `topic`, or `messages[].name`.
     ///
     /// # Errors
-    /// Fields that are missing or hold something else.
+    /// Fields that are missing or of another type.
     pub fn read(&self, shape: Shape) -> Result<(Content<'a>, BTreeSet<String>), Bad> {
         let reading =
             Reading { row: self, top: Fields::new(self.fields, Vec::new()), nested: RefCell::default() };
@@ -200,7 +200,7 @@ impl<'a> Fields<'a> {
         Some((name, value))
     }
 
-    /// All of `names` that hold something.
+    /// All of `names` that are not empty.
     fn all(&self, names: &[&str]) -> Vec<(&'a str, &'a Value)> {
         let holding = |name: &&str| self.find(&[name]).filter(|(_, value)| !is_empty(value));
         names.iter().filter_map(holding).collect()
@@ -299,7 +299,7 @@ impl<'a> Reading<'_, 'a> {
         self.row.fields.get("instances").is_some_and(|value| !value.is_null())
     }
 
-    /// One conversation for each instance; a bad one does not cost the others.
+    /// One conversation for each instance; a bad one does not affect the others.
     fn instances(&self) -> Result<Content<'a>, Bad> {
         let (name, value) = self.need(&self.top, &["instances"])?;
         let path = self.top.path_to(name);
@@ -375,7 +375,7 @@ impl<'a> Reading<'_, 'a> {
         !prompt.is_empty() && (starts(said) || starts(&said[from..]))
     }
 
-    /// The turns of the question, its contexts joined to the last of the user's.
+    /// The turns of the question, its contexts joined to the last user message.
     fn question(&self, contexts: &[String]) -> Result<Vec<Turn<'a>>, Bad> {
         let (name, value) = self.need(&self.top, &self.row.names.user)?;
         let mut turns = self.said(Role::User, value, self.top.path_to(name))?;
@@ -402,7 +402,7 @@ impl<'a> Reading<'_, 'a> {
         Ok(all)
     }
 
-    /// A text that `role` says, or a list of messages.
+    /// A text of `role`, or a list of messages.
     fn said(&self, role: Role, value: &'a Value, path: Vec<Step<'a>>) -> Result<Vec<Turn<'a>>, Bad> {
         let is_message = |value: &Value| value.get("role").is_some() || value.get("from").is_some();
         match value.as_array() {

@@ -1,4 +1,4 @@
-//! The formats that rows of conversations come in, told apart by their fields.
+//! The formats of rows of conversations, recognized by their fields.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -84,7 +84,7 @@ impl Shape {
     }
 }
 
-/// The defect of a row that has no known shape: what its fields look like, and what is known.
+/// The error of a row without a known shape: its fields, and the known shapes.
 pub fn unknown_format(fields: &Map<String, Value>) -> Bad {
     let names = ["messages", "conversations", "conversation", "instruction", "prompt"];
     let likeness = likeness(fields);
@@ -105,7 +105,7 @@ pub fn unknown_format(fields: &Map<String, Value>) -> Bad {
         .fatal()
 }
 
-/// What else a row with these fields may be.
+/// A hint at what a row with these fields may be.
 fn likeness(fields: &Map<String, Value>) -> Option<&'static str> {
     let has = |name: &str| fields.contains_key(name);
     let texts = ["text", "content", "body", "document", "article"];

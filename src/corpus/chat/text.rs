@@ -1,9 +1,8 @@
 //! Conversations in plain text: turns such as `<user>: Hello <eos>` and `<assistant>: Hi. <eos>`.
 //!
-//! A tag opens a turn at the start of a line or behind `<eos>` (the colon may be missing there), and
-//! anywhere when a colon follows it. A turn reaches to `<eos>` or to the next tag, over line breaks.
-//! Files are cut into conversations by the names of roles that turns are cut by. A line ends with LF,
-//! CR LF or CR.
+//! A tag opens a turn at the start of a line or after `<eos>` (without a colon too), and anywhere when a
+//! colon follows it. A turn reaches to `<eos>` or to the next tag, over line breaks. Files are cut into
+//! conversations by the names of roles that turns are cut by. A line ends with LF, CR LF or CR.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,9 +26,9 @@ pub enum TextBoundary {
     Pair,
 }
 
-/// The conversations of a file as blocks of lines, not yet taken apart.
+/// The conversations of a file as blocks of lines, not yet parsed.
 ///
-/// Blank lines between them are skipped. So are lines that start with `#` behind a blank line or at the
+/// Blank lines between them are skipped. So are lines that start with `#` after a blank line or at the
 /// start of the file, when a conversation follows, or when the file ends and the last turn was closed by
 /// `<eos>`: they are comments. Any other such line is content, as a heading within an answer is.
 pub struct Blocks {
@@ -93,7 +92,7 @@ impl Block {
     }
 }
 
-/// Blank lines and what may be comments: what they are, the line behind them tells.
+/// Blank lines and possible comments, which the next line decides about.
 #[derive(Default)]
 struct Gap {
     lines: Block,
@@ -178,7 +177,7 @@ impl Blocks {
         block.answered |= self.answers(&content);
     }
 
-    /// At the end of a conversation: what stands behind its last turn is part of it or skipped.
+    /// At the end of a conversation: lines after its last turn are part of it or skipped.
     fn settle(&mut self, gap: &mut Gap, block: Option<&mut Block>) {
         match block {
             Some(block) if gap.found.comment_lines > 0 && !block.is_closed() => {
@@ -206,7 +205,7 @@ impl Blocks {
         Some(too_long("conversation", start, self.limit, way_out))
     }
 
-    /// Whether `line` opens the next conversation behind `block` and `gap`.
+    /// Whether `line` opens the next conversation after `block` and `gap`.
     fn cuts(&self, line: &Line, gap: &Gap, block: &Block) -> bool {
         let text = self.decoded(line);
         let text = text.trim_start();
@@ -234,7 +233,7 @@ impl Blocks {
         })
     }
 
-    /// The text of a line, for its tags alone: what is not in the encoding is told when turns are cut.
+    /// The text of a line, for its tags alone: invalid bytes are reported when turns are parsed.
     fn decoded(&self, line: &Line) -> String {
         decode(line.bytes.clone(), self.encoding, true).map_or_else(|_| String::new(), |decoded| decoded.text)
     }
