@@ -32,7 +32,7 @@ impl Chat {
     pub fn run(self, format: Format) -> Result<ExitCode> {
         let mut options = self.decoding.options()?;
         let model = load_model(&self.model, self.decoding.dtype)?;
-        let mut talk = Talk::new(&model, self.system.as_deref());
+        let mut chat = ChatSession::new(&model, self.system.as_deref());
         let stdin = std::io::stdin();
         let live = stdin.is_terminal();
         let s = Style::stdout();
@@ -53,11 +53,11 @@ impl Chat {
                 "" => continue,
                 "/quit" | "/exit" => break,
                 "/reset" => {
-                    talk = Talk::new(&model, self.system.as_deref());
+                    chat = ChatSession::new(&model, self.system.as_deref());
                     continue;
                 }
                 said => {
-                    talk.turn(said, &options, format)?;
+                    chat.turn(said, &options, format)?;
                     // A new seed for each turn; the whole conversation is still determined by the first.
                     options.seed = options.seed.wrapping_add(1);
                 }
@@ -94,17 +94,17 @@ impl<R: BufRead> Lines<R> {
     }
 }
 
-struct Talk<'a> {
+struct ChatSession<'a> {
     model: &'a Model,
     session: Session<'a>,
     /// The system message, until it is sent with the first user message.
     system: Option<Message>,
 }
 
-impl<'a> Talk<'a> {
+impl<'a> ChatSession<'a> {
     fn new(model: &'a Model, system: Option<&str>) -> Self {
         let system = system.map(|content| Message::new(Role::System, content));
-        Talk { model, session: Session::new(model, machine::threads()), system }
+        ChatSession { model, session: Session::new(model, machine::threads()), system }
     }
 
     /// Sends `text`, prints the answer, and warns of tokens that were dropped for it.

@@ -5,7 +5,7 @@
 //! not consume the rest of the file.
 
 use super::decode::{Encoding, decode};
-use super::input::{Bad, InputFile, Record, Window, too_long};
+use super::input::{BadRecord, InputFile, Record, Window, too_long};
 use crate::base::{Error, Invalid, Result, suggest};
 
 /// Records of a CSV file with a header.
@@ -77,10 +77,10 @@ impl CsvRows {
     }
 
     /// The range of the next record, without its line break; its `bytes` are empty, see [`CsvRows::fields`].
-    pub fn next(&mut self) -> Option<Result<Record, Bad>> {
+    pub fn next(&mut self) -> Option<Result<Record, BadRecord>> {
         let record = match self.read() {
             Ok(record) => record?,
-            Err(e) => Err(Bad::new("broken_csv", self.window.offset(), e.to_string()).fatal()),
+            Err(e) => Err(BadRecord::new("broken_csv", self.window.offset(), e.to_string()).fatal()),
         };
         Some(record.and_then(|record| {
             let (found, wanted) = (self.record.len(), self.headers.len());
@@ -88,13 +88,13 @@ impl CsvRows {
                 return Ok(record);
             }
             let message = format!("this record has {found} fields, the header has {wanted}");
-            Err(Bad::new("unequal_columns", record.start, message)
+            Err(BadRecord::new("unequal_columns", record.start, message)
                 .help("quote fields that hold the delimiter, or name another `delimiter`"))
         }))
     }
 
     /// The next record with any number of fields; blank lines are skipped.
-    fn read(&mut self) -> Result<Option<Result<Record, Bad>>> {
+    fn read(&mut self) -> Result<Option<Result<Record, BadRecord>>> {
         while !self.ended && self.blank_line()? {}
         if self.ended || self.window.bytes().is_empty() {
             return Ok(None);
@@ -161,15 +161,15 @@ impl CsvRows {
         }
     }
 
-    fn stray_quote(&mut self, quote: usize, stray: usize) -> Bad {
+    fn stray_quote(&mut self, quote: usize, stray: usize) -> BadRecord {
         let at = self.window.offset() + stray as u64;
         let line = self.line + line_breaks(&self.window.bytes()[..quote]);
         self.skip_broken(quote);
         let message = format!("text follows the quote that closes this field (it opens on line {line})");
-        Bad::new("stray_quote", at, message).help(DOUBLE)
+        BadRecord::new("stray_quote", at, message).help(DOUBLE)
     }
 
-    fn unclosed_quote(&mut self, quote: usize) -> Bad {
+    fn unclosed_quote(&mut self, quote: usize) -> BadRecord {
         let bytes = self.window.bytes();
         let at = self.window.offset() + quote as u64;
         let first = self.line + line_breaks(&bytes[..quote]);
@@ -180,7 +180,7 @@ impl CsvRows {
             false => String::new(),
         };
         let message = format!("the quote that opens on line {first} is never closed{swallowed}");
-        Bad::new("unclosed_quote", at, message).help(format!("close it, or remove it; {DOUBLE}"))
+        BadRecord::new("unclosed_quote", at, message).help(format!("close it, or remove it; {DOUBLE}"))
     }
 
     /// Consumes up to the end of the line in which the quote at `quote` opens.
@@ -320,7 +320,7 @@ mod tests {
     }
 
     /// The line and the fields of each record, and what is wrong with the others.
-    fn read(bytes: &[u8]) -> (Vec<Row>, Vec<Bad>) {
+    fn read(bytes: &[u8]) -> (Vec<Row>, Vec<BadRecord>) {
         let (_dir, mut rows) = open(bytes, 1 << 20).unwrap();
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         while let Some(next) = rows.next() {

@@ -59,7 +59,7 @@ impl Encoding {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnInvalid {
-    /// The stage fails and names file, line, column and byte.
+    /// An error that names file, line, column and byte.
     #[default]
     Error,
     /// Each broken sequence becomes U+FFFD, and is counted.

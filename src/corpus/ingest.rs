@@ -22,7 +22,7 @@ use super::csv::{field_start, validate_delimiter};
 use super::decode::{Decoded, Encoding, InvalidByte, OnInvalid, decode};
 use super::document::{Document, DocumentWriter};
 use super::duplicates::{DuplicateWriter, Likeness, Origin, Seen};
-use super::input::{self, Bad, InputFile, Record};
+use super::input::{self, BadRecord, InputFile, Record};
 use super::json::{self, Step, UnknownKeys, describe};
 use super::minhash::{MinHasher, Signature};
 use super::read::{Format, FormatChoice, Reader, Reading};
@@ -122,7 +122,7 @@ impl Default for Options {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnBadRow {
-    /// The stage fails and names the row.
+    /// An error that names the row.
     #[default]
     Error,
     /// The row is left out and counted.
@@ -477,7 +477,7 @@ impl<'a> Ingestion<'a> {
         self.monitor.step("reading", self.report.bytes_in + read, Some(total), "B")
     }
 
-    fn bad_row(&mut self, file: &InputFile, bad: Bad) -> Result<()> {
+    fn bad_row(&mut self, file: &InputFile, bad: BadRecord) -> Result<()> {
         if bad.fatal || self.options.on_bad_row == OnBadRow::Error {
             let skippable = !bad.fatal;
             let error = bad.into_error(file);
@@ -612,7 +612,7 @@ struct Preparer<'a> {
 }
 
 impl Preparer<'_> {
-    fn prepare(&self, mut record: Record) -> Result<Prepared, Bad> {
+    fn prepare(&self, mut record: Record) -> Result<Prepared, BadRecord> {
         let mut out = Prepared::default();
         out.counts.rows_in = 1;
         let bytes = std::mem::take(&mut record.bytes);
@@ -636,9 +636,15 @@ impl Preparer<'_> {
     }
 
     /// `None` when the document is to be skipped.
-    fn decode(&self, bytes: Vec<u8>, record: &Record, counts: &mut Counts) -> Result<Option<Decoded>, Bad> {
+    fn decode(
+        &self,
+        bytes: Vec<u8>,
+        record: &Record,
+        counts: &mut Counts,
+    ) -> Result<Option<Decoded>, BadRecord> {
         if self.format == Format::Parquet {
-            let not_utf8 = |_| Bad::new("invalid_encoding", None, format!("row {} is not UTF-8", record.row));
+            let not_utf8 =
+                |_| BadRecord::new("invalid_encoding", None, format!("row {} is not UTF-8", record.row));
             return Decoded::from_utf8(bytes).map(Some).map_err(not_utf8);
         }
         match decode(bytes, self.source.encoding, self.options.on_invalid == OnInvalid::Replace) {
@@ -655,7 +661,7 @@ impl Preparer<'_> {
         }
     }
 
-    fn invalid(&self, invalid: InvalidByte, record: &Record) -> Bad {
+    fn invalid(&self, invalid: InvalidByte, record: &Record) -> BadRecord {
         let at = match self.csv_column {
             // The decoded bytes are a field's; the offset must be found in the file.
             Some((delimiter, column)) => {
@@ -670,7 +676,7 @@ impl Preparer<'_> {
     }
 
     /// The text of a JSON object.
-    fn field(&self, json: &str, record: &Record, out: &mut Prepared) -> Result<String, Bad> {
+    fn field(&self, json: &str, record: &Record, out: &mut Prepared) -> Result<String, BadRecord> {
         let name = self.options.text_field.as_str();
         let is_text = |key: &str| key == name;
         let mut object = json::object(json, record.start, &is_text)?;
@@ -684,11 +690,11 @@ impl Preparer<'_> {
             Some(other) => {
                 let at = json::locate(json, &[Step::Key(name)]).start as u64;
                 let message = format!("the field `{name}` holds {}, expected a text", describe(&other));
-                Err(Bad::new("not_text", record.start + at, message))
+                Err(BadRecord::new("not_text", record.start + at, message))
             }
             None => {
                 let names = object.fields.keys().map(String::as_str);
-                Err(Bad::new("missing_field", record.start, format!("this row has no field `{name}`"))
+                Err(BadRecord::new("missing_field", record.start, format!("this row has no field `{name}`"))
                     .suggest(suggest::closest(name, names.clone()))
                     .help(format!(
                         "it has {}; name the one with the text in `text_field`",

@@ -213,13 +213,13 @@ pub struct Record {
 }
 
 /// The next record, its error, or `None` at the end.
-pub type Next = Result<Option<Result<Record, Bad>>>;
+pub type Next = Result<Option<Result<Record, BadRecord>>>;
 
 /// A batch of records of about `most` bytes; empty at the end of the file. A fatal error ends a batch.
 ///
 /// # Errors
 /// When the file cannot be read.
-pub fn batch(most: usize, mut next: impl FnMut() -> Next) -> Result<Vec<Result<Record, Bad>>> {
+pub fn batch(most: usize, mut next: impl FnMut() -> Next) -> Result<Vec<Result<Record, BadRecord>>> {
     let mut batch = Vec::new();
     let mut bytes = 0;
     while bytes < most {
@@ -236,7 +236,7 @@ pub fn batch(most: usize, mut next: impl FnMut() -> Next) -> Result<Vec<Result<R
 
 /// An error of one record, cheap to make: line and column are only computed for a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bad {
+pub struct BadRecord {
     /// The cause that it is counted by: `broken_json`.
     pub cause: &'static str,
     /// The byte of the file; `None` where rows have none (Parquet).
@@ -247,9 +247,9 @@ pub struct Bad {
     pub fatal: bool,
 }
 
-impl Bad {
+impl BadRecord {
     pub fn new(cause: &'static str, at: impl Into<Option<u64>>, message: impl Into<String>) -> Self {
-        Bad { cause, at: at.into(), message: message.into(), help: Vec::new(), fatal: false }
+        BadRecord { cause, at: at.into(), message: message.into(), help: Vec::new(), fatal: false }
     }
 
     pub fn help(mut self, help: impl Into<String>) -> Self {
@@ -280,9 +280,9 @@ impl Bad {
 }
 
 /// The error of a record that exceeds the limit.
-pub fn too_long(what: &str, at: u64, limit: u64, way_out: &str) -> Bad {
+pub fn too_long(what: &str, at: u64, limit: u64, way_out: &str) -> BadRecord {
     let message = format!("the {what} that starts here is longer than {} ({limit} B)", units::bytes(limit));
-    Bad::new("too_long", at, message).help(way_out).fatal()
+    BadRecord::new("too_long", at, message).help(way_out).fatal()
 }
 
 #[cfg(test)]

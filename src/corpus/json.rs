@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::input::{Bad, InputFile, Next, Record, Window, too_long};
+use super::input::{BadRecord, InputFile, Next, Record, Window, too_long};
 use crate::base::{Result, suggest, units};
 
 /// The layout of the values in a file.
@@ -115,7 +115,7 @@ impl JsonRows {
             Some(found) => {
                 let found = found.escape_ascii().to_string();
                 let message = format!("expected another object, found `{found}`");
-                let bad = Bad::new("broken_json", self.window.offset(), message)
+                let bad = BadRecord::new("broken_json", self.window.offset(), message)
                     .help("this file holds objects over several lines, one after the other")
                     .fatal();
                 self.fail(bad)
@@ -145,12 +145,12 @@ impl JsonRows {
     fn unended(&mut self, what: &str) -> Next {
         let (start, text) = (self.window.offset(), String::from_utf8_lossy(self.window.bytes()));
         let bad = parse_json(&text, start).err().unwrap_or_else(|| {
-            Bad::new("broken_json", start, format!("the {what} that starts here does not end"))
+            BadRecord::new("broken_json", start, format!("the {what} that starts here does not end"))
         });
         self.fail(bad.fatal())
     }
 
-    fn fail(&mut self, bad: Bad) -> Next {
+    fn fail(&mut self, bad: BadRecord) -> Next {
         self.ended = true;
         Ok(Some(Err(bad)))
     }
@@ -166,7 +166,7 @@ impl JsonRows {
         let rest = peek(&mut self.window)?;
         let at = self.window.offset();
         Ok(rest.map(|_| {
-            Err(Bad::new("broken_json", at, "something follows the end of the array")
+            Err(BadRecord::new("broken_json", at, "something follows the end of the array")
                 .help("a file holds one array, one value a line (JSONL), or objects one after the other")
                 .fatal())
         }))
@@ -245,9 +245,9 @@ fn without_comma(text: &[u8]) -> &[u8] {
     }
 }
 
-fn not_an_array(found: Option<u8>, at: u64) -> Bad {
+fn not_an_array(found: Option<u8>, at: u64) -> BadRecord {
     let found = found.map_or("the end of the file".to_string(), |b| format!("`{}`", b.escape_ascii()));
-    Bad::new("broken_json", at, format!("expected `,` or `]` after an element, found {found}"))
+    BadRecord::new("broken_json", at, format!("expected `,` or `]` after an element, found {found}"))
         .help("this file starts with `[`, so it is read as one JSON array")
         .fatal()
 }
@@ -279,7 +279,7 @@ fn value_length(bytes: &[u8]) -> Option<usize> {
 /// # Errors
 /// `broken_json` at the byte where the parser stopped, or `duplicate_key` at the second of two equal
 /// keys of one object, on any level.
-pub fn parse_json(text: &str, start: u64) -> Result<Value, Bad> {
+pub fn parse_json(text: &str, start: u64) -> Result<Value, BadRecord> {
     let duplicate = Cell::new(false);
     let mut parser = serde_json::Deserializer::from_str(text);
     let value = Unique(&duplicate).deserialize(&mut parser).and_then(|value| parser.end().map(|()| value));
@@ -290,10 +290,10 @@ pub fn parse_json(text: &str, start: u64) -> Result<Value, Bad> {
     }
 }
 
-fn duplicate_key(text: &str, start: u64) -> Bad {
+fn duplicate_key(text: &str, start: u64) -> BadRecord {
     let (at, key) = find_duplicate(text, 0..text.len()).unwrap_or_default();
     let message = format!("the key `{key}` stands twice in one object");
-    Bad::new("duplicate_key", start + at as u64, message).help("keep one of them, or rename the other")
+    BadRecord::new("duplicate_key", start + at as u64, message).help("keep one of them, or rename the other")
 }
 
 /// The offset of the first duplicate key.
@@ -378,21 +378,21 @@ impl<'de> Visitor<'de> for Unique<'_> {
 }
 
 /// The message of a parser's error, with words for common causes.
-fn broken(text: &str, start: u64, error: &serde_json::Error) -> Bad {
+fn broken(text: &str, start: u64, error: &serde_json::Error) -> BadRecord {
     let lines: usize = text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum();
     let at = (lines + error.column().saturating_sub(1)).min(text.len());
     let place = |at: usize| start + at as u64;
     if let Some(half) = lone_surrogate(text).filter(|half| (*half..half + 13).contains(&at)) {
         let escape = &text[half..half + 6];
         let message = format!("`{escape}` is half of a pair of escapes: an emoji or the like cut in two");
-        return Bad::new("broken_json", place(half), message).help(
+        return BadRecord::new("broken_json", place(half), message).help(
             "write both halves (such as `\\ud83d\\ude42`) or the character itself, or take the half out",
         );
     }
     let word = |c: char| c.is_ascii_alphabetic() || c == '-';
     let head = text.get(..at).map_or(0, |t| t.trim_end_matches(word).len());
     let found = text[head..].split(|c| !word(c)).next().unwrap_or("");
-    let bad = |message: &str| Bad::new("broken_json", place(head), message);
+    let bad = |message: &str| BadRecord::new("broken_json", place(head), message);
     match found.trim_start_matches('-').to_ascii_lowercase().as_str() {
         "nan" | "infinity" | "inf" => bad(&format!("JSON has no number `{found}`"))
             .help("write `null` or a number, or leave the field out"),
@@ -401,7 +401,7 @@ fn broken(text: &str, start: u64, error: &serde_json::Error) -> Bad {
         _ => {
             let message = error.to_string();
             let what = message.split(" at line ").next().unwrap_or("");
-            Bad::new("broken_json", place(at), format!("this is not JSON: {what}"))
+            BadRecord::new("broken_json", place(at), format!("this is not JSON: {what}"))
                 .help("in JSONL each line is one whole JSON value; a `.json` file may also be one array")
         }
     }
@@ -439,12 +439,12 @@ pub struct Object {
 ///
 /// # Errors
 /// As [`parse_json`], at the place of the field; `not_an_object`.
-pub fn object(text: &str, start: u64, needed: &dyn Fn(&str) -> bool) -> Result<Object, Bad> {
+pub fn object(text: &str, start: u64, needed: &dyn Fn(&str) -> bool) -> Result<Object, BadRecord> {
     let strict = match parse_json(text, start) {
         Ok(Value::Object(fields)) => return Ok(Object { fields, bad_metadata: Vec::new() }),
         Ok(other) => {
             let message = format!("expected an object, found {}", describe(&other));
-            return Err(Bad::new("not_an_object", start, message));
+            return Err(BadRecord::new("not_an_object", start, message));
         }
         Err(bad) if bad.cause == "duplicate_key" => return Err(bad),
         Err(bad) => bad,
@@ -689,7 +689,7 @@ mod tests {
     use crate::base::fs;
     use proptest::prelude::*;
 
-    fn rows(text: &str, limit: u64) -> (Vec<(u64, String)>, Option<Bad>) {
+    fn rows(text: &str, limit: u64) -> (Vec<(u64, String)>, Option<BadRecord>) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.json");
         fs::write(&path, text.as_bytes()).unwrap();

@@ -41,7 +41,7 @@ impl MinHasher {
     /// When a number is 0 or `bands` does not divide `permutations`.
     pub fn new(permutations: usize, bands: usize, shingle_words: usize) -> Self {
         assert!(bands > 0 && shingle_words > 0 && permutations > 0 && permutations.is_multiple_of(bands));
-        // Not the pipeline's seed: which documents are duplicates does not depend on it.
+        // A constant: which documents are duplicates does not depend on a seed.
         let mut rng = Rng::new(0, "minhash");
         let (factors, summands) =
             (0..permutations).map(|_| (rng.next_u64() as u32 | 1, rng.next_u64() as u32)).unzip();

@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::csv::{CsvRows, column_of};
-use super::input::{Bad, InputFile, Next, Record, Window, too_long};
+use super::input::{BadRecord, InputFile, Next, Record, Window, too_long};
 use super::json::{JsonRows, UnknownKeys};
 use super::parquet_io::{self, filled_rows, guarded, unreadable};
 use crate::base::{Error, Result, suggest};
@@ -178,7 +178,7 @@ pub struct CsvTexts {
 }
 
 impl CsvTexts {
-    fn next(&mut self) -> Option<Result<Record, Bad>> {
+    fn next(&mut self) -> Option<Result<Record, BadRecord>> {
         let record = self.rows.next()?;
         Some(record.map(|record| {
             let fields = self.rows.fields();
@@ -347,10 +347,10 @@ impl ParquetRows {
         }
     }
 
-    fn record(&self, text: Option<&str>) -> Result<Record, Bad> {
+    fn record(&self, text: Option<&str>) -> Result<Record, BadRecord> {
         let row = self.row;
         let Some(text) = text else {
-            return Err(Bad::new(
+            return Err(BadRecord::new(
                 "not_text",
                 None,
                 format!("row {row}: `{}` is null, expected text", self.column),
@@ -359,7 +359,7 @@ impl ParquetRows {
         };
         if text.len() as u64 > self.limit {
             let message = format!("row {row} holds {} B of text, more than {} B", text.len(), self.limit);
-            return Err(Bad::new("too_long", None, message).help("raise `max_document_bytes`").fatal());
+            return Err(BadRecord::new("too_long", None, message).help("raise `max_document_bytes`").fatal());
         }
         Ok(Record { start: row - 1, end: row, row, bytes: text.as_bytes().to_vec() })
     }
@@ -371,7 +371,7 @@ mod tests {
     use crate::base::fs;
     use proptest::prelude::*;
 
-    fn segments(text: &[u8], separator: Option<&str>, limit: u64) -> Vec<Result<(u64, String), Bad>> {
+    fn segments(text: &[u8], separator: Option<&str>, limit: u64) -> Vec<Result<(u64, String), BadRecord>> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.txt");
         fs::write(&path, text).unwrap();

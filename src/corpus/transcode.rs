@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::binary::{described, is_binary, wide_encoding};
 use super::decode::Encoding;
-use super::input::{Bad, InputFile};
+use super::input::{BadRecord, InputFile};
 use crate::base::{Error, Result, fs};
 
 /// A text file whose encoding is known, ready to be read.
@@ -68,8 +68,8 @@ impl Readable {
     }
 
     /// The error of a byte of [`Readable::file`] that is not in its encoding.
-    pub fn invalid(&self, at: u64, byte: u8) -> Bad {
-        let bad = |message: String| Bad::new("invalid_encoding", at, message).fatal();
+    pub fn invalid(&self, at: u64, byte: u8) -> BadRecord {
+        let bad = |message: String| BadRecord::new("invalid_encoding", at, message).fatal();
         let replace = "set `on_invalid` to `replace` or `skip_document`";
         match byte {
             0 => {

@@ -122,7 +122,7 @@ impl Sums {
 }
 
 /// A text as token ids, whether each is scored, and how many bytes the scored ones stand for.
-struct Item {
+struct ScoredText {
     ids: Vec<u32>,
     scored: Vec<bool>,
     bytes: u64,
@@ -156,8 +156,8 @@ impl Texts {
 /// [`Report::not_scored`].
 pub fn evaluate(model: &Model, texts: &Texts, options: &Options, monitor: &dyn Monitor) -> Result<Report> {
     let [documents, chats] = texts.by_sort();
-    let documents = Chosen::of(model, &documents, &options.held_out.documents, options)?;
-    let chats = Chosen::of(model, &chats, &options.held_out.conversations, options)?;
+    let documents = Selection::of(model, &documents, &options.held_out.documents, options)?;
+    let chats = Selection::of(model, &chats, &options.held_out.conversations, options)?;
     let mut not_scored = BTreeMap::new();
     for (what, read, found) in [
         ("documents", documents.read, documents.items.is_empty()),
@@ -184,8 +184,8 @@ pub fn evaluate(model: &Model, texts: &Texts, options: &Options, monitor: &dyn M
 
 /// The documents or the conversations that are scored, as token ids.
 #[derive(Default)]
-struct Chosen {
-    items: Vec<Item>,
+struct Selection {
+    items: Vec<ScoredText>,
     /// The first documents as text, for completion.
     texts: Vec<String>,
     tokens: u64,
@@ -193,7 +193,7 @@ struct Chosen {
     read: u64,
 }
 
-impl Chosen {
+impl Selection {
     /// Selects documents or conversations; `own` are the model's rules for them.
     fn of(model: &Model, texts: &Texts, own: &[Rule], options: &Options) -> Result<Self> {
         let rules = match (options.scored, own) {
@@ -203,21 +203,21 @@ impl Chosen {
             }
             (Scored::Validation, own) => own.to_vec(),
         };
-        let mut chosen = Chosen::default();
+        let mut selection = Selection::default();
         for (inputs, rules) in [(&texts.validation, &[][..]), (&texts.split, &rules)] {
             for text in inputs.texts()? {
                 let text = text?;
-                chosen.read += u64::from(text.bytes() > 0);
-                if text.bytes() > 0 && is_unseen(rules, text.id()) && chosen.tokens < options.max_tokens {
-                    chosen.add(model, text, options)?;
+                selection.read += u64::from(text.bytes() > 0);
+                if text.bytes() > 0 && is_unseen(rules, text.id()) && selection.tokens < options.max_tokens {
+                    selection.add(model, text, options)?;
                 }
             }
         }
-        Ok(chosen)
+        Ok(selection)
     }
 
     fn add(&mut self, model: &Model, text: Text, options: &Options) -> Result<()> {
-        let item = Item::of(model, &text)?;
+        let item = ScoredText::of(model, &text)?;
         self.tokens += item.scored.iter().filter(|scored| **scored).count() as u64;
         self.items.push(item);
         if let Text::Document(document) = text
@@ -240,7 +240,7 @@ fn extremes(inputs: &Inputs) -> Result<Extremes> {
     Ok(extremes)
 }
 
-impl Item {
+impl ScoredText {
     fn of(model: &Model, text: &Text) -> Result<Self> {
         match text {
             Text::Document(document) => {
@@ -249,19 +249,19 @@ impl Item {
                 let ids = [&[bos], model.tokenizer.encode(&document.text)?.as_slice(), &[eos]].concat();
                 let mut scored = vec![true; ids.len()];
                 scored[0] = false;
-                Ok(Item { ids, scored, bytes: document.text.len() as u64 })
+                Ok(ScoredText { ids, scored, bytes: document.text.len() as u64 })
             }
             Text::Conversation(conversation) => {
                 let rendered = chat::render(&model.tokenizer, &conversation.messages)?;
                 let learned = conversation.messages.iter().filter(|m| m.is_learned());
                 let bytes = learned.map(|m| m.content.len() as u64).sum();
-                Ok(Item { ids: rendered.ids, scored: rendered.target, bytes })
+                Ok(ScoredText { ids: rendered.ids, scored: rendered.target, bytes })
             }
         }
     }
 }
 
-fn score(model: &Model, items: &[Item], what: &str, monitor: &dyn Monitor) -> Result<Option<Scores>> {
+fn score(model: &Model, items: &[ScoredText], what: &str, monitor: &dyn Monitor) -> Result<Option<Scores>> {
     let mut sums = Sums::default();
     let total: u64 = items.iter().map(|i| i.ids.len() as u64).sum();
     let mut done = 0;
@@ -281,7 +281,12 @@ fn score(model: &Model, items: &[Item], what: &str, monitor: &dyn Monitor) -> Re
 }
 
 /// Windows of `seq_len` tokens at a stride of half a window; each scores the tokens that no earlier one has.
-fn score_item(model: &Model, executor: &mut Executor, item: &Item, monitor: &dyn Monitor) -> Result<Sums> {
+fn score_item(
+    model: &Model,
+    executor: &mut Executor,
+    item: &ScoredText,
+    monitor: &dyn Monitor,
+) -> Result<Sums> {
     let seq_len = model.transformer.config.seq_len;
     let mut sums = Sums { texts: 1, bytes: item.bytes, ..Sums::default() };
     let mut next = 1;

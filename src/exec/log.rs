@@ -150,7 +150,7 @@ impl<S: Subscriber> Layer<S> for Forward {
         if level > Level::INFO {
             return;
         }
-        let mut text = Text(String::new());
+        let mut text = MessageVisitor(String::new());
         event.record(&mut text);
         let message = visible(&text.0).into_owned();
         let full = self.quota.spend(message.len() + EVENT_FRAME);
@@ -163,9 +163,9 @@ impl<S: Subscriber> Layer<S> for Forward {
 }
 
 /// The message, then `name=value` of the other fields.
-struct Text(String);
+struct MessageVisitor(String);
 
-impl Visit for Text {
+impl Visit for MessageVisitor {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let result = match field.name() {
             "message" => write!(self.0, "{value:?}"),

@@ -111,9 +111,9 @@ fn kind<'a>(shared: &'a Shared, stage: &StageSpec) -> Result<&'a dyn Stage> {
 }
 
 /// A stage's folder, which is removed whatever permissions the stage set in it.
-struct Scratch(tempfile::TempDir);
+struct StageFolder(tempfile::TempDir);
 
-impl Drop for Scratch {
+impl Drop for StageFolder {
     fn drop(&mut self) {
         // What cannot be removed now, the next run's sweep removes.
         let _ = fs::remove(self.0.path());
@@ -147,7 +147,7 @@ fn attempt(
     dispatch: &Dispatch,
 ) -> Result<Action> {
     let fingerprint = decision.fingerprint.clone().ok_or_else(|| Error::bug("a stage ran without a key"))?;
-    let folder = Scratch(shared.store.scratch()?);
+    let folder = StageFolder(shared.store.scratch()?);
     let scratch = folder.0.path().join("work");
     let outputs = output_folders(stage, &scratch.join("outputs"))?;
     fs::create_dir(&scratch)?;

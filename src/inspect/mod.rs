@@ -20,10 +20,10 @@ use serde_json::Value;
 
 pub use self::json::Document;
 pub use self::lines::{Curve, Lines};
-pub use self::model::{Model, Tensor, Tied};
+pub use self::model::{ModelSummary, Tensor, Tied};
 pub use self::parquet::{Column, Parquet};
-pub use self::text::{InvalidUtf8, Text};
-pub use self::tokenizer::{Token, Tokenizer};
+pub use self::text::{InvalidUtf8, TextSummary};
+pub use self::tokenizer::{Token, TokenizerSummary};
 
 use crate::base::table::{Table, shorten};
 use crate::base::{Error, Result, fs, units};
@@ -63,12 +63,12 @@ pub struct Report {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Content {
     Parquet(Parquet),
-    Tokenizer(Tokenizer),
-    Model(Model),
+    Tokenizer(TokenizerSummary),
+    Model(ModelSummary),
     /// One JSON object a line: metrics, samples, chats.
     Lines(Lines),
     Json(Document),
-    Text(Text),
+    Text(TextSummary),
     Files(Files),
     Empty,
     Binary(Binary),

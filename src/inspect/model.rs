@@ -18,7 +18,7 @@ use crate::base::table::Table;
 use crate::base::{Error, Result, fs, units};
 
 #[derive(Debug, Clone, Serialize)]
-pub struct Model {
+pub struct ModelSummary {
     /// A weight that two tensors share is counted once.
     pub parameters: u64,
     pub tensor_bytes: u64,
@@ -63,7 +63,7 @@ pub(super) fn is_safetensors(head: &[u8]) -> bool {
 
 /// # Errors
 /// When the header is damaged, or the file is not as long as the header says.
-pub(super) fn read(path: &Path, options: &Options) -> Result<Model> {
+pub(super) fn read(path: &Path, options: &Options) -> Result<ModelSummary> {
     let mut file = fs::open(path)?;
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(|e| Error::io("read", path, &e))?;
@@ -82,7 +82,7 @@ pub(super) fn read(path: &Path, options: &Options) -> Result<Model> {
     let parameters = tensors.iter().map(Tensor::elements).sum::<u64>() - twice.map_or(0, Tensor::elements);
     let beside = path.with_file_name(CONFIG);
     let config = options.config.as_deref().or(Some(beside.as_path()).filter(|p| p.is_file()));
-    Ok(Model {
+    Ok(ModelSummary {
         parameters,
         tensor_bytes: size - data,
         tensors,
@@ -192,7 +192,7 @@ impl Tensor {
     }
 }
 
-impl Model {
+impl ModelSummary {
     pub(super) fn summary(&self) -> String {
         format!("model of {} parameters in {} tensors", units::count(self.parameters), self.tensors.len())
     }

@@ -11,7 +11,7 @@ use crate::base::table::Table;
 use crate::base::{Error, Result, units};
 
 #[derive(Debug, Clone, Serialize)]
-pub struct Tokenizer {
+pub struct TokenizerSummary {
     /// `BPE`, `Unigram`, `WordPiece`, `WordLevel`.
     pub algorithm: String,
     /// One more than the highest id, added tokens included: what a model's embedding must have.
@@ -46,7 +46,7 @@ pub(super) fn is_tokenizer(value: &Value) -> bool {
 
 /// # Errors
 /// When an id is no whole number or a token is no string.
-pub(super) fn read(value: &Value) -> Result<Tokenizer> {
+pub(super) fn read(value: &Value) -> Result<TokenizerSummary> {
     let model = &value["model"];
     let mut all = vocabulary(&model["vocab"])?;
     let mut special_tokens = Vec::new();
@@ -64,7 +64,7 @@ pub(super) fn read(value: &Value) -> Result<Tokenizer> {
     }
     special_tokens.sort_by_key(|token| token.id);
     let part = |name: &str| value.get(name).filter(|part| !part.is_null()).map(component);
-    Ok(Tokenizer {
+    Ok(TokenizerSummary {
         algorithm: algorithm(model),
         vocab_size: all.iter().map(|token| token.id + 1).max().unwrap_or(0),
         tokens: all.len() as u64,
@@ -151,7 +151,7 @@ fn component(part: &Value) -> String {
     if settings.is_empty() { name.to_string() } else { format!("{name}({})", settings.join(", ")) }
 }
 
-impl Tokenizer {
+impl TokenizerSummary {
     pub(super) fn summary(&self) -> String {
         format!("{} tokenizer of {} tokens", self.algorithm, units::count(self.vocab_size))
     }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Known, decide, input_digests};
+use super::{Records, decide, input_digests};
 use crate::base::yaml::{self, Limits};
 use crate::base::{Digest, Error, Result, canonical, fs};
 use crate::spec::{Pipeline, StageSpec};
@@ -263,7 +263,7 @@ fn stage_difference(
 /// No past: [`verify`] asks for fingerprints, not for what is in the store.
 struct Nothing;
 
-impl Known for Nothing {
+impl Records for Nothing {
     fn action(&self, _: &Digest) -> Option<Action> {
         None
     }

@@ -20,7 +20,7 @@ use crate::store::source::Sources;
 use crate::store::{Action, Damage, Difference, Fingerprint, Manifest, Reason, Store, VERSION};
 
 /// The record of earlier runs that a plan reads.
-pub trait Known {
+pub trait Records {
     fn action(&self, key: &Digest) -> Option<Action>;
     /// Why the record of an action is unreadable, where it is.
     fn damaged_record(&self, _: &Digest) -> Option<String> {
@@ -43,7 +43,7 @@ pub struct Past<'a> {
     pub sources: &'a Sources,
 }
 
-impl Known for Past<'_> {
+impl Records for Past<'_> {
     fn action(&self, key: &Digest) -> Option<Action> {
         self.store.action(key)
     }
@@ -117,14 +117,14 @@ pub fn build(
     stages: &[&StageSpec],
     kinds: &Kinds,
     sources: &Sources,
-    known: &dyn Known,
+    records: &dyn Records,
     forced: &dyn Fn(&StageSpec) -> bool,
 ) -> Plan {
     let mut outputs: HashMap<&str, BTreeMap<String, Digest>> = HashMap::new();
     let mut planned = Vec::with_capacity(stages.len());
     for &stage in stages {
         let inputs = input_digests(stage, sources, |name| outputs.get(name));
-        let decision = decide(pipeline, stage, kinds, inputs, known, forced(stage));
+        let decision = decide(pipeline, stage, kinds, inputs, records, forced(stage));
         if let Some(action) = &decision.action {
             outputs.insert(&stage.name, action.outputs.clone());
         }
@@ -161,7 +161,7 @@ pub fn decide(
     stage: &StageSpec,
     kinds: &Kinds,
     inputs: InputDigests,
-    known: &dyn Known,
+    records: &dyn Records,
     forced: bool,
 ) -> Decision {
     let inputs = match inputs {
@@ -173,13 +173,13 @@ pub fn decide(
     };
     let fingerprint = fingerprint(stage, info, inputs);
     let key = fingerprint.key();
-    let (verdict, reason, action) = match known.action(&key) {
+    let (verdict, reason, action) = match records.action(&key) {
         _ if forced => (Verdict::Run, Reason::Forced, None),
-        Some(action) => match damage(&action, known) {
+        Some(action) => match damage(&action, records) {
             Some((port, damage)) => (Verdict::Run, Reason::damaged(port, damage), None),
             None => (Verdict::Cached, Reason::UpToDate, Some(action)),
         },
-        None => (Verdict::Run, why_new(&fingerprint, &key, pipeline, stage, known), None),
+        None => (Verdict::Run, why_new(&fingerprint, &key, pipeline, stage, records), None),
     };
     Decision { verdict, reason, fingerprint: Some(fingerprint), key: Some(key), action }
 }
@@ -190,15 +190,15 @@ fn why_new(
     key: &Digest,
     pipeline: &Pipeline,
     stage: &StageSpec,
-    known: &dyn Known,
+    records: &dyn Records,
 ) -> Reason {
-    if let Some(why) = known.damaged_record(key) {
+    if let Some(why) = records.damaged_record(key) {
         return Reason::RecordDamaged(why);
     }
-    match nearest(fingerprint, key, pipeline, stage, known) {
+    match nearest(fingerprint, key, pipeline, stage, records) {
         Some((_, differences)) => Reason::Changed(differences),
         None => {
-            let damaged = known.damaged_history(&pipeline.folder, &stage.name);
+            let damaged = records.damaged_history(&pipeline.folder, &stage.name);
             damaged.map_or(Reason::NeverRan, Reason::RecordDamaged)
         }
     }
@@ -209,8 +209,8 @@ fn pending(waits_for: String) -> Decision {
     Decision { verdict: Verdict::Pending, reason, fingerprint: None, key: None, action: None }
 }
 
-fn damage(action: &Action, known: &dyn Known) -> Option<(String, Damage)> {
-    action.outputs.iter().find_map(|(port, artifact)| Some((port.clone(), known.damage(artifact)?)))
+fn damage(action: &Action, records: &dyn Records) -> Option<(String, Damage)> {
+    action.outputs.iter().find_map(|(port, artifact)| Some((port.clone(), records.damage(artifact)?)))
 }
 
 fn fingerprint(stage: &StageSpec, info: &Info, inputs: BTreeMap<String, Vec<Digest>>) -> Fingerprint {
@@ -236,17 +236,17 @@ pub fn nearest(
     key: &Digest,
     pipeline: &Pipeline,
     stage: &StageSpec,
-    known: &dyn Known,
+    records: &dyn Records,
 ) -> Option<(Action, Vec<Difference>)> {
-    known
+    records
         .history(&pipeline.folder, &stage.name)
         .iter()
         .rev()
         .filter(|k| *k != key)
-        .filter_map(|k| known.action(k))
+        .filter_map(|k| records.action(k))
         .filter(|a| a.version == VERSION)
         .map(|action| {
-            let differences = differences(&action.fingerprint, fingerprint, known);
+            let differences = differences(&action.fingerprint, fingerprint, records);
             (action, differences)
         })
         .min_by_key(|(_, differences)| differences.len())

@@ -10,7 +10,7 @@ use std::path::Path;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::base::{Error, Result, fs};
-use crate::corpus::input::{Bad, InputFile};
+use crate::corpus::input::{BadRecord, InputFile};
 use crate::corpus::json::{self, Step};
 
 /// Calls `take` with each line that is not blank, trimmed, with its number and the byte at which it starts.
@@ -18,7 +18,10 @@ use crate::corpus::json::{self, Step};
 ///
 /// # Errors
 /// An error of `take`, with its place; a line that is not UTF-8.
-pub(crate) fn each_line(path: &Path, mut take: impl FnMut(&str, u64, u64) -> Result<(), Bad>) -> Result<()> {
+pub(crate) fn each_line(
+    path: &Path,
+    mut take: impl FnMut(&str, u64, u64) -> Result<(), BadRecord>,
+) -> Result<()> {
     let mut reader = BufReader::with_capacity(1 << 18, fs::open(path)?);
     let (mut line, mut offset) = (Vec::new(), 0);
     for number in 1.. {
@@ -36,7 +39,7 @@ pub(crate) fn each_line(path: &Path, mut take: impl FnMut(&str, u64, u64) -> Res
             Err(e) => {
                 let byte = body[blanks + e.valid_up_to()];
                 let message = format!("the byte 0x{byte:02X} is not valid UTF-8");
-                Err(Bad::new("invalid_encoding", start + e.valid_up_to() as u64, message))
+                Err(BadRecord::new("invalid_encoding", start + e.valid_up_to() as u64, message))
             }
         };
         taken.map_err(|bad| located(bad, path))?;
@@ -45,7 +48,7 @@ pub(crate) fn each_line(path: &Path, mut take: impl FnMut(&str, u64, u64) -> Res
     Ok(())
 }
 
-fn located(bad: Bad, path: &Path) -> Error {
+fn located(bad: BadRecord, path: &Path) -> Error {
     let file = InputFile { name: path.display().to_string(), path: path.to_path_buf(), size: 0 };
     let broken = matches!(bad.cause, "broken_json" | "not_an_object");
     let error = bad.into_error(&file);
@@ -69,7 +72,7 @@ pub(super) fn check(path: &Path) -> Result<()> {
                 let at = start + json::locate(text, &[Step::Key(&key)]).start as u64;
                 let message =
                     format!("`{key}` is {} here, and {} in line {line}", kind.name(), before.name());
-                return Err(Bad::new("mixed_types", at, message).help(
+                return Err(BadRecord::new("mixed_types", at, message).help(
                     "a column of a table has values of one kind: rename the key in some of the lines",
                 ));
             }
@@ -79,14 +82,14 @@ pub(super) fn check(path: &Path) -> Result<()> {
 }
 
 /// The keys of the object `text` and the types of their values, without nulls.
-fn kinds(text: &str, start: u64) -> Result<Vec<(String, Kind)>, Bad> {
+fn kinds(text: &str, start: u64) -> Result<Vec<(String, Kind)>, BadRecord> {
     let row = Row::default();
     let mut parser = serde_json::Deserializer::from_str(text);
     let parsed = Check { row: &row, top: true }.deserialize(&mut parser);
     if matches!(parsed, Ok(Kind::Object)) && parser.end().is_ok() {
         return Ok(row.members.take());
     }
-    let unknown = || Bad::new("broken_json", start, "this line cannot be read");
+    let unknown = || BadRecord::new("broken_json", start, "this line cannot be read");
     Err(json::object(text, start, &|_| true).err().unwrap_or_else(unknown))
 }
 

@@ -131,7 +131,7 @@ fn run(sources: &[Source], sql: &str, limit: Option<usize>) -> Result<Frame> {
     let mut context = SQLContext::new();
     let mut tables = Vec::new();
     for source in sources {
-        if tables.iter().any(|t: &Known| t.name == source.name) {
+        if tables.iter().any(|t: &TableColumns| t.name == source.name) {
             return Err(Error::usage(format!("two tables are called `{}`", source.name)));
         }
         let mut rows = scan(source)?;
@@ -141,7 +141,7 @@ fn run(sources: &[Source], sql: &str, limit: Option<usize>) -> Result<Frame> {
             context.register(also, rows.clone());
         }
         context.register(&source.name, rows);
-        tables.push(Known { name: source.name.clone(), columns });
+        tables.push(TableColumns { name: source.name.clone(), columns });
     }
     let selected = context.execute(sql).map_err(|e| wrong(sql, &e, &tables))?;
     // One more than the limit, to find out whether there are more.
@@ -157,7 +157,7 @@ fn run(sources: &[Source], sql: &str, limit: Option<usize>) -> Result<Frame> {
 }
 
 /// A table, for messages.
-struct Known {
+struct TableColumns {
     name: String,
     columns: Vec<String>,
 }
@@ -281,7 +281,7 @@ fn root(error: &PolarsError) -> String {
 }
 
 /// SQL that does not work on these tables.
-fn wrong(sql: &str, error: &PolarsError, tables: &[Known]) -> Error {
+fn wrong(sql: &str, error: &PolarsError, tables: &[TableColumns]) -> Error {
     let said = root(error);
     let missing = said.split(['"', '\'']).nth(1).unwrap_or_default();
     let message = Error::usage(format!("this query does not work: {}", shorten(sql, 500)));

@@ -12,7 +12,7 @@ use crate::stage::{ANY, Connected, Facts, Issue, Kinds, Port, Stage, Upstream};
 
 /// The stages connected so far.
 #[derive(Default)]
-struct Known {
+struct EarlierStages {
     stages: Vec<StageSpec>,
     /// Stage -> its index in `stages`.
     places: HashMap<String, usize>,
@@ -24,7 +24,7 @@ struct Known {
     types: BTreeMap<&'static str, ()>,
 }
 
-impl Known {
+impl EarlierStages {
     /// Port -> artifact type of an earlier stage.
     fn outputs(&self, stage: &str) -> Option<&BTreeMap<String, String>> {
         let place = self.places.get(stage);
@@ -56,16 +56,16 @@ pub fn all(
     pipeline: &Pipeline,
     errors: &mut Errors,
 ) -> Vec<StageSpec> {
-    let mut known = Known { types: kinds.types(), ..Known::default() };
+    let mut earlier = EarlierStages { types: kinds.types(), ..EarlierStages::default() };
     for variant in variants {
         let Some(kind) = kinds.get(&variant.kind) else { continue };
-        let outputs = errors.keep(outputs(&variant.node, kind, &known.types));
+        let outputs = errors.keep(outputs(&variant.node, kind, &earlier.types));
         let params = errors.keep(params(&variant, kind));
-        let inputs = inputs(&variant, kind, &known, errors);
+        let inputs = inputs(&variant, kind, &earlier, errors);
         let (params, outputs) = match (params, outputs) {
             (Some(params), Some(outputs)) => (params, outputs),
             (_, outputs) => {
-                known.broken.insert(variant.name, outputs.unwrap_or_default());
+                earlier.broken.insert(variant.name, outputs.unwrap_or_default());
                 continue;
             }
         };
@@ -82,16 +82,16 @@ pub fn all(
             resources: Resources::default(),
             span: variant.span,
         };
-        known.examine(&stage, &node, kind, &pipeline.root, errors);
+        earlier.examine(&stage, &node, kind, &pipeline.root, errors);
         if let Some(seed) = node.get("seed") {
             stage.seed = errors.keep(yaml::decode(seed)).unwrap_or_default();
         }
         stage.description = text(&node, "description", errors).unwrap_or_default();
         stage.resources = resources(&node, errors);
-        known.places.insert(stage.name.clone(), known.stages.len());
-        known.stages.push(stage);
+        earlier.places.insert(stage.name.clone(), earlier.stages.len());
+        earlier.stages.push(stage);
     }
-    known.stages
+    earlier.stages
 }
 
 fn params(variant: &Variant, kind: &dyn Stage) -> Result<serde_json::Value> {
@@ -146,7 +146,7 @@ fn outputs(
 fn inputs(
     variant: &Variant,
     kind: &dyn Stage,
-    known: &Known,
+    earlier: &EarlierStages,
     errors: &mut Errors,
 ) -> BTreeMap<String, Vec<Input>> {
     let info = kind.info();
@@ -176,7 +176,7 @@ fn inputs(
             );
         }
         let mut connected = Vec::with_capacity(references.len());
-        connected.extend(references.iter().filter_map(|r| errors.keep(connect(r, port, info.name, known))));
+        connected.extend(references.iter().filter_map(|r| errors.keep(connect(r, port, info.name, earlier))));
         all.insert(key.name.clone(), connected);
     }
     for port in
@@ -206,7 +206,7 @@ fn unknown_port(key: &Key, kind: &dyn Stage) -> Error {
     }
 }
 
-fn connect(reference: &Reference, port: &Port, kind: &str, known: &Known) -> Result<Input> {
+fn connect(reference: &Reference, port: &Port, kind: &str, earlier: &EarlierStages) -> Result<Input> {
     let at = |e: Error| e.at(reference.span.place());
     match &reference.target {
         Target::Source { text, .. } if port.sources.is_empty() => Err(at(Error::usage(format!(
@@ -221,7 +221,7 @@ fn connect(reference: &Reference, port: &Port, kind: &str, known: &Known) -> Res
         })),
         Target::Variant { name, port: wanted } => {
             let empty = BTreeMap::new();
-            let outputs = known.outputs(name).unwrap_or(&empty);
+            let outputs = earlier.outputs(name).unwrap_or(&empty);
             let output = match wanted {
                 Some(wanted) => named_output(name, wanted, outputs, &reference.span)?,
                 None => only_output(name, port, outputs, &reference.span)?,
@@ -278,11 +278,11 @@ fn only_output(stage: &str, port: &Port, outputs: &BTreeMap<String, String>, spa
     }
 }
 
-fn facts_of(connections: &BTreeMap<String, Vec<Input>>, known: &Known, root: &Path) -> Connected {
+fn facts_of(connections: &BTreeMap<String, Vec<Input>>, earlier: &EarlierStages, root: &Path) -> Connected {
     let upstream = |input: &Input| match input {
         Input::Stage { stage, port } => Upstream {
             label: stage.clone(),
-            facts: known.facts.get(stage).and_then(|f| f.get(port)).cloned().unwrap_or_default(),
+            facts: earlier.facts.get(stage).and_then(|f| f.get(port)).cloned().unwrap_or_default(),
             files: Vec::new(),
         },
         Input::Source(source) => Upstream {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::domain::{Domain, Slot, Texts, Warning};
 use super::modify::{Modifier, Operand};
-use super::text::{Piece, Text};
+use super::text::{Piece, TemplateText};
 use crate::base::yaml::Span;
 use crate::base::{Error, Result};
 
@@ -59,7 +59,7 @@ pub fn unused_exchanges<'a>(domain: &mut Domain, named: impl Iterator<Item = (&'
 
 /// Whether some draw of this text gives nothing but spaces. Values of slots are never empty, attributes may
 /// be.
-pub fn may_be_empty(text: &Text) -> bool {
+pub fn may_be_empty(text: &TemplateText) -> bool {
     text.iter().all(|piece| match piece {
         Piece::Literal(literal) => literal.trim().is_empty(),
         Piece::Choice { options, chance } => *chance < 1.0 || options.iter().any(may_be_empty),
@@ -102,7 +102,7 @@ fn slots_of_texts(texts: &Texts, found: &mut BTreeSet<usize>) {
     texts.texts.iter().for_each(|text| slots_of(text, found));
 }
 
-fn slots_of(text: &Text, found: &mut BTreeSet<usize>) {
+fn slots_of(text: &TemplateText, found: &mut BTreeSet<usize>) {
     for piece in text {
         match piece {
             Piece::Literal(_) => {}

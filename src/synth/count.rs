@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::domain::{Chat, Document, Domain, Part, Step, Texts};
 use super::modify::{Modifier, Operand};
-use super::text::{Binding, Piece, Text, Use};
+use super::text::{Binding, Piece, TemplateText, Use};
 
 /// The most exchanges of a conversation that are counted.
 pub const MAX_EXCHANGES: usize = 4;
@@ -136,7 +136,7 @@ impl<'d> Counter<'d> {
         self.budget > 0
     }
 
-    fn text(&mut self, text: &Text) -> u128 {
+    fn text(&mut self, text: &TemplateText) -> u128 {
         if !self.afford() {
             return 1;
         }

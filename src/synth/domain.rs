@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::text::Text;
+use super::text::TemplateText;
 use crate::base::yaml::Span;
 
 /// One template file.
@@ -44,7 +44,7 @@ pub struct Slot {
 
 #[derive(Debug)]
 pub struct Entry {
-    pub value: Text,
+    pub value: TemplateText,
     /// One for each attribute of the slot; each a choice of texts.
     pub attributes: Vec<Texts>,
 }
@@ -52,7 +52,7 @@ pub struct Entry {
 /// Texts of which one is drawn, with their weights.
 #[derive(Debug, Clone, Default)]
 pub struct Texts {
-    pub texts: Vec<Text>,
+    pub texts: Vec<TemplateText>,
     pub weights: Vec<f64>,
 }
 

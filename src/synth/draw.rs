@@ -5,7 +5,7 @@
 
 use super::domain::{Domain, Part, Step, Template, Texts};
 use super::modify::{self, Modifier, Operand};
-use super::text::{Binding, Piece, Text, Use};
+use super::text::{Binding, Piece, TemplateText, Use};
 use crate::base::{Error, Result, Rng};
 use crate::corpus::conversation::{Message, Role};
 
@@ -148,7 +148,7 @@ impl<'d> Draw<'d> {
         self.text(&texts.texts[index], out)
     }
 
-    fn text(&mut self, text: &Text, out: &mut String) -> Result<()> {
+    fn text(&mut self, text: &TemplateText, out: &mut String) -> Result<()> {
         self.pieces += text.len();
         if self.pieces > MAX_PIECES || out.len() > MAX_BYTES {
             return Err(Error::input(format!(

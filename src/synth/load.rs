@@ -10,7 +10,7 @@ use super::check;
 use super::domain::{
     Chat, Document, Domain, Entry, Exchange, Pair, Part, Slot, Step, Template, Texts, Warning,
 };
-use super::text::{self, Flaw, Names, SlotNames, Text};
+use super::text::{self, Flaw, Names, SlotNames, TemplateText};
 use crate::base::error::Fault;
 use crate::base::yaml::{self, Limits, Node, Span, Value};
 use crate::base::{Error, Place, Result, suggest};
@@ -155,7 +155,7 @@ impl Loader {
 
     // -- texts --
 
-    fn text(&self, node: &Node) -> Result<Text> {
+    fn text(&self, node: &Node) -> Result<TemplateText> {
         text::parse(&scalar(node)?, &self.names).map_err(|flaw| placed(node, flaw))
     }
 

@@ -33,14 +33,14 @@ pub struct SlotNames {
     pub numeric: bool,
 }
 
-pub type Text = Vec<Piece>;
+pub type TemplateText = Vec<Piece>;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Piece {
     Literal(String),
     /// With probability `chance` one of the options, each as likely as the others; else nothing.
     Choice {
-        options: Vec<Text>,
+        options: Vec<TemplateText>,
         chance: f64,
     },
     Use(Use),
@@ -94,7 +94,7 @@ const MAX_DEPTH: usize = 16;
 ///
 /// # Errors
 /// Unbalanced brackets, unknown slots, attributes and modifiers, empty choices, bad escapes.
-pub fn parse(text: &str, names: &Names) -> Result<Text, Flaw> {
+pub fn parse(text: &str, names: &Names) -> Result<TemplateText, Flaw> {
     let mut parser = Parser { chars: text.chars().collect(), at: 0, names };
     let pieces = parser.pieces(0)?;
     match parser.peek() {
@@ -116,7 +116,7 @@ impl Parser<'_> {
     }
 
     /// Up to the end, or to the bracket or (inside a choice) bar that ends these pieces.
-    fn pieces(&mut self, depth: usize) -> Result<Text, Flaw> {
+    fn pieces(&mut self, depth: usize) -> Result<TemplateText, Flaw> {
         let mut pieces = Vec::new();
         let mut literal = String::new();
         while let Some(c) = self.peek() {
@@ -334,7 +334,7 @@ fn not_numeric(slot: &str, flaw: Flaw) -> Flaw {
         .help("plus, minus and times stand first, and work on slots whose values are all whole numbers")
 }
 
-fn flush(literal: &mut String, pieces: &mut Text) {
+fn flush(literal: &mut String, pieces: &mut TemplateText) {
     if !literal.is_empty() {
         pieces.push(Piece::Literal(std::mem::take(literal)));
     }

@@ -14,7 +14,7 @@ use foldhash::fast::FixedState;
 
 use super::byte_symbol;
 use super::cut::{Cut, SPACE};
-use super::known::{Merge, Model};
+use super::known::{BpeJson, Merge};
 
 /// Up to so many tokens, a scan of all pairs for each merge is faster than a priority queue.
 const SHORT: usize = 64;
@@ -92,7 +92,7 @@ pub struct Bpe {
 impl Bpe {
     /// A model whose words are cut by `cut`; `None` when it has unsupported options or is invalid, which the
     /// library then reports.
-    pub fn of(model: &Model, cut: Cut) -> Option<Bpe> {
+    pub fn of(model: &BpeJson, cut: Cut) -> Option<Bpe> {
         let empty = |text: &Option<String>| text.as_ref().is_none_or(String::is_empty);
         let plain = model.kind == "BPE"
             && empty(&model.continuing_subword_prefix)

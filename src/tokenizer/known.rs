@@ -21,11 +21,11 @@ use super::{Special, byte_of_symbol};
 /// The `model` of a `tokenizer.json`, when it is a byte-pair encoding.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Model<'a> {
+pub struct BpeJson<'a> {
     #[serde(rename = "type")]
     pub kind: String,
     #[serde(borrow)]
-    pub vocab: HashMap<Text<'a>, u32, FixedState>,
+    pub vocab: HashMap<JsonStr<'a>, u32, FixedState>,
     #[serde(borrow)]
     pub merges: Vec<Merge<'a>>,
     pub dropout: Option<f64>,
@@ -40,9 +40,9 @@ pub struct Model<'a> {
 
 /// A string borrowed from the file, if it has no escapes.
 #[derive(serde::Deserialize, PartialEq, Eq, Hash)]
-pub struct Text<'a>(#[serde(borrow)] pub Cow<'a, str>);
+pub struct JsonStr<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
-impl Borrow<str> for Text<'_> {
+impl Borrow<str> for JsonStr<'_> {
     fn borrow(&self) -> &str {
         &self.0
     }
@@ -77,7 +77,7 @@ impl<'de> Visitor<'de> for MergeVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut both: A) -> Result<Merge<'de>, A::Error> {
-        let mut next = || both.next_element::<Text>();
+        let mut next = || both.next_element::<JsonStr>();
         match (next()?, next()?, next()?) {
             (Some(left), Some(right), None) => Ok(Merge(left.0, right.0)),
             _ => Err(de::Error::custom("not two tokens")),
@@ -109,7 +109,7 @@ struct File<'a> {
     #[serde(default)]
     decoder: Value,
     #[serde(borrow)]
-    model: Model<'a>,
+    model: BpeJson<'a>,
 }
 
 #[derive(serde::Deserialize)]
@@ -133,7 +133,7 @@ impl Added {
 }
 
 /// A tokenizer without the library.
-pub struct Known {
+pub struct OwnTokenizer {
     pub cut: Cut,
     pub bpe: Bpe,
     pub vocabulary: Vocabulary,
@@ -146,9 +146,9 @@ pub struct Known {
     pub dropout: f64,
 }
 
-impl Known {
+impl OwnTokenizer {
     /// `None` when a part of the file is not supported, or the file is invalid.
-    pub fn read(json: &[u8]) -> Option<Known> {
+    pub fn read(json: &[u8]) -> Option<OwnTokenizer> {
         let file: File = serde_json::from_slice(json).ok()?;
         let nothing = [&file.truncation, &file.padding, &file.post_processor].into_iter().all(Value::is_null);
         let cut = Cut::of(&json!({"normalizer": file.normalizer, "pre_tokenizer": file.pre_tokenizer}))?;
@@ -168,7 +168,7 @@ impl Known {
         let unknown = file.model.unk_token.as_deref().unwrap_or(Special::Unk.as_str());
         let unknown = file.model.vocab.get(unknown).copied();
         let vocabulary = Vocabulary::new(file.model, cut)?;
-        Some(Known { cut, bpe, vocabulary, unknown, special, in_text, dropout })
+        Some(OwnTokenizer { cut, bpe, vocabulary, unknown, special, in_text, dropout })
     }
 }
 
@@ -204,7 +204,7 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
-    fn new(model: Model, cut: Cut) -> Option<Self> {
+    fn new(model: BpeJson, cut: Cut) -> Option<Self> {
         let ids: HashMap<Box<str>, u32, FixedState> =
             model.vocab.into_iter().map(|(token, id)| (token.0.into(), id)).collect();
         let mut tokens = vec![None; ids.values().max().map_or(0, |id| *id as usize + 1)];

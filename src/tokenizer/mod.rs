@@ -37,7 +37,7 @@ use bpe::{Bpe, Work};
 use cache::WordCache;
 use cut::Cut;
 use in_text::{InText, Segment};
-use known::{Known, Model, Vocabulary};
+use known::{BpeJson, OwnTokenizer, Vocabulary};
 use special::{Named, Template};
 pub use special::{Names, TOKENIZER_CONFIG_FILE};
 pub use stream::StreamDecoder;
@@ -115,7 +115,7 @@ struct Inner {
     /// Whether a word may be encoded to a special token.
     forgeable: bool,
     /// Buffers and caches of encoding, one for each thread that encoded at the same time.
-    scratches: Mutex<Vec<Scratch>>,
+    scratches: Mutex<Vec<Buffers>>,
     /// Added tokens that are matched in text.
     in_text: Option<InText>,
     /// Ids that text must not produce and decoding leaves out, except the unknown token's.
@@ -143,8 +143,8 @@ struct Parts {
 
 impl Parts {
     /// With the dropout of the file.
-    fn own(known: Known) -> (Parts, f64) {
-        let Known { cut, bpe, vocabulary, unknown, special, in_text, dropout } = known;
+    fn own(known: OwnTokenizer) -> (Parts, f64) {
+        let OwnTokenizer { cut, bpe, vocabulary, unknown, special, in_text, dropout } = known;
         let vocab_size = vocabulary.size();
         let engine = Engine::Own(vocabulary);
         let template = Template::default();
@@ -180,7 +180,7 @@ impl Parts {
         };
         let special = added.iter().filter(|(_, t)| is_special(t)).map(|(id, _)| *id).collect();
         let cut = Cut::of(&value).filter(|_| plain);
-        let model = cut.and_then(|_| Model::deserialize(&value["model"]).ok());
+        let model = cut.and_then(|_| BpeJson::deserialize(&value["model"]).ok());
         let bpe = cut.zip(model).and_then(|(cut, model)| Bpe::of(&model, cut));
         let unknown = unknown_id(&library, &value);
         let template = Template::of(&value["post_processor"]);
@@ -243,7 +243,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::load_with`].
     pub fn parse_with(file: &str, json: Vec<u8>, names: &Names) -> Result<Self> {
-        let (parts, dropout) = match Known::read(&json) {
+        let (parts, dropout) = match OwnTokenizer::read(&json) {
             Some(known) => Parts::own(known),
             None => Parts::of_library(file, &json)?,
         };
@@ -380,7 +380,7 @@ impl Tokenizer {
     }
 
     /// Puts the ids of a word of the text into `scratch`.
-    fn encode_new(&self, cut: Cut, word: &str, scratch: &mut Scratch) -> Result<()> {
+    fn encode_new(&self, cut: Cut, word: &str, scratch: &mut Buffers) -> Result<()> {
         match &self.0.bpe {
             Some(bpe) => bpe.encode(word, &mut scratch.word, &mut scratch.work),
             None => scratch.word = self.encode_word(&cut.spell(word))?,
@@ -586,7 +586,7 @@ fn in_order<T: Sync>(items: &[T], encode: impl Fn(&T) -> Result<Vec<u32>> + Sync
 
 /// Buffers and cache for encoding on one thread, reused between texts.
 #[derive(Default)]
-struct Scratch {
+struct Buffers {
     cache: WordCache,
     word: Vec<u32>,
     work: Work,
@@ -633,7 +633,7 @@ fn library_of(json: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
     Ok(library)
 }
 
-/// Once per tokenizer: a stage may load it several times, under several names.
+/// Once per tokenizer: a process may load it several times, under several names.
 fn warn_of_dropout(file: &str, json: &[u8], dropout: f64) {
     static WARNED: Mutex<BTreeSet<Digest>> = Mutex::new(BTreeSet::new());
     if WARNED.lock().unwrap_or_else(PoisonError::into_inner).insert(Digest::of(json)) {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::suggest;
 use crate::corpus::clean::{Changes, Cleaning, clean};
 use crate::corpus::conversation::{Message, Role};
-use crate::corpus::input::Bad;
+use crate::corpus::input::BadRecord;
 use crate::corpus::json::{Step, locate};
 
 /// A message as it was read, unchecked.
@@ -102,9 +102,9 @@ impl Roles {
         self.0.get(name).or_else(|| self.0.get(&name.trim().to_lowercase())).copied()
     }
 
-    fn unknown(&self, turn: &Turn, text: &str, number: usize) -> Bad {
+    fn unknown(&self, turn: &Turn, text: &str, number: usize) -> BadRecord {
         let names = || self.0.keys().map(String::as_str);
-        Bad::new(
+        BadRecord::new(
             "unknown_role",
             turn.at.role(text),
             format!("message {number} has the unknown role {:?}", turn.role),
@@ -127,7 +127,7 @@ pub enum SameRole {
 
 /// Repairs of a conversation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Mended {
+pub struct Repairs {
     /// Messages merged into the one before.
     pub merged_messages: u64,
     /// User messages at the end without an answer, dropped.
@@ -154,31 +154,36 @@ pub struct Rules<'a> {
 ///
 /// # Errors
 /// The first violated rule, with the number of the message, at an offset of `text`.
-pub fn check(turns: Vec<Turn>, text: &str, rules: Rules, mended: &mut Mended) -> Result<Vec<Message>, Bad> {
+pub fn check(
+    turns: Vec<Turn>,
+    text: &str,
+    rules: Rules,
+    repairs: &mut Repairs,
+) -> Result<Vec<Message>, BadRecord> {
     let mut messages: Vec<Message> = Vec::new();
     for (i, turn) in turns.iter().enumerate() {
         let number = i + 1;
         let role = rules.roles.find(&turn.role).ok_or_else(|| rules.roles.unknown(turn, text, number))?;
-        let content = clean(&turn.content, rules.cleaning, &mut mended.text);
-        let content = without_markers(&content, &mut mended.markers_dropped);
+        let content = clean(&turn.content, rules.cleaning, &mut repairs.text);
+        let content = without_markers(&content, &mut repairs.markers_dropped);
         if content.is_empty() && role == Role::System {
-            mended.empty_system_dropped += 1;
+            repairs.empty_system_dropped += 1;
             continue;
         }
         if content.is_empty() {
             let message = format!("message {number} ({}) is empty", role.as_str());
-            return Err(Bad::new("empty_message", turn.at.content(text), message));
+            return Err(BadRecord::new("empty_message", turn.at.content(text), message));
         }
-        mended.special_tokens_in_content += u64::from(holds_special_token(content));
+        repairs.special_tokens_in_content += u64::from(holds_special_token(content));
         // Only answers are part of the loss: the weight of other messages is ignored.
         let weight = if role == Role::Assistant { turn.weight } else { 1 };
         match messages.last_mut() {
             Some(last)
                 if last.role == role && (rules.same_role == SameRole::Merge || role == Role::System) =>
             {
-                mended.merged_messages += 1;
+                repairs.merged_messages += 1;
                 merge(last, content, weight).map_err(|why| {
-                    Bad::new("mixed_weights", turn.at.role(text), format!("message {number} {why}"))
+                    BadRecord::new("mixed_weights", turn.at.role(text), format!("message {number} {why}"))
                 })?;
             }
             last => {
@@ -190,7 +195,7 @@ pub fn check(turns: Vec<Turn>, text: &str, rules: Rules, mended: &mut Mended) ->
     }
     if messages.last().is_some_and(|m| m.role == Role::User) {
         messages.pop();
-        mended.trailing_user_dropped += 1;
+        repairs.trailing_user_dropped += 1;
     }
     has_something_to_learn(&messages)?;
     Ok(messages)
@@ -209,13 +214,13 @@ fn merge(last: &mut Message, content: &str, weight: u8) -> Result<(), String> {
     Ok(())
 }
 
-fn has_something_to_learn(messages: &[Message]) -> Result<(), Bad> {
+fn has_something_to_learn(messages: &[Message]) -> Result<(), BadRecord> {
     if !messages.iter().any(|m| m.role == Role::Assistant) {
-        return Err(Bad::new("no_answer", 0, "this conversation has no assistant message"));
+        return Err(BadRecord::new("no_answer", 0, "this conversation has no assistant message"));
     }
     match messages.iter().any(Message::is_learned) {
         true => Ok(()),
-        false => Err(Bad::new("nothing_to_learn", 0, "every assistant message here has weight 0")
+        false => Err(BadRecord::new("nothing_to_learn", 0, "every assistant message here has weight 0")
             .help("give weight 1 to the answers that are to be learned, or leave the row out")),
     }
 }
@@ -266,8 +271,8 @@ fn follows(last: Option<Role>, role: Role) -> Result<(), (&'static str, String)>
     }
 }
 
-fn bad_order(cause: &'static str, why: &str, at: u64, number: usize) -> Bad {
-    let bad = Bad::new(cause, at, format!("message {number} {why}"));
+fn bad_order(cause: &'static str, why: &str, at: u64, number: usize) -> BadRecord {
+    let bad = BadRecord::new(cause, at, format!("message {number} {why}"));
     match cause {
         "not_alternating" => bad.help("set `same_role: merge` to join such messages"),
         _ => bad,
@@ -288,20 +293,20 @@ mod tests {
         Turn { role: role.into(), content: content.into(), weight: 1, at: At::Byte(at) }
     }
 
-    fn judge_all(turns: Vec<Turn>, same_role: SameRole) -> (Result<Vec<Message>, Bad>, Mended) {
-        let mut mended = Mended::default();
+    fn judge_all(turns: Vec<Turn>, same_role: SameRole) -> (Result<Vec<Message>, BadRecord>, Repairs) {
+        let mut repairs = Repairs::default();
         let roles = Roles::default();
         let rules = Rules { roles: &roles, same_role, cleaning: Cleaning::default() };
-        (check(turns, "", rules, &mut mended), mended)
+        (check(turns, "", rules, &mut repairs), repairs)
     }
 
-    fn judge(turns: &[(&str, &str)], same_role: SameRole) -> (Result<String, Bad>, Mended) {
+    fn judge(turns: &[(&str, &str)], same_role: SameRole) -> (Result<String, BadRecord>, Repairs) {
         let turns = turns.iter().enumerate().map(|(i, (role, content))| turn(role, content, i)).collect();
-        let (result, mended) = judge_all(turns, same_role);
+        let (result, repairs) = judge_all(turns, same_role);
         let text = result.map(|messages| {
             messages.iter().map(|m| format!("{}={};", &m.role.as_str()[..1], m.content)).collect()
         });
-        (text, mended)
+        (text, repairs)
     }
 
     fn cause(turns: &[(&str, &str)]) -> (&'static str, Option<u64>) {
@@ -313,9 +318,9 @@ mod tests {
     fn a_good_conversation_passes_and_is_cleaned() {
         let turns =
             [("System", " Be\r\nbrief. "), ("human", "Cafe\u{301}?"), ("gpt", "Yes."), ("user", "Bye")];
-        let (text, mended) = judge(&turns, SameRole::Error);
+        let (text, repairs) = judge(&turns, SameRole::Error);
         assert_eq!(text.unwrap(), "s=Be\nbrief.;u=Café?;a=Yes.;");
-        assert_eq!((mended.trailing_user_dropped, mended.text.crlf), (1, 1));
+        assert_eq!((repairs.trailing_user_dropped, repairs.text.crlf), (1, 1));
     }
 
     #[test]
@@ -334,9 +339,9 @@ mod tests {
     #[test]
     fn one_role_in_a_row_can_be_merged() {
         let turns = [("user", "a"), ("user", "b"), ("bot", "c"), ("bot", "say <eos>!")];
-        let (text, mended) = judge(&turns, SameRole::Merge);
+        let (text, repairs) = judge(&turns, SameRole::Merge);
         assert_eq!(text.unwrap(), "u=a\nb;a=c\nsay <eos>!;");
-        assert_eq!((mended.merged_messages, mended.special_tokens_in_content), (2, 1));
+        assert_eq!((repairs.merged_messages, repairs.special_tokens_in_content), (2, 1));
     }
     #[test]
     fn markers_at_the_ends_are_markup_and_inside_are_content() {
@@ -345,9 +350,9 @@ mod tests {
             ("user", "<|begin_of_text|><bos> What is <eos>? <|eot_id|> <|im_end|>\n"),
             ("assistant", "A marker. <|endoftext|>"),
         ];
-        let (text, mended) = judge(&turns, SameRole::Error);
+        let (text, repairs) = judge(&turns, SameRole::Error);
         assert_eq!(text.unwrap(), "s=Be brief.;u=What is <eos>?;a=A marker.;");
-        assert_eq!((mended.markers_dropped, mended.special_tokens_in_content), (7, 1));
+        assert_eq!((repairs.markers_dropped, repairs.special_tokens_in_content), (7, 1));
         assert_eq!(cause(&[("user", "a"), ("bot", "<bos> <eos>")]), ("empty_message", Some(1)));
     }
 

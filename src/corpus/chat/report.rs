@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::check::Mended;
+use super::check::Repairs;
 use super::shape::Shape;
 use crate::base::Error;
 use crate::corpus::decode::Encoding;
@@ -37,7 +37,7 @@ pub struct Report {
     /// Conversations written, by the format that they came in.
     pub formats: BTreeMap<&'static str, u64>,
     pub removed: Removed,
-    pub changed: Mended,
+    pub changed: Repairs,
     /// Lines of plain text between conversations.
     pub comment_lines: u64,
     pub blank_lines: u64,
@@ -95,8 +95,8 @@ impl Report {
     }
 }
 
-impl Mended {
-    pub(super) fn add(&mut self, other: &Mended) {
+impl Repairs {
+    pub(super) fn add(&mut self, other: &Repairs) {
         self.merged_messages += other.merged_messages;
         self.trailing_user_dropped += other.trailing_user_dropped;
         self.empty_system_dropped += other.empty_system_dropped;

@@ -14,7 +14,7 @@ use super::{FormatChoice, Options};
 use crate::base::{Error, Result, suggest};
 use crate::corpus::csv::CsvRows;
 use crate::corpus::decode::{OnInvalid, decode};
-use crate::corpus::input::{self, Bad, InputFile, Next, Record};
+use crate::corpus::input::{self, BadRecord, InputFile, Next, Record};
 use crate::corpus::json::JsonRows;
 use crate::corpus::parquet_io::{self, guarded, unreadable};
 use crate::corpus::transcode::Readable;
@@ -117,7 +117,7 @@ impl<'a> Rows<'a> {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub fn batch(&mut self) -> Result<Vec<Result<Record, Bad>>> {
+    pub fn batch(&mut self) -> Result<Vec<Result<Record, BadRecord>>> {
         input::batch(4 << 20, || self.next())
     }
 }
@@ -159,7 +159,7 @@ impl<'a> CsvTexts<'a> {
         Ok(CsvTexts { rows, source, options, replaced: 0 })
     }
 
-    fn next(&mut self) -> Option<Result<Record, Bad>> {
+    fn next(&mut self) -> Option<Result<Record, BadRecord>> {
         let record = match self.rows.next()? {
             Ok(record) => record,
             Err(bad) => return Some(Err(bad)),
@@ -179,7 +179,7 @@ impl<'a> CsvTexts<'a> {
     }
 
     /// The error of a record that is not in the encoding, at the byte of the file.
-    fn invalid(&self, record: &Record) -> Bad {
+    fn invalid(&self, record: &Record) -> BadRecord {
         let raw = self.source.file.read_range(record.start, record.end).unwrap_or_default();
         let (at, byte) = match decode(raw, self.source.encoding, false) {
             Err(invalid) => (invalid.at, invalid.byte),
@@ -236,11 +236,11 @@ impl ParquetRows {
         }
     }
 
-    fn record(&self, bytes: Vec<u8>) -> Result<Record, Bad> {
+    fn record(&self, bytes: Vec<u8>) -> Result<Record, BadRecord> {
         let row = self.row;
         if bytes.len() as u64 > self.limit {
             let message = format!("row {row} holds {} B, more than {} B", bytes.len(), self.limit);
-            return Err(Bad::new("too_long", None, message).help("raise `max_row_bytes`").fatal());
+            return Err(BadRecord::new("too_long", None, message).help("raise `max_row_bytes`").fatal());
         }
         Ok(Record { start: row - 1, end: row, row, bytes })
     }

@@ -11,7 +11,7 @@ use super::check::{At, Roles, Turn};
 use crate::base::Result;
 use crate::corpus::conversation::Role;
 use crate::corpus::decode::{Encoding, decode};
-use crate::corpus::input::{Bad, InputFile, Next, Record, Window, too_long};
+use crate::corpus::input::{BadRecord, InputFile, Next, Record, Window, too_long};
 
 /// Where one conversation ends and the next begins. `<|endoftext|>` on a line of its own and `<bos>` at
 /// the start of one always end a conversation.
@@ -194,7 +194,7 @@ impl Blocks {
         *gap = Gap::default();
     }
 
-    fn beyond_limit(&self, gap: &Gap, block: Option<&Block>) -> Option<Bad> {
+    fn beyond_limit(&self, gap: &Gap, block: Option<&Block>) -> Option<BadRecord> {
         let length = block.map_or(0, |block| block.bytes.len()) + gap.lines.bytes.len();
         if length as u64 <= self.limit {
             return None;
@@ -281,7 +281,7 @@ enum Tag<'a> {
 ///
 /// # Errors
 /// Text that belongs to no turn, at a byte of `text`.
-pub fn turns(text: &str, roles: &Roles) -> Result<Vec<Turn<'static>>, Bad> {
+pub fn turns(text: &str, roles: &Roles) -> Result<Vec<Turn<'static>>, BadRecord> {
     let mut turns = Vec::new();
     let mut open: Option<Turn> = None;
     let mut from = 0;
@@ -309,7 +309,7 @@ fn close(
     open: Option<Turn<'static>>,
     content: &str,
     at: usize,
-) -> Result<(), Bad> {
+) -> Result<(), BadRecord> {
     let text = content.trim();
     match open {
         Some(turn) => turns.push(Turn { content: text.to_string(), ..turn }),
@@ -317,7 +317,7 @@ fn close(
         None => {
             let at = (at + content.len() - content.trim_start().len()) as u64;
             let shown: String = text.chars().take(30).collect();
-            let bad = Bad::new("text_outside_turn", at, format!("{shown:?} belongs to no turn"))
+            let bad = BadRecord::new("text_outside_turn", at, format!("{shown:?} belongs to no turn"))
                 .help("a turn starts with `<user>:`, `<assistant>:` or `<system>:` and ends with `<eos>`");
             return Err(match text.starts_with('#') {
                 true => bad.help("a comment stands behind a blank line and before a conversation"),

@@ -65,14 +65,14 @@ impl Algorithm {
 #[serde(untagged, expecting = "expected a token, or `{ token: \"<name>\", in_text: true }`")]
 pub enum SpecialToken {
     /// Never matched in text.
-    Apart(String),
+    Plain(String),
     /// With the option to be matched in text.
-    Said(SaidToken),
+    WithOptions(SpecialTokenOptions),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct SaidToken {
+pub struct SpecialTokenOptions {
     pub token: String,
     /// Whether a text that spells it has this token there, rather than ordinary ones.
     #[serde(default)]
@@ -82,13 +82,13 @@ pub struct SaidToken {
 impl SpecialToken {
     pub fn as_str(&self) -> &str {
         match self {
-            SpecialToken::Apart(token) => token,
-            SpecialToken::Said(said) => &said.token,
+            SpecialToken::Plain(token) => token,
+            SpecialToken::WithOptions(options) => &options.token,
         }
     }
 
     pub fn in_text(&self) -> bool {
-        matches!(self, SpecialToken::Said(SaidToken { in_text: true, .. }))
+        matches!(self, SpecialToken::WithOptions(SpecialTokenOptions { in_text: true, .. }))
     }
 }
 
@@ -140,7 +140,7 @@ impl Default for Options {
 impl Options {
     /// Every special token, by id.
     fn special_tokens(&self) -> Vec<SpecialToken> {
-        let named = Special::ALL.iter().map(|s| SpecialToken::Apart(s.as_str().to_string()));
+        let named = Special::ALL.iter().map(|s| SpecialToken::Plain(s.as_str().to_string()));
         named.chain(self.special_tokens.iter().cloned()).collect()
     }
 

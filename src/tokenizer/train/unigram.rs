@@ -55,7 +55,7 @@ struct Edge {
     piece: u32,
 }
 
-struct Model {
+struct UnigramModel {
     pieces: Vec<Piece>,
     /// The first pieces are single characters and stay.
     letters: usize,
@@ -68,7 +68,7 @@ struct Model {
 /// On cancellation.
 pub fn train(words: &[Word], plan: &Plan, monitor: &dyn Monitor) -> Result<Vec<Piece>> {
     let words = segments(words, &plan.alphabet);
-    let mut model = Model::new(&words, plan, monitor)?;
+    let mut model = UnigramModel::new(&words, plan, monitor)?;
     let start = model.pieces.len();
     let goal = (plan.pieces * 11 / 10).max(plan.alphabet.len());
     loop {
@@ -98,7 +98,7 @@ fn segments(words: &[Word], alphabet: &[char]) -> Vec<(Vec<char>, u64)> {
     all.into_iter().collect()
 }
 
-impl Model {
+impl UnigramModel {
     fn new(words: &[(Vec<char>, u64)], plan: &Plan, monitor: &dyn Monitor) -> Result<Self> {
         let mut letters: HashMap<char, u64> = plan.alphabet.iter().map(|c| (*c, 1)).collect();
         for (word, count) in words {
@@ -118,7 +118,7 @@ impl Model {
             .par_iter()
             .map(|(word, count)| Lattice::of(word, *count as f64, &ids, plan.max_length))
             .collect();
-        Ok(Model { pieces, letters: plan.alphabet.len(), lattices })
+        Ok(UnigramModel { pieces, letters: plan.alphabet.len(), lattices })
     }
 
     fn chunk(&self) -> usize {
