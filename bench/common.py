@@ -5,11 +5,31 @@ import pathlib
 import subprocess
 import sys
 
-PRESETS = {  # vocabulary, width, layers, heads, length, batch of a training step
-    "tinylm-1.5m": (5000, 128, 3, 4, 128, 16),
-    "small": (5000, 256, 4, 4, 256, 16),
-    "medium": (10200, 512, 6, 8, 256, 8),
-    "slm": (50257, 384, 6, 6, 128, 8),
+
+def gpt2(vocab, width, layers, heads, length, batch):
+    """A preset of GPT-2's architecture; `batch` is that of the training step measured."""
+    return {
+        "arch": "gpt2", "vocab": vocab, "width": width, "layers": layers, "heads": heads, "kv_heads": heads,
+        "mlp": 4 * width, "length": length, "batch": batch, "dropout": 0.1,
+    }  # fmt: skip
+
+
+def qwen3(vocab, width, layers, heads, kv_heads, mlp, length, batch):
+    """A preset of Qwen3's architecture: RMSNorm, rotary positions, QK-norm, SwiGLU, no biases, tied head."""
+    return {
+        "arch": "qwen3", "vocab": vocab, "width": width, "layers": layers, "heads": heads, "kv_heads": kv_heads,
+        "mlp": mlp, "length": length, "batch": batch, "dropout": 0.0,
+    }  # fmt: skip
+
+
+PRESETS = {
+    "tinylm-1.5m": gpt2(5000, 128, 3, 4, 128, 16),
+    "small": gpt2(5000, 256, 4, 4, 256, 16),
+    "medium": gpt2(10200, 512, 6, 8, 256, 8),
+    "slm": gpt2(50257, 384, 6, 6, 128, 8),
+    "modern-1.5m": qwen3(5000, 128, 3, 4, 4, 352, 128, 16),
+    "modern-small": qwen3(5000, 256, 4, 4, 4, 704, 256, 16),
+    "modern-medium": qwen3(10200, 512, 6, 8, 8, 1376, 256, 8),
 }
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 

@@ -31,7 +31,7 @@ def pytorch(preset, threads):
     import torch
     from torch.nn import functional as F
 
-    vocab, width, layers, heads, length, _ = PRESETS[preset]
+    vocab, width, layers, heads, length = (PRESETS[preset][key] for key in ["vocab", "width", "layers", "heads", "length"])
     torch.manual_seed(1)
     torch.set_num_threads(threads)
     new = lambda *shape: torch.randn(*shape) * 0.02
@@ -84,7 +84,8 @@ def contenders(args):
 
 def main():
     parser = argparse.ArgumentParser(description="Generation by tinylm and PyTorch, side by side.")
-    parser.add_argument("--preset", choices=PRESETS, default="tinylm-1.5m")
+    gpt2 = [name for name, shape in PRESETS.items() if shape["arch"] == "gpt2"]
+    parser.add_argument("--preset", choices=gpt2, default="tinylm-1.5m")
     parser.add_argument("--rounds", type=int, default=5)
     add_tinylm(parser)
     parser.add_argument("--python", default=sys.executable, help="a Python that has PyTorch")

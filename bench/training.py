@@ -5,11 +5,13 @@
     pip install torch triton
     python3 bench/training.py --preset tinylm-1.5m --rounds 3
 
-Both train the same GPT-2 shape on tokens drawn at random, with dropout 0.1: forward, cross-entropy,
-backward, clipping of the gradient's norm to 1, AdamW. PyTorch gets what makes it fast: fused attention
-(`scaled_dot_product_attention`), fused AdamW, memory that glibc keeps instead of giving it back (the
-MALLOC_ variables below; without them it is several times slower), as many threads as cores, and for
-bf16 autocast. `compile` is `torch.compile` with its default back end.
+Both train the same shape on tokens drawn at random, GPT-2's with dropout 0.1 or Qwen3's without (the
+`modern-` presets): forward, cross-entropy, backward, clipping of the gradient's norm to 1, AdamW. PyTorch
+gets what makes it fast (torch_models.py): fused attention (`scaled_dot_product_attention`), projections of
+one input in one product, fused AdamW, memory that glibc keeps instead of giving it back (the MALLOC_
+variables below; without them it is several times slower), as many threads as cores, and for bf16 autocast.
+`compile` is `torch.compile` with its default back end. `--old PROGRAM` sets another build of tinylm beside
+this one.
 
 The programs take turns: every round runs each of them once, as a process of its own, so that whatever
 else the machine does hits all alike. A round's figure is the median over the steps of that process after
@@ -41,46 +43,14 @@ def pytorch(preset, dtype, compiled, steps):
     import time
 
     import torch
-    from torch import nn
-    from torch.nn import functional as F
 
-    vocab, width, layers, heads, length, batch = PRESETS[preset]
+    from torch_models import build
+
+    shape = PRESETS[preset]
+    batch, length, vocab = shape["batch"], shape["length"], shape["vocab"]
     torch.manual_seed(1)
     torch.set_num_threads(CORES)
-
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-            self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-            self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-            self.drop = nn.Dropout(0.1)
-
-        def forward(self, x):
-            b, t, c = x.shape
-            q, k, v = (
-                y.view(b, t, heads, c // heads).transpose(1, 2) for y in self.qkv(self.ln_1(x)).split(c, 2)
-            )
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=0.1)
-            x = x + self.drop(self.proj(y.transpose(1, 2).reshape(b, t, c)))
-            return x + self.drop(self.down(F.gelu(self.up(self.ln_2(x)), approximate="tanh")))
-
-    class Gpt(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.wte, self.wpe = nn.Embedding(vocab, width), nn.Embedding(length, width)
-            self.drop = nn.Dropout(0.1)
-            self.blocks = nn.ModuleList(Block() for _ in range(layers))
-            self.ln_f = nn.LayerNorm(width)
-
-        def forward(self, ids, targets):
-            x = self.drop(self.wte(ids) + self.wpe.weight)
-            for block in self.blocks:
-                x = block(x)
-            logits = self.ln_f(x) @ self.wte.weight.T
-            return F.cross_entropy(logits.view(-1, vocab), targets.view(-1))
-
-    model = Gpt()
+    model = build(shape)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1, fused=True)
     run = torch.compile(model) if compiled else model
     ids = torch.randint(vocab, (batch, length))
@@ -91,7 +61,7 @@ def pytorch(preset, dtype, compiled, steps):
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
             loss = run(ids, targets)
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - begun)
@@ -115,12 +85,15 @@ def product(dtype):
 
 
 def contenders(args):
-    vocab, width, layers, heads, length, batch = PRESETS[args.preset]
-    steps = str(args.steps)
-    common = [args.tinylm, "bench", "train", "--preset", args.preset, "--batch", str(batch), "--steps", steps]
-    yield "tinylm f32", [*common, "--format", "json"]
-    if "bf16" in args.dtypes:
-        yield "tinylm bf16", [*common, "--dtype", "bf16", "--format", "json"]
+    shape, steps = PRESETS[args.preset], str(args.steps)
+    common = ["bench", "train", "--preset", args.preset, "--batch", str(shape["batch"]), "--steps", steps]
+    common += ["--dropout", str(shape["dropout"]), "--format", "json"]
+    if shape["arch"] != "gpt2":
+        common += ["--optimizer", "adamw"]  # as PyTorch's; the preset's own may be another
+    for dtype in ["f32", *(dtype for dtype in args.dtypes if dtype != "f32")]:
+        yield f"tinylm {dtype}", [args.tinylm, *common, "--dtype", dtype]
+        if args.old:
+            yield f"old tinylm {dtype}", [args.old, *common, "--dtype", dtype]
     yield "peak f32", [args.python, __file__, "--one", "product", "--dtype", "f32"]
     for dtype in [] if args.no_peers else args.dtypes:
         for how in ["eager", "compile"]:
@@ -133,7 +106,7 @@ def measure(command):
     done = subprocess.run(command, env={**os.environ, **MALLOC}, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode != 0 or not lines:
-        tail = "\n".join(done.stderr.strip().splitlines()[-3:])
+        tail = "\n".join(done.stderr.strip().splitlines()[-6:])
         print(f"failed: {' '.join(command)}\n{tail}", file=sys.stderr)
         return None
     return json.loads(lines[-1])
@@ -147,6 +120,7 @@ def main():
     parser.add_argument("--dtypes", nargs="+", choices=["f32", "bf16"], default=["f32"])
     add_tinylm(parser)
     parser.add_argument("--python", default=sys.executable, help="a Python that has PyTorch")
+    parser.add_argument("--old", metavar="PROGRAM", help="another build of tinylm")
     parser.add_argument("--no-peers", action="store_true", help="only tinylm, and the machine's peak")
     parser.add_argument("--one", choices=["eager", "compile", "product"], help=argparse.SUPPRESS)
     parser.add_argument("--dtype", help=argparse.SUPPRESS)
@@ -156,6 +130,8 @@ def main():
     if args.one:
         return pytorch(args.preset, args.dtype, args.one == "compile", args.steps)
     check_tinylm(args)
+    if args.old and not os.path.isfile(args.old):
+        sys.exit(f"there is no {args.old}")
     check_pytorch(args)
     found = {name: [] for name, _ in contenders(args)}
     for number in range(args.rounds):

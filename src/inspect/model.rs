@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::{Options, Page, json, plain};
 use crate::base::table::Table;
 use crate::base::{Error, Result, fs, units};
+use crate::model::Config;
 
 #[derive(Debug, Clone, Serialize)]
 pub struct ModelSummary {
@@ -30,6 +31,8 @@ pub struct ModelSummary {
     pub metadata: BTreeMap<String, String>,
     /// `config.json`.
     pub config: Option<Value>,
+    /// What the model is made of, where `config.json` says it in a way that is known.
+    pub architecture: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -82,13 +85,17 @@ pub(super) fn read(path: &Path, options: &Options) -> Result<ModelSummary> {
     let parameters = tensors.iter().map(Tensor::elements).sum::<u64>() - twice.map_or(0, Tensor::elements);
     let beside = path.with_file_name(CONFIG);
     let config = options.config.as_deref().or(Some(beside.as_path()).filter(|p| p.is_file()));
+    let config = config.map(json::read).transpose()?;
+    // Of a type that tinylm does not compute, the keys alone are shown.
+    let architecture = config.as_ref().and_then(|config| Config::from_json(CONFIG, config).ok());
     Ok(ModelSummary {
         parameters,
         tensor_bytes: size - data,
         tensors,
         tied,
         metadata,
-        config: config.map(json::read).transpose()?,
+        architecture: architecture.map(|config| config.describe()),
+        config,
     })
 }
 
@@ -203,6 +210,7 @@ impl ModelSummary {
         let tied =
             self.tied.as_ref().map(|tied| format!("{} = {}, counted once", tied.output, tied.embedding));
         page.field("tied", tied);
+        page.field("architecture", self.architecture.as_ref());
         page.pairs(&self.metadata);
         if let Some(Value::Object(config)) = &self.config {
             let pairs: Vec<String> =

@@ -158,7 +158,21 @@ fn a_model_counts_tied_weights_once() {
     assert_eq!((model.parameters, model.tensor_bytes), (20, 128));
     let names: Vec<_> = model.tensors.iter().map(|t| t.name.as_str()).collect();
     assert_eq!(names, ["h.2.bias", "h.10.bias", "lm_head.weight", "wte.weight"]);
+    assert_eq!(model.architecture, None, "these are not the keys of a known type");
     shows(&report, &["lm_head.weight = wte.weight", "3 × 4", "F32", "d_model=4 vocab_size=3", "format"]);
+}
+
+#[test]
+fn the_parts_of_an_architecture_are_named() {
+    let files = Files::new();
+    let path = files.model("blob");
+    let config = crate::model::preset("stories-260k").unwrap().to_json(None, None).unwrap();
+    files.write("config.json", config.to_string().as_bytes());
+    let report = look(&path, "model.safetensors");
+    shows(
+        &report,
+        &["architecture    RMSNorm, rotary positions (base 10,000), SwiGLU, grouped-query attention"],
+    );
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Dropout (Srivastava et al., 2014): zeroes numbers with probability p and scales the rest by 1/(1-p).
 //!
-//! No mask is kept. Whether a number is dropped is a hash of where it stands, so that the way back finds
-//! the same ones, and threads and the order of work don't matter.
+//! No mask is kept. Whether a number is dropped is a hash of its row and column, so that the backward pass drops
+//! the same ones, whatever the threads and the order of work.
 
 use super::simd::{F, LANES, Simd, U, simd};
 use super::team::{Parts, Team};
@@ -14,7 +14,7 @@ pub struct Dropout {
 }
 
 impl Dropout {
-    /// Numbers dropped under different keys have nothing to do with each other.
+    /// What is dropped under different keys is independent.
     pub fn new(p: f64, key: u64) -> Self {
         Dropout { p: p as f32, key: [key as u32, (key >> 32) as u32] }
     }
@@ -36,7 +36,7 @@ impl Dropout {
         1.0 / (1.0 - self.p)
     }
 
-    /// Whether the number in this row and column is kept; what the vectors below do, one at a time.
+    /// Whether the number in this row and column is kept: the plain twin of what the vectors below do.
     pub fn keeps(self, row: usize, column: usize, columns: usize) -> bool {
         let group = row * columns.div_ceil(2 * LANES) + column / (2 * LANES);
         let bits = hash_one((group * LANES + column % LANES) as u32, self.key);
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_have_nothing_to_do_with_each_other() {
+    fn keys_are_independent() {
         let [a, b] = [1, 2].map(|key| Dropout::new(0.5, key));
         let same = (0..10_000).filter(|i| a.keeps(0, *i, 10_000) == b.keeps(0, *i, 10_000)).count();
         assert!((4_800..5_200).contains(&same), "{same} of 10,000 alike");

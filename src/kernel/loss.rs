@@ -1,25 +1,27 @@
-//! Cross-entropy with the output projection, for some rows and a block of the vocabulary at a time: what is
-//! made of a block is used while the second cache holds it. Of a batch, no more than [`CHUNK`] rows of
-//! logits exist at once; where nothing goes back, no more than a block of those.
+//! Cross-entropy with the output projection, for some rows and a block of the vocabulary at a time: a block's
+//! logits are used while the second cache holds them. Of a batch, no more than [`CHUNK`] rows of logits exist
+//! at once; without a backward pass, no more than a block of those.
 //!
-//! On the way forward a block's logits become `e^(logit - m)`, where m is the greatest of their row so far;
-//! the sum of a row so far is scaled whenever m grows (Milakov and Gimelshein, "Online normalizer calculation
-//! for softmax", 2018). On the way back a block becomes its gradient, `softmax - onehot(target)`, which is
-//! but a factor a row, and is multiplied with both sides at once.
+//! Forward, a block's logits become `e^(logit - m)`, where m is the maximum of their row so far; the sum of a
+//! row so far is scaled whenever m grows (Milakov and Gimelshein, "Online normalizer calculation for softmax",
+//! 2018). Backward, a block becomes its gradient, `softmax - target distribution`, for which a factor a row is
+//! enough, and is multiplied with both sides at once. Capped logits are kept themselves, since the gradient of
+//! the cap needs them, and their exponentials are recomputed.
 
 use std::ops::Range;
 
 use super::Buffer;
-use super::math::exp;
+use super::linear::add_rows;
+use super::math::{exp, tanh};
 pub use super::matmul::THIN;
 use super::matmul::{Start, View, matmul};
-use super::simd::{F, LANES, simd};
+use super::simd::{F, Isa, LANES, Simd, simd};
 use super::team::{Parts, Team};
 
-/// A target that does not count: padding, or a token nobody is to learn to say.
+/// A target that is not part of the loss, as PyTorch's `ignore_index`: padding, or what others say in a chat.
 pub const IGNORE: u32 = u32::MAX;
 
-/// Rows of logits that are there at a time.
+/// Rows of logits that exist at a time.
 pub const CHUNK: usize = 256;
 
 /// Ids of a block: whole panels, tiles and steps of all three products.
@@ -30,127 +32,222 @@ pub fn blocks(v: usize) -> impl Iterator<Item = Range<usize>> {
     (0..v).step_by(BLOCK).map(move |first| first..(first + BLOCK).min(v))
 }
 
-/// What is made of up to [`CHUNK`] rows on their way forward.
+/// What the loss of up to [`CHUNK`] rows keeps for its backward pass.
 pub struct Logits {
-    /// `e^(logit - m)`, block after block, each `[N, ids]`. One block where nothing goes back.
-    exps: Buffer,
+    /// `e^(logit - m)`, or capped logits, block after block, each `[N, ids]`. One block without a backward pass.
+    values: Buffer,
     /// m after each block, `[blocks, N]`.
-    greatest: Buffer,
+    max: Buffer,
     rows: Vec<Row>,
+    /// Rows of the last loss, `N`.
+    n: usize,
 }
 
 /// A row after some blocks.
 #[derive(Clone, Copy)]
 struct Row {
-    greatest: f32,
-    /// `Σ e^(logit - greatest)`
+    max: f32,
+    /// `Σ e^(logit - max)`
     sum: f64,
     /// The target's logit.
     own: f32,
+    /// `Σ logit`, where targets are smoothed.
+    total: f64,
 }
 
 impl Row {
-    const NEW: Row = Row { greatest: f32::NEG_INFINITY, sum: 0.0, own: 0.0 };
+    const NEW: Row = Row { max: f32::NEG_INFINITY, sum: 0.0, own: 0.0, total: 0.0 };
 
-    /// `ln Σ e^x - x[target]`
-    fn nats(&self) -> f64 {
-        libm::log(self.sum) + f64::from(self.greatest) - f64::from(self.own)
+    /// `ln Σ e^x - (1 - e) x[target] - e mean(x)` of `v` ids, e being the smoothing.
+    fn nats(&self, smoothing: f32, v: usize) -> f64 {
+        let smoothing = f64::from(smoothing);
+        let target = (1.0 - smoothing) * f64::from(self.own) + smoothing / v as f64 * self.total;
+        libm::log(self.sum) + f64::from(self.max) - target
     }
 }
 
 impl Logits {
     /// Of `rows` rows of a vocabulary of `v` ids.
-    pub fn new(rows: usize, v: usize, goes_back: bool) -> Self {
+    pub fn new(rows: usize, v: usize, backward_follows: bool) -> Self {
         let rows = rows.min(CHUNK);
-        let kept = if goes_back { v } else { v.min(BLOCK) };
-        let (exps, greatest) = (Buffer::new(rows * kept), Buffer::new(rows * v.div_ceil(BLOCK)));
-        Logits { exps, greatest, rows: vec![Row::NEW; rows] }
+        let kept = if backward_follows { v } else { v.min(BLOCK) };
+        let (values, max) = (Buffer::new(rows * kept), Buffer::new(rows * v.div_ceil(BLOCK)));
+        Logits { values, max, rows: vec![Row::NEW; rows], n: 0 }
     }
 }
 
-/// The output projection: logits = `x · tokensᵀ`, of up to [`CHUNK`] rows at a time.
-pub struct Head<'a> {
+/// The output projection: `logits = x · weightᵀ + bias`, capped.
+#[derive(Clone, Copy)]
+pub struct Output<'a> {
     /// `[V, C]`
-    pub tokens: &'a [f32],
+    pub weight: &'a [f32],
+    /// `[V]`
+    pub bias: Option<&'a [f32]>,
     /// Width, `C`.
     pub c: usize,
+    /// Logits become `cap · tanh(logit / cap)`.
+    pub cap: Option<f32>,
+}
+
+impl<'a> Output<'a> {
+    fn ids(&self) -> usize {
+        self.weight.len() / self.c
+    }
+
+    /// Of some ids only.
+    fn block(&self, ids: &Range<usize>) -> Self {
+        let weight = &self.weight[ids.start * self.c..ids.end * self.c];
+        Output { weight, bias: self.bias.map(|bias| &bias[ids.clone()]), ..*self }
+    }
+
+    fn is_product(&self) -> bool {
+        self.bias.is_none() && self.cap.is_none()
+    }
+
+    /// `x · weightᵀ` of `x: [N, C]`.
+    fn product(&self, team: &Team, x: &[f32], products: &mut [f32]) {
+        let (n, v) = (x.len() / self.c, self.ids());
+        let weight = View::new(self.weight, self.c).t();
+        matmul(team, (n, v, self.c), View::new(x, self.c), weight, Start::Zero, products, v);
+    }
+
+    /// Products `x · weightᵀ` become logits: the bias is added, and they are capped. For whoever computes the
+    /// products otherwise than [`logits`] does, as from packed weights.
+    pub fn finish(&self, team: &Team, products: &mut [f32]) {
+        let v = self.ids();
+        if self.is_product() {
+            return;
+        }
+        let (n, blocks) = (products.len() / v, v.div_ceil(BLOCK));
+        let products = Parts::new(products);
+        // Parts of rows: where a single token is generated, there is but one.
+        team.each(n * blocks, |task| {
+            let (i, first) = (task / blocks, task % blocks * BLOCK);
+            let ids = first..(first + BLOCK).min(v);
+            // SAFETY: each task has ids of its own.
+            let part = unsafe { products.take(i * v + ids.start..i * v + ids.end) };
+            finish_part(team.isa, part, self.block(&ids).bias, self.cap);
+        });
+    }
+}
+
+/// `logits: [N, V]` of `x: [N, C]`.
+pub fn logits(team: &Team, output: Output, x: &[f32], logits: &mut [f32]) {
+    output.product(team, x, logits);
+    output.finish(team, logits);
+}
+
+/// The output projection and the loss of up to [`CHUNK`] rows at a time.
+pub struct Head<'a> {
+    /// `[V, C]`
+    pub weight: &'a [f32],
+    /// `[V]`
+    pub bias: Option<&'a [f32]>,
+    /// Width, `C`.
+    pub c: usize,
+    /// As [`Output::cap`].
+    pub cap: Option<f32>,
+    /// The target distribution is `(1 - smoothing) onehot(target) + smoothing / V`, as PyTorch's
+    /// `label_smoothing`.
+    pub smoothing: f32,
     pub logits: &'a mut Logits,
 }
 
-impl Head<'_> {
-    /// The sum over `targets` of `-ln p(target)` in nats, of `x: [N, C]`. Keeps what [`Head::slope`] needs
-    /// where the logits are to go back.
+impl<'a> Head<'a> {
+    fn output(&self) -> Output<'a> {
+        Output { weight: self.weight, bias: self.bias, c: self.c, cap: self.cap }
+    }
+
+    /// The sum over `targets` of cross-entropies in nats, of `x: [N, C]`. Keeps what [`Head::gradient`] needs
+    /// if `backward_follows`.
     ///
     /// # Panics
     /// When a target is no id, such as [`IGNORE`].
-    pub fn loss(&mut self, team: &Team, x: &[f32], targets: &[u32], goes_back: bool) -> f64 {
-        let (c, n, v) = (self.c, targets.len(), self.tokens.len() / self.c);
+    pub fn loss(&mut self, team: &Team, x: &[f32], targets: &[u32], backward_follows: bool) -> f64 {
+        let (output, smoothing) = (self.output(), self.smoothing);
+        let (n, v) = (targets.len(), output.ids());
         assert!(targets.iter().all(|id| (*id as usize) < v), "a target that is none of {v} ids");
-        let Logits { exps, greatest, rows } = &mut *self.logits;
+        self.logits.n = n;
+        let Logits { values, max, rows, .. } = &mut *self.logits;
         let rows = &mut rows[..n];
         rows.fill(Row::NEW);
         for (block, ids) in blocks(v).enumerate() {
             let len = ids.len();
-            let exps = &mut exps[if goes_back { n * ids.start } else { 0 }..][..n * len];
-            logits(team, &self.tokens[ids.start * c..ids.end * c], c, x, exps);
-            let (exps, greatest) = (Parts::new(exps), Parts::new(&mut greatest[block * n..][..n]));
+            let values = &mut values[if backward_follows { n * ids.start } else { 0 }..][..n * len];
+            let output = output.block(&ids);
+            output.product(team, x, values);
+            let (values, max) = (Parts::new(values), Parts::new(&mut max[block * n..][..n]));
             let rows = Parts::new(rows);
             team.ranges(n, 4, |some| {
                 for i in some {
                     // SAFETY: each row has one task.
-                    let (exps, row) = unsafe { (exps.take(i * len..(i + 1) * len), rows.take(i..i + 1)) };
+                    let (values, row) =
+                        unsafe { (values.take(i * len..(i + 1) * len), &mut rows.take(i..i + 1)[0]) };
                     let own = (targets[i] as usize).wrapping_sub(ids.start);
-                    row[0].own = exps.get(own).copied().unwrap_or(row[0].own);
-                    add(team.isa, exps, &mut row[0]);
+                    add_block(team.isa, &output, smoothing, values, own, row);
                     // SAFETY: as above.
-                    unsafe { greatest.take(i..i + 1)[0] = row[0].greatest };
+                    unsafe { max.take(i..i + 1)[0] = row.max };
                 }
             });
         }
-        rows.iter().map(Row::nats).sum()
+        rows.iter().map(|row| row.nats(smoothing, v)).sum()
     }
 
-    /// What was kept of the logits of some ids, a block of them, becomes their gradient.
-    pub fn slope(&mut self, team: &Team, targets: &[u32], ids: Range<usize>) {
-        let (n, len) = (targets.len(), ids.len());
-        let Logits { exps, greatest, rows } = &mut *self.logits;
-        let exps = Parts::new(&mut exps[n * ids.start..n * ids.end]);
-        let greatest = &greatest[ids.start / BLOCK * n..][..n];
+    /// What the loss kept of some ids, a block of them, becomes the gradient of `x · weightᵀ + bias`.
+    pub fn gradient(&mut self, team: &Team, targets: &[u32], ids: Range<usize>) {
+        let (n, len, cap) = (targets.len(), ids.len(), self.cap);
+        let (uniform, onehot) = (self.smoothing / self.output().ids() as f32, 1.0 - self.smoothing);
+        let Logits { values, max, rows, .. } = &mut *self.logits;
+        let values = Parts::new(&mut values[n * ids.start..n * ids.end]);
+        let max = &max[ids.start / BLOCK * n..][..n];
         team.ranges(n, 4, |some| {
             for i in some {
                 // SAFETY: each row has one task.
-                let slopes = unsafe { exps.take(i * len..(i + 1) * len) };
-                scale(team.isa, slopes, greatest[i], rows[i]);
-                if let Some(own) = slopes.get_mut((targets[i] as usize).wrapping_sub(ids.start)) {
-                    *own -= 1.0;
+                let gradient = unsafe { values.take(i * len..(i + 1) * len) };
+                let own = (targets[i] as usize).wrapping_sub(ids.start);
+                let mut target = onehot;
+                if let Some(cap) = cap {
+                    target *= gradient.get(own).map_or(1.0, |logit| 1.0 - (logit / cap) * (logit / cap));
+                    softmax_capped(team.isa, gradient, rows[i], uniform, cap);
+                } else {
+                    softmax(team.isa, gradient, max[i], rows[i], uniform);
+                }
+                if let Some(own) = gradient.get_mut(own) {
+                    *own -= target;
                 }
             }
         });
     }
 
-    /// `dx = dlogits · tokens` of a block, added to what the blocks before gave.
+    /// `dx = gradient · weight` of a block, added to that of the blocks before.
     pub fn input(&self, team: &Team, ids: Range<usize>, dx: &mut [f32]) {
         let (c, n) = (self.c, dx.len() / self.c);
-        let tokens = View::new(&self.tokens[ids.start * c..ids.end * c], c);
+        let weight = View::new(self.output().block(&ids).weight, c);
         let start = if ids.start == 0 { Start::Zero } else { Start::Add };
-        matmul(team, (n, c, ids.len()), self.slopes(n, &ids), tokens, start, dx, c);
+        matmul(team, (n, c, ids.len()), self.gradients(&ids), weight, start, dx, c);
     }
 
-    /// `dtokens += dlogitsᵀ · x` of a block's ids.
-    pub fn weights(&self, team: &Team, ids: Range<usize>, x: &[f32], dtokens: &mut [f32]) {
+    /// `dweight += gradientᵀ · x` of a block's ids, `[ids, C]`.
+    pub fn weights(&self, team: &Team, ids: Range<usize>, x: &[f32], dweight: &mut [f32]) {
         let (c, n) = (self.c, x.len() / self.c);
-        matmul(team, (ids.len(), c, n), self.slopes(n, &ids).t(), View::new(x, c), Start::Add, dtokens, c);
+        let gradients = self.gradients(&ids).t();
+        matmul(team, (ids.len(), c, n), gradients, View::new(x, c), Start::Add, dweight, c);
     }
 
-    fn slopes(&self, n: usize, ids: &Range<usize>) -> View<'_> {
-        View::new(&self.logits.exps[n * ids.start..n * ids.end], ids.len())
+    /// `dbias += Σ gradient` over rows in their order, of a block's ids, `[ids]`.
+    pub fn bias(&self, team: &Team, ids: Range<usize>, dbias: &mut [f32]) {
+        let (gradients, n) = (self.gradients(&ids), self.logits.n);
+        let dbias = Parts::new(dbias);
+        team.ranges(ids.len(), 4 * LANES, |columns| {
+            // SAFETY: the ranges of columns are disjoint.
+            add_rows(team.isa, gradients, n, columns.start, unsafe { dbias.take(columns) });
+        });
     }
-}
 
-/// `logits: [N, V]` of `x: [N, C]`.
-pub fn logits(team: &Team, tokens: &[f32], c: usize, x: &[f32], logits: &mut [f32]) {
-    let (n, v) = (x.len() / c, tokens.len() / c);
-    matmul(team, (n, v, c), View::new(x, c), View::new(tokens, c).t(), Start::Zero, logits, v);
+    fn gradients(&self, ids: &Range<usize>) -> View<'_> {
+        let n = self.logits.n;
+        View::new(&self.logits.values[n * ids.start..n * ids.end], ids.len())
+    }
 }
 
 /// How well a token was predicted.
@@ -162,7 +259,7 @@ pub struct Prediction {
     pub rank: usize,
 }
 
-/// How well `logits: [N, V]`, which are used up, predicted the targets.
+/// How well `logits: [N, V]`, which are overwritten, predicted the targets.
 ///
 /// # Panics
 /// When a target is no id.
@@ -176,10 +273,23 @@ pub fn predictions(team: &Team, logits: &mut [f32], v: usize, targets: &[u32]) -
             let rank = rank(team.isa, logits, targets[i]);
             let mut row = Row { own: logits[targets[i] as usize], ..Row::NEW };
             add(team.isa, logits, &mut row);
-            own[0] = Prediction { nats: row.nats(), rank };
+            own[0] = Prediction { nats: row.nats(0.0, v), rank };
         }
     });
     all
+}
+
+/// Products of a block and a row become what the loss keeps, and the row gets them added. `own` is the target's
+/// place, which may be beyond the block.
+fn add_block(isa: Isa, output: &Output, smoothing: f32, values: &mut [f32], own: usize, row: &mut Row) {
+    if !output.is_product() {
+        finish_part(isa, values, output.bias, output.cap);
+    }
+    row.own = values.get(own).copied().unwrap_or(row.own);
+    if smoothing > 0.0 {
+        row.total += f64::from(total(isa, values));
+    }
+    if output.cap.is_some() { add_capped(isa, values, row) } else { add(isa, values, row) }
 }
 
 simd! {
@@ -189,97 +299,191 @@ simd! {
         likelier + lower.iter().filter(|x| **x == own).count()
     }
 
-    /// A block's logits become `e^(logit - greatest)`, and the row takes them in.
-    fn add<S>(logits: &mut [f32], row: &mut Row) {
-        let mut greatest = F::<S>::splat(row.greatest);
-        for x in logits.chunks(LANES) {
-            greatest = greatest.max(F::load_some(x, f32::NEG_INFINITY));
+    /// Products become logits.
+    fn finish_part<S>(products: &mut [f32], bias: Option<&[f32]>, cap: Option<f32>) {
+        for (i, x) in products.chunks_mut(LANES).enumerate() {
+            let mut logit = F::<S>::load_some(x, 0.0);
+            if let Some(bias) = bias {
+                logit = logit + F::load_some(&bias[i * LANES..i * LANES + x.len()], 0.0);
+            }
+            if let Some(cap) = cap {
+                logit = tanh(logit * F::splat(1.0 / cap)) * F::splat(cap);
+            }
+            logit.store_some(x);
         }
-        let greatest = greatest.greatest();
-        let mut sum = F::<S>::splat(0.0);
-        for x in logits.chunks_mut(LANES) {
-            exp(F::<S>::load_some(x, 0.0) - F::splat(greatest)).store_some(x);
-            sum = sum + F::load_some(x, 0.0);
-        }
-        let less = exp(F::<S>::splat(row.greatest - greatest)).greatest();
-        row.sum = row.sum * f64::from(less) + f64::from(sum.sum());
-        row.greatest = greatest;
     }
 
-    /// `e^(logit - greatest)` becomes the softmax of a whole row.
-    fn scale<S>(exps: &mut [f32], greatest: f32, row: Row) {
-        let less = exp(F::<S>::splat(greatest - row.greatest)).greatest();
+    fn total<S>(logits: &[f32]) -> f32 {
+        let mut sum = F::<S>::splat(0.0);
+        for x in logits.chunks(LANES) {
+            sum = sum + F::load_some(x, 0.0);
+        }
+        sum.sum()
+    }
+
+    /// A block's logits become `e^(logit - max)`, and are added to their row.
+    fn add<S>(logits: &mut [f32], row: &mut Row) {
+        let max = max_with::<S>(logits, row.max);
+        let mut sum = F::<S>::splat(0.0);
+        for x in logits.chunks_mut(LANES) {
+            exp(F::<S>::load_some(x, 0.0) - F::splat(max)).store_some(x);
+            sum = sum + F::load_some(x, 0.0);
+        }
+        row.add::<S>(max, sum);
+    }
+
+    /// A block's logits are added to their row.
+    fn add_capped<S>(logits: &[f32], row: &mut Row) {
+        let max = max_with::<S>(logits, row.max);
+        let mut sum = F::<S>::splat(0.0);
+        let mut rest = [0.0; LANES];
+        for x in logits.chunks(LANES) {
+            let mut e = exp(F::<S>::load_some(x, 0.0) - F::splat(max));
+            if x.len() < LANES {
+                e.store_some(&mut rest[..x.len()]);
+                e = F::load(&rest);
+            }
+            sum = sum + e;
+        }
+        row.add::<S>(max, sum);
+    }
+
+    /// `e^(logit - max)` becomes the softmax of a whole row, less `uniform`.
+    fn softmax<S>(exps: &mut [f32], max: f32, row: Row, uniform: f32) {
+        let less = exp(F::<S>::splat(max - row.max)).max_lane();
         let factor = F::<S>::splat((f64::from(less) / row.sum) as f32);
         for x in exps.chunks_mut(LANES) {
-            (F::load_some(x, 0.0) * factor).store_some(x);
+            F::load_some(x, 0.0).mul_add(factor, F::splat(-uniform)).store_some(x);
         }
+    }
+
+    /// Capped logits become the softmax of a whole row, less `uniform`, times the derivative of the cap,
+    /// `1 - (logit / cap)²`.
+    fn softmax_capped<S>(logits: &mut [f32], row: Row, uniform: f32, cap: f32) {
+        let (factor, inverse) = (F::<S>::splat((1.0 / row.sum) as f32), F::splat(1.0 / cap));
+        for x in logits.chunks_mut(LANES) {
+            let logit = F::load_some(x, 0.0);
+            let gradient = exp(logit - F::splat(row.max)).mul_add(factor, F::splat(-uniform));
+            let part = logit * inverse;
+            (gradient * (F::splat(1.0) - part * part)).store_some(x);
+        }
+    }
+}
+
+#[inline(always)]
+fn max_with<S: Simd>(logits: &[f32], max: f32) -> f32 {
+    let mut max = F::<S>::splat(max);
+    for x in logits.chunks(LANES) {
+        max = max.max(F::load_some(x, f32::NEG_INFINITY));
+    }
+    max.max_lane()
+}
+
+impl Row {
+    /// Adds a block whose exponentials, of `logit - max`, have this sum; `max` is at least the row's.
+    #[inline(always)]
+    fn add<S: Simd>(&mut self, max: f32, sum: F<S>) {
+        let less = exp(F::<S>::splat(self.max - max)).max_lane();
+        self.sum = self.sum * f64::from(less) + f64::from(sum.sum());
+        self.max = max;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::Rng;
-    use crate::kernel::Isa;
+    use crate::kernel::testing::{near, near_differences, numbers, same_everywhere, wide};
 
-    /// Three blocks, the greatest logit of a row in any of them, and rows that are nearly sure.
+    const C: usize = 20;
+    /// Three blocks, the last one odd.
+    const V: usize = 2 * BLOCK + 37;
+    const N: usize = 9;
+
+    /// The logits of `x: [N, C]`, from the definition.
+    fn plain_logits(x: &[f64], weight: &[f64], bias: &[f64], cap: Option<f32>) -> Vec<f64> {
+        let row = |x: &'_ [f64]| -> Vec<f64> {
+            let product = |w: &[f64]| w.iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
+            weight.chunks_exact(C).zip(bias).map(|(w, bias)| product(w) + bias).collect()
+        };
+        let capped = |x: f64| cap.map_or(x, |cap| f64::from(cap) * (x / f64::from(cap)).tanh());
+        x.chunks_exact(C).flat_map(row).map(capped).collect()
+    }
+
+    fn plain(logits: &[f64], targets: &[u32], smoothing: f64) -> f64 {
+        let row = |(x, target): (&[f64], &u32)| {
+            let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let normalizer = x.iter().map(|x| (x - max).exp()).sum::<f64>().ln() + max;
+            let nats: Vec<f64> = x.iter().map(|x| normalizer - x).collect();
+            let mean = nats.iter().sum::<f64>() / nats.len() as f64;
+            (1.0 - smoothing) * nats[*target as usize] + smoothing * mean
+        };
+        logits.chunks_exact(V).zip(targets).map(row).sum()
+    }
+
+    /// The maximum of a row in any of the blocks, and rows that are nearly sure.
     #[test]
     fn nats_and_gradients_are_those_of_the_definition() {
-        let (n, c, v) = (9, 20, 2 * BLOCK + 37);
-        let mut rng = Rng::new(1, "head");
-        let mut numbers =
-            |n: usize, size: f64| (0..n).map(|_| (rng.normal() * size) as f32).collect::<Vec<_>>();
-        let (tokens, x, before) = (numbers(v * c, 1.0), numbers(n * c, 4.0), numbers(v * c, 1.0));
-        let targets: Vec<u32> = (0..n).map(|i| (i * (v - 1) / (n - 1)) as u32).collect();
-        let dot =
-            |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-        let (mut expected, mut dx, mut dtokens) =
-            (0.0, vec![0.0; n * c], before.iter().map(|x| f64::from(*x)).collect::<Vec<_>>());
-        for (i, target) in targets.iter().enumerate() {
-            let logits: Vec<f64> = tokens.chunks(c).map(|token| dot(token, &x[i * c..][..c])).collect();
-            let greatest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = logits.iter().map(|logit| (logit - greatest).exp()).sum();
-            expected += sum.ln() + greatest - logits[*target as usize];
-            for (id, logit) in logits.iter().enumerate() {
-                let slope = (logit - greatest).exp() / sum - f64::from(u8::from(id == *target as usize));
-                for j in 0..c {
-                    dx[i * c + j] += slope * f64::from(tokens[id * c + j]);
-                    dtokens[id * c + j] += slope * f64::from(x[i * c + j]);
+        let (weight, bias, x) = (numbers("w", V * C, 1.0), numbers("b", V, 3.0), numbers("x", N * C, 4.0));
+        let targets: Vec<u32> = (0..N).map(|i| (i * (V - 1) / (N - 1)) as u32).collect();
+        let none = vec![0.0; V];
+        for (with_bias, cap, smoothing) in [
+            (false, None, 0.0),
+            (true, None, 0.0),
+            (false, Some(15.0), 0.0),
+            (false, None, 0.1),
+            (true, Some(30.0), 0.2),
+        ] {
+            let bias_of = with_bias.then_some(&bias[..]);
+            let found = same_everywhere(|team| {
+                let mut small = Logits::new(N, V, false);
+                let head = |logits| Head { weight: &weight, bias: bias_of, c: C, cap, smoothing, logits };
+                let forward_only = head(&mut small).loss(team, &x, &targets, false);
+                let mut kept = Logits::new(N, V, true);
+                let mut head = head(&mut kept);
+                let nats = head.loss(team, &x, &targets, true);
+                assert_eq!(nats, forward_only);
+                let (mut dx, mut dw, mut db) = (vec![f32::NAN; N * C], vec![0.5; V * C], vec![0.5; V]);
+                for ids in blocks(V) {
+                    head.gradient(team, &targets, ids.clone());
+                    head.input(team, ids.clone(), &mut dx);
+                    head.weights(team, ids.clone(), &x, &mut dw[ids.start * C..ids.end * C]);
+                    head.bias(team, ids.clone(), &mut db[ids]);
                 }
-            }
-        }
-        let near = |found: &[f32], expected: &[f64]| {
-            assert_eq!(found.len(), expected.len());
-            for (found, expected) in found.iter().zip(expected) {
-                assert!((f64::from(*found) - expected).abs() < 2e-5, "{found}, not {expected}");
-            }
-        };
-        let mut first = None;
-        for isa in Isa::available() {
-            let team = Team::with(2, isa);
-            let mut made = Logits::new(n, v, true);
-            let mut head = Head { tokens: &tokens, c, logits: &mut made };
-            let without = Head { tokens: &tokens, c, logits: &mut Logits::new(n, v, false) }
-                .loss(&team, &x, &targets, false);
-            let nats = head.loss(&team, &x, &targets, true);
-            assert_eq!(nats, without);
-            assert!((nats - expected).abs() < 1e-5 * expected, "{nats}, not {expected}");
-            let (mut found_x, mut found_tokens) = (vec![f32::NAN; n * c], before.clone());
-            for ids in blocks(v) {
-                head.slope(&team, &targets, ids.clone());
-                head.input(&team, ids.clone(), &mut found_x);
-                head.weights(&team, ids.clone(), &x, &mut found_tokens[ids.start * c..ids.end * c]);
-            }
-            near(&found_x, &dx);
-            near(&found_tokens, &dtokens);
-            let first = first.get_or_insert_with(|| (nats, found_x.clone(), found_tokens.clone()));
-            assert!(*first == (nats, found_x, found_tokens), "{}", isa.name());
+                let mut all = vec![f32::NAN; N * V];
+                logits(team, Output { weight: &weight, bias: bias_of, c: C, cap }, &x, &mut all);
+                vec![vec![nats as f32], dx, dw, db, all]
+            });
+            let (x64, w64, b64) = (wide(&x), wide(&weight), wide(if with_bias { &bias } else { &none }));
+            let loss = |x: &[f64], weight: &[f64], bias: &[f64]| {
+                plain(&plain_logits(x, weight, bias, cap), &targets, f64::from(smoothing))
+            };
+            near("logits", &found[4], &plain_logits(&x64, &w64, &b64, cap), 1e-5);
+            near("nats", &found[0], &[loss(&x64, &w64, &b64)], 1e-6);
+            near_differences("dx", &found[1], &x, |x| loss(x, &w64, &b64), 2e-5);
+            let less = |x: &[f32]| x.iter().map(|x| x - 0.5).collect::<Vec<_>>();
+            near_differences("dweight", &less(&found[2]), &weight, |w| loss(&x64, w, &b64), 2e-5);
+            near_differences(
+                "dbias",
+                &less(&found[3]),
+                &bias,
+                |b| {
+                    // Differences at the biases there are, which may be none.
+                    let b: Vec<f64> = b
+                        .iter()
+                        .zip(&bias)
+                        .zip(&b64)
+                        .map(|((b, own), at)| b - f64::from(*own) + at)
+                        .collect();
+                    loss(&x64, &w64, &b)
+                },
+                2e-5,
+            );
         }
     }
 
     #[test]
     fn equal_logits_rank_by_id() {
-        for isa in Isa::available() {
+        for isa in crate::kernel::Isa::available() {
             let team = Team::with(2, isa);
             let mut logits: Vec<f32> = [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [-2.0, 5.0, 3.0]].concat();
             let found = predictions(&team, &mut logits, 3, &[0, 1, 0]);
@@ -297,13 +501,9 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "a target that is none of 3 ids")]
-    fn a_target_that_does_not_count_is_not_its_to_judge() {
-        let mut logits = Logits::new(1, 3, false);
-        Head { tokens: &[1.0; 6], c: 2, logits: &mut logits }.loss(
-            &Team::new(1),
-            &[1.0; 2],
-            &[IGNORE],
-            false,
-        );
+    fn an_ignored_target_is_refused() {
+        let logits = &mut Logits::new(1, 3, false);
+        let mut head = Head { weight: &[1.0; 6], bias: None, c: 2, cap: None, smoothing: 0.0, logits };
+        head.loss(&Team::new(1), &[1.0; 2], &[IGNORE], false);
     }
 }

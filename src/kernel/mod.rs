@@ -1,52 +1,88 @@
-//! Training and inference on a CPU: layers with their way forward and back, side by side, on memory that
-//! is made once.
+//! Training and inference on a CPU: each layer's forward and backward pass, on memory that is allocated once.
 //!
 //! ```text
-//!  simd       16 lanes that mean the same on every CPU; one source for all      (x86, neon, portable)
-//!  math       e^x and what follows from it
-//!  team       threads that share loops
-//!  buffer     aligned memory in large pages
-//!  matmul     C = A·B
-//!  linear, norm, gelu, attention, dropout, embedding, loss      a layer each
-//!  adamw      the update
+//!  dtype       f32 or bf16
+//!  simd        vectors of 16 lanes, the same on every CPU              (x86, neon, portable)
+//!  math        exp, sigmoid, tanh, the normal distribution
+//!  team        threads that share loops
+//!  buffer      aligned memory in huge pages
+//!  matmul      C = A·B
+//!  weight      weight matrices in f32 or bf16, and products with them
+//!
+//!  embedding   token embeddings, and positions that are added to them
+//!  norm        LayerNorm, RMSNorm
+//!  linear      y = x·W + b
+//!  rotary      normalized and rotated queries and keys
+//!  attention   causal, multi-head, grouped-query and multi-query
+//!  activation  GELU, SiLU, ReLU², plain or gated
+//!  dropout     of activations and attention weights
+//!  residual    x = a·x + b·x0
+//!  loss        the output projection, cross-entropy and its gradient
+//!
+//!  adamw, muon, sgd, average      updates of the weights
 //! ```
 //!
-//! **A layer** is a file with `forward`, which reads its input and its numbers and writes its output and
-//! what the way back will need, and `backward`, which *adds* to the gradients of its numbers and gives the
-//! gradient of its input. It keeps nothing: all memory is the caller's (see `model::executor`). A new kind of
-//! layer is a new file here and two calls there.
+//! **A layer** is a file with `forward`, which reads its input and parameters and writes its output and what
+//! `backward` needs, and `backward`, which *adds* to the gradients of its parameters and computes the gradient
+//! of its input. It owns no memory: all is the caller's (see `model`). A new kind of layer is a new file here.
 //!
-//! **The same bytes everywhere**: results depend on neither the number of threads nor the instructions.
-//! Every element is one chain of operations in one order; tasks split what is independent (rows, columns,
-//! heads) and never a sum; sums across the lanes of a vector go through one tree of 16; functions are our
-//! own. Twins in plain code and candle's autograd test the values, and a test compares the bytes of all
-//! that the machine can run.
+//! **The same bytes everywhere**: results depend on neither the number of threads nor the instruction set.
+//! Each element is one chain of operations in one order. Tasks split what is independent (rows, columns,
+//! heads), never a sum; sums over the lanes of a vector are added as one tree of 16; elementary functions are
+//! our own. Tests compare each layer with its definition in f64 and its gradients with finite differences and
+//! candle's autograd, and the bytes on all instruction sets of the machine.
 //!
-//! Unsafe code is here for three things: instructions of a CPU that was asked whether it has them,
-//! threads that write disjoint parts of one slice, and memory in large pages.
+//! **Letters** of shapes:
+//!
+//! ```text
+//!  B  sequences of a batch         H  heads of queries (n_head)
+//!  T  tokens of a sequence         K  heads of keys and values (n_kv_head)
+//!  N  rows, B·T                    D  width of a head (d_head)
+//!  C  width of a row (d_model)     F  width of the feed-forward part (d_ff)
+//!  V  ids of the vocabulary
+//!  m, n, k  of a product: [m, n] = [m, k] · [k, n]
+//! ```
+//!
+//! A matrix is a slice of rows, one after the other; where a `stride` is given, a row begins every `stride`
+//! numbers. `dx` is the gradient of the loss with respect to `x`. `stats` of a norm are mean and rstd
+//! (`1 / standard deviation`) of each row, those of attention the max and the inverse sum of each softmax.
+//!
+//! Unsafe code is here for three things: instructions whose presence was checked at run time, threads that
+//! write disjoint parts of one slice, and memory in huge pages.
 
+pub mod activation;
 pub mod adamw;
 pub mod attention;
+pub mod average;
 mod buffer;
 pub mod dropout;
+mod dtype;
 pub mod embedding;
-pub mod gelu;
 pub mod linear;
 pub mod loss;
 mod math;
 pub mod matmul;
+pub mod muon;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub mod norm;
 mod portable;
+pub mod residual;
+pub mod rotary;
+pub mod sgd;
 mod simd;
 mod team;
+#[cfg(test)]
+mod testing;
+pub mod weight;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use buffer::Buffer;
 pub use dropout::Dropout;
+pub use dtype::Dtype;
 pub use loss::IGNORE;
-pub use matmul::{Dtype, instructions, peak};
-pub use simd::{Isa, Number, half};
+pub use matmul::{instructions, peak};
+pub use simd::{Isa, Number, to_bf16};
 pub use team::Team;
+pub use weight::Weight;

@@ -16,21 +16,23 @@ macro_rules! each {
     };
 }
 
+/// max; `b` if either is NaN. `vmaxq_f32` would give NaN.
 #[inline(always)]
-fn greater(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+fn max(a: float32x4_t, b: float32x4_t) -> float32x4_t {
     // SAFETY: every 64-bit ARM has NEON.
     unsafe { vbslq_f32(vcgtq_f32(a, b), a, b) }
 }
 
+/// min; `b` if either is NaN.
 #[inline(always)]
-fn lesser(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+fn min(a: float32x4_t, b: float32x4_t) -> float32x4_t {
     // SAFETY: as above.
     unsafe { vbslq_f32(vcltq_f32(a, b), a, b) }
 }
 
 impl Tiles for Neon {
     type F = [float32x4_t; 4];
-    // 6 sums of four registers, B's four and one of A: 29 of 32 registers.
+    // 6 sums of four registers, four of B and one of A: 29 of 32 registers.
     const VECTORS: usize = 1;
 
     #[inline(always)]
@@ -89,11 +91,11 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
-        each!(greater, a, b)
+        each!(max, a, b)
     }
     #[inline(always)]
     unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
-        each!(lesser, a, b)
+        each!(min, a, b)
     }
     #[inline(always)]
     unsafe fn sqrt(a: Self::F) -> Self::F {
@@ -125,7 +127,7 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn shr_u<const N: u32>(a: Self::U) -> Self::U {
-        // To the left by less than nothing.
+        // A shift to the left by a negative count.
         unsafe { each!(vshlq_u32, a, [vdupq_n_s32(-(N as i32)); 4]) }
     }
     #[inline(always)]
@@ -136,8 +138,8 @@ impl Simd for Neon {
     unsafe fn keep_ge(a: Self::U, b: Self::U, x: Self::F) -> Self::F {
         unsafe {
             let kept = |i: usize| {
-                let keeps = vcgeq_s32(vreinterpretq_s32_u32(a[i]), vreinterpretq_s32_u32(b[i]));
-                vreinterpretq_f32_u32(vandq_u32(keeps, vreinterpretq_u32_f32(x[i])))
+                let mask = vcgeq_s32(vreinterpretq_s32_u32(a[i]), vreinterpretq_s32_u32(b[i]));
+                vreinterpretq_f32_u32(vandq_u32(mask, vreinterpretq_u32_f32(x[i])))
             };
             [kept(0), kept(1), kept(2), kept(3)]
         }
@@ -151,16 +153,16 @@ impl Simd for Neon {
         unsafe { std::mem::transmute::<[u32; LANES], [uint32x4_t; 4]>(a) }
     }
     #[inline(always)]
-    unsafe fn load_halves(p: *const u16) -> Self::F {
+    unsafe fn load_bf16(p: *const u16) -> Self::F {
         unsafe {
             let four =
                 |p: *const u16| vreinterpretq_f32_u32(vshlq_u32(vmovl_u16(vld1_u16(p)), vdupq_n_s32(16)));
             [four(p), four(p.add(4)), four(p.add(8)), four(p.add(12))]
         }
     }
-    /// In blocks of 4 × 4.
+    /// Block after block of 4 × 4.
     #[inline(always)]
-    unsafe fn turned(rows: [Self::F; LANES]) -> [Self::F; LANES] {
+    unsafe fn transposed(rows: [Self::F; LANES]) -> [Self::F; LANES] {
         unsafe {
             let mut columns = [Self::splat(0.0); LANES];
             for i in 0..4 {

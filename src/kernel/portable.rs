@@ -1,6 +1,6 @@
-//! The vectors of [`super::simd`] as plain arrays, which the compiler lays over what the target always has.
-//! Without a fused multiply-add, as on x86-64 from before 2013, `mul_add` is a slow function call: this is
-//! for exactness there, not for speed.
+//! The vectors of [`super::simd`] as arrays, which the compiler vectorizes for the target's baseline.
+//! Without a fused multiply-add, as on x86-64 before 2013, `mul_add` is a slow function call: correct there,
+//! not fast.
 
 use super::simd::{LANES, Number, Simd, Tiles};
 
@@ -115,12 +115,12 @@ impl Simd for Portable {
         a
     }
     #[inline(always)]
-    unsafe fn load_halves(p: *const u16) -> Self::F {
-        let halves = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
-        halves.map(Number::widened)
+    unsafe fn load_bf16(p: *const u16) -> Self::F {
+        let bits = unsafe { p.cast::<[u16; LANES]>().read_unaligned() };
+        bits.map(Number::widened)
     }
     #[inline(always)]
-    unsafe fn turned(rows: [Self::F; LANES]) -> [Self::F; LANES] {
+    unsafe fn transposed(rows: [Self::F; LANES]) -> [Self::F; LANES] {
         std::array::from_fn(|j| std::array::from_fn(|i| rows[i][j]))
     }
 }

@@ -1,19 +1,19 @@
-//! Vectors of 16 numbers, and how one source becomes code for several kinds of CPU.
+//! SIMD vectors of 16 lanes, and kernels that are written once and compiled for several instruction sets.
 //!
-//! A kernel is written once over [`Simd`], whose vector has 16 lanes everywhere: one register with
-//! AVX-512, two with AVX2, four with NEON, an array elsewhere. Every operation is the IEEE one,
-//! multiplication and addition are fused where the source says so and nowhere else, and sums over lanes
-//! go through one fixed tree. So the bits of a result do not depend on the machine.
+//! A kernel is generic over [`Simd`], whose vector has 16 lanes everywhere: one register with AVX-512, two
+//! with AVX2, four with NEON, an array elsewhere. Every operation is the IEEE one, multiplication and
+//! addition are fused only where the source says so, and sums over lanes are added as one fixed tree. So
+//! the bits of a result do not depend on the machine.
 //!
-//! [`simd!`] compiles a kernel for each kind and picks at run time, by an [`Isa`] that can only be had
-//! where it runs.
+//! [`simd!`] compiles a kernel for each instruction set and selects one at run time, by an [`Isa`], which
+//! exists only for those that this machine has.
 
 use std::ops::{Add, Div, Mul, Sub};
 
 /// Lanes of a vector.
 pub const LANES: usize = 16;
 
-/// A kind of CPU that there is code for.
+/// An instruction set that kernels are compiled for and that this machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Isa(pub(super) Kind);
 
@@ -29,7 +29,7 @@ pub(super) enum Kind {
 }
 
 impl Isa {
-    /// Those that run on this machine, the fastest first. Portable code runs everywhere.
+    /// Those of this machine, the fastest first. Portable code runs everywhere.
     pub fn available() -> Vec<Isa> {
         let mut all = Vec::new();
         #[cfg(target_arch = "x86_64")]
@@ -43,19 +43,19 @@ impl Isa {
                 all.push(Isa(Kind::Avx2));
             }
         }
-        // Every 64-bit ARM has it.
+        // Every 64-bit ARM has NEON.
         #[cfg(target_arch = "aarch64")]
         all.push(Isa(Kind::Neon));
         all.push(Isa(Kind::Portable));
         all
     }
 
-    /// The fastest that runs on this machine.
+    /// The fastest of this machine.
     pub fn best() -> Isa {
         Self::available()[0]
     }
 
-    /// Whether it has an instruction for products of pairs of bf16.
+    /// Whether there is an instruction that multiplies pairs of bf16 (VDPBF16PS).
     pub fn has_pairs(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         if self.0 == Kind::Avx512 {
@@ -77,45 +77,45 @@ impl Isa {
     }
 }
 
-/// What the inner loop of a matrix product is made of: 16 sums, and what they are sums of.
+/// The operations of the inner loop of a matrix product, on vectors of 16 sums.
 ///
 /// # Safety
 /// As of [`Simd`].
 pub trait Tiles: Copy {
     type F: Copy;
-    /// Vectors that a tile is wide, at most: 1 or 3.
+    /// The greatest width of a tile, in vectors: 1 or 3.
     const VECTORS: usize;
-    /// Rows of the next tile when this many are left.
+    /// The height of the next tile when this many rows are left.
     fn height(left: usize) -> usize;
     unsafe fn splat(x: f32) -> Self::F;
     unsafe fn load(p: *const f32) -> Self::F;
     unsafe fn store(p: *mut f32, x: Self::F);
     /// `a · b + c`, rounded once.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// Asks for what lies there, which need not be anything, into the second cache.
+    /// Prefetches into the L2 cache; any address will do.
     #[inline(always)]
     unsafe fn prefetch(_: *const f32) {}
-    /// The same pointer, but the compiler can't know: keeps it from deriving one from another.
+    /// The same pointer, but unknown to the optimizer, which then can't compute one from another.
     #[inline(always)]
     fn opaque(p: *const f32) -> *const f32 {
         p
     }
 }
 
-/// 16 lanes of f32 and of u32, and what can be done with them.
+/// Vectors of 16 f32 and of 16 u32, and their operations.
 ///
 /// # Safety
-/// The functions of an implementation may only be called where its instructions run; [`simd!`] sees to
-/// that. Pointers must be good for 16 elements; they need no alignment.
+/// The functions of an implementation may only be called where its instructions run, which [`simd!`]
+/// ensures. Pointers must be valid for 16 elements; they need no alignment.
 pub trait Simd: Tiles {
     type U: Copy;
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
-    /// The greater; `b` where either is not a number.
+    /// max; `b` if either is NaN.
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
-    /// The lesser; `b` where either is not a number.
+    /// min; `b` if either is NaN.
     unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
     unsafe fn sqrt(a: Self::F) -> Self::F;
     unsafe fn bits(a: Self::F) -> Self::U;
@@ -126,23 +126,23 @@ pub trait Simd: Tiles {
     unsafe fn xor_u(a: Self::U, b: Self::U) -> Self::U;
     unsafe fn shr_u<const N: u32>(a: Self::U) -> Self::U;
     unsafe fn shl_u<const N: u32>(a: Self::U) -> Self::U;
-    /// `x` where the signed `a` is not below the signed `b`, else 0.
+    /// `a >= b ? x : 0`, comparing as signed integers.
     unsafe fn keep_ge(a: Self::U, b: Self::U, x: Self::F) -> Self::F;
     unsafe fn to_array(a: Self::F) -> [f32; LANES];
     unsafe fn from_array_u(a: [u32; LANES]) -> Self::U;
-    /// 16 bf16, widened.
-    unsafe fn load_halves(p: *const u16) -> Self::F;
-    /// The sum of all lanes: halves onto halves, 16 → 8 → 4 → 2 → 1.
+    /// 16 bf16, converted to f32.
+    unsafe fn load_bf16(p: *const u16) -> Self::F;
+    /// The sum of all lanes as a tree: lane i plus lane i + 8, then + 4, + 2, + 1.
     #[inline(always)]
     unsafe fn sum(a: Self::F) -> f32 {
         fold(unsafe { Self::to_array(a) }, |a, b| a + b)
     }
-    /// The greatest lane, by the same tree.
+    /// The max of all lanes, by the same tree.
     #[inline(always)]
-    unsafe fn greatest(a: Self::F) -> f32 {
+    unsafe fn max_lane(a: Self::F) -> f32 {
         fold(unsafe { Self::to_array(a) }, |a, b| if a > b { a } else { b })
     }
-    /// The first `n`, below 16, of what lies there; the other lanes are those of `fill`.
+    /// Loads the first `n < 16` lanes; the others are those of `fill`.
     #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize, fill: Self::F) -> Self::F {
         unsafe {
@@ -151,28 +151,28 @@ pub trait Simd: Tiles {
             Self::load(all.as_ptr())
         }
     }
-    /// Writes the first `n` lanes, fewer than 16.
+    /// Stores the first `n < 16` lanes.
     #[inline(always)]
     unsafe fn store_first(p: *mut f32, n: usize, x: Self::F) {
         unsafe { std::ptr::copy_nonoverlapping(Self::to_array(x).as_ptr(), p, n) }
     }
-    /// The columns of 16 rows.
-    unsafe fn turned(rows: [Self::F; LANES]) -> [Self::F; LANES];
+    /// The transpose of 16 × 16 numbers.
+    unsafe fn transposed(rows: [Self::F; LANES]) -> [Self::F; LANES];
 
-    /// The columns of 16 × 16 numbers whose rows lie `from` apart.
+    /// The columns of 16 × 16 numbers whose rows begin every `stride`.
     #[inline(always)]
-    unsafe fn columns<N: Number>(src: *const N, from: usize) -> [Self::F; LANES] {
+    unsafe fn columns<N: Number>(src: *const N, stride: usize) -> [Self::F; LANES] {
         unsafe {
             let mut rows = [Self::splat(0.0); LANES];
             for (i, row) in rows.iter_mut().enumerate() {
-                *row = N::load::<Self>(src.add(i * from));
+                *row = N::load::<Self>(src.add(i * stride));
             }
-            Self::turned(rows)
+            Self::transposed(rows)
         }
     }
 
-    /// The same, written one after the other `to` apart: where that is below 16, a later one overwrites
-    /// what an earlier one wrote beyond it.
+    /// The same, stored in order, one every `to`. Where that is less than 16, each overwrites the surplus
+    /// lanes of the one before.
     #[inline(always)]
     unsafe fn transpose(src: *const f32, from: usize, dst: *mut f32, to: usize) {
         unsafe {
@@ -183,7 +183,7 @@ pub trait Simd: Tiles {
     }
 }
 
-/// What weights may be made of.
+/// The number formats of weights, which kernels convert to f32.
 pub trait Number: Copy + Default + Send + Sync {
     /// # Safety
     /// As of [`Simd`].
@@ -202,11 +202,11 @@ impl Number for f32 {
     }
 }
 
-/// bf16: the upper half of an f32.
+/// bf16: the upper 16 bits of an f32.
 impl Number for u16 {
     #[inline(always)]
     unsafe fn load<S: Simd>(p: *const u16) -> S::F {
-        unsafe { S::load_halves(p) }
+        unsafe { S::load_bf16(p) }
     }
     #[inline(always)]
     fn widened(self) -> f32 {
@@ -214,22 +214,22 @@ impl Number for u16 {
     }
 }
 
-/// To the nearest bf16, ties to even. What is not finite stays so.
-pub fn half(x: f32) -> u16 {
+/// The nearest bf16, ties to even. NaN stays NaN, infinity infinity.
+pub fn to_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
     let up = if x.is_finite() { 0x7fff + (bits >> 16 & 1) } else { 0 };
     ((bits + up) >> 16) as u16
 }
 
-/// 16 numbers, with operators.
+/// A vector of 16 f32, with operators.
 #[derive(Clone, Copy)]
 pub struct F<S: Simd>(pub S::F);
 
-/// 16 whole numbers modulo 2^32.
+/// A vector of 16 u32 that wrap around.
 #[derive(Clone, Copy)]
 pub struct U<S: Simd>(pub S::U);
 
-// SAFETY of all below: only code under `simd!` holds vectors of S, and there S runs.
+// SAFETY of all below: vectors of S exist only within `simd!`, where the instructions of S run.
 impl<S: Simd> F<S> {
     #[inline(always)]
     pub fn splat(x: f32) -> Self {
@@ -243,7 +243,7 @@ impl<S: Simd> F<S> {
         F(unsafe { S::load(x.as_ptr()) })
     }
 
-    /// Up to 16 of `x`, the rest `fill`.
+    /// The first 16 of `x`; the lanes that it lacks are `fill`.
     #[inline(always)]
     pub fn load_some(x: &[f32], fill: f32) -> Self {
         if x.len() >= LANES {
@@ -258,7 +258,7 @@ impl<S: Simd> F<S> {
         unsafe { S::store(out.as_mut_ptr(), self.0) }
     }
 
-    /// As many lanes as `out` has room for.
+    /// The lanes that fit `out`.
     #[inline(always)]
     pub fn store_some(self, out: &mut [f32]) {
         if out.len() >= LANES {
@@ -272,11 +272,13 @@ impl<S: Simd> F<S> {
         F(unsafe { S::fma(self.0, b.0, c.0) })
     }
 
+    /// max; `b` if either is NaN.
     #[inline(always)]
     pub fn max(self, b: Self) -> Self {
         F(unsafe { S::max(self.0, b.0) })
     }
 
+    /// min; `b` if either is NaN.
     #[inline(always)]
     pub fn min(self, b: Self) -> Self {
         F(unsafe { S::min(self.0, b.0) })
@@ -287,12 +289,18 @@ impl<S: Simd> F<S> {
         F(unsafe { S::sqrt(self.0) })
     }
 
+    /// Without the sign.
+    #[inline(always)]
+    pub fn abs(self) -> Self {
+        self.bits().shl::<1>().shr::<1>().float()
+    }
+
     #[inline(always)]
     pub fn bits(self) -> U<S> {
         U(unsafe { S::bits(self.0) })
     }
 
-    /// Self where `a ≥ b` as signed numbers, else 0.
+    /// `a >= b ? self : 0`, comparing as signed integers.
     #[inline(always)]
     pub fn keep_ge(self, a: U<S>, b: U<S>) -> Self {
         F(unsafe { S::keep_ge(a.0, b.0, self.0) })
@@ -309,9 +317,10 @@ impl<S: Simd> F<S> {
         unsafe { S::sum(self.0) }
     }
 
+    /// The max of all lanes.
     #[inline(always)]
-    pub fn greatest(self) -> f32 {
-        unsafe { S::greatest(self.0) }
+    pub fn max_lane(self) -> f32 {
+        unsafe { S::max_lane(self.0) }
     }
 }
 
@@ -353,7 +362,7 @@ impl<S: Simd> U<S> {
         U(unsafe { S::shl_u::<N>(self.0) })
     }
 
-    /// The numbers with these bits.
+    /// The f32 with these bits.
     #[inline(always)]
     pub fn float(self) -> F<S> {
         F(unsafe { S::from_bits(self.0) })
@@ -378,7 +387,7 @@ operator!(F, Div, div, div);
 operator!(U, Add, add, add_u);
 operator!(U, Mul, mul, mul_u);
 
-/// Compiles a kernel for every kind of CPU; the function that comes out takes an [`Isa`] first.
+/// Compiles a kernel for every instruction set; the resulting function takes an [`Isa`] first.
 ///
 /// ```ignore
 /// simd! {
@@ -388,7 +397,7 @@ operator!(U, Mul, mul, mul_u);
 /// double(isa, &mut x);
 /// ```
 ///
-/// A second type, of numbers, may follow: `fn double<S, N: Number>`.
+/// A second type parameter may follow: `fn double<S, N: Number>`.
 macro_rules! simd {
     ($(
         $(#[$meta:meta])*

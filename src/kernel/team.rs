@@ -1,10 +1,10 @@
-//! Threads that work on one thing together, many times a millisecond.
+//! A thread pool for short parallel loops, many a millisecond.
 //!
-//! Where threads have nothing larger of their own to do (see `model::executor`), all share each small loop: a
-//! token that is generated is some hundred of them. Handing a loop to a general thread pool costs 5 to
-//! 20 µs; here the threads of a [`Team`] spin for a short while between loops, so it costs less than 1. Who
-//! does which task is decided at run time, which is why a task must write only what is its own: then the
-//! bytes don't depend on it.
+//! Where threads can't work on separate sequences (see `model::executor`), they share each loop of a kernel:
+//! generating one token takes some hundred loops. Handing a loop to a general thread pool costs 5 to 20 µs;
+//! the threads of a [`Team`] spin for a short while between loops, so it costs less than 1. Which thread runs
+//! which task is decided at run time, so a task must write only its own part of the output: then the bytes
+//! don't depend on the threads.
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,16 +12,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, Thread};
 
-use super::matmul::Dtype;
+use super::dtype::Dtype;
 use super::simd::Isa;
 
-/// How often a thread looks for work before it sleeps: some 50 µs.
+/// Iterations of the loop that waits for work, before a thread sleeps: some 50 µs.
 const SPINS: usize = 4_000;
 
-/// Threads that share loops, and the kind of CPU they run on.
+/// Threads that share loops, and the instructions and dtype of the kernels that they run.
 pub struct Team {
     pub isa: Isa,
-    /// Of its matrix products.
+    /// Of matrix products.
     pub dtype: Dtype,
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
@@ -29,33 +29,33 @@ pub struct Team {
     scratch: std::sync::Mutex<super::Buffer>,
 }
 
-/// What a loop runs: the body, by task.
+/// The body of a loop; its argument is the task.
 type Body = dyn Fn(usize) + Sync;
 
 struct Shared {
-    /// Who may post a loop; a second one that wants to does its loop alone.
+    /// Whether a loop is running; who wants to start another meanwhile runs it alone.
     busy: AtomicBool,
-    /// The loop's number in the upper half, the next task in the lower.
+    /// The loop's number in the upper 32 bits, the next task in the lower.
     next: AtomicU64,
     tasks: AtomicUsize,
     body: UnsafeCell<Option<*const Body>>,
     done: AtomicUsize,
     failed: AtomicBool,
     sleeping: AtomicUsize,
-    /// Threads of other teams that help for a while.
-    guests: AtomicUsize,
+    /// Threads in [`Team::visit`].
+    visitors: AtomicUsize,
     stop: AtomicBool,
 }
 
-// SAFETY: `body` is written only while no task is left, before `next` is released, and read only after
-// a task was taken, which keeps the loop open.
+// SAFETY: `body` is written only while no loop is running, before `next` is stored with release order, and
+// read only after a task was taken, before which the loop can't end.
 unsafe impl Send for Shared {}
 unsafe impl Sync for Shared {}
 
 const TASK: u64 = 0xffff_ffff;
 
 impl Shared {
-    /// Does tasks of the loop that is open until none is left; false if there was none.
+    /// Runs tasks of the current loop until none is left; false if there was none.
     fn help(&self) -> bool {
         let mut any = false;
         loop {
@@ -64,13 +64,13 @@ impl Shared {
             if task >= self.tasks.load(Ordering::Acquire) {
                 return any;
             }
-            // Fails when the loop has changed since, for its number has.
+            // Fails if another loop has begun meanwhile, for it has another number.
             if self.next.compare_exchange_weak(now, now + 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
                 continue;
             }
             any = true;
             // SAFETY: the loop can't end before this task is counted as done.
-            let body = unsafe { &*(*self.body.get()).expect("an open loop has a body") };
+            let body = unsafe { &*(*self.body.get()).expect("a loop has a body") };
             if catch_unwind(AssertUnwindSafe(|| body(task))).is_err() {
                 self.failed.store(true, Ordering::Relaxed);
             }
@@ -88,10 +88,10 @@ impl Shared {
                 std::hint::spin_loop();
             } else {
                 self.sleeping.fetch_add(1, Ordering::SeqCst);
-                // A loop posted before `sleeping` was raised would not wake this thread: look again.
-                let open =
+                // A loop that began before `sleeping` was raised does not wake this thread: check again.
+                let work =
                     (self.next.load(Ordering::SeqCst) & TASK) < self.tasks.load(Ordering::SeqCst) as u64;
-                if !open && !self.stop.load(Ordering::SeqCst) {
+                if !work && !self.stop.load(Ordering::SeqCst) {
                     std::thread::park();
                 }
                 self.sleeping.fetch_sub(1, Ordering::SeqCst);
@@ -102,7 +102,7 @@ impl Shared {
 }
 
 impl Team {
-    /// A team of `threads`, the caller among them, on the fastest code that this machine runs.
+    /// A team of `threads`, the caller among them, with the fastest instructions of this machine.
     pub fn new(threads: usize) -> Self {
         Self::with(threads, Isa::best())
     }
@@ -116,13 +116,13 @@ impl Team {
             done: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
             sleeping: AtomicUsize::new(0),
-            guests: AtomicUsize::new(0),
+            visitors: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
         });
         let spawn = |i: usize| {
             let shared = shared.clone();
             let thread = std::thread::Builder::new().name(format!("kernel-{i}"));
-            // Where no thread can be had, the team is smaller; the bytes are the same.
+            // If the system refuses a thread, the team is smaller; the bytes are the same.
             thread.spawn(move || shared.work()).ok()
         };
         let workers: Vec<JoinHandle<()>> = (1..threads).filter_map(spawn).collect();
@@ -137,29 +137,29 @@ impl Team {
         }
     }
 
-    /// The same team, with products in `dtype`.
+    /// The same team, with matrix products in `dtype`.
     pub fn in_dtype(mut self, dtype: Dtype) -> Self {
         self.dtype = dtype;
         self
     }
 
-    /// Those that there are now, guests among them.
+    /// How many there are now, with those of other teams that [`Team::visit`].
     pub fn threads(&self) -> usize {
-        self.workers.len() + 1 + self.shared.guests.load(Ordering::Relaxed)
+        self.workers.len() + 1 + self.shared.visitors.load(Ordering::Relaxed)
     }
 
-    /// Does tasks of this team, which the calling thread is none of, until `done` says so.
+    /// Runs tasks of this team on a thread that is not one of it, until `done` is true.
     pub fn visit(&self, done: impl Fn() -> bool) {
-        self.shared.guests.fetch_add(1, Ordering::Relaxed);
+        self.shared.visitors.fetch_add(1, Ordering::Relaxed);
         let mut spins = 0usize;
         while !done() {
             spins = if self.shared.help() { 0 } else { spins + 1 };
             if spins > SPINS { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
-        self.shared.guests.fetch_sub(1, Ordering::Relaxed);
+        self.shared.visitors.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Memory of `len` numbers for the length of a call, kept for the next. It holds anything.
+    /// Calls `f` with memory of `len` arbitrary numbers, which is kept for the next call.
     pub(super) fn with_scratch<R>(&self, len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
         match self.scratch.try_lock() {
             Ok(mut scratch) => {
@@ -168,12 +168,12 @@ impl Team {
                 }
                 f(&mut scratch[..len])
             }
-            // Somebody else's product is on its way.
+            // Another thread's call is using it.
             Err(_) => f(&mut super::Buffer::new(len)),
         }
     }
 
-    /// Calls `body` with every number below `tasks`, side by side, and returns when all are done.
+    /// Calls `body` with every number below `tasks`, in parallel, and returns when all are done.
     ///
     /// # Panics
     /// When `body` does.
@@ -184,13 +184,14 @@ impl Team {
             return;
         }
         let erased: &(dyn Fn(usize) + Sync) = &body;
-        // SAFETY: the reference is used until the last task is done, which is waited for below.
+        // SAFETY: the reference is used until the last task is done, and this function waits for that.
         let pointer = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync), *const Body>(erased) };
-        // No task is open: nobody reads the body now.
+        // No loop is running: no thread reads the body now.
         unsafe { *shared.body.get() = Some(pointer) };
         shared.done.store(0, Ordering::Relaxed);
         let number = (shared.next.load(Ordering::Relaxed) >> 32).wrapping_add(1) << 32;
-        // First the number with no task open, so that nobody takes an old count for this loop's.
+        // The count of tasks is 0 while the number changes, so that no thread combines the new number with
+        // the old count.
         shared.tasks.store(0, Ordering::SeqCst);
         shared.next.store(number, Ordering::SeqCst);
         shared.tasks.store(tasks, Ordering::SeqCst);
@@ -201,7 +202,7 @@ impl Team {
         let mut spins = 0usize;
         while shared.done.load(Ordering::Acquire) < tasks {
             spins += 1;
-            // Somebody's thread was taken off its core: let it have this one.
+            // The system has preempted a thread of this loop: give it this core.
             if spins > SPINS { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
         let failed = shared.failed.swap(false, Ordering::Relaxed);
@@ -211,7 +212,7 @@ impl Team {
 
     /// [`Team::each`] over ranges of `0..n`, each but the last a multiple of `grain` long.
     pub fn ranges(&self, n: usize, grain: usize, body: impl Fn(std::ops::Range<usize>) + Sync) {
-        // A few ranges a thread: whoever was held up does fewer.
+        // Several ranges a thread, so that a thread that was preempted does fewer.
         let len = n.div_ceil(4 * self.threads()).next_multiple_of(grain.max(1)).max(1);
         self.each(n.div_ceil(len), |i| body(i * len..((i + 1) * len).min(n)));
     }
@@ -222,20 +223,20 @@ impl Drop for Team {
         self.shared.stop.store(true, Ordering::SeqCst);
         self.handles.iter().for_each(Thread::unpark);
         for worker in self.workers.drain(..) {
-            // A worker catches what its tasks do; there is nothing left to tell.
+            // Panics of tasks were caught and reported by `each`.
             let _ = worker.join();
         }
     }
 }
 
-/// A slice that the tasks of one loop write side by side, each its own part.
+/// A mutable slice shared by the tasks of one loop, each of which writes its own part.
 pub struct Parts<'a, T = f32> {
     start: *mut T,
     len: usize,
     life: std::marker::PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: whoever takes parts promises that they don't overlap.
+// SAFETY: callers of `take` promise that the parts don't overlap.
 unsafe impl<T: Send> Send for Parts<'_, T> {}
 unsafe impl<T: Send> Sync for Parts<'_, T> {}
 
@@ -257,16 +258,16 @@ impl<'a, T> Parts<'a, T> {
     ///
     /// # Panics
     /// When the range is not within the slice.
-    #[allow(clippy::mut_from_ref)] // that is what it is for
+    #[allow(clippy::mut_from_ref)] // the caller promises what the borrow checker can't see
     pub unsafe fn take(&self, range: std::ops::Range<usize>) -> &'a mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.end - range.start) }
     }
 
-    /// Without the first `skip`.
+    /// Without the first `skip` elements.
     ///
     /// # Panics
-    /// When there are not so many.
+    /// When there are fewer.
     pub fn from(&self, skip: usize) -> Self {
         assert!(skip <= self.len, "{skip} of {}", self.len);
         Parts { start: self.start.wrapping_add(skip), len: self.len - skip, life: self.life }
@@ -317,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_does_tasks_of_a_team_of_one() {
+    fn a_visiting_thread_runs_tasks_of_a_team_of_one() {
         let team = Team::new(1);
         let (over, threads) = (AtomicBool::new(false), std::sync::Mutex::new(Vec::new()));
         std::thread::scope(|scope| {

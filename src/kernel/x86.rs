@@ -10,7 +10,7 @@ pub struct Avx512;
 #[derive(Clone, Copy)]
 pub struct Avx2;
 
-/// The tree over 16 lanes, given as two halves.
+/// Reduces 16 lanes, given as two registers of 8, in the order of [`Simd::sum`].
 macro_rules! folded {
     ($eight:path, $four:path, $low:expr, $high:expr) => {{
         let eight = $eight($low, $high);
@@ -22,8 +22,7 @@ macro_rules! folded {
 
 impl Tiles for Avx512 {
     type F = __m512;
-    // 8 × 3 sums, 3 of B and 1 of A: 28 of 32 registers. Of all shapes it needs the fewest instructions for a
-    // multiplication; 14 × 2, 9 × 3 and 6 × 4 measured slower or no faster.
+    // 8 × 3 sums, 3 of B and 1 of A: 28 of 32 registers. 14 × 2, 9 × 3 and 6 × 4 measured no faster.
     const VECTORS: usize = 3;
 
     #[inline(always)]
@@ -48,9 +47,9 @@ impl Tiles for Avx512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
     #[inline(always)]
-    #[allow(clippy::pointers_in_nomem_asm_block)] // it reads nothing
+    #[allow(clippy::pointers_in_nomem_asm_block)] // nothing is dereferenced
     fn opaque(mut p: *const f32) -> *const f32 {
-        // SAFETY: it is a comment.
+        // SAFETY: the assembly is a comment.
         unsafe { std::arch::asm!("/* {0} */", inout(reg) p, options(nomem, nostack, preserves_flags, pure)) }
         p
     }
@@ -136,7 +135,7 @@ impl Simd for Avx512 {
         unsafe { _mm512_loadu_si512(a.as_ptr().cast()) }
     }
     #[inline(always)]
-    unsafe fn load_halves(p: *const u16) -> __m512 {
+    unsafe fn load_bf16(p: *const u16) -> __m512 {
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
@@ -150,7 +149,7 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn greatest(a: __m512) -> f32 {
+    unsafe fn max_lane(a: __m512) -> f32 {
         unsafe {
             folded!(_mm256_max_ps, _mm_max_ps, _mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a))
         }
@@ -164,11 +163,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_mask_storeu_ps(p, (1 << n) - 1, x) }
     }
 
-    /// Pairs, then quads, then 128-bit lanes.
+    /// Interleaves pairs of rows, then pairs of pairs, then 128-bit lanes.
     #[inline(always)]
-    unsafe fn turned(r: [__m512; LANES]) -> [__m512; LANES] {
+    unsafe fn transposed(r: [__m512; LANES]) -> [__m512; LANES] {
         unsafe {
-            // No closures: what is not inlined here would lack the instructions.
+            // No closures: one that is not inlined would be compiled without AVX-512.
             let mut t = r;
             for i in 0..8 {
                 t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
@@ -200,7 +199,7 @@ impl Simd for Avx512 {
     }
 }
 
-/// [`Avx512`] whose numbers, but for sums, are pairs of bf16.
+/// [`Avx512`] whose factors are pairs of bf16; sums are f32.
 #[derive(Clone, Copy)]
 pub struct Pairs;
 
@@ -224,7 +223,7 @@ impl Tiles for Pairs {
     unsafe fn store(p: *mut f32, x: __m512) {
         unsafe { Avx512::store(p, x) }
     }
-    /// The upper halves' product first, then the lower halves'.
+    /// Adds the product of the upper 16 bits first, then that of the lower.
     #[inline(always)]
     unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
         unsafe {
@@ -257,7 +256,7 @@ macro_rules! both {
 
 impl Tiles for Avx2 {
     type F = [__m256; 2];
-    // 6 sums of two registers, B's two and one of A: 15 of 16 registers.
+    // 6 sums of two registers, two of B and one of A: 15 of 16 registers.
     const VECTORS: usize = 1;
 
     #[inline(always)]
@@ -374,7 +373,7 @@ impl Simd for Avx2 {
         unsafe { std::mem::transmute::<[u32; LANES], [__m256i; 2]>(a) }
     }
     #[inline(always)]
-    unsafe fn load_halves(p: *const u16) -> Self::F {
+    unsafe fn load_bf16(p: *const u16) -> Self::F {
         unsafe {
             let (low, high) = (_mm_loadu_si128(p.cast()), _mm_loadu_si128(p.add(8).cast()));
             let (low, high) = (_mm256_cvtepu16_epi32(low), _mm256_cvtepu16_epi32(high));
@@ -389,11 +388,11 @@ impl Simd for Avx2 {
         unsafe { folded!(_mm256_add_ps, _mm_add_ps, a[0], a[1]) }
     }
     #[inline(always)]
-    unsafe fn greatest(a: Self::F) -> f32 {
+    unsafe fn max_lane(a: Self::F) -> f32 {
         unsafe { folded!(_mm256_max_ps, _mm_max_ps, a[0], a[1]) }
     }
     #[inline(always)]
-    unsafe fn turned(rows: [Self::F; LANES]) -> [Self::F; LANES] {
+    unsafe fn transposed(rows: [Self::F; LANES]) -> [Self::F; LANES] {
         unsafe {
             let rows = std::mem::transmute::<[Self::F; LANES], [[f32; LANES]; LANES]>(rows);
             let mut columns = [Self::splat(0.0); LANES];

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::base::{Error, Invalid, Result};
+pub use crate::kernel::activation::Activation;
 
 /// How a token learns where it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -70,20 +71,6 @@ pub enum Placement {
     Pre,
     /// `norm(x + f(x))`
     Post,
-}
-
-/// The nonlinearity of the feed-forward part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// GELU approximated by a tanh: transformers' `gelu_new` (Hendrycks and Gimpel, 2016).
-    GeluTanh,
-    /// `x Φ(x)`, by the error function.
-    Gelu,
-    /// `max(x, 0)²` (So et al., "Primer", 2021).
-    Relu2,
-    /// `x sigmoid(x)`
-    Silu,
 }
 
 /// How a model's weights begin.

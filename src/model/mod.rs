@@ -1,22 +1,42 @@
-//! The transformer: its configuration, its numbers, its ways forward and back, its files.
+//! The transformer: its architecture, its parameters, forward and backward, decoding, its files.
 //!
-//! The architecture is GPT-2's (Radford et al., 2019): pre-norm blocks, learned positions, GELU in its
-//! tanh form, output tied to the token embedding. The files are GPT-2's as Hugging Face writes them, so
-//! that `transformers` loads what tinylm trains. Math runs on [`crate::kernel`]; [`plain`] is the same
-//! model on candle, which tests compare with.
+//! ```text
+//!  config      the architecture: sizes, and which parts            presets   architectures with a name
+//!  layout      parameters: name, shape, place, how each begins
+//!  transformer a config with its weights
+//!  layer/      norm, attention, mlp, embed, head: what each keeps, forward and backward side by side
+//!  block       how sublayers, norms and residual connections are put together: the only place
+//!  workspace   activations and scratch of a micro-batch
+//!  ordered     gradients that are added up in a fixed order
+//!  executor    batches on all threads: loss, gradient, predictions
+//!  decode      reading on with cached keys and values
+//!  reference   the same model on candle, written to be read, which tests compare with
+//!  format/     config.json and names of tensors as other programs have them
+//!  files       a model's folder
+//! ```
 //!
-//! Letters in shapes: `B` sequences, `T` positions, `N` = B·T, `C` = d_model, `H` heads, `D` = C/H,
-//! `F` = d_ff, `V` = vocab_size.
+//! **A new part** (a norm, an activation, a kind of position) is a kernel with its forward and backward, a
+//! variant in `config`, an arm where a layer chooses its kernel, and an arm in `reference`. Training, prompts
+//! and single tokens go through the same [`block`].
+//!
+//! Letters in shapes: `B` sequences, `T` positions, `N` = B·T rows, `C` = d_model, `H` heads, `K` heads of keys
+//! and values, `D` = d_head, `F` = d_ff, `V` = vocab_size.
 
+mod block;
 mod config;
 mod decode;
+mod describe;
+mod embedding_rows;
 mod executor;
 mod files;
-mod format;
+pub mod format;
+mod layer;
 mod layout;
+mod ordered;
 mod presets;
 pub mod reference;
 mod transformer;
+mod workspace;
 
 pub use config::{Activation, Config, Init, Norm, Placement, Position, Yarn};
 pub use decode::{Cache, Decoder, Reading};
@@ -44,3 +64,5 @@ fn dropout_at(p: f64, key: u64, site: usize) -> Dropout {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_with_transformers;

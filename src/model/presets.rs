@@ -226,3 +226,41 @@ pub fn preset(name: &str) -> Result<&'static Config> {
             .help(format!("the presets are {}", suggest::list(names())))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The counts of the programs that these architectures come from.
+    #[test]
+    fn presets_have_the_parameters_of_their_models() {
+        for (name, parameters) in [
+            ("tinylm-1.5m", 1_251_456),
+            ("conversational", 35_675_096),
+            ("slm", 29_995_392),
+            ("slm-50m-tied", 29_995_392),
+            ("slm-50m", 49_294_080),
+            ("gqa-26m", 25_829_888),
+            ("gqa-104m", 104_030_976),
+            ("go-tiny", 224),
+            ("stories-260k", 260_032),
+            // Given in millions: 0.65, 5.7, 29.2 and 161.9.
+            ("transformer-tiny", 652_800),
+            ("transformer-small", 5_719_552),
+            ("transformer-medium", 29_155_328),
+            ("transformer-large", 161_856_000),
+        ] {
+            assert_eq!(preset(name).unwrap().parameters(), parameters, "{name}");
+        }
+    }
+
+    #[test]
+    fn presets_are_valid_and_their_names_are_their_own() {
+        for (i, p) in PRESETS.iter().enumerate() {
+            assert_eq!(p.config.validate(), Ok(()), "{}", p.name);
+            assert!(PRESETS[..i].iter().all(|other| other.name != p.name), "{}", p.name);
+        }
+        let unknown = preset("tinylm-15m").unwrap_err().to_string();
+        assert!(unknown.contains("did you mean `tinylm-1.5m`"), "{unknown}");
+    }
+}

@@ -2,13 +2,17 @@
 //! are tested against, and the way onto a GPU, where those kernels don't run (a build of candle with
 //! CUDA or Metal, and its device here).
 //!
-//! It is written to be read, not to be fast.
+//! It is written to be read, not to be fast. Every architecture of [`Config`] is here.
+
+use std::f64::consts::TAU;
+use std::ops::Range;
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::ops::{log_softmax, softmax};
 
+use super::config::{Activation, Norm, Placement, Position};
 use super::executor::Sequences;
-use super::layout::{LinearLayout, NormLayout};
+use super::layout::{BlockLayout, LinearLayout, NormLayout};
 use super::transformer::Transformer;
 use super::{Config, dropout_at};
 use crate::kernel::IGNORE;
@@ -21,6 +25,18 @@ pub struct Reference {
     /// Where each parameter begins, to find it again.
     starts: Vec<usize>,
     device: Device,
+    smoothing: f64,
+}
+
+/// What is the same for all layers of one pass.
+struct Pass {
+    sequences: usize,
+    length: usize,
+    dropout: Option<u64>,
+    /// Cosines and sines of the rotation, `[T, D/2]` each.
+    rotation: Option<(Tensor, Tensor)>,
+    /// `[T, T]`: minus infinity for what comes later.
+    mask: Tensor,
 }
 
 impl Reference {
@@ -36,12 +52,14 @@ impl Reference {
             vars: gpt.parameters().iter().map(var).collect::<Result<_>>()?,
             starts: gpt.parameters().iter().map(|p| p.range.start).collect(),
             device: device.clone(),
+            smoothing: 0.0,
         })
     }
 
-    fn at(&self, start: usize) -> &Tensor {
-        let i = self.starts.binary_search(&start).expect("the start of a parameter");
-        self.vars[i].as_tensor()
+    /// The same with label smoothing (Szegedy et al., 2016): of each target, this share is spread over the
+    /// whole vocabulary.
+    pub fn with_smoothing(self, smoothing: f64) -> Self {
+        Reference { smoothing, ..self }
     }
 
     /// Logits `[B*T, V]`. With `dropout`, drops what the kernels drop under that key.
@@ -49,21 +67,28 @@ impl Reference {
     /// # Errors
     /// When candle fails.
     pub fn logits(&self, gpt: &Transformer, all: Sequences, dropout: Option<u64>) -> Result<Tensor> {
-        let (t, c) = (all.length, self.config.d_model);
-        let b = all.ids.len() / t;
-        let ids = Tensor::from_slice(all.ids, b * t, &self.device)?;
-        let wte = self.at(gpt.layout.tokens.start);
-        let positions = self.at(gpt.layout.positions.clone().unwrap().start).narrow(0, 0, t)?;
-        let x = wte.index_select(&ids, 0)?.reshape((b, t, c))?.broadcast_add(&positions)?;
-        let mut x = self.drop(dropout, 0, x.reshape((b * t, c))?)?;
-        for (i, block) in gpt.layout.blocks.iter().enumerate() {
-            let attended =
-                self.attention(block, &self.norm(&block.attn_norm, &x)?, (b, t), dropout, 3 * i + 1)?;
-            x = (x + self.drop(dropout, 3 * i + 2, attended)?)?;
-            let hidden = self.linear(&block.up, &self.norm(&block.mlp_norm, &x)?)?.gelu()?;
-            x = (x + self.drop(dropout, 3 * i + 3, self.linear(&block.down, &hidden)?)?)?;
+        let layout = &gpt.layout;
+        let pass = self.pass(all, dropout)?;
+        let mut x = self.embed(gpt, all.ids, &pass)?;
+        let x0 = x.clone();
+        for (i, block) in layout.blocks.iter().enumerate() {
+            if let Some(mix) = &block.mix {
+                let mix = self.at(mix);
+                x = (x.broadcast_mul(&mix.narrow(0, 0, 1)?)? + x0.broadcast_mul(&mix.narrow(0, 1, 1)?)?)?;
+            }
+            x = self.sublayer(&pass, 3 * i + 2, &block.attn_norm, x, |x| {
+                self.attention(block, x, &pass, 3 * i + 1)
+            })?;
+            x = self.sublayer(&pass, 3 * i + 3, &block.mlp_norm, x, |x| self.feed_forward(block, x))?;
         }
-        self.norm(&gpt.layout.norm, &x)?.matmul(&wte.t()?)
+        let mut logits = self.norm(&layout.norm, &x)?.matmul(&self.at(&layout.head).t()?)?;
+        if let Some(bias) = &layout.head_bias {
+            logits = logits.broadcast_add(self.at(bias))?;
+        }
+        match self.config.logit_cap {
+            Some(cap) => (logits / cap)?.tanh()? * cap,
+            None => Ok(logits),
+        }
     }
 
     /// The sum of cross-entropies in nats, a scalar.
@@ -76,7 +101,9 @@ impl Reference {
         let targets: Vec<u32> = all.targets.iter().map(|t| if *t == IGNORE { 0 } else { *t }).collect();
         let n = targets.len();
         let own = logits.gather(&Tensor::from_vec(targets, (n, 1), &self.device)?, 1)?.squeeze(1)?;
-        (own * Tensor::from_vec(counts, n, &self.device)?)?.sum_all()?.neg()
+        let any = logits.mean(D::Minus1)?;
+        let each = ((own * (1.0 - self.smoothing))? + (any * self.smoothing)?)?;
+        (each * Tensor::from_vec(counts, n, &self.device)?)?.sum_all()?.neg()
     }
 
     /// The loss and its gradient, laid out like the weights.
@@ -101,6 +128,141 @@ impl Reference {
         Ok((f64::from(loss.to_scalar::<f32>()?), flat))
     }
 
+    fn at(&self, range: &Range<usize>) -> &Tensor {
+        let i = self.starts.binary_search(&range.start).expect("the start of a parameter");
+        self.vars[i].as_tensor()
+    }
+
+    fn pass(&self, all: Sequences, dropout: Option<u64>) -> Result<Pass> {
+        let t = all.length;
+        let ahead = |i: usize| if i % t > i / t { f32::NEG_INFINITY } else { 0.0 };
+        let mask = Tensor::from_vec((0..t * t).map(ahead).collect::<Vec<f32>>(), (t, t), &self.device)?;
+        let rotary = self.config.position == Position::Rotary;
+        let rotation = if rotary { Some(self.rotation(t)?) } else { None };
+        Ok(Pass { sequences: all.ids.len() / t, length: t, dropout, rotation, mask })
+    }
+
+    /// What enters the first block, `[B*T, C]`.
+    fn embed(&self, gpt: &Transformer, ids: &[u32], pass: &Pass) -> Result<Tensor> {
+        let (b, t, c) = (pass.sequences, pass.length, self.config.d_model);
+        let ids = Tensor::from_slice(ids, b * t, &self.device)?;
+        let mut x = self.at(&gpt.layout.tokens).index_select(&ids, 0)?;
+        if self.config.embed_scale {
+            x = (x * (c as f64).sqrt())?;
+        }
+        let positions = match &gpt.layout.positions {
+            Some(learned) => Some(self.at(learned).narrow(0, 0, t)?),
+            None if self.config.position == Position::Sinusoidal => Some(self.sinusoid(t)?),
+            None => None,
+        };
+        if let Some(positions) = positions {
+            x = x.reshape((b, t, c))?.broadcast_add(&positions)?.reshape((b * t, c))?;
+        }
+        if self.config.embed_norm {
+            x = self.norm(&gpt.layout.embed_norm, &x)?;
+        }
+        self.drop(pass.dropout, 0, x)
+    }
+
+    /// Adds to `x` what `f` makes of it, and normalizes before or after that.
+    fn sublayer(
+        &self,
+        pass: &Pass,
+        site: usize,
+        norm: &NormLayout,
+        x: Tensor,
+        f: impl Fn(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        match self.config.placement {
+            Placement::Pre => &x + self.drop(pass.dropout, site, f(&self.norm(norm, &x)?)?)?,
+            Placement::Post => self.norm(norm, &(&x + self.drop(pass.dropout, site, f(&x)?)?)?),
+        }
+    }
+
+    fn attention(&self, block: &BlockLayout, x: &Tensor, pass: &Pass, site: usize) -> Result<Tensor> {
+        let Config { n_head, n_kv_head, d_head, .. } = self.config;
+        let (b, t) = (pass.sequences, pass.length);
+        let qkv = self.linear(&block.qkv, x)?.reshape((b, t, n_head + 2 * n_kv_head, d_head))?;
+        // `[B, heads, T, D]`
+        let heads = |from: usize, n: usize| qkv.narrow(2, from, n)?.transpose(1, 2)?.contiguous();
+        let q = self.query_or_key(&block.q_norm, heads(0, n_head)?, pass)?;
+        let k = self.query_or_key(&block.k_norm, heads(n_head, n_kv_head)?, pass)?;
+        let v = heads(n_head + n_kv_head, n_kv_head)?;
+        let (k, v) = (self.shared(k)?, self.shared(v)?);
+        let scores = (q.matmul(&k.t()?)? / (d_head as f64).sqrt())?.broadcast_add(&pass.mask)?;
+        let weights = self.drop(pass.dropout, site, softmax(&scores, D::Minus1)?)?;
+        let mixed = weights.matmul(&v)?.transpose(1, 2)?.reshape((b * t, n_head * d_head))?;
+        self.linear(&block.attn_proj, &mixed)
+    }
+
+    /// Normalized and rotated, as far as the architecture does that.
+    fn query_or_key(&self, norm: &NormLayout, mut x: Tensor, pass: &Pass) -> Result<Tensor> {
+        if self.config.qk_norm {
+            x = self.normalized(Norm::RmsNorm, norm, &x)?;
+        }
+        let Some((cos, sin)) = &pass.rotation else { return Ok(x) };
+        let half = self.config.d_head / 2;
+        let (a, b) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
+        let turned = |a: &Tensor, b: &Tensor| a.broadcast_mul(cos)? + b.broadcast_mul(sin)?;
+        Tensor::cat(&[turned(&a, &b.neg()?)?, turned(&b, &a)?], D::Minus1)
+    }
+
+    /// Each head of keys or values once for each query head that reads it.
+    fn shared(&self, x: Tensor) -> Result<Tensor> {
+        let Config { n_head, n_kv_head, d_head, .. } = self.config;
+        let (b, _, t, _) = x.dims4()?;
+        let each = x.unsqueeze(2)?.broadcast_as((b, n_kv_head, n_head / n_kv_head, t, d_head))?;
+        each.contiguous()?.reshape((b, n_head, t, d_head))
+    }
+
+    fn feed_forward(&self, block: &BlockLayout, x: &Tensor) -> Result<Tensor> {
+        let hidden = self.linear(&block.up, x)?;
+        let f = self.config.d_ff;
+        let hidden = if self.config.gated {
+            (self.activation(&hidden.narrow(1, 0, f)?)? * hidden.narrow(1, f, f)?)?
+        } else {
+            self.activation(&hidden)?
+        };
+        self.linear(&block.down, &hidden)
+    }
+
+    fn activation(&self, x: &Tensor) -> Result<Tensor> {
+        match self.config.activation {
+            Activation::GeluTanh => x.gelu(),
+            Activation::Gelu => x.gelu_erf(),
+            Activation::Relu2 => x.relu()?.sqr(),
+            Activation::Silu => x.silu(),
+        }
+    }
+
+    fn norm(&self, layout: &NormLayout, x: &Tensor) -> Result<Tensor> {
+        self.normalized(self.config.norm, layout, x)
+    }
+
+    fn normalized(&self, kind: Norm, layout: &NormLayout, x: &Tensor) -> Result<Tensor> {
+        let centred = match kind {
+            Norm::LayerNorm => x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?,
+            Norm::RmsNorm => x.clone(),
+        };
+        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+        let mut y = centred.broadcast_div(&(variance + self.config.norm_eps)?.sqrt()?)?;
+        if let Some(weight) = &layout.weight {
+            y = y.broadcast_mul(self.at(weight))?;
+        }
+        match &layout.bias {
+            Some(bias) => y.broadcast_add(self.at(bias)),
+            None => Ok(y),
+        }
+    }
+
+    fn linear(&self, layout: &LinearLayout, x: &Tensor) -> Result<Tensor> {
+        let y = x.matmul(self.at(&layout.weight))?;
+        match &layout.bias {
+            Some(bias) => y.broadcast_add(self.at(bias)),
+            None => Ok(y),
+        }
+    }
+
     fn drop(&self, key: Option<u64>, site: usize, x: Tensor) -> Result<Tensor> {
         let dropout = key.map(|key| dropout_at(self.config.dropout, key, site));
         let Some(dropout) = dropout.filter(|d| !d.is_none()) else { return Ok(x) };
@@ -112,36 +274,45 @@ impl Reference {
         x.mul(&Tensor::from_vec(mask, x.shape(), &self.device)?)
     }
 
-    fn norm(&self, pair: &NormLayout, x: &Tensor) -> Result<Tensor> {
-        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-        let normed = centred.broadcast_div(&(variance + 1e-5)?.sqrt()?)?;
-        normed
-            .broadcast_mul(self.at(pair.weight.as_ref().unwrap().start))?
-            .broadcast_add(self.at(pair.bias.as_ref().unwrap().start))
+    /// Vaswani et al.'s positions, `[T, C]`.
+    fn sinusoid(&self, t: usize) -> Result<Tensor> {
+        let c = self.config.d_model;
+        let at = |i: usize| {
+            let (position, column) = (i / c, i % c);
+            let frequency = libm::exp(-((column - column % 2) as f64) * libm::log(10_000.0) / c as f64);
+            let angle = position as f64 * frequency;
+            (if column.is_multiple_of(2) { libm::sin(angle) } else { libm::cos(angle) }) as f32
+        };
+        Tensor::from_vec((0..t * c).map(at).collect::<Vec<f32>>(), (t, c), &self.device)
     }
 
-    fn linear(&self, pair: &LinearLayout, x: &Tensor) -> Result<Tensor> {
-        x.matmul(self.at(pair.weight.start))?.broadcast_add(self.at(pair.bias.as_ref().unwrap().start))
+    /// Cosines and sines of each position's rotation, `[T, D/2]`, times YaRN's attention factor.
+    fn rotation(&self, t: usize) -> Result<(Tensor, Tensor)> {
+        let frequencies = frequencies(&self.config);
+        let factor = self.config.rope_scaling.map_or(1.0, |yarn| yarn.attention_factor());
+        let table = |f: fn(f64) -> f64| {
+            let row = |p: usize| frequencies.iter().map(move |w| (factor * f(p as f64 * w)) as f32);
+            let values: Vec<f32> = (0..t).flat_map(row).collect();
+            Tensor::from_vec(values, (t, frequencies.len()), &self.device)
+        };
+        Ok((table(libm::cos)?, table(libm::sin)?))
     }
+}
 
-    fn attention(
-        &self,
-        block: &super::layout::BlockLayout,
-        x: &Tensor,
-        (b, t): (usize, usize),
-        dropout: Option<u64>,
-        site: usize,
-    ) -> Result<Tensor> {
-        let (c, h) = (self.config.d_model, self.config.n_head);
-        let qkv = self.linear(&block.qkv, x)?.reshape((b, t, 3, h, c / h))?;
-        let part = |i: usize| qkv.narrow(2, i, 1)?.squeeze(2)?.transpose(1, 2)?.contiguous();
-        let (q, k, v) = (part(0)?, part(1)?, part(2)?);
-        let ahead = |i: usize| if i % t > i / t { f32::NEG_INFINITY } else { 0.0 };
-        let mask = Tensor::from_vec((0..t * t).map(ahead).collect::<Vec<f32>>(), (t, t), &self.device)?;
-        let scores = (q.matmul(&k.t()?)? / ((c / h) as f64).sqrt())?.broadcast_add(&mask)?;
-        let weights = self.drop(dropout, site, softmax(&scores, D::Minus1)?)?;
-        let mixed = weights.matmul(&v)?.transpose(1, 2)?.reshape((b * t, c))?;
-        self.linear(&block.attn_proj, &mixed)
-    }
+/// How far each pair of a head's numbers turns from one position to the next, in radians.
+fn frequencies(config: &Config) -> Vec<f64> {
+    let (d, base) = (config.d_head as f64, config.rope_base);
+    let plain = (0..config.d_head / 2).map(|i| libm::pow(base, -2.0 * i as f64 / d));
+    let Some(yarn) = config.rope_scaling else { return plain.collect() };
+    // The pair that turns `n` times over the sequences of pretraining.
+    let pair = |n: f64| d * libm::log(yarn.original_seq_len as f64 / (n * TAU)) / (2.0 * libm::log(base));
+    let low = pair(yarn.beta_fast).floor().max(0.0);
+    let high = pair(yarn.beta_slow).ceil().min(d - 1.0);
+    let width = if low == high { 0.001 } else { high - low };
+    // Pairs below `low` stay, those above `high` turn slower, and those between are in between.
+    let scaled = |(i, w): (usize, f64)| {
+        let ramp = ((i as f64 - low) / width).clamp(0.0, 1.0);
+        w * (1.0 - ramp) + w / yarn.factor * ramp
+    };
+    plain.enumerate().map(scaled).collect()
 }

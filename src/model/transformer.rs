@@ -1,18 +1,28 @@
 //! A model: its architecture and its weights.
 
-use super::layout::Begin;
-use super::{Config, Layout, Parameter};
-use crate::base::{Result, Rng};
-use crate::kernel::{Buffer, Dtype, Number, half};
+use std::ops::Range;
 
-/// A model: its shape and its numbers.
+use super::config::Position;
+use super::layout::{Begin, BlockLayout};
+use super::{Config, Layout, Parameter, Role};
+use crate::base::{Error, Result, Rng};
+use crate::kernel::loss::Output;
+use crate::kernel::rotary::{self, Rope};
+use crate::kernel::weight::Weight;
+use crate::kernel::{Buffer, Dtype, Number, embedding, to_bf16};
+
+/// A model: its architecture and its parameters.
 pub struct Transformer {
     pub config: Config,
     pub layout: Layout,
-    /// Laid out as [`Layout`] says.
+    /// All parameters, laid out as [`Layout`] says.
     pub weights: Buffer,
     /// The weights as bf16, laid out alike, when all matrices were rounded to that.
-    pub(super) halves: Option<Vec<u16>>,
+    bf16: Option<Vec<u16>>,
+    /// Rotary angles of all positions.
+    pub(super) rope: Option<Rope>,
+    /// Sines and cosines of all positions, `[T, C]`.
+    sinusoid: Option<Buffer>,
 }
 
 impl Transformer {
@@ -23,9 +33,9 @@ impl Transformer {
             return self;
         }
         for p in self.layout.parameters.iter().filter(|p| p.shape.len() == 2) {
-            self.weights[p.range.clone()].iter_mut().for_each(|x| *x = half(*x).widened());
+            self.weights[p.range.clone()].iter_mut().for_each(|x| *x = to_bf16(*x).widened());
         }
-        self.halves = Some(self.weights.iter().map(|x| half(*x)).collect());
+        self.bf16 = Some(self.weights.iter().map(|x| to_bf16(*x)).collect());
         self
     }
 
@@ -53,55 +63,120 @@ impl Transformer {
     /// All numbers 0, to be read from a file.
     pub(super) fn zeros(config: &Config) -> Self {
         let layout = Layout::new(config);
-        let len = layout.len;
-        Transformer { config: config.clone(), layout, weights: Buffer::new(len), halves: None }
+        let weights = Buffer::new(layout.len);
+        let (rope, sinusoid) = position_tables(config);
+        Transformer { config: config.clone(), layout, weights, bf16: None, rope, sinusoid }
+    }
+
+    /// The same weights for sequences of another length, with rotary frequencies scaled for it.
+    ///
+    /// # Errors
+    /// When the length is another than that of learned positions, or the scaling doesn't fit.
+    pub fn with_positions(mut self, seq_len: usize, rope_scaling: Option<super::Yarn>) -> Result<Self> {
+        if self.config.position == Position::Learned && seq_len != self.config.seq_len {
+            let what =
+                format!("`seq_len: {seq_len}`: the model has learned {} positions", self.config.seq_len);
+            return Err(Error::input(what).help("leave `seq_len` away"));
+        }
+        let config = Config { seq_len, rope_scaling, ..self.config };
+        config.validate().map_err(Error::invalid)?;
+        (self.rope, self.sinusoid) = position_tables(&config);
+        self.config = config;
+        Ok(self)
     }
 
     pub fn parameters(&self) -> &[Parameter] {
         &self.layout.parameters
     }
 
-    /// The same model with room for `vocab_size` tokens: each new row is the mean of the old ones, and
-    /// a little noise from `seed` so that they can be told apart (Hewitt, 2021).
+    /// A matrix as products read it.
+    pub(super) fn weight(&self, range: &Range<usize>) -> Weight<'_> {
+        let weight = &self.weights[range.clone()];
+        match &self.bf16 {
+            Some(bf16) => Weight::Bf16 { bits: &bf16[range.clone()], widened: weight },
+            None => Weight::F32(weight),
+        }
+    }
+
+    /// What token embeddings are multiplied by.
+    pub(super) fn embed_scale(&self) -> f32 {
+        if self.config.embed_scale { (self.config.d_model as f32).sqrt() } else { 1.0 }
+    }
+
+    /// What is added to token embeddings, `[T, C]`.
+    pub(super) fn positions(&self) -> Option<&[f32]> {
+        let learned = self.layout.positions.clone().map(|range| &self.weights[range]);
+        learned.or(self.sinusoid.as_deref())
+    }
+
+    /// The weights of the residual stream and of the embedding at the beginning of a block.
+    pub(super) fn mix(&self, block: &BlockLayout) -> Option<[f32; 2]> {
+        let range = block.mix.clone()?;
+        Some([self.weights[range.start], self.weights[range.start + 1]])
+    }
+
+    /// The output projection.
+    pub(super) fn output(&self) -> Output<'_> {
+        Output {
+            weight: &self.weights[self.layout.head.clone()],
+            bias: self.layout.head_bias.clone().map(|range| &self.weights[range]),
+            cap: self.config.logit_cap.map(|cap| cap as f32),
+            c: self.config.d_model,
+        }
+    }
+
+    /// The same model with room for `vocab_size` tokens: each new row, of the embedding and of an output
+    /// projection of its own, is the mean of the old ones, and a little noise from `seed` so that they can
+    /// be told apart (Hewitt, 2021). Other parameters are copied.
     ///
     /// # Errors
     /// When `vocab_size` is smaller than what there is.
     pub fn extended(&self, vocab_size: usize, seed: u64) -> Result<Self> {
-        let (old, c) = (self.config.vocab_size, self.config.d_model);
+        let old = self.config.vocab_size;
         if vocab_size < old {
             let what = format!("a vocabulary of {old} cannot be extended to {vocab_size}");
-            return Err(crate::base::Error::bug(what));
+            return Err(Error::bug(what));
         }
         let mut wider = Self::zeros(&Config { vocab_size, ..self.config.clone() });
-        let table = &self.weights[self.layout.tokens.clone()];
-        wider.weights[..old * c].copy_from_slice(table);
-        let rest = self.layout.tokens.end..self.weights.len();
-        wider.weights[vocab_size * c..].copy_from_slice(&self.weights[rest]);
-        let mut rng = Rng::new(seed, "init/extended/transformer.wte.weight");
-        for j in old..vocab_size {
-            for i in 0..c {
-                let mean = table.iter().skip(i).step_by(c).sum::<f32>() / old as f32;
-                wider.weights[j * c + i] = mean + (0.002 * rng.normal()) as f32;
+        for (from, to) in self.layout.parameters.iter().zip(&wider.layout.parameters) {
+            let (from, to) = (&self.weights[from.range.clone()], &mut wider.weights[to.range.clone()]);
+            to[..from.len()].copy_from_slice(from);
+        }
+        for p in &wider.layout.parameters {
+            if p.shape.first() == Some(&vocab_size) && matches!(p.role, Role::Embedding | Role::Head) {
+                let mut rng = Rng::new(seed, &format!("init/extended/{}", p.name));
+                add_rows(&mut wider.weights[p.range.clone()], p.shape[1], old, &mut rng);
             }
         }
         Ok(wider)
     }
 }
 
-impl super::layout::LinearLayout {
-    pub fn linear<'a>(&self, all: &'a [f32]) -> crate::kernel::linear::Linear<'a> {
-        let bias = self.bias.clone().expect("a bias");
-        crate::kernel::linear::Linear { weight: &all[self.weight.clone()], bias: &all[bias], halves: None }
-    }
-    pub fn reading<'a>(&self, gpt: &'a Transformer) -> crate::kernel::linear::Linear<'a> {
-        let halves = gpt.halves.as_deref().map(|all| &all[self.weight.clone()]);
-        crate::kernel::linear::Linear { halves, ..self.linear(&gpt.weights) }
+/// Fills the rows behind the first `old` of a table of width `c` with their mean and some noise.
+fn add_rows(table: &mut [f32], c: usize, old: usize, rng: &mut Rng) {
+    let (rows, new) = table.split_at_mut(old * c);
+    let means: Vec<f32> = (0..c).map(|i| rows.iter().skip(i).step_by(c).sum::<f32>() / old as f32).collect();
+    for row in new.chunks_exact_mut(c) {
+        row.iter_mut().zip(&means).for_each(|(x, mean)| *x = mean + (0.002 * rng.normal()) as f32);
     }
 }
 
-impl super::layout::NormLayout {
-    pub fn norm<'a>(&self, all: &'a [f32]) -> crate::kernel::norm::Norm<'a> {
-        let (weight, bias) = (self.weight.clone().expect("a weight"), self.bias.clone().expect("a bias"));
-        crate::kernel::norm::Norm { weight: &all[weight], bias: &all[bias] }
+/// What positions that are not learned are computed from.
+fn position_tables(config: &Config) -> (Option<Rope>, Option<Buffer>) {
+    let (t, c, d) = (config.seq_len, config.d_model, config.d_head);
+    match config.position {
+        Position::Rotary => (Some(Rope::new(t, d, config.rope_base, config.rope_scaling.map(yarn))), None),
+        Position::Sinusoidal => (None, Some(embedding::sinusoid(t, c))),
+        Position::Learned | Position::None => (None, None),
+    }
+}
+
+fn yarn(yarn: super::Yarn) -> rotary::Yarn {
+    rotary::Yarn {
+        factor: yarn.factor,
+        original_length: yarn.original_seq_len,
+        beta_fast: yarn.beta_fast,
+        beta_slow: yarn.beta_slow,
+        attention_factor: yarn.attention_factor(),
     }
 }

@@ -1,26 +1,27 @@
 //! Products of matrices: `C = A·B`, `C = bias + A·B` or `C += A·B`.
 //!
-//! Each element of C is one chain of fused multiply-adds over k = 0, 1, 2, … from what it starts with.
-//! Nothing else decides its bits: not the sizes of tiles and blocks below, not which thread does what,
-//! not the width of the vectors, which lie along the columns. A single row gives the bits that it would
-//! give within a thousand.
+//! Each element of C is one chain of fused multiply-adds over k = 0, 1, 2, … from its initial value. Its bits
+//! depend on nothing else: not on the sizes of tiles and blocks below, not on which thread computes what, not
+//! on the width of the vectors, which run along the columns. A row gives the same bits alone and within a
+//! thousand.
 //!
-//! What makes it fast (Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication",
-//! 2008):
-//! - a **tile** of C, as many rows as there are registers for, stays in registers while k runs;
-//! - B is copied into **panels** of 48 columns, so that a tile reads it from end to end, and in blocks of
-//!   [`DEPTH`] rows, so that a block stays in the inner caches while all rows of A pass by;
-//! - A is read where it lies, its numbers broadcast one at a time; where its rows lie badly for the cache,
-//!   or it is transposed, its tiles are copied too, as many as the second cache holds;
+//! It follows Goto and van de Geijn ("Anatomy of High-Performance Matrix Multiplication", 2008) and BLIS,
+//! whose terms are in parentheses:
+//! - a **tile** of C (micro-tile) stays in registers while k runs;
+//! - B is packed into **panels** (micro-panels) of 48 columns, so that a tile reads it sequentially, and in
+//!   blocks of [`DEPTH`] rows (KC), so that a block stays in the L1 and L2 caches while it is multiplied with
+//!   all rows of A;
+//! - A is read in place, its elements broadcast one at a time. Where its stride maps its rows to the same sets
+//!   of the cache, or it is transposed, its tiles are packed too, as many at a time as L2 holds;
 //! - what several tasks read is packed once for all of them;
-//! - what comes next, of C and of B, is asked for a line at a time while sums run: asked for at once, it
-//!   would hold up what A needs from the next cache.
+//! - the next rows of C and the next panel of B are prefetched a cache line at a time between
+//!   multiplications: all at once they would delay the loads of A.
 //!
-//! **bf16.** Both matrices are rounded to bf16 (the upper half of an f32) on their way into tiles and
-//! panels; sums stay f32. The order of a sum is that of the x86 instruction for it, VDPBF16PS: pair after
-//! pair of k, in each the second product first, each added with one rounding. A product of two bf16 is
-//! exact in f32, so that is a chain of fused multiply-adds too, and CPUs without the instruction give the
-//! same bits with the tiles of f32. Numbers below 2^-55 count as 0, see [`pack`].
+//! **bf16.** Both matrices are rounded to bf16 (the upper 16 bits of an f32) when they are packed; sums stay
+//! f32. The order of a sum is that of the x86 instruction VDPBF16PS: pair after pair of k, in each the second
+//! product first, each added with one rounding. A product of two bf16 is exact in f32, so that is a chain of
+//! fused multiply-adds too, and CPUs without the instruction compute the same bits with the tiles of f32.
+//! Numbers below 2^-55 count as 0, see [`pack`].
 
 mod pack;
 mod thin;
@@ -33,15 +34,16 @@ use std::ops::Range;
 use self::pack::{Numbers, RUN, STRIP, pack_left, pack_right, panel_in, panels, pieces};
 pub use self::thin::Panels;
 use self::thin::thin;
-use self::tile::{Ahead, Begin, Block, Packed, Source};
+use self::tile::{Begin, Block, Packed, Prefetch, Source};
 use super::Buffer;
+use super::dtype::Dtype;
 use super::simd::{Isa, LANES, Number, Simd, Tiles, simd};
 use super::team::{Parts, Team};
 
-/// Columns of a panel, at most.
+/// The most columns of a panel.
 const PANEL: usize = 3 * LANES;
 
-/// Steps that a tile takes at a time, at most: 48 KiB of a panel.
+/// The most steps of a block: 48 KiB of a panel.
 const DEPTH: usize = 256;
 
 /// A matrix to read: element (i, j) is `data[i * row + j * column]`, and one of the two is 1.
@@ -53,22 +55,22 @@ pub struct View<'a, N = f32> {
 }
 
 impl<'a, N: Number> View<'a, N> {
-    /// Rows that lie `stride` apart.
+    /// Rows begin every `stride`.
     pub fn new(data: &'a [N], stride: usize) -> Self {
         View { data, row: stride, column: 1 }
     }
 
-    /// Rows for columns.
+    /// The transpose.
     pub fn t(self) -> Self {
         View { data: self.data, row: self.column, column: self.row }
     }
 
-    /// Without the first rows.
+    /// Without the first `rows`.
     pub fn below(self, rows: usize) -> Self {
         View { data: &self.data[rows * self.row..], ..self }
     }
 
-    /// A row and what lies behind it, where columns lie side by side.
+    /// A row and what follows it in memory. Not of a transpose.
     pub fn row(self, row: usize) -> &'a [N] {
         debug_assert!(self.column == 1);
         &self.data[row * self.row..]
@@ -78,47 +80,24 @@ impl<'a, N: Number> View<'a, N> {
         rows == 0 || columns == 0 || (rows - 1) * self.row + (columns - 1) * self.column < self.data.len()
     }
 
-    /// Begin this row and column on.
-    fn from(self, row: usize, column: usize) -> *const N {
-        // Within the slice: whoever calls it has asked `holds`.
+    /// Where element (row, column) is.
+    fn pointer(self, row: usize, column: usize) -> *const N {
+        // Within the slice: callers have checked `holds`.
         self.data.as_ptr().wrapping_add(row * self.row + column * self.column)
     }
 }
 
-/// What a product is added to.
+/// The initial value of C.
 #[derive(Clone, Copy)]
 pub enum Start<'a> {
     Zero,
-    /// What C holds.
+    /// Its content: the product is added.
     Add,
-    /// A row for all rows.
+    /// The same row for all rows.
     Bias(&'a [f32]),
 }
 
-/// What products are made of. Sums are f32.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum Dtype {
-    /// 32 bits.
-    #[default]
-    F32,
-    /// Rounded to 16 bits, 8 of them of precision. Meant for CPUs with AVX512-BF16; others compute the same
-    /// bits with f32 instructions.
-    Bf16,
-}
-
-impl Dtype {
-    pub fn name(self) -> &'static str {
-        match self {
-            Dtype::F32 => "f32",
-            Dtype::Bf16 => "bf16",
-        }
-    }
-}
-
-/// `c[m, n] = start + a[m, k] · b[k, n]`, by all of the team, in its dtype.
+/// `c[m, n] = start + a[m, k] · b[k, n]`, by the threads of the team, in its dtype.
 ///
 /// # Panics
 /// When a slice is too short for its shape.
@@ -142,18 +121,18 @@ pub fn matmul(
         product.shared(team, numbers, m, n);
     } else if m <= THIN {
         product.few(team, m, n);
-    } else if m * n * k < ALONE {
+    } else if m * n * k < SERIAL {
         product.part(team.isa, 0..m, 0..n);
     } else {
         product.shared(team, Numbers::F32, m, n);
     }
 }
 
-/// [`matmul`] of up to [`THIN`] rows with a `b` of bf16: the bits that `b` widened to f32 gives.
+/// [`matmul`] of up to [`THIN`] rows with a `b` of bf16: the same bits as with `b` converted to f32.
 ///
 /// # Panics
-/// When a slice is too short for its shape, or the rows are more.
-pub fn matmul_halves(
+/// When a slice is too short for its shape, or there are more rows.
+pub fn matmul_bf16(
     team: &Team,
     (m, n, k): (usize, usize, usize),
     a: View,
@@ -168,12 +147,13 @@ pub fn matmul_halves(
     product.few(team, m, n);
 }
 
-/// `c = start + a · b`, of which several threads may do parts. Element (i, j) of c is `c[i * stride + j]`.
+/// `c = start + a · b`, of which several threads may compute parts. Element (i, j) of c is
+/// `c[i * stride + j]`.
 #[derive(Clone, Copy)]
 pub struct Product<'a, N = f32> {
     pub a: View<'a>,
     pub b: View<'a, N>,
-    /// Products of a sum.
+    /// The length of each sum.
     pub k: usize,
     pub start: Start<'a>,
     pub c: Parts<'a>,
@@ -181,7 +161,7 @@ pub struct Product<'a, N = f32> {
 }
 
 impl<N: Number> Product<'_, N> {
-    /// What all below relies on.
+    /// Checks that the slices have the shapes that the unsafe code below relies on.
     fn check(&self, m: usize, n: usize) {
         let Product { a, b, k, start, c, stride } = *self;
         assert!(stride >= n, "rows of {n} do not fit a stride of {stride}");
@@ -193,16 +173,16 @@ impl<N: Number> Product<'_, N> {
         }
     }
 
-    /// Few rows by all of the team.
+    /// A product of few rows, by the threads of the team.
     fn few(&self, team: &Team, m: usize, n: usize) {
         // The ranges of columns are disjoint.
         let part = |columns| thin(team.isa, self, 0..m, columns);
-        if m * n * self.k < ALONE { part(0..n) } else { team.ranges(n, 8 * LANES, part) }
+        if m * n * self.k < SERIAL { part(0..n) } else { team.ranges(n, 8 * LANES, part) }
     }
 }
 
 impl<'a> Product<'a> {
-    /// Some rows and columns in f32, by this thread. No two threads may hold the same of `c`.
+    /// Some rows and columns in f32, by this thread. No two threads may write the same part of `c`.
     ///
     /// # Panics
     /// When a slice is too short.
@@ -215,12 +195,13 @@ impl<'a> Product<'a> {
             return thin(isa, &self, rows, columns);
         }
         let Product { a, b, k, start, c, stride } = self;
-        let (a, b) = (Source::Lies(a), Source::Lies(b));
+        let (a, b) = (Source::Unpacked(a), Source::Unpacked(b));
         Part { rows, columns, steps: 0..k, k, a, b, start, c, stride }.compute(isa, Numbers::F32);
     }
 
-    /// All of it, in tasks. What several of them read is packed once for them: panels of B where they differ
-    /// in their rows, tiles of A where they differ in their columns alone. The other is packed by each.
+    /// The whole product, in tasks. What several tasks read is packed once for all: panels of B where tasks
+    /// differ in their rows, tiles of A where they differ only in their columns. Each packs the other for
+    /// itself.
     fn shared(self, team: &Team, numbers: Numbers, m: usize, n: usize) {
         let Product { a, b, k, start, c, stride } = self;
         let isa = team.isa;
@@ -238,9 +219,9 @@ impl<'a> Product<'a> {
                 Part { rows, columns, steps: steps.clone(), k, a, b, start, c, stride }.compute(isa, numbers);
             });
         };
-        let (own_a, own_b, all) = (Source::Lies(a), Source::Lies(b), numbers.steps(k));
-        // As many steps at a time as there is room for.
-        let steps_of = |width: usize| (ROOM / width / DEPTH * DEPTH).max(DEPTH).min(all.max(1));
+        let (own_a, own_b, all) = (Source::Unpacked(a), Source::Unpacked(b), numbers.steps(k));
+        // As many steps at a time as the packed memory holds.
+        let steps_of = |width: usize| (PACKED / width / DEPTH * DEPTH).max(DEPTH).min(all.max(1));
         if blocks > 1 {
             let width = n.next_multiple_of(LANES).min(WIDTH);
             let most = steps_of(width);
@@ -290,22 +271,21 @@ impl<'a> Product<'a> {
 }
 
 thread_local! {
-    /// The tiles of a task.
+    /// The packed tiles of A of a task.
     static TILES: RefCell<Buffer> = RefCell::new(Buffer::new(0));
 }
 
-/// How many rows and how many panels a task has.
+/// Rows and panels of a task.
 fn tasks(threads: usize, m: usize, panels: usize) -> (usize, usize) {
-    // A few tasks for each thread, since one that is held up must not hold up the others.
+    // Several tasks a thread, so that one that is preempted does not delay the others.
     let wanted = if threads == 1 { 1 } else { 4 * threads };
     let groups = |blocks: usize| wanted.div_ceil(blocks).min(panels);
     let blocks = if m > 4 * ROWS {
-        // Few rows stay in the second cache while panels pass by. Tasks that differ in rows alone read, and
-        // pack, each row once, and share the panels.
+        // A task's rows of A stay in L2 while it goes through all panels, which all tasks share.
         m.div_ceil(ROWS).max(wanted)
     } else {
-        // A group of panels reads all of A, a block of rows, of seven tiles at least, all of B: as little of
-        // both as can be.
+        // Each group of panels reads all of A, each block of rows (at least seven tiles) all of B: the fewest
+        // reads of both.
         let some = (1..=wanted.min(m / 56)).filter(|blocks| blocks * groups(*blocks) >= wanted);
         some.min_by_key(|blocks| groups(*blocks) * m + blocks * panels * PANEL)
             .unwrap_or_else(|| wanted.div_ceil(panels).min(m / 56).max(1))
@@ -314,33 +294,33 @@ fn tasks(threads: usize, m: usize, panels: usize) -> (usize, usize) {
     (m.div_ceil(blocks).next_multiple_of(8), panels.div_ceil(groups(blocks)))
 }
 
-/// Columns of B that are packed at a time, at most.
+/// The most columns of B that are packed at a time.
 const WIDTH: usize = 85 * PANEL;
 
-/// Words that are packed for all at a time: 4 MiB, or one block of [`DEPTH`] where that is more.
-const ROOM: usize = 1 << 20;
+/// Words that are packed at a time for all tasks: 4 MiB, or one block of [`DEPTH`] where that is more.
+const PACKED: usize = 1 << 20;
 
-/// Rows of C that a task has where there are many, so that what it reads of A fits the second cache.
+/// Rows of a task where there are many (MC), so that its part of A fits L2.
 const ROWS: usize = 192;
 
-/// Words of A that stay in the second cache while panels pass by: 512 KiB.
-const NEAR: usize = 1 << 17;
+/// Words of A that stay in L2 while a task goes through the panels: 512 KiB.
+const L2: usize = 1 << 17;
 
-/// Products of fewer multiplications are not worth sharing.
-const ALONE: usize = 1 << 15;
+/// Products of fewer multiplications are computed by one thread.
+const SERIAL: usize = 1 << 15;
 
-/// Up to so many rows, B is read where it lies: it is needed but once.
+/// Up to so many rows, B is not packed: each element is used too few times.
 pub const THIN: usize = 4;
 
-/// Pieces of some steps, `most` long, the first of which begins with `start`, the others with what is there.
-/// One even of nothing.
+/// `all` in blocks of at most `most` steps; the first has the initial value `start`, the others add. If `all`
+/// is empty, one empty block.
 fn blocks_of(all: Range<usize>, most: usize, start: Start) -> impl Iterator<Item = (Start, Range<usize>)> {
     (all.start..all.end.max(all.start + 1))
         .step_by(most)
         .map(move |top| (if top == all.start { start } else { Start::Add }, top..(top + most).min(all.end)))
 }
 
-/// What one thread does of a product at a time: some rows and columns, some steps of k.
+/// The part of a product that is one task: some rows and columns, some steps of k.
 #[derive(Clone)]
 struct Part<'a> {
     rows: Range<usize>,
@@ -355,14 +335,14 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// Tile after tile. The bounds were checked.
+    /// Computes it, with A packed where that pays. The bounds were checked.
     fn compute(&self, isa: Isa, numbers: Numbers) {
         let a = match self.a {
-            Source::Lies(a) if numbers.packs(a, self.columns.len()) => a,
+            Source::Unpacked(a) if numbers.packs(a, self.columns.len()) => a,
             _ => return self.panels(isa, numbers),
         };
         TILES.with_borrow_mut(|tiles| {
-            // Rows that the second cache holds, of the steps that the first one holds.
+            // As many rows as L2 holds, of as many steps as L1 holds.
             let most = self.rows.len().min(ROWS);
             let len = most * DEPTH + LANES;
             if tiles.len() < len {
@@ -380,52 +360,52 @@ impl Part<'_> {
         });
     }
 
-    /// The same when A need not be packed any more.
+    /// The same with A as it is.
     fn panels(&self, isa: Isa, numbers: Numbers) {
         #[cfg(target_arch = "x86_64")]
         if numbers == Numbers::Pairs {
-            // SAFETY: pairs are chosen where the instruction was found.
+            // SAFETY: pairs are chosen where the CPU has the instruction.
             return unsafe { panels_of_pairs(self) };
         }
         debug_assert!(numbers != Numbers::Pairs);
         panels_of_words(isa, self, numbers);
     }
 
-    /// `S` packs, `T` multiplies.
+    /// Packs with `S` and multiplies with `T`.
     #[inline(always)]
     unsafe fn panels_of<S: Simd, T: Tiles>(&self, numbers: Numbers) {
         let Part { rows, columns, steps, k, a, b, start, c, stride } = self;
         let all = panels(columns.clone());
         let blocks = steps.len().div_ceil(DEPTH).max(1);
         let count = columns.len().div_ceil(PANEL);
-        // Where the second cache holds these rows of A whole, C passes by but once: all blocks of a panel,
-        // then the next. Else all panels of a block.
-        let near = rows.len() * steps.len() <= NEAR;
+        // If L2 holds all steps of these rows of A: all blocks of a panel, then the next panel, which reads
+        // and writes C once while it is cached. Else all panels of a block, then the next block.
+        let fits = rows.len() * steps.len() <= L2;
         let nth = |i: usize| {
-            let (panel, block) = if near { (i / blocks, i % blocks) } else { (i % count, i / count) };
+            let (panel, block) = if fits { (i / blocks, i % blocks) } else { (i % count, i / count) };
             let top = steps.start + block * DEPTH;
             (all.clone().nth(panel).expect("as many as are counted"), top..(top + DEPTH).min(steps.end))
         };
         unsafe {
-            // Left as it is: what is read was written before.
+            // Not initialized: only what was packed before is read.
             let mut scratch = MaybeUninit::<Panel>::uninit();
             for i in 0..count * blocks {
                 let ((panel, steps), (next, then)) = (nth(i), nth((i + 1) % (count * blocks)));
                 let (top, depth, left, width) = (steps.start, steps.len(), panel.start, panel.len());
                 let start = if top == self.steps.start { *start } else { Start::Add };
-                let (packed, ahead) = match b {
+                let (packed, prefetch) = match b {
                     Source::Packed(b) => {
                         let row = b.at(next.start, then.start, then.len());
                         let width = next.len().next_multiple_of(LANES);
-                        (b.at(left, top, depth), Ahead { row, column: 0, width, stride: width })
+                        (b.at(left, top, depth), Prefetch { row, column: 0, width, stride: width })
                     }
-                    Source::Lies(b) => {
+                    Source::Unpacked(b) => {
                         let packed = (&raw mut (*scratch.as_mut_ptr()).0).cast::<f32>();
                         panel_in::<S>(numbers, packed, *b, steps, *k, panel);
-                        let row = b.from(then.start, next.start);
+                        let row = b.pointer(then.start, next.start);
                         let (width, stride) =
                             if b.column == 1 { (PANEL, b.row) } else { (then.len(), b.column) };
-                        (packed, Ahead { row, column: 0, width, stride })
+                        (packed, Prefetch { row, column: 0, width, stride })
                     }
                 };
                 let begin = match start {
@@ -441,7 +421,7 @@ impl Part<'_> {
                     c.pointer().wrapping_add(left),
                     *stride,
                     width,
-                    ahead,
+                    prefetch,
                 );
             }
         }
@@ -466,7 +446,7 @@ unsafe fn panels_of_pairs(part: &Part) {
 #[repr(align(64))]
 struct Panel([f32; DEPTH * PANEL]);
 
-/// What a team's products run on, in words.
+/// The instructions of a team's products, for reports.
 pub fn instructions(team: &Team) -> String {
     match team.dtype {
         Dtype::F32 => team.isa.name().into(),
@@ -475,15 +455,15 @@ pub fn instructions(team: &Team) -> String {
     }
 }
 
-/// Whether there is an instruction for pairs, and it gives the bits of its definition, which is asked
-/// once. It should; but bytes that depend on the machine would go unnoticed.
+/// Whether there is an instruction for pairs of bf16 and it gives the bits of its definition, which is tested
+/// once: a CPU or an emulator that rounds otherwise would silently make the bytes depend on the machine.
 fn has_exact_pairs(isa: Isa) -> bool {
     static EXACT: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
     isa.has_pairs()
         && *EXACT.get_or_init(|| {
             let team = Team::new(1);
             let (m, n, k) = (15, 65, 67);
-            // Of many sizes and both signs, so that the order and the roundings of a sum show.
+            // Of many magnitudes and both signs, so that a different order or rounding changes the result.
             let number = |i: usize| {
                 let bits = (i as u32).wrapping_mul(0x9e37_79b1);
                 f32::from_bits((bits & 0x807f_ffff) | ((110 + (bits >> 24) % 34) << 23))
@@ -505,8 +485,7 @@ fn has_exact_pairs(isa: Isa) -> bool {
         })
 }
 
-/// What this machine's products reach at most, in 10^9 multiplications and additions a second: the best
-/// of several products of 2048 × 2048 matrices.
+/// The speed of this machine's products in GFLOP/s: the best of several products of 2048 × 2048 matrices.
 pub fn peak(team: &Team) -> f64 {
     const N: usize = 2048;
     let mut all = Buffer::new(3 * N * N);
@@ -526,7 +505,7 @@ pub fn peak(team: &Team) -> f64 {
 mod tests {
     use super::*;
     use crate::base::Rng;
-    use crate::kernel::{Isa, half};
+    use crate::kernel::{Isa, to_bf16};
 
     fn numbers(n: usize, label: &str) -> Vec<f32> {
         let mut rng = Rng::new(1, label);
@@ -557,7 +536,7 @@ mod tests {
         }
     }
 
-    /// To bf16 by way of the integers: half of the last place that stays is added, ties to even.
+    /// Rounded to bf16, ties to even, with integers.
     fn rounded(x: f32) -> f32 {
         let bits = x.to_bits();
         if x.abs() < 2f32.powi(-55) {
@@ -571,8 +550,8 @@ mod tests {
         f32::from_bits((kept + u32::from(up)) << 16)
     }
 
-    /// To the bit: every way of lying, every beginning, sizes around tiles, panels and blocks, rows that
-    /// are packed and rows that are not; in bf16, where the CPU has an instruction for pairs, with that too.
+    /// To the bit: transposed or not, every initial value, sizes around those of tiles, panels and blocks, A
+    /// packed and not; in bf16 with the instruction for pairs, too, where the CPU has it.
     #[test]
     fn products_are_their_definition_on_every_cpu_and_any_threads() {
         let sizes = [
@@ -592,7 +571,7 @@ mod tests {
             (70, 40, 1024),
             (266, 5, 9),
             (4300, 20, 9),
-            // Tiles of each task's own, panels and tiles for all in more than one piece.
+            // Tiles packed by each task; panels and tiles packed for all in more than one part.
             (1010, 70, 260),
             (1010, 4100, 3),
             (1000, 66, 1030),
@@ -604,11 +583,11 @@ mod tests {
             let few = isa.name() == "portable";
             for (m, n, k) in sizes.into_iter().filter(|(m, n, k)| !few || m * n * k < 200_000) {
                 let (mut a, b, bias) = (numbers(m * k, "a"), numbers(k * n, "b"), numbers(n, "bias"));
-                // To bf16: too small to count, a tie, and one that only rounding makes too large.
+                // In bf16: one below 2^-55, one tie that rounds down, and one that rounds up.
                 a[0] = 1e-20;
                 a[m * k - 1] = f32::from_bits(0x3f80_8000);
                 a[m * k / 2] = -f32::from_bits(0x3f81_8000);
-                // The large ones only transposed, with a bias: the plain twin takes its time.
+                // The large ones only transposed, with a bias: the plain twin is slow.
                 let ways = if m * n * k < 10_000_000 { 0..12 } else { 9..10 };
                 for (at, bt, start) in ways.map(|i| (i & 1, i & 2, i / 4)) {
                     let a = if at == 0 { View::new(&a, k) } else { View::new(&a, m).t() };
@@ -632,16 +611,17 @@ mod tests {
             let team = Team::with(2, isa);
             for (m, n, k) in [(1, 700, 40), (4, 37, 19), (3, 16, 16), (2, 5, 3)] {
                 let (a, b, bias) = (numbers(m * k, "a"), numbers(k * n, "b"), numbers(n, "bias"));
-                let b: Vec<u16> = b.iter().map(|x| half(*x)).collect();
+                let b: Vec<u16> = b.iter().map(|x| to_bf16(*x)).collect();
                 let wide: Vec<f32> = b.iter().map(|x| x.widened()).collect();
-                for (turned, start) in [(false, Start::Zero), (true, Start::Add), (false, Start::Bias(&bias))]
+                for (transposed, start) in
+                    [(false, Start::Zero), (true, Start::Add), (false, Start::Bias(&bias))]
                 {
                     let (mut c, mut expected) = (numbers(m * n, "c"), numbers(m * n, "c"));
-                    let (a, stride) = (View::new(&a, k), if turned { k } else { n });
+                    let (a, stride) = (View::new(&a, k), if transposed { k } else { n });
                     let (b, wide) = (View::new(&b, stride), View::new(&wide, stride));
-                    let (b, wide) = if turned { (b.t(), wide.t()) } else { (b, wide) };
+                    let (b, wide) = if transposed { (b.t(), wide.t()) } else { (b, wide) };
                     plain(Dtype::F32, (m, n, k), a, wide, start, &mut expected);
-                    matmul_halves(&team, (m, n, k), a, b, start, &mut c, n);
+                    matmul_bf16(&team, (m, n, k), a, b, start, &mut c, n);
                     assert!(c == expected, "{m} {n} {k} on {}", isa.name());
                 }
             }
@@ -649,13 +629,13 @@ mod tests {
         for (x, nearest) in
             [(1.0, 0x3f80), (1.0 + 1.0 / 256.0, 0x3f80), (1.0 + 3.0 / 256.0, 0x3f82), (-0.0, 0x8000)]
         {
-            assert_eq!(half(x), nearest, "{x}");
+            assert_eq!(to_bf16(x), nearest, "{x}");
         }
-        assert!(half(f32::NAN).widened().is_nan() && half(f32::INFINITY).widened().is_infinite());
+        assert!(to_bf16(f32::NAN).widened().is_nan() && to_bf16(f32::INFINITY).widened().is_infinite());
     }
 
     #[test]
-    fn what_is_not_finite_shows_in_bf16_too() {
+    fn infinity_and_nan_stay_in_bf16() {
         for x in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::from_bits(0x7f80_0001), f32::MAX] {
             let (a, mut c) = ([x; 16], [0.0; 16]);
             let team = Team::new(1).in_dtype(Dtype::Bf16);

@@ -1,7 +1,8 @@
-//! Copies of A and B in the order in which tiles read them.
+//! Packing: copies of A and B in the order in which tiles read them.
 //!
-//! A is packed **tile after tile**, each `[steps, height]`; B **panel after panel**, each `[steps, width]`,
-//! whole vectors wide. A step is what a tile does with one word of each: see [`Numbers`].
+//! A is packed tile after tile, each `[steps, height]`; B panel after panel, each `[steps, width]`, padded to
+//! whole vectors. A step is one k, or one pair of k, depending on the content of a 32-bit word: see
+//! [`Numbers`].
 
 use std::ops::Range;
 
@@ -9,19 +10,19 @@ use super::{PANEL, View};
 use crate::kernel::simd::{F, LANES, Simd, U, simd};
 use crate::kernel::team::Parts;
 
-/// What the words of tiles and panels hold.
+/// The content of a word of a packed tile or panel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Numbers {
     /// An f32.
     F32,
-    /// An f32 rounded to bf16; of each pair of k the second comes first.
+    /// An f32 rounded to bf16; of each pair of k the second is first.
     Rounded,
-    /// The two bf16 of a pair of k, the first in the lower half.
+    /// The two bf16 of a pair of k, the first in the lower 16 bits.
     Pairs,
 }
 
 impl Numbers {
-    /// Steps that `k` takes. What a last pair lacks is 0.
+    /// The steps of `k`. An odd k is padded with 0.
     pub fn steps(self, k: usize) -> usize {
         match self {
             Numbers::F32 => k,
@@ -30,29 +31,29 @@ impl Numbers {
         }
     }
 
-    /// Whether tiles of `a` are copied for so many columns of a task: to be rounded; where rows, or steps,
-    /// lie so that all fall on the same few places of the cache; and where a step goes to another row, if
-    /// more than four vectors read them.
+    /// Whether tiles of `a` are packed for a task of so many columns: if they are to be rounded; if the stride
+    /// maps rows, or steps, to the same sets of the cache; or if each step is in another row and tiles of more
+    /// than four vectors read it.
     pub fn packs(self, a: View, columns: usize) -> bool {
         let transposed = a.column != 1;
         let stride = if transposed { a.column } else { a.row };
         self != Numbers::F32 || stride.is_multiple_of(1024) || transposed && columns > 4 * LANES
     }
 
-    /// What steps take of `k`.
+    /// The range of k of some steps.
     fn depths(self, steps: Range<usize>, k: usize) -> Range<usize> {
         let each = if self == Numbers::Pairs { 2 } else { 1 };
         (each * steps.start).min(k)..(each * steps.end).min(k)
     }
 }
 
-/// Rows of A that are packed by one task, and that are rounded at a time: whole tiles of all heights.
+/// Rows of A that are packed by one task, and rounded at a time: a multiple of every tile height.
 pub(super) const RUN: usize = 96;
 
 /// Steps of B that are packed by one task.
 pub(super) const STRIP: usize = 16;
 
-/// Steps that pass through the stage at a time.
+/// Steps of A that are rounded at a time.
 const STAGE: usize = 32;
 
 simd! {
@@ -64,12 +65,12 @@ simd! {
             // SAFETY: S runs here, and the bounds were checked.
             return unsafe { tiles_of::<S>(out, a, rows, steps.start, steps.len()) };
         }
-        // Tiles are packed as they are, then rounded on the way to their place.
+        // Tiles are packed to a buffer on the stack first, from which they are rounded.
         let mut stage = [0.0; RUN * 2 * STAGE + LANES];
         for run in pieces(rows.clone(), RUN) {
             for some in pieces(steps.clone(), STAGE) {
                 let depths = numbers.depths(some.clone(), k);
-                // SAFETY: as above; the stage holds 2 · STAGE of k.
+                // SAFETY: as above; `stage` holds 2 · STAGE of k.
                 unsafe {
                     tiles_of::<S>(stage.as_mut_ptr(), a, run.clone(), depths.start, depths.len());
                     let mut i = 0;
@@ -106,7 +107,7 @@ simd! {
     }
 }
 
-/// The panel of some columns, some steps of it, in words.
+/// Packs some steps of the panel of some columns.
 #[inline(always)]
 pub(super) unsafe fn panel_in<S: Simd>(
     numbers: Numbers,
@@ -132,8 +133,8 @@ pub(super) unsafe fn panel_in<S: Simd>(
     }
 }
 
-/// The columns of each panel: three vectors, the last one or two of them two where three don't come out
-/// even. Some panels in a row are the panels of their columns, too.
+/// The columns of each panel: three vectors, or two in the last one or two panels if three don't divide the
+/// columns. The panels of the columns of some consecutive panels are these panels.
 pub(super) fn panels(columns: Range<usize>) -> impl Iterator<Item = Range<usize>> + Clone {
     let vectors = columns.len().div_ceil(LANES);
     let narrow = if vectors == 1 { 0 } else { (3 - vectors % 3) % 3 };
@@ -151,14 +152,14 @@ pub(super) fn pieces(all: Range<usize>, len: usize) -> impl Iterator<Item = Rang
     all.clone().step_by(len).map(move |i| i..(i + len).min(all.end))
 }
 
-/// Numbers below this, 2^-55, count as 0 in bf16: then no product and no sum of products is a denormal
-/// number, which the instruction for pairs takes for 0 and others don't.
+/// Numbers below this, 2^-55, count as 0 in bf16: then no product and no sum of products is denormal, which
+/// VDPBF16PS flushes to 0 and other instructions don't.
 const LEAST: u32 = (127 - 55) << 23;
 
 const INFINITE: u32 = 0x7f80_0000;
 
-/// To the nearest bf16, ties to even, in the upper half of each lane; the lower half is 0. What is not
-/// finite stays so.
+/// The nearest bf16, ties to even, in the upper 16 bits of each lane; the lower are 0. NaN stays NaN,
+/// infinity infinity.
 #[inline(always)]
 fn round<S: Simd>(x: F<S>) -> U<S> {
     let bits = x.bits();
@@ -166,12 +167,12 @@ fn round<S: Simd>(x: F<S>) -> U<S> {
     let odd = bits.shl::<15>().shr::<31>();
     let nearest = (bits + U::splat(0x7fff) + odd).shr::<16>().shl::<16>();
     let nearest = nearest.float().keep_ge(size, U::splat(LEAST)).keep_ge(U::splat(INFINITE - 1), size);
-    let cut = bits.shr::<16>().shl::<16>().float().keep_ge(size, U::splat(INFINITE));
+    let special = bits.shr::<16>().shl::<16>().float().keep_ge(size, U::splat(INFINITE));
     // One of the two is 0.
-    nearest.bits().xor(cut.bits())
+    nearest.bits().xor(special.bits())
 }
 
-/// Rounds `rows: [depth, width]` into words. Reads, but does not write, up to 15 words behind a row.
+/// Rounds `rows: [depth, width]` into packed words. Reads, but does not write, up to 15 words behind a row.
 #[inline(always)]
 unsafe fn round_rows<S: Simd>(numbers: Numbers, rows: &[f32], depth: usize, width: usize, out: *mut f32) {
     assert!(rows.len() >= depth * width + LANES - 1);
@@ -195,7 +196,7 @@ unsafe fn round_rows<S: Simd>(numbers: Numbers, rows: &[f32], depth: usize, widt
     }
 }
 
-/// Writes the first `n` lanes.
+/// Stores the first `n` lanes, or all 16.
 #[inline(always)]
 unsafe fn put<S: Simd>(x: F<S>, to: *mut f32, n: usize) {
     unsafe {
@@ -207,7 +208,7 @@ unsafe fn put<S: Simd>(x: F<S>, to: *mut f32, n: usize) {
     }
 }
 
-/// `packed[i][j] = b[steps.start + i, columns.start + j]`, zeros behind the columns, up to a whole vector.
+/// `packed[i][j] = b[steps.start + i, columns.start + j]`, padded with zeros to whole vectors.
 #[inline(always)]
 unsafe fn panel_of<S: Simd>(out: *mut f32, b: View, steps: Range<usize>, columns: Range<usize>) {
     let (top, left, depth, width) = (steps.start, columns.start, steps.len(), columns.len());
@@ -218,7 +219,7 @@ unsafe fn panel_of<S: Simd>(out: *mut f32, b: View, steps: Range<usize>, columns
         }
         if b.column == 1 && width == across {
             for i in 0..depth {
-                let row = b.from(top + i, left);
+                let row = b.pointer(top + i, left);
                 for j in (0..across).step_by(LANES) {
                     S::store(out.add(i * across + j), S::load(row.add(j)));
                 }
@@ -228,28 +229,28 @@ unsafe fn panel_of<S: Simd>(out: *mut f32, b: View, steps: Range<usize>, columns
         let whole = if b.row == 1 { (depth / LANES * LANES, width / LANES * LANES) } else { (0, 0) };
         for i in (0..whole.0).step_by(LANES) {
             for j in (0..whole.1).step_by(LANES) {
-                S::transpose(b.from(top + i, left + j), b.column, out.add(i * across + j), across);
+                S::transpose(b.pointer(top + i, left + j), b.column, out.add(i * across + j), across);
             }
         }
         for i in 0..depth {
             for j in if i < whole.0 { whole.1..width } else { 0..width } {
-                *out.add(i * across + j) = *b.from(top + i, left + j);
+                *out.add(i * across + j) = *b.pointer(top + i, left + j);
             }
         }
     }
 }
 
-/// Tile after tile, each `[depth, height]`: what a tile reads lies in the order in which it reads it.
+/// Packs `rows` of A tile after tile, each `[depth, height]`.
 #[inline(always)]
 unsafe fn tiles_of<S: Simd>(out: *mut f32, a: View, rows: Range<usize>, top: usize, depth: usize) {
     unsafe {
         if a.row == 1 {
-            // Row after row of what is transposed, each read from end to end. A tile's last lanes are
-            // overwritten by what comes behind it: not so at its end.
+            // A is transposed: each row of the transpose is read sequentially. Whole vectors are stored, and
+            // the surplus lanes are overwritten by the next step of the tile, except in its last steps.
             let tile = S::height(usize::MAX);
             let whole = rows.len().saturating_sub(LANES - tile) / tile * tile;
             for k in 0..depth {
-                let (from, to) = (a.from(rows.start, top + k), out.add(k * tile));
+                let (from, to) = (a.pointer(rows.start, top + k), out.add(k * tile));
                 let whole = if (depth - k) * tile >= LANES { whole } else { 0 };
                 for i in (0..whole).step_by(tile) {
                     S::store(to.add(i * depth), S::load(from.add(i)));
@@ -271,13 +272,13 @@ unsafe fn tiles_of<S: Simd>(out: *mut f32, a: View, rows: Range<usize>, top: usi
             let mut k = 0;
             if height > 4 && i + LANES <= rows.end && a.column == 1 {
                 while k + LANES <= depth {
-                    S::transpose(a.from(i, top + k), a.row, out.add(k * height), height);
+                    S::transpose(a.pointer(i, top + k), a.row, out.add(k * height), height);
                     k += LANES;
                 }
             }
             for k in k..depth {
                 for y in 0..height {
-                    *out.add(k * height + y) = *a.from(i + y, top + k);
+                    *out.add(k * height + y) = *a.pointer(i + y, top + k);
                 }
             }
             i += height;
@@ -289,15 +290,15 @@ unsafe fn tiles_of<S: Simd>(out: *mut f32, a: View, rows: Range<usize>, top: usi
 mod tests {
     use super::*;
 
-    /// What [`panels`] promises, on which packing for several tasks relies.
+    /// What packing for several tasks relies on.
     #[test]
-    fn panels_cover_their_columns_and_some_in_a_row_are_panels_of_theirs() {
+    fn panels_cover_their_columns_and_consecutive_ones_are_panels_of_theirs() {
         for n in 0..400 {
             let all: Vec<_> = panels(7..7 + n).collect();
             assert_eq!(all.len(), n.div_ceil(PANEL), "{n} columns");
             assert!(all.windows(2).all(|two| two[0].end == two[1].start && two[0].len() % LANES == 0));
             assert_eq!(all.first().map_or(7, |p| p.start)..all.last().map_or(7, |p| p.end), 7..7 + n);
-            // No vector stands alone beside others.
+            // None is only one vector wide, unless all of B is.
             assert!(n <= LANES || all.iter().all(|p| p.len() > LANES), "{all:?}");
             for group in [1, 2, 3, 5] {
                 for some in all.chunks(group) {

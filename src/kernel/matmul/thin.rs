@@ -1,4 +1,4 @@
-//! Products of a few rows: B is needed but once, so it is read where it lies.
+//! Products of a few rows, which don't pack B: they are bound by reading it once.
 
 use std::ops::Range;
 
@@ -6,8 +6,8 @@ use super::{Product, Start, View};
 use crate::kernel::simd::{LANES, Number, Simd, simd};
 use crate::kernel::team::{Parts, Team};
 
-/// A matrix `[k, n]` that rows are multiplied with again and again: [`BREADTH`] columns after the other,
-/// each `[k, BREADTH]` in one piece, so that it is read from end to end. The last ones are fewer.
+/// A matrix `[k, n]` that is multiplied with a few rows again and again, stored as panels of [`BREADTH`]
+/// columns (the last has fewer), each `[k, BREADTH]`, so that it is read sequentially.
 pub struct Panels<N> {
     data: Vec<N>,
     k: usize,
@@ -18,7 +18,7 @@ pub struct Panels<N> {
 const BREADTH: usize = 16 * LANES;
 
 impl<N: Number> Panels<N> {
-    /// Of a matrix whose columns are the rows of `columns: [n, k]`.
+    /// Of the transpose of `columns: [n, k]`.
     pub fn of_columns(team: &Team, columns: &[N], k: usize) -> Self {
         let n = columns.len() / k;
         let mut data = vec![N::default(); n * k];
@@ -36,7 +36,8 @@ impl<N: Number> Panels<N> {
         Panels { data, k, n }
     }
 
-    /// `y: [m, n]` of `x: [m, k]`, the bits that [`super::matmul`] gives. For few rows: each reads it all.
+    /// `y: [m, n]` of `x: [m, k]`, the same bits as of [`super::matmul`]. For few rows: each reads the whole
+    /// matrix.
     ///
     /// # Panics
     /// When a slice is too short.
@@ -56,14 +57,14 @@ impl<N: Number> Panels<N> {
 }
 
 simd! {
-    /// Some rows and columns of a product whose bounds were checked: row by row, some vectors of columns at
-    /// a time.
+    /// Some rows and columns of a product whose bounds were checked, row by row, up to 16 vectors of columns
+    /// at a time.
     pub(super) fn thin<S, N: Number>(product: &Product<N>, rows: Range<usize>, columns: Range<usize>) {
         let Product { a, b, k, start, c, stride } = *product;
         // SAFETY: S runs here.
         unsafe {
             for i in rows {
-                let (x, to) = (a.from(i, 0), c.pointer().add(i * stride));
+                let (x, to) = (a.pointer(i, 0), c.pointer().add(i * stride));
                 if let Start::Zero = start {
                     to.add(columns.start).write_bytes(0, columns.len());
                 } else if let Start::Bias(bias) = start {
@@ -75,31 +76,31 @@ simd! {
                 }
                 let mut j = columns.start;
                 if b.column == 1 {
-                    // Long pieces of a row: B comes from beyond the cache, and is read ahead by the line.
+                    // Long parts of a row, which the hardware prefetches: B is rarely cached.
                     if S::VECTORS > 1 {
                         while j + 16 * LANES <= columns.end {
-                            thin_rows::<S, N, 16>(x, a.column, k, b.from(0, j), b.row, to.add(j));
+                            thin_rows::<S, N, 16>(x, a.column, k, b.pointer(0, j), b.row, to.add(j));
                             j += 16 * LANES;
                         }
                     }
                     while j + 4 * LANES <= columns.end {
-                        thin_rows::<S, N, 4>(x, a.column, k, b.from(0, j), b.row, to.add(j));
+                        thin_rows::<S, N, 4>(x, a.column, k, b.pointer(0, j), b.row, to.add(j));
                         j += 4 * LANES;
                     }
                     while j + LANES <= columns.end {
-                        thin_rows::<S, N, 1>(x, a.column, k, b.from(0, j), b.row, to.add(j));
+                        thin_rows::<S, N, 1>(x, a.column, k, b.pointer(0, j), b.row, to.add(j));
                         j += LANES;
                     }
                 } else {
                     while j + LANES <= columns.end {
-                        thin_columns::<S, N>(x, a.column, k, b.from(0, j), b.column, to.add(j));
+                        thin_columns::<S, N>(x, a.column, k, b.pointer(0, j), b.column, to.add(j));
                         j += LANES;
                     }
                 }
                 for j in j..columns.end {
                     let mut sum = *to.add(j);
                     for k in 0..k {
-                        sum = (*x.add(k * a.column)).mul_add((*b.from(k, j)).widened(), sum);
+                        sum = (*x.add(k * a.column)).mul_add((*b.pointer(k, j)).widened(), sum);
                     }
                     *to.add(j) = sum;
                 }
@@ -108,7 +109,7 @@ simd! {
     }
 }
 
-/// `c += x · b` with `W` vectors of columns; rows of b lie `stride` apart.
+/// `c += x · b` with `W` vectors of columns; rows of b begin every `stride`.
 #[inline(always)]
 unsafe fn thin_rows<S: Simd, N: Number, const W: usize>(
     x: *const f32,
@@ -133,7 +134,7 @@ unsafe fn thin_rows<S: Simd, N: Number, const W: usize>(
     }
 }
 
-/// `c += x · b` with one vector of columns, each of which lies in one piece, `stride` behind the other.
+/// `c += x · b` with one vector of columns of a transposed b, which begin every `stride`.
 #[inline(always)]
 unsafe fn thin_columns<S: Simd, N: Number>(
     x: *const f32,

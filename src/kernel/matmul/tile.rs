@@ -1,4 +1,4 @@
-//! Tiles of C in registers: where all multiplications are.
+//! The micro-kernel: tiles of C in registers.
 
 use std::ops::Range;
 
@@ -6,8 +6,8 @@ use super::{PANEL, View};
 use crate::kernel::simd::{LANES, Tiles};
 use crate::kernel::team::Parts;
 
-/// Tiles of A or panels of B, copied: those of `count` rows or columns, from `first` on, and of the steps
-/// from `step` on.
+/// Packed tiles of A or panels of B: those of `count` rows or columns from `first` on, and of the steps from
+/// `step` on.
 #[derive(Clone, Copy)]
 pub(super) struct Packed<'a> {
     pub data: Parts<'a>,
@@ -17,17 +17,18 @@ pub(super) struct Packed<'a> {
 }
 
 impl Packed<'_> {
-    /// Where the block of `depth` steps from `top` on begins, of the tile or panel that begins at `i`.
+    /// Where the block of `depth` steps from `top` on is, of the tile or panel that begins at row or column
+    /// `i`.
     #[inline(always)]
     pub fn at(&self, i: usize, top: usize, depth: usize) -> *mut f32 {
         self.data.from((top - self.step) * self.count + (i - self.first) * depth).pointer()
     }
 }
 
-/// Where a matrix is read.
+/// Where tiles read A, or panels come from.
 #[derive(Clone, Copy)]
 pub(super) enum Source<'a> {
-    Lies(View<'a>),
+    Unpacked(View<'a>),
     Packed(Packed<'a>),
 }
 
@@ -40,17 +41,17 @@ pub(super) struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// The tile that begins at row `i`: where, and what lies between its rows and columns.
+    /// The tile that begins at row `i`: its address and the strides of its rows and columns.
     #[inline(always)]
     fn tile(&self, i: usize, height: usize) -> (*const f32, usize, usize) {
         match self.a {
             Source::Packed(packed) => (packed.at(i, self.top, self.depth), 1, height),
-            Source::Lies(a) => (a.from(i, self.top), a.row, a.column),
+            Source::Unpacked(a) => (a.pointer(i, self.top), a.row, a.column),
         }
     }
 }
 
-/// What a tile's registers begin with.
+/// The initial values of a tile's registers.
 #[derive(Clone, Copy)]
 pub(super) enum Begin<'a> {
     Zero,
@@ -58,7 +59,7 @@ pub(super) enum Begin<'a> {
     Row(&'a [f32]),
 }
 
-/// All tiles of a packed panel of some vectors, of which C has `width` columns, from top to bottom.
+/// All tiles of a packed panel, of which C has `width` columns, from top to bottom.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn panel<S: Tiles>(
@@ -68,7 +69,7 @@ pub(super) unsafe fn panel<S: Tiles>(
     c: *mut f32,
     stride: usize,
     width: usize,
-    mut ahead: Ahead,
+    mut prefetch: Prefetch,
 ) {
     unsafe {
         let vectors = width.div_ceil(LANES);
@@ -89,15 +90,15 @@ pub(super) unsafe fn panel<S: Tiles>(
             let c = c.add(i * stride);
             let tile = Tile { a, row, column, depth, b: packed, vectors, begin, c, stride };
             if whole {
-                tile.all::<S>(height, &mut ahead);
+                tile.all::<S>(height, &mut prefetch);
             } else {
-                // The registers hold whole vectors; what is beyond C goes by way of a copy.
-                let mut copy = [0.0; HIGHEST * PANEL];
+                // Registers are loaded and stored as whole vectors, which would exceed C: use a copy.
+                let mut copy = [0.0; MAX_HEIGHT * PANEL];
                 for (y, copy) in copy.chunks_exact_mut(PANEL).take(height).enumerate() {
                     std::ptr::copy_nonoverlapping(c.add(y * stride), copy.as_mut_ptr(), width);
                 }
                 let copied = Tile { c: copy.as_mut_ptr(), stride: PANEL, ..tile };
-                copied.all::<S>(height, &mut ahead);
+                copied.all::<S>(height, &mut prefetch);
                 for (y, copy) in copy.chunks_exact(PANEL).take(height).enumerate() {
                     std::ptr::copy_nonoverlapping(copy.as_ptr(), c.add(y * stride), width);
                 }
@@ -107,11 +108,11 @@ pub(super) unsafe fn panel<S: Tiles>(
     }
 }
 
-/// Rows of a tile at most.
-const HIGHEST: usize = 8;
+/// The most rows of a tile.
+const MAX_HEIGHT: usize = 8;
 
-/// Runs the body for each `$i` below `$n`, at most 8, written out: the sums must be known to be registers
-/// before the compiler thinks about loops.
+/// Repeats the body for each `$i` below `$n`, which is at most 8. Loops would be unrolled too late for the
+/// compiler to keep the sums in registers.
 macro_rules! unrolled {
     ($i:ident < $n:expr, $body:block) => {{
         unrolled!(@ $i, $n, $body, 0 1 2 3 4 5 6 7);
@@ -124,7 +125,7 @@ macro_rules! unrolled {
     )*};
 }
 
-/// Some rows and one panel of C.
+/// A tile of C and what it is computed from.
 struct Tile<'a> {
     /// Element (i, k) is `a[i * row + k * column]`, and one of the two is 1.
     a: *const f32,
@@ -140,22 +141,23 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    /// All of it, `height` rows, in as many steps as the registers ask for.
+    /// Computes all of its `height` rows, and its vectors at once or one after the other as the registers
+    /// allow.
     #[inline(always)]
-    unsafe fn all<S: Tiles>(&self, height: usize, ahead: &mut Ahead) {
+    unsafe fn all<S: Tiles>(&self, height: usize, prefetch: &mut Prefetch) {
         macro_rules! tile {
             ($height:literal, $vectors:literal, $left:expr) => {
                 // SAFETY: as the caller's.
                 unsafe {
                     if self.column == 1 {
-                        self.compute::<S, $height, $vectors, false>($left, ahead)
+                        self.compute::<S, $height, $vectors, false>($left, prefetch)
                     } else {
-                        self.compute::<S, $height, $vectors, true>($left, ahead)
+                        self.compute::<S, $height, $vectors, true>($left, prefetch)
                     }
                 }
             };
         }
-        // Only the sizes that S has, or compiling takes minutes.
+        // Only the sizes of tiles of S: all sizes would take minutes to compile.
         if S::VECTORS == 3 {
             macro_rules! tiles {
                 ($height:literal) => {
@@ -184,13 +186,13 @@ impl Tile<'_> {
         }
     }
 
-    /// `H` rows and `W` vectors of it, from column `left` on, in registers. `TURNED`: the numbers of a step
-    /// lie side by side, else those of a row.
+    /// Computes `H` rows and `W` vectors from column `left` on, in registers. `TRANSPOSED`: the elements of a
+    /// step of A are contiguous, else those of a row.
     #[inline(always)]
-    unsafe fn compute<S: Tiles, const H: usize, const W: usize, const TURNED: bool>(
+    unsafe fn compute<S: Tiles, const H: usize, const W: usize, const TRANSPOSED: bool>(
         &self,
         left: usize,
-        ahead: &mut Ahead,
+        prefetch: &mut Prefetch,
     ) {
         unsafe {
             let (c, stride) = (self.c.add(left), self.stride);
@@ -208,50 +210,50 @@ impl Tile<'_> {
                     });
                 }
             }
-            self.steps::<S, H, W, TURNED>(&mut sums, self.b.add(left), ahead);
+            self.steps::<S, H, W, TRANSPOSED>(&mut sums, self.b.add(left), prefetch);
             unrolled!(i < H, {
                 unrolled!(j < W, { S::store(c.add(i * stride + j * LANES), sums[i][j]) });
             });
         }
     }
 
-    /// `sums += a · b`, four steps at a time: whatever is not a multiplication, such as counting and moving
-    /// pointers, takes places that a core which another thread shares does not have.
+    /// `sums += a · b`, unrolled by four steps: counters and pointers cost instructions that compete with
+    /// multiplications, above all where two hardware threads share a core.
     #[inline(always)]
-    unsafe fn steps<S: Tiles, const H: usize, const W: usize, const TURNED: bool>(
+    unsafe fn steps<S: Tiles, const H: usize, const W: usize, const TRANSPOSED: bool>(
         &self,
         sums: &mut [[S::F; W]; H],
         mut b: *const f32,
-        ahead: &mut Ahead,
+        prefetch: &mut Prefetch,
     ) {
         let (row, column, across) = (self.row, self.column, self.vectors * LANES);
-        // An address can hold a base and one or two times `row`: every third row gets a base of its own.
-        let base = |g: usize| self.a.wrapping_add(if TURNED { 0 } else { 3 * g * row });
+        // x86 addresses are base + {0, 1, 2} · row: every third row has a base pointer.
+        let base = |g: usize| self.a.wrapping_add(if TRANSPOSED { 0 } else { 3 * g * row });
         let (mut a0, mut a1, mut a2) = (base(0), base(1), base(2));
         macro_rules! step {
-            ($ahead:literal) => {
+            ($offset:literal) => {
                 let mut vectors = [S::splat(0.0); W];
-                unrolled!(j < W, { vectors[j] = S::load(b.add($ahead * across + j * LANES)) });
+                unrolled!(j < W, { vectors[j] = S::load(b.add($offset * across + j * LANES)) });
                 unrolled!(i < H, {
-                    let x = if TURNED {
+                    let x = if TRANSPOSED {
                         *a0.add(i)
                     } else {
                         let base = [a0, a1, a2][i / 3];
-                        *base.add(i % 3 * row + $ahead)
+                        *base.add(i % 3 * row + $offset)
                     };
                     let x = S::splat(x);
                     unrolled!(j < W, { sums[i][j] = S::fma(x, vectors[j], sums[i][j]) });
                 });
-                if TURNED {
+                if TRANSPOSED {
                     a0 = a0.wrapping_add(column);
                 }
             };
         }
-        macro_rules! forth {
+        macro_rules! advance {
             ($steps:literal) => {
                 b = b.add($steps * across);
-                if !TURNED {
-                    // Else the compiler makes one counter of them and bases that don't fit the registers.
+                if !TRANSPOSED {
+                    // Otherwise the compiler computes more addresses than there are registers.
                     a0 = S::opaque(a0.wrapping_add($steps));
                     a1 = S::opaque(a1.wrapping_add($steps));
                     a2 = S::opaque(a2.wrapping_add($steps));
@@ -260,41 +262,43 @@ impl Tile<'_> {
         }
         unsafe {
             let mut next = self.c.wrapping_add(H * self.stride);
-            // A row at a time: a core waits for a dozen lines at most, and A needs some of them.
+            // Prefetched a row at a time: a core has about a dozen outstanding cache misses, and loads of A
+            // need some.
             let each = self.depth / (4 * H);
             for _ in 0..H {
                 unrolled!(j < W, { S::prefetch(next.wrapping_add(j * LANES)) });
                 next = next.wrapping_add(self.stride);
-                ahead.fetch::<S, W>();
+                prefetch.fetch::<S, W>();
                 for _ in 0..each {
                     step!(0);
                     step!(1);
                     step!(2);
                     step!(3);
-                    forth!(4);
+                    advance!(4);
                 }
             }
             for _ in 4 * H * each..self.depth {
                 step!(0);
-                forth!(1);
+                advance!(1);
             }
         }
     }
 }
 
-/// The next panel of B, or what it will be made of, which comes nearer while sums run.
+/// What is prefetched while sums are computed: the next packed panel of B, or the elements that it will be
+/// packed from.
 #[derive(Clone, Copy)]
-pub(super) struct Ahead {
-    /// A row, and where in it.
+pub(super) struct Prefetch {
+    /// The current row, and the column within it.
     pub row: *const f32,
     pub column: usize,
-    /// Numbers of a row, and what lies between rows.
+    /// Columns of a row, and the distance between rows.
     pub width: usize,
     pub stride: usize,
 }
 
-impl Ahead {
-    /// As much as a step takes.
+impl Prefetch {
+    /// Prefetches as many columns as a step of a tile reads.
     #[inline(always)]
     unsafe fn fetch<S: Tiles, const W: usize>(&mut self) {
         let at = self.row.wrapping_add(self.column);

@@ -1,0 +1,314 @@
+//! The activation of a feed-forward part, plain or gated: `activation(hidden)`, or `activation(gate) · input`
+//! (GLU; Shazeer, 2020), where a row of the hidden layer is gate and input side by side.
+
+use super::math::{normal, sigmoid};
+use super::simd::{F, LANES, Simd, simd};
+use super::team::{Parts, Team};
+
+/// Numbers of a task, at least.
+const GRAIN: usize = 4096;
+
+/// The nonlinearity of the feed-forward part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// GELU approximated by a tanh: transformers' `gelu_new` (Hendrycks and Gimpel, 2016).
+    GeluTanh,
+    /// `x Φ(x)`, by the error function.
+    Gelu,
+    /// `max(x, 0)²` (So et al., "Primer", 2021).
+    Relu2,
+    /// `x sigmoid(x)`
+    Silu,
+}
+
+/// The nonlinear part of a feed-forward part.
+#[derive(Debug, Clone, Copy)]
+pub struct Mlp {
+    pub activation: Activation,
+    /// Whether the hidden layer has 2F columns, gate and input, instead of F.
+    pub gated: bool,
+    /// F, columns of the output.
+    pub width: usize,
+}
+
+impl Mlp {
+    /// Columns of the hidden layer.
+    pub fn hidden_width(self) -> usize {
+        if self.gated { 2 * self.width } else { self.width }
+    }
+}
+
+/// Calls `$f` with the type of an [`Activation`].
+macro_rules! of_type {
+    ($activation:expr, $f:ident($($arg:expr),* $(,)?)) => {
+        match $activation {
+            Activation::GeluTanh => $f::<GeluTanh>($($arg),*),
+            Activation::Gelu => $f::<Gelu>($($arg),*),
+            Activation::Relu2 => $f::<Relu2>($($arg),*),
+            Activation::Silu => $f::<Silu>($($arg),*),
+        }
+    };
+}
+
+/// `out: [N, F]` of `hidden: [N, F]`, or `[N, 2F]` where it is gated; rows begin every `hidden_stride` and
+/// `out_stride`.
+pub fn forward(
+    team: &Team,
+    mlp: Mlp,
+    hidden: &[f32],
+    hidden_stride: usize,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    let n = out.len() / out_stride;
+    let out = Parts::new(out);
+    team.ranges(n, GRAIN.div_ceil(mlp.width), |rows| {
+        for i in rows {
+            let hidden = &hidden[i * hidden_stride..][..mlp.hidden_width()];
+            // SAFETY: each row has one task.
+            let out = unsafe { out.take(i * out_stride..i * out_stride + mlp.width) };
+            let (gate, input) = hidden.split_at(mlp.width);
+            of_type!(mlp.activation, forward_row(team.isa, gate, mlp.gated.then_some(input), out));
+        }
+    });
+}
+
+/// Recomputes the output beside the gradient: both are needed, and they share the exponential.
+///
+/// `hidden` holds what [`forward`] read, and its first F columns become the output. The first F columns of
+/// `dout` hold the gradient of the output, and `dout` becomes that of the hidden layer. Rows of both begin
+/// every `stride`.
+pub fn backward(team: &Team, mlp: Mlp, hidden: &mut [f32], dout: &mut [f32], stride: usize) {
+    let n = hidden.len() / stride;
+    let (hidden, dout) = (Parts::new(hidden), Parts::new(dout));
+    team.ranges(n, GRAIN.div_ceil(mlp.width), |rows| {
+        for i in rows {
+            let own = i * stride..i * stride + mlp.hidden_width();
+            // SAFETY: each row has one task.
+            let (hidden, dout) = unsafe { (hidden.take(own.clone()), dout.take(own)) };
+            of_type!(mlp.activation, backward_row(team.isa, mlp.width, hidden, dout));
+        }
+    });
+}
+
+/// A function of one variable and its derivative.
+trait Function {
+    fn value<S: Simd>(x: F<S>) -> F<S>;
+    /// f(x) and f'(x).
+    fn with_gradient<S: Simd>(x: F<S>) -> (F<S>, F<S>);
+}
+
+struct GeluTanh;
+
+/// `2 sqrt(2/π)`
+const TWICE_ROOT: f32 = 1.595_769_2;
+const CUBE: f32 = 0.044_715;
+
+impl GeluTanh {
+    /// `sigmoid(2u)`
+    #[inline(always)]
+    fn gate<S: Simd>(x: F<S>) -> F<S> {
+        let inner = (x * x).mul_add(F::splat(TWICE_ROOT * CUBE), F::splat(TWICE_ROOT));
+        sigmoid(x * inner)
+    }
+}
+
+/// `x (1 + tanh u) / 2 = x sigmoid(2u)` with `u = sqrt(2/π) (x + 0.044715 x³)`.
+impl Function for GeluTanh {
+    #[inline(always)]
+    fn value<S: Simd>(x: F<S>) -> F<S> {
+        x * Self::gate(x)
+    }
+
+    /// `s + x s (1 - s) · 2u'` with `s = sigmoid(2u)`.
+    #[inline(always)]
+    fn with_gradient<S: Simd>(x: F<S>) -> (F<S>, F<S>) {
+        let s = Self::gate(x);
+        let twice_du = (x * x).mul_add(F::splat(3.0 * TWICE_ROOT * CUBE), F::splat(TWICE_ROOT));
+        let y = x * s;
+        (y, (y * (F::splat(1.0) - s)).mul_add(twice_du, s))
+    }
+}
+
+struct Gelu;
+
+/// `1 / sqrt(2π)`
+const DENSITY: f32 = 0.398_942_3;
+
+impl Function for Gelu {
+    #[inline(always)]
+    fn value<S: Simd>(x: F<S>) -> F<S> {
+        x * normal(x).0
+    }
+
+    /// `Φ(x) + x φ(x)`, φ being the normal density.
+    #[inline(always)]
+    fn with_gradient<S: Simd>(x: F<S>) -> (F<S>, F<S>) {
+        let (phi, density) = normal(x);
+        (x * phi, (x * F::splat(DENSITY)).mul_add(density, phi))
+    }
+}
+
+struct Relu2;
+
+impl Function for Relu2 {
+    #[inline(always)]
+    fn value<S: Simd>(x: F<S>) -> F<S> {
+        // In this order NaN passes through.
+        let positive = F::splat(0.0).max(x);
+        positive * positive
+    }
+
+    #[inline(always)]
+    fn with_gradient<S: Simd>(x: F<S>) -> (F<S>, F<S>) {
+        let positive = F::splat(0.0).max(x);
+        (positive * positive, positive + positive)
+    }
+}
+
+struct Silu;
+
+impl Function for Silu {
+    #[inline(always)]
+    fn value<S: Simd>(x: F<S>) -> F<S> {
+        x * sigmoid(x)
+    }
+
+    /// `s + x s (1 - s)` with `s = sigmoid(x)`.
+    #[inline(always)]
+    fn with_gradient<S: Simd>(x: F<S>) -> (F<S>, F<S>) {
+        let s = sigmoid(x);
+        let y = x * s;
+        (y, y.mul_add(F::splat(1.0) - s, s))
+    }
+}
+
+simd! {
+    fn forward_row<S, A: Function>(gate: &[f32], input: Option<&[f32]>, out: &mut [f32]) {
+        let vectors = gate.chunks(LANES).zip(out.chunks_mut(LANES));
+        match input {
+            None => vectors.for_each(|(x, out)| A::value(F::<S>::load_some(x, 0.0)).store_some(out)),
+            Some(input) => {
+                for ((x, out), input) in vectors.zip(input.chunks(LANES)) {
+                    (A::value(F::<S>::load_some(x, 0.0)) * F::load_some(input, 0.0)).store_some(out);
+                }
+            }
+        }
+    }
+
+    /// Of `width` columns, or twice as many: gate and input.
+    fn backward_row<S, A: Function>(width: usize, hidden: &mut [f32], dout: &mut [f32]) {
+        let (gate, input) = hidden.split_at_mut(width);
+        let (dgate, dinput) = dout.split_at_mut(width);
+        let vectors = gate.chunks_mut(LANES).zip(dgate.chunks_mut(LANES));
+        if input.is_empty() {
+            for (x, d) in vectors {
+                let (y, gradient) = A::with_gradient(F::<S>::load_some(x, 0.0));
+                (F::load_some(d, 0.0) * gradient).store_some(d);
+                y.store_some(x);
+            }
+            return;
+        }
+        // With `out = a(gate) · input`: `dgate = dout · input · a'(gate)`, `dinput = dout · a(gate)`.
+        for (((x, d), input), dinput) in vectors.zip(input.chunks(LANES)).zip(dinput.chunks_mut(LANES)) {
+            let (y, gradient) = A::with_gradient(F::<S>::load_some(x, 0.0));
+            let (input, dout) = (F::load_some(input, 0.0), F::load_some(d, 0.0));
+            (dout * input * gradient).store_some(d);
+            (dout * y).store_some(dinput);
+            (y * input).store_some(x);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::testing::{near, near_differences, numbers, same_everywhere, wide};
+
+    const ALL: [Activation; 4] =
+        [Activation::GeluTanh, Activation::Gelu, Activation::Relu2, Activation::Silu];
+
+    /// The definition in f64.
+    fn plain(activation: Activation, x: f64) -> f64 {
+        match activation {
+            Activation::GeluTanh => {
+                let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+                0.5 * x * (1.0 + u.tanh())
+            }
+            Activation::Gelu => 0.5 * x * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2),
+            Activation::Relu2 => x.max(0.0).powi(2),
+            Activation::Silu => x / (1.0 + (-x).exp()),
+        }
+    }
+
+    fn rows_of(mlp: Mlp, hidden: &[f64], stride: usize) -> Vec<f64> {
+        let f = mlp.width;
+        let row = |row: &[f64]| -> Vec<f64> {
+            let gate = |j: usize| plain(mlp.activation, row[j]);
+            (0..f).map(|j| if mlp.gated { gate(j) * row[f + j] } else { gate(j) }).collect()
+        };
+        hidden.chunks_exact(stride).flat_map(row).collect()
+    }
+
+    /// Each plain and gated, rows that fill no vector, gaps between rows, several tasks.
+    #[test]
+    fn it_is_its_definition_forward_and_backward() {
+        for (n, width) in [(1, 5), (3, 16), (7, 37), (300, 50)] {
+            for activation in ALL {
+                check(n, Mlp { activation, gated: false, width });
+                check(n, Mlp { activation, gated: true, width });
+            }
+        }
+    }
+
+    fn check(n: usize, mlp: Mlp) {
+        let what = |part: &str| format!("{part} of {mlp:?}");
+        let (f, columns) = (mlp.width, mlp.hidden_width());
+        let (stride, out_stride) = (columns + 3, f + 2);
+        let hidden = numbers("hidden", n * stride, 2.0);
+        let dout = numbers("dout", n * stride, 1.0);
+        let found = same_everywhere(|team| {
+            let mut out = vec![7.0; n * out_stride];
+            forward(team, mlp, &hidden, stride, &mut out, out_stride);
+            let (mut again, mut dhidden) = (hidden.clone(), dout.clone());
+            backward(team, mlp, &mut again, &mut dhidden, stride);
+            for (again, out) in again.chunks_exact(stride).zip(out.chunks_exact(out_stride)) {
+                assert!(again[..f] == out[..f] && out[f..] == [7.0; 2], "{}", what("out"));
+            }
+            let gaps = dhidden.chunks_exact(stride).zip(dout.chunks_exact(stride));
+            gaps.for_each(|(after, before)| assert!(after[columns..] == before[columns..]));
+            vec![out.chunks_exact(out_stride).flat_map(|row| &row[..f]).copied().collect(), dhidden]
+        });
+        near(&what("out"), &found[0], &rows_of(mlp, &wide(&hidden), stride), 2e-6);
+        // Gaps stay as they were, and their gradient is 0.
+        let mut dhidden = found[1].clone();
+        dhidden.chunks_exact_mut(stride).for_each(|row| row[columns..].fill(0.0));
+        let loss = |hidden: &[f64]| {
+            let out = rows_of(mlp, hidden, stride);
+            let rows = out.chunks_exact(f).zip(dout.chunks_exact(stride));
+            rows.flat_map(|(out, dout)| out.iter().zip(dout)).map(|(out, d)| out * f64::from(*d)).sum()
+        };
+        near_differences(&what("dhidden"), &dhidden, &hidden, loss, 1e-5);
+    }
+
+    #[test]
+    fn large_numbers_and_nan_stay_what_they_are() {
+        let x = [-1e4, -30.0, -0.0, 0.0, 30.0, 1e4, f32::NAN];
+        for activation in ALL {
+            let found = same_everywhere(|team| {
+                let mut out = vec![0.0; x.len()];
+                let mlp = Mlp { activation, gated: false, width: x.len() };
+                forward(team, mlp, &x, x.len(), &mut out, x.len());
+                let (mut again, mut gradient) = (x.to_vec(), vec![1.0; x.len()]);
+                backward(team, mlp, &mut again, &mut gradient, x.len());
+                vec![out, gradient]
+            });
+            let [out, gradient] = &found[..] else { unreachable!() };
+            let expected: Vec<f64> = x[..6].iter().map(|x| plain(activation, f64::from(*x))).collect();
+            near(&format!("{activation:?}"), &out[..6], &expected, 1e-6);
+            assert!(gradient[..6].iter().all(|d| d.is_finite()), "{activation:?}: {gradient:?}");
+            assert!(out[6].is_nan() && gradient[6].is_nan(), "{activation:?}");
+        }
+    }
+}

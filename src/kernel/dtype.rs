@@ -1,0 +1,24 @@
+//! The numbers that matrix products multiply.
+
+/// What products multiply. Sums are f32.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// Rounded to 16 bits, 8 of them of precision. Meant for CPUs with AVX512-BF16; others compute the same
+    /// bits with f32 instructions.
+    Bf16,
+}
+
+impl Dtype {
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::F32 => "f32",
+            Dtype::Bf16 => "bf16",
+        }
+    }
+}

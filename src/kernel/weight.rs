@@ -1,0 +1,58 @@
+//! Weight matrices in the formats that they are stored in, and products with them.
+
+use super::matmul::{Start, THIN, View, matmul, matmul_bf16};
+use super::team::Team;
+
+/// The numbers of a weight matrix.
+#[derive(Clone, Copy)]
+pub enum Weight<'a> {
+    F32(&'a [f32]),
+    /// Every number is a bf16.
+    Bf16 {
+        bits: &'a [u16],
+        /// The same numbers as f32.
+        widened: &'a [f32],
+    },
+}
+
+impl<'a> Weight<'a> {
+    pub fn len(&self) -> usize {
+        self.widened().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The numbers as f32.
+    pub fn widened(&self) -> &'a [f32] {
+        match *self {
+            Weight::F32(all) | Weight::Bf16 { widened: all, .. } => all,
+        }
+    }
+}
+
+/// `y = start + x · weight`, of `x: [m, k]`, `weight: [k, n]` and `y: [m, n]`, whose rows begin every
+/// `stride`.
+///
+/// A few rows, as in decoding, take as long as reading the weight takes, so they read the smallest form of
+/// it; the product of many rows is bound by arithmetic and reads f32. Both give the same bits.
+///
+/// # Panics
+/// When a slice is too short for its shape.
+pub fn product(
+    team: &Team,
+    (m, n, k): (usize, usize, usize),
+    x: View,
+    weight: Weight,
+    start: Start,
+    y: &mut [f32],
+    stride: usize,
+) {
+    match weight {
+        Weight::Bf16 { bits, .. } if (1..=THIN).contains(&m) && n > 0 => {
+            matmul_bf16(team, (m, n, k), x, View::new(bits, n), start, y, stride)
+        }
+        _ => matmul(team, (m, n, k), x, View::new(weight.widened(), n), start, y, stride),
+    }
+}

@@ -1,0 +1,226 @@
+//! Weights as safetensors, under the names and in the shapes of a model type.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::path::Path;
+
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors, View};
+
+use super::{Description, Format, Stored};
+use crate::base::{Error, Result, fs, suggest};
+use crate::corpus::input::InputFile;
+use crate::corpus::json;
+use crate::model::{Layout, Transformer};
+
+/// The output projection, in each type of file.
+const HEAD: &str = "lm_head.weight";
+
+impl Transformer {
+    /// Reads configuration and weights.
+    ///
+    /// # Errors
+    /// When one does not read, a key asks for what can't be computed, or a tensor is missing or of another
+    /// shape or type.
+    pub fn load(config: &Path, weights: &Path) -> Result<Self> {
+        let description = describe(config)?;
+        description.notes.iter().for_each(|note| tracing::warn!("{note}"));
+        let Description { format, config, .. } = description;
+        let (name, bytes) = (weights.display().to_string(), fs::read(weights)?);
+        let tensors = SafeTensors::deserialize(&bytes)
+            .map_err(|e| Error::input(format!("`{name}` is not a whole safetensors file: {e}")))?;
+        let file = File { name: &name, tensors, format };
+        let layout = Layout::new(&config);
+        let stored = format.tensors(&layout);
+        // Shapes first: a model of the wrong configuration is refused before its memory is taken.
+        for tensor in &stored {
+            file.tensor(tensor)?;
+        }
+        file.expect_tied(&layout, &stored)?;
+        file.warn_of_unused(&stored);
+        let mut gpt = Transformer::zeros(&config);
+        for tensor in &stored {
+            let places = tensor.places(&layout);
+            widen(&file.tensor(tensor)?, places, &mut gpt.weights);
+        }
+        Ok(gpt)
+    }
+
+    /// The weights as the type of file that holds the architecture has them, f32, little endian.
+    ///
+    /// # Errors
+    /// When they can't be laid out.
+    pub fn to_safetensors(&self) -> Result<Vec<u8>> {
+        let stored = super::of(&self.config).tensors(&self.layout);
+        let tensors = stored.iter().map(|stored| (&stored.name, Written { stored, gpt: self }));
+        // What `transformers` asks for before it reads a file.
+        let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+        safetensors::serialize(tensors, Some(metadata))
+            .map_err(|e| Error::bug(format!("the weights can't be written: {e}")))
+    }
+}
+
+/// What the `config.json` at `path` says.
+fn describe(path: &Path) -> Result<Description> {
+    let name = path.display().to_string();
+    let text = fs::read_text(path)?;
+    let body = text.strip_prefix('\u{FEFF}').unwrap_or(&text);
+    let value = json::parse_json(body, (text.len() - body.len()) as u64).map_err(|bad| {
+        bad.into_error(&InputFile { name: name.clone(), path: path.to_path_buf(), size: text.len() as u64 })
+    })?;
+    super::read(&name, &value)
+}
+
+/// A tensor whose bytes are made when they are written.
+struct Written<'a> {
+    stored: &'a Stored,
+    gpt: &'a Transformer,
+}
+
+impl View for Written<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.stored.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let places = self.stored.places(&self.gpt.layout);
+        let mut bytes = Vec::with_capacity(self.data_len());
+        places.for_each(|place| bytes.extend_from_slice(&self.gpt.weights[place].to_le_bytes()));
+        bytes.into()
+    }
+
+    fn data_len(&self) -> usize {
+        4 * self.stored.shape.iter().product::<usize>()
+    }
+}
+
+/// A file of weights.
+struct File<'a> {
+    name: &'a str,
+    tensors: SafeTensors<'a>,
+    format: &'static dyn Format,
+}
+
+impl<'a> File<'a> {
+    /// By its name with or without the prefix, which files of a model without its output leave away.
+    fn find(&self, name: &str) -> Option<TensorView<'a>> {
+        let short = name.strip_prefix(self.format.prefix()).unwrap_or(name);
+        self.tensors.tensor(name).or_else(|_| self.tensors.tensor(short)).ok()
+    }
+
+    fn tensor(&self, stored: &Stored) -> Result<TensorView<'a>> {
+        let (file, name, shape) = (self.name, &stored.name, &stored.shape);
+        let view = self.find(name).ok_or_else(|| self.missing(name))?;
+        let wrong = |what: String| Error::input(format!("`{file}`: tensor `{name}` {what}"));
+        if view.shape() != shape {
+            let what = format!("has shape {:?}, expected {shape:?}", view.shape());
+            return Err(wrong(what).help("`config.json` and the weights must be of the same model"));
+        }
+        if !matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            let what = format!("is {:?}, expected F32, F16 or BF16", view.dtype());
+            return Err(wrong(what).help("convert the weights to one of these types first"));
+        }
+        Ok(view)
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        let mut names = self.tensors.names();
+        names.sort_unstable();
+        let (some, more) = (names.iter().take(4), names.len().saturating_sub(4));
+        let error = Error::input(format!("`{}` has no tensor `{name}`", self.name));
+        let error = match more {
+            0 if names.is_empty() => error.help("it has none at all"),
+            0 => error.help(format!("it has {}", suggest::list(some.copied()))),
+            _ => error.help(format!("it has {} and {more} more", suggest::list(some.copied()))),
+        };
+        if name == HEAD {
+            return error.help("is its output the token embedding? Then set \"tie_word_embeddings\": true");
+        }
+        error
+    }
+
+    /// The output of a tied model may be in the file once more, as long as it is the same.
+    fn expect_tied(&self, layout: &Layout, stored: &[Stored]) -> Result<()> {
+        let tied = layout.head == layout.tokens;
+        let (Some(head), true) = (self.find(HEAD), tied) else { return Ok(()) };
+        let embedding = stored.iter().find(|s| layout.parameters[s.parameter].range == layout.tokens);
+        let embedding = self.tensor(embedding.expect("each model has an embedding"))?;
+        if head.dtype() == embedding.dtype() && head.data() == embedding.data() {
+            return Ok(());
+        }
+        let what =
+            format!("`{}`: tensor `{HEAD}` is not the token embedding, which it is tied to", self.name);
+        Err(Error::input(what)
+            .help("set \"tie_word_embeddings\": false in `config.json`, or remove the tensor"))
+    }
+
+    fn warn_of_unused(&self, stored: &[Stored]) {
+        let prefix = self.format.prefix();
+        let used = |name: &str| {
+            name == HEAD || stored.iter().any(|s| s.name == name || s.name.strip_prefix(prefix) == Some(name))
+        };
+        let constant = |name: &str| self.format.constants().iter().any(|end| name.ends_with(end));
+        let names = self.tensors.names().into_iter();
+        let mut unused: Vec<&str> = names.filter(|name| !used(name) && !constant(name)).collect();
+        unused.sort_unstable();
+        if unused.is_empty() {
+            return;
+        }
+        let what = if unused.len() == 1 { "tensor is" } else { "tensors are" };
+        let (all, some) = (unused.len(), suggest::list(unused.iter().take(8).copied()));
+        let more = if all > 8 { format!(" and {} more", all - 8) } else { String::new() };
+        tracing::warn!("`{}`: {all} {what} not part of the model and not used: {some}{more}", self.name);
+    }
+}
+
+/// Puts the numbers of a tensor to their places.
+fn widen(view: &TensorView, places: impl Iterator<Item = usize>, weights: &mut [f32]) {
+    let data = view.data();
+    match view.dtype() {
+        Dtype::F16 => {
+            let halves = data.as_chunks::<2>().0.iter().map(|b| f16(u16::from_le_bytes(*b)));
+            places.zip(halves).for_each(|(place, x)| weights[place] = x);
+        }
+        Dtype::BF16 => {
+            let halves = data.as_chunks::<2>().0.iter().map(|b| u32::from(u16::from_le_bytes(*b)) << 16);
+            places.zip(halves).for_each(|(place, x)| weights[place] = f32::from_bits(x));
+        }
+        _ => {
+            let all = data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
+            places.zip(all).for_each(|(place, x)| weights[place] = x);
+        }
+    }
+}
+
+/// A number of IEEE 754's binary16.
+fn f16(bits: u16) -> f32 {
+    let (sign, exponent, fraction) = (u32::from(bits >> 15) << 31, bits >> 10 & 31, u32::from(bits & 1023));
+    match exponent {
+        // 2^-24 a step.
+        0 => f32::from_bits(sign | (fraction as f32 / 16_777_216.0).to_bits()),
+        31 => f32::from_bits(sign | 0x7f80_0000 | fraction << 13),
+        _ => f32::from_bits(sign | (u32::from(exponent) + 127 - 15) << 23 | fraction << 13),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Tensor};
+
+    use super::f16;
+
+    #[test]
+    fn every_half_is_widened_as_candle_does() {
+        let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+        let halves = Tensor::from_raw_buffer(&bytes, DType::F16, &[65_536], &Device::Cpu).unwrap();
+        let expected: Vec<f32> = halves.to_dtype(DType::F32).unwrap().to_vec1().unwrap();
+        for (bits, expected) in (0..=u16::MAX).zip(expected) {
+            let found = f16(bits);
+            assert!(found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan(), "{bits:x}");
+        }
+    }
+}

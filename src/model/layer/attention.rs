@@ -1,0 +1,175 @@
+//! Causal self-attention: queries, keys and values of one product, queries and keys normalized and rotated
+//! where the architecture says so, heads mixed by an output projection.
+
+use std::ops::Range;
+
+use super::Pass;
+use crate::kernel::attention::{self, Back, Rows, Shape};
+use crate::kernel::matmul::View;
+use crate::kernel::rotary::{self, Heads, QkGradients, QkNorm};
+use crate::kernel::{Buffer, linear};
+use crate::model::Config;
+use crate::model::config::Position;
+use crate::model::decode::KeysValues;
+use crate::model::layout::BlockLayout;
+use crate::model::ordered::Turns;
+
+/// Rows that see the same keys: all sequences of a micro-batch, each of which sees itself, or what is new of a
+/// text whose earlier keys and values are cached.
+pub struct Span<'a> {
+    pub rows: Range<usize>,
+    /// Rows of each sequence.
+    pub length: usize,
+    /// Position of each sequence's first row.
+    pub start: usize,
+    pub cache: Option<&'a mut KeysValues>,
+}
+
+/// Kept for [`backward`].
+pub struct Activations {
+    /// Queries, keys and values as the product gave them, `[N, (H + 2K)·D]`.
+    qkv: Buffer,
+    /// What the heads gave, `[N, H·D]`.
+    attended: Buffer,
+    /// Row max and inverse sum of the attention weights, `[N·H, 2]`.
+    stats: Buffer,
+}
+
+impl Activations {
+    pub fn new(config: &Config, rows: usize) -> Self {
+        Activations {
+            qkv: Buffer::new(rows * config.qkv_width()),
+            attended: Buffer::new(rows * config.q_width()),
+            stats: Buffer::new(2 * rows * config.n_head),
+        }
+    }
+}
+
+/// Whether attention reads other queries and keys than the product gives.
+pub fn is_encoded(config: &Config) -> bool {
+    config.qk_norm || config.position == Position::Rotary
+}
+
+fn heads<'a>(pass: &Pass<'a>, block: &BlockLayout) -> Heads<'a> {
+    let (config, model) = (pass.config(), pass.model);
+    let of = |range: &Option<Range<usize>>| range.clone().map(|range| &model.weights[range]);
+    let (q, k) = (of(&block.q_norm.weight), of(&block.k_norm.weight));
+    Heads {
+        q: config.n_head,
+        k: config.n_kv_head,
+        width: config.d_head,
+        norm: config.qk_norm.then_some(QkNorm { eps: config.norm_eps as f32, q, k }),
+        rope: model.rope.as_ref(),
+    }
+}
+
+fn shape(pass: &Pass, span: &Span) -> Shape {
+    let config = pass.config();
+    Shape {
+        batch: span.rows.len() / span.length,
+        queries: span.length,
+        start: span.start,
+        heads: config.n_head,
+        kv_heads: config.n_kv_head,
+        width: config.d_head,
+        first: pass.first_sequence,
+    }
+}
+
+/// `x: [N, C]` becomes the layer's output. `qk: [N, (H + K)·D]` is a scratch for encoded queries and keys.
+pub fn forward(
+    pass: &Pass,
+    block: &BlockLayout,
+    site: usize,
+    kept: &mut Activations,
+    x: &mut [f32],
+    qk: &mut [f32],
+    spans: &mut [Span],
+) {
+    let (config, n) = (pass.config(), pass.rows);
+    let (c, q_width, qkv_width) = (config.d_model, config.q_width(), config.qkv_width());
+    let qkv = &mut kept.qkv[..n * qkv_width];
+    linear::forward(pass.team, pass.linear(&block.qkv), View::new(x, c), qkv, qkv_width);
+    for span in spans {
+        let shape = shape(pass, span);
+        let (qkv, qk) = (&qkv[span.rows.start * qkv_width..span.rows.end * qkv_width], &mut *qk);
+        let [q, k, v] = queries_keys_values(pass, block, span.length, span.start, qkv, qk);
+        let of_heads = 2 * config.n_head;
+        let out = &mut kept.attended[span.rows.start * q_width..span.rows.end * q_width];
+        let stats = &mut kept.stats[span.rows.start * of_heads..span.rows.end * of_heads];
+        let [k, v] = match &mut span.cache {
+            Some(cache) => cache.push(shape.queries, config.kv_width(), [k, v]),
+            None => [k, v],
+        };
+        attention::forward(pass.team, shape, q, k, v, pass.dropout.at(site), out, stats);
+    }
+    let attended = View::new(&kept.attended[..n * q_width], q_width);
+    linear::forward(pass.team, pass.linear(&block.attn_proj), attended, x, c);
+}
+
+/// Where queries, keys and values of sequences of this `length` lie: in `qkv`, or encoded in `qk`.
+fn queries_keys_values<'a>(
+    pass: &Pass,
+    block: &BlockLayout,
+    length: usize,
+    start: usize,
+    qkv: &'a [f32],
+    qk: &'a mut [f32],
+) -> [Rows<'a>; 3] {
+    let config = pass.config();
+    let (q, kv, all) = (config.q_width(), config.kv_width(), config.qkv_width());
+    let of = |data: &'a [f32], row: usize| Rows { data, sequence: length * row, row };
+    let v = of(&qkv[q + kv..], all);
+    if !is_encoded(config) {
+        return [of(qkv, all), of(&qkv[q..], all), v];
+    }
+    let qk = &mut qk[..qkv.len() / all * (q + kv)];
+    rotary::forward(pass.team, heads(pass, block), length, start, qkv, all, qk, q + kv);
+    [of(qk, q + kv), of(&qk[q..], q + kv), v]
+}
+
+/// Scratch of [`backward`].
+pub struct Scratch<'a> {
+    pub qk: &'a mut [f32],
+    /// `[N, H·D]`
+    pub dout: &'a mut [f32],
+    /// `[N, (H + 2K)·D]`
+    pub dqkv: &'a mut [f32],
+}
+
+/// `dx: [N, C]`, dL/d(output), becomes dL/d(input). `input` writes the layer's input, `[N, C]`, once more.
+#[allow(clippy::too_many_arguments)]
+pub fn backward(
+    pass: &Pass,
+    block: &BlockLayout,
+    site: usize,
+    kept: &Activations,
+    length: usize,
+    dx: &mut [f32],
+    scratch: Scratch,
+    input: impl FnOnce(&mut [f32]),
+    turns: &mut Turns,
+) {
+    let (config, n) = (pass.config(), pass.rows);
+    let (c, q_width, width) = (config.d_model, config.q_width(), config.qkv_width());
+    let Scratch { qk, dout, dqkv } = scratch;
+    let (dout, dqkv) = (&mut dout[..n * q_width], &mut dqkv[..n * width]);
+    let (qkv, attended) = (&kept.qkv[..n * width], &kept.attended[..n * q_width]);
+    pass.linear_backward(&block.attn_proj, View::new(attended, q_width), View::new(dx, c), turns);
+    linear::input(pass.team, pass.linear(&block.attn_proj), View::new(dx, c), dout, q_width);
+    let [q, k, v] = queries_keys_values(pass, block, length, 0, qkv, qk);
+    let span = Span { rows: 0..n, length, start: 0, cache: None };
+    let back = Back { out: attended, stats: &kept.stats[..2 * n * config.n_head], dout };
+    attention::backward(pass.team, shape(pass, &span), q, k, v, back, pass.dropout.at(site), dqkv);
+    if is_encoded(config) {
+        let heads = heads(pass, block);
+        let mut encode = |q: Option<&mut [f32]>, k: Option<&mut [f32]>| {
+            rotary::backward(pass.team, heads, length, qkv, width, dqkv, width, QkGradients { q, k });
+        };
+        let (q, k) = (block.q_norm.weight.as_ref(), block.k_norm.weight.as_ref());
+        if q.is_none() && k.is_none() { encode(None, None) } else { turns.add([q, k], |[q, k]| encode(q, k)) }
+    }
+    input(dx);
+    pass.linear_backward(&block.qkv, View::new(dx, c), View::new(dqkv, width), turns);
+    linear::input(pass.team, pass.linear(&block.qkv), View::new(dqkv, width), dx, c);
+}

@@ -1,0 +1,141 @@
+//! Models of `transformers`, made by `tests/fixtures/make_model_fixtures.py`: the same weights give the same
+//! logits, loss and gradients.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use serde_json::{Value, json};
+
+use super::format;
+use super::reference::Reference;
+use super::*;
+use crate::base::fs;
+use crate::kernel::Team;
+
+/// What is computed of a model and sequences.
+struct Computed {
+    /// `[B*T, V]`
+    logits: Vec<f32>,
+    loss: f64,
+    /// Laid out like the weights.
+    gradient: Vec<f32>,
+}
+
+fn by_reference(gpt: &Transformer, all: Sequences) -> Computed {
+    let plain = Reference::new(gpt, &Device::Cpu).unwrap();
+    let logits = plain.logits(gpt, all, None).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    let (loss, gradient) = plain.gradient(gpt, all, None).unwrap();
+    Computed { logits, loss, gradient }
+}
+
+fn by_kernels(gpt: &Transformer, all: Sequences) -> Computed {
+    let mut pass = Executor::training(&gpt.config, Team::new(2));
+    let (mut logits, every) = (Vec::new(), vec![0; all.ids.len()]);
+    pass.each_logits(gpt, Sequences { targets: &every, ..all }, |_, some, _| logits.extend_from_slice(some));
+    let mut gradient = vec![0.0; gpt.weights.len()];
+    let loss = pass.gradient(gpt, all, 0, 0.0, &mut gradient);
+    Computed { logits, loss, gradient }
+}
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/model").join(name)
+}
+
+fn load(folder: &Path) -> Transformer {
+    Transformer::load(&folder.join(CONFIG_FILE), &folder.join(WEIGHTS_FILE)).unwrap()
+}
+
+fn numbers(value: &Value) -> Vec<f32> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
+}
+
+/// The greatest difference, as a share of the greatest value.
+fn difference(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    assert!(found.iter().all(|x| x.is_finite()), "not a number, which no maximum shows");
+    let size = expected.iter().fold(0f32, |m, x| m.max(x.abs()));
+    let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    worst / size.max(1e-12)
+}
+
+fn agrees(name: &str, compute: impl Fn(&Transformer, Sequences) -> Computed) {
+    let gpt = load(&folder(name));
+    let expected: Value =
+        serde_json::from_slice(&fs::read(&folder(name).join("expected.json")).unwrap()).unwrap();
+    let rows: Vec<Vec<u32>> = serde_json::from_value(expected["ids"].clone()).unwrap();
+    let targets: Vec<u32> = rows.iter().flat_map(|row| row[1..].iter().copied().chain([IGNORE])).collect();
+    let (ids, length) = (rows.concat(), rows[0].len());
+    let found = compute(&gpt, Sequences { ids: &ids, targets: &targets, length });
+
+    let logits = difference(&found.logits, &numbers(&expected["logits"]));
+    assert!(logits < 1e-4, "{name}: logits differ by {logits}");
+    let loss = found.loss - expected["loss"].as_f64().unwrap();
+    assert!(loss.abs() < 1e-4 * found.loss, "{name}: the loss differs by {loss}");
+    let stored = format::of(&gpt.config).tensors(&gpt.layout);
+    let gradients = expected["gradients"].as_object().unwrap();
+    assert!(gradients.len() >= stored.len() / 2, "{name}: gradients of few tensors");
+    for (tensor, expected) in gradients {
+        let stored = stored.iter().find(|s| s.name == *tensor).unwrap_or_else(|| panic!("{name}: {tensor}"));
+        let own: Vec<f32> = stored.places(&gpt.layout).map(|place| found.gradient[place]).collect();
+        let gradient = difference(&own, &numbers(expected));
+        assert!(gradient < 1e-4, "{name}: gradients of {tensor} differ by {gradient}");
+    }
+}
+
+#[test]
+fn the_plain_twin_agrees_with_transformers() {
+    for name in ["gpt2", "gpt2_untied", "llama", "llama_yarn", "llama_bias", "qwen3"] {
+        agrees(name, by_reference);
+    }
+}
+
+#[test]
+fn the_kernels_agree_with_transformers() {
+    for name in ["gpt2"] {
+        agrees(name, by_kernels);
+    }
+}
+
+/// What `transformers` wrote is what we write, to the byte.
+#[test]
+fn weights_of_transformers_are_written_as_they_were() {
+    for name in ["gpt2", "gpt2_untied", "llama", "llama_yarn", "llama_bias", "qwen3"] {
+        let bytes = fs::read(&folder(name).join(WEIGHTS_FILE)).unwrap();
+        assert!(load(&folder(name)).to_safetensors().unwrap() == bytes, "{name}");
+    }
+}
+
+/// For `make_model_fixtures.py --check`, which `transformers` is needed for: a folder of each type of file,
+/// with the logits of the plain twin.
+#[test]
+#[ignore = "writes folders below $TINYLM_MODELS, to be checked with transformers"]
+fn write_models_for_transformers() {
+    let into = PathBuf::from(std::env::var("TINYLM_MODELS").expect("TINYLM_MODELS names a folder"));
+    let yarn = |config: &Config| {
+        let yarn =
+            Yarn { factor: 4.0, original_seq_len: 8, beta_fast: 2.0, beta_slow: 0.1, attention_factor: None };
+        Config { rope_scaling: Some(yarn), rope_base: 500.0, ..config.clone() }
+    };
+    let llama = Config { n_kv_head: 2, attn_bias: true, tied: false, ..llama(41, 32, 2, 4, 32) };
+    let qwen3 = Config { n_kv_head: 1, d_head: 6, dropout: 0.1, ..modern(41, 32, 2, 4, 24, 32) };
+    let models = [
+        ("gpt2", Config { activation: Activation::Relu2, tied: false, ..gpt2(41, 32, 2, 4, 32) }),
+        ("llama_yarn", yarn(&llama)),
+        ("llama", llama),
+        ("qwen3_yarn", yarn(&qwen3)),
+        ("qwen3", qwen3),
+    ];
+    for (name, config) in models {
+        let mut gpt = Transformer::fresh(&config, 1);
+        gpt.weights.iter_mut().enumerate().for_each(|(i, x)| *x += 0.3 * (i as f32).sin());
+        let ids: Vec<u32> = (0..32).map(|i| i * 7 % 41).collect();
+        let all = Sequences { ids: &ids, targets: &ids, length: ids.len() };
+        let logits = by_reference(&gpt, all).logits;
+        let (folder, json) = (into.join(name), config.to_json(Some(2), Some(3)).unwrap());
+        std::fs::create_dir_all(&folder).unwrap();
+        let write = |file: &str, bytes: &[u8]| fs::write(&folder.join(file), bytes).unwrap();
+        write(CONFIG_FILE, json.to_string().as_bytes());
+        write(WEIGHTS_FILE, &gpt.to_safetensors().unwrap());
+        write("logits.json", json!({ "ids": ids, "logits": logits }).to_string().as_bytes());
+    }
+}
