@@ -94,13 +94,31 @@ pub fn backward(
     let Scratch { x: dx, x0, dx0, a, b, qk, wide, .. } = scratch;
     let (dx, a) = (&mut dx[..n], &mut a[..n]);
     let Activations { attn, attn_residual, mlp, mlp_residual, mixed } = kept;
-    sublayer_backward(pass, &block.mlp_norm, 3 * i + 3, mlp_residual, dx, a, b, turns, |da, _, input, turns| {
-        mlp::backward(pass, block, mlp, da, wide, input, turns)
-    });
-    sublayer_backward(pass, &block.attn_norm, 3 * i + 2, attn_residual, dx, a, b, turns, |da, b, input, turns| {
-        let scratch = attention::Scratch { qk, dout: b, dqkv: wide };
-        attention::backward(pass, block, 3 * i + 1, attn, length, da, scratch, input, turns)
-    });
+    sublayer_backward(
+        pass,
+        &block.mlp_norm,
+        3 * i + 3,
+        mlp_residual,
+        dx,
+        a,
+        b,
+        turns,
+        |da, _, input, turns| mlp::backward(pass, block, mlp, da, wide, input, turns),
+    );
+    sublayer_backward(
+        pass,
+        &block.attn_norm,
+        3 * i + 2,
+        attn_residual,
+        dx,
+        a,
+        b,
+        turns,
+        |da, b, input, turns| {
+            let scratch = attention::Scratch { qk, dout: b, dqkv: wide };
+            attention::backward(pass, block, 3 * i + 1, attn, length, da, scratch, input, turns)
+        },
+    );
     mix_backward(pass, block, &mixed[..n.min(mixed.len())], x0, dx, dx0, turns);
 }
 

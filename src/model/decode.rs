@@ -120,7 +120,8 @@ impl<'a> Decoder<'a> {
         let ids: Vec<u32> = texts.iter().flat_map(|text| text.ids.iter().copied()).collect();
         workspace.prepare(config, ids.len(), false);
         let mut spans = spans(texts);
-        let mut caches: Vec<_> = texts.iter_mut().map(|text| text.cache.extend(config, text.ids.len())).collect();
+        let mut caches: Vec<_> =
+            texts.iter_mut().map(|text| text.cache.extend(config, text.ids.len())).collect();
         let pass = pass_of(team, model, ids.len());
         blocks_forward(&pass, workspace, &ids, &mut spans, |_, spans| {
             spans.iter_mut().zip(&mut caches).for_each(|(span, blocks)| span.cache = blocks.next());

@@ -141,8 +141,7 @@ impl Transformer {
 /// Fills the rows behind the first `old` of a table of width `c` with their mean and some noise.
 fn add_rows(table: &mut [f32], c: usize, old: usize, rng: &mut Rng) {
     let (rows, new) = table.split_at_mut(old * c);
-    let means: Vec<f32> =
-        (0..c).map(|i| rows.iter().skip(i).step_by(c).sum::<f32>() / old as f32).collect();
+    let means: Vec<f32> = (0..c).map(|i| rows.iter().skip(i).step_by(c).sum::<f32>() / old as f32).collect();
     for row in new.chunks_exact_mut(c) {
         row.iter_mut().zip(&means).for_each(|(x, mean)| *x = mean + (0.002 * rng.normal()) as f32);
     }

@@ -1,8 +1,8 @@
 //! The memory of one micro-batch on its way through the model, made once and used again.
 
+use super::Config;
 use super::block::Activations;
 use super::layer::{attention, embed, mlp};
-use super::Config;
 use crate::kernel::Buffer;
 use crate::kernel::loss::Logits;
 

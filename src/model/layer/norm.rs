@@ -8,9 +8,8 @@ use crate::model::ordered::Turns;
 
 impl Pass<'_> {
     fn norm(&self, layout: &NormLayout) -> norm::Norm<'_> {
-        let of = |range: &Option<std::ops::Range<usize>>| {
-            range.clone().map(|range| &self.model.weights[range])
-        };
+        let of =
+            |range: &Option<std::ops::Range<usize>>| range.clone().map(|range| &self.model.weights[range]);
         let kind = match self.config().norm {
             Norm::LayerNorm => Kind::Layer,
             Norm::RmsNorm => Kind::Rms,
