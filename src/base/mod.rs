@@ -1,12 +1,13 @@
-//! What every room may use: digests, errors with a place, YAML with positions, the owner of the
+//! What every module may use: digests, errors with a place, YAML with positions, the owner of the
 //! file system, seeded randomness, and the handle through which long work reports and is stopped.
 //!
-//! Knows neither language models nor pipelines, and never prints.
+//! It has no part of language models or pipelines, and never prints.
 
 pub mod canonical;
 pub mod digest;
 pub mod error;
 pub mod fs;
+pub mod invalid;
 pub mod machine;
 pub mod monitor;
 pub mod rng;
@@ -18,5 +19,6 @@ pub mod yaml;
 
 pub use digest::Digest;
 pub use error::{Error, Place, Result};
+pub use invalid::Invalid;
 pub use monitor::{Monitor, Progress, Quiet};
 pub use rng::Rng;

@@ -112,7 +112,7 @@ impl<'a> Talk<'a> {
         if format == Format::Text {
             out::out(&format!("{} ", Style::stdout().cyan("assistant:")))?;
         }
-        let before = self.session.text.forgotten;
+        let before = self.session.sequence.dropped;
         let answer = self.answer(text, options, format)?;
         match format {
             Format::Text => out::line("")?,
@@ -125,7 +125,7 @@ impl<'a> Talk<'a> {
     /// Says `text` and gives the answer, which is printed as it comes.
     fn answer(&mut self, text: &str, options: &Options, format: Format) -> Result<String> {
         let tokenizer = &self.model.tokenizer;
-        let begins = self.session.text.tokens.is_empty();
+        let begins = self.session.sequence.tokens.is_empty();
         let user = Message::new(Role::User, text);
         let messages: Vec<Message> = self.system.take().into_iter().chain([user]).collect();
         let further = if begins { chat::prompt } else { chat::further };
@@ -149,11 +149,11 @@ impl<'a> Talk<'a> {
 
     /// Once a turn in which the conversation no longer fit.
     fn warn_of_forgotten(&self, before: usize) {
-        let (now, room) = (self.session.text.forgotten, self.model.transformer.config.seq_len);
+        let (now, seq_len) = (self.session.sequence.dropped, self.model.transformer.config.seq_len);
         if now > before {
-            let all = self.session.text.tokens.len();
+            let all = self.session.sequence.tokens.len();
             warn(&format!(
-                "the conversation has {all} tokens, the model holds {room}: the first {now} are forgotten"
+                "the conversation has {all} tokens, the model holds {seq_len}: the first {now} are forgotten"
             ));
         }
     }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::{DtypeArg, Format, out, print_json, target};
+use super::{DtypeArg, Format, flag_error, out, print_json, target};
 use crate::base::text::visible;
 use crate::base::{Error, Result, machine};
 use crate::corpus::clean;
@@ -34,7 +34,7 @@ pub struct Decoding {
     /// How the next token is chosen.
     #[arg(long, value_enum, default_value_t = StrategyArg::Sample)]
     strategy: StrategyArg,
-    /// Divides the logits: below 1 bolder, above 1 more varied.
+    /// Divides the logits: below 1 for likelier tokens, above 1 for more varied ones.
     #[arg(long, default_value_t = 0.8)]
     temperature: f64,
     /// Only the K likeliest tokens; 0 for all.
@@ -83,13 +83,8 @@ impl Decoding {
             max_new_tokens: self.max_new_tokens,
             seed: self.seed,
         };
-        match options.mistake() {
-            None => Ok(options),
-            Some((name, found, expected)) => {
-                let flag = name.replace('_', "-");
-                Err(Error::usage(format!("--{flag} {found}: expected {expected}")))
-            }
-        }
+        options.validate().map_err(flag_error)?;
+        Ok(options)
     }
 }
 

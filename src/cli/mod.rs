@@ -24,7 +24,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::base::error::Fault;
 use crate::base::text::visible;
-use crate::base::{Error, Result, fs, machine, suggest};
+use crate::base::{Error, Invalid, Result, fs, machine, suggest};
 use crate::kernel::Dtype;
 use crate::plan::{Past, Plan};
 use crate::report::style::Style;
@@ -148,6 +148,12 @@ impl Loaded {
         let past = Past { store: &self.store, sources };
         Ok(crate::plan::build(&self.pipeline, &stages, &self.kinds, sources, &past, &forced))
     }
+}
+
+/// What is wrong with an option that a flag of the same name sets.
+pub fn flag_error(invalid: Invalid) -> Error {
+    let error = Error::usage(format!("--{} {}", invalid.param.replace('_', "-"), invalid.why));
+    invalid.help.into_iter().fold(error, Error::help)
 }
 
 /// `two_stage`, `two_stage.yaml` or a path to it.

@@ -6,7 +6,7 @@
 
 use super::decode::{Encoding, decode};
 use super::input::{Bad, InputFile, Record, Window, too_long};
-use crate::base::{Error, Result, suggest};
+use crate::base::{Error, Invalid, Result, suggest};
 
 /// Records of a CSV file with a header.
 pub struct CsvRows {
@@ -25,9 +25,11 @@ pub struct CsvRows {
 }
 
 /// What is wrong with a `delimiter` that a user gives.
-pub fn delimiter_mistake(delimiter: Option<char>) -> Option<String> {
-    let c = delimiter.filter(|c| !c.is_ascii() || matches!(c, '"' | '\n' | '\r'))?;
-    Some(format!("`delimiter` must be one ASCII character, found {c:?}"))
+pub fn validate_delimiter(delimiter: Option<char>) -> Result<(), Invalid> {
+    match delimiter.filter(|c| !c.is_ascii() || matches!(c, '"' | '\n' | '\r')) {
+        Some(c) => Err(Invalid::new("delimiter", format!("must be one ASCII character, found {c:?}"))),
+        None => Ok(()),
+    }
 }
 
 const RAISE: &str = "raise the limit if this is meant, or look for a `\"` that is not closed";

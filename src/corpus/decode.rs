@@ -70,7 +70,7 @@ pub enum OnInvalid {
 
 /// A byte that is not in the encoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Invalid {
+pub struct InvalidByte {
     pub at: usize,
     pub byte: u8,
 }
@@ -124,7 +124,7 @@ impl Decoded {
 /// # Errors
 /// The first byte that is not in the encoding. In Latin-1 that is only NUL, which no encoding has in a
 /// text: it is the sign of another encoding or of damage.
-pub fn decode(bytes: Vec<u8>, encoding: Encoding, replace: bool) -> Result<Decoded, Invalid> {
+pub fn decode(bytes: Vec<u8>, encoding: Encoding, replace: bool) -> Result<Decoded, InvalidByte> {
     if matches!(encoding, Encoding::Latin1 | Encoding::Windows1252) {
         return latin1(&bytes, replace);
     }
@@ -138,7 +138,7 @@ pub fn decode(bytes: Vec<u8>, encoding: Encoding, replace: bool) -> Result<Decod
     }
     let valid = invalid.utf8_chunks().next().map_or(0, |chunk| chunk.valid().len());
     let at = invalid[..valid].iter().position(|b| *b == 0).unwrap_or(valid);
-    Err(Invalid { at, byte: invalid[at] })
+    Err(InvalidByte { at, byte: invalid[at] })
 }
 
 fn utf8_lossy(bytes: &[u8]) -> Decoded {
@@ -162,11 +162,11 @@ const WINDOWS_1252: [char; 32] = [
     '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9D}', 'ž', 'Ÿ',
 ];
 
-fn latin1(bytes: &[u8], replace: bool) -> Result<Decoded, Invalid> {
+fn latin1(bytes: &[u8], replace: bool) -> Result<Decoded, InvalidByte> {
     let mut out = Decoded::plain(String::with_capacity(bytes.len() + bytes.len() / 8));
     for (at, byte) in bytes.iter().enumerate() {
         match byte {
-            0 if !replace => return Err(Invalid { at, byte: 0 }),
+            0 if !replace => return Err(InvalidByte { at, byte: 0 }),
             0 => out.replace(&mut { at }, 1),
             0x80..=0x9F => out.text.push(WINDOWS_1252[usize::from(byte - 0x80)]),
             _ => out.text.push(char::from(*byte)),
@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(decoded.text, "première “ligne” – €5");
         for encoding in [Encoding::Utf8, Encoding::Latin1, Encoding::Windows1252] {
             let nul = decode(b"a\0b".to_vec(), encoding, false);
-            assert_eq!(nul, Err(Invalid { at: 1, byte: 0 }), "{encoding:?}");
+            assert_eq!(nul, Err(InvalidByte { at: 1, byte: 0 }), "{encoding:?}");
             let replaced = decode(b"a\0\0b".to_vec(), encoding, true).unwrap();
             assert_eq!(replaced.replaced, 2);
             assert_eq!(replaced.source_offset(replaced.text.find('b').unwrap()), 3, "{encoding:?}");
@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn invalid_bytes_are_named_or_replaced() {
         let bytes = b"ab\xFFcd\xE2\x82".to_vec();
-        assert_eq!(decode(bytes.clone(), Encoding::Utf8, false), Err(Invalid { at: 2, byte: 0xFF }));
+        assert_eq!(decode(bytes.clone(), Encoding::Utf8, false), Err(InvalidByte { at: 2, byte: 0xFF }));
         let decoded = decode(bytes, Encoding::Utf8, true).unwrap();
         assert_eq!((decoded.text.as_str(), decoded.replaced), ("ab\u{FFFD}cd\u{FFFD}", 3));
         assert_eq!(decoded.source_offset(decoded.text.find('c').unwrap()), 3);

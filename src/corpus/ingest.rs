@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use super::boilerplate;
 use super::clean::{Changes, Cleaning, clean};
-use super::csv::{delimiter_mistake, field_start};
-use super::decode::{Decoded, Encoding, Invalid, OnInvalid, decode};
+use super::csv::{field_start, validate_delimiter};
+use super::decode::{Decoded, Encoding, InvalidByte, OnInvalid, decode};
 use super::document::{Document, DocumentWriter};
 use super::duplicates::{DuplicateWriter, Likeness, Origin, Seen};
 use super::input::{self, Bad, InputFile, Record};
@@ -29,7 +29,7 @@ use super::minhash::{MinHasher, Signature};
 use super::read::{Format, FormatChoice, Reader, Reading};
 use super::split;
 use super::transcode::{Readable, readable};
-use crate::base::{Digest, Error, Monitor, Result, fs, suggest, units};
+use crate::base::{Digest, Error, Invalid, Monitor, Result, fs, suggest, units};
 
 /// What was read, changed and removed, beside the documents.
 pub const REPORT_NAME: &str = "report.json";
@@ -152,57 +152,57 @@ impl Default for NearDuplicates {
     }
 }
 
-impl Options {
-    /// What is out of range: the param (with dots into nested ones) and what is wrong with it.
-    pub fn mistakes(&self) -> Vec<(&'static str, String)> {
+impl NearDuplicates {
+    fn validate(&self) -> Vec<Invalid> {
         let mut found = Vec::new();
-        let mut check = |ok: bool, param, message: String| {
+        let mut check = |ok: bool, param: &str, why: String| {
             if !ok {
-                found.push((param, message));
+                found.push(Invalid::new(format!("near_duplicates.{param}"), why));
             }
         };
-        check(!self.text_field.is_empty(), "text_field", "`text_field` is empty".into());
+        check(
+            self.threshold > 0.0 && self.threshold <= 1.0,
+            "threshold",
+            format!("must be above 0 and at most 1, found {}", self.threshold),
+        );
+        check(self.shingle_words > 0, "shingle_words", "must be positive".into());
+        check(
+            self.bands > 0 && self.permutations > 0 && self.permutations.is_multiple_of(self.bands),
+            "bands",
+            format!("must divide `permutations` ({}), found {}", self.permutations, self.bands),
+        );
+        found
+    }
+}
+
+impl Options {
+    /// Every param that is out of range.
+    pub fn validate(&self) -> Vec<Invalid> {
+        let mut found: Vec<Invalid> = validate_delimiter(self.delimiter).err().into_iter().collect();
+        let mut check = |ok: bool, param, why: String| {
+            if !ok {
+                found.push(Invalid::new(param, why));
+            }
+        };
+        check(!self.text_field.is_empty(), "text_field", "is empty".into());
         check(
             self.separator.as_deref() != Some(""),
             "separator",
-            "`separator` is empty: write `null` to take each file as one document".into(),
+            "is empty: write `null` to take each file as one document".into(),
         );
-        if let Some(mistake) = delimiter_mistake(self.delimiter) {
-            check(false, "delimiter", mistake);
-        }
-        check(
-            self.max_document_bytes > 0,
-            "max_document_bytes",
-            "`max_document_bytes` must be positive".into(),
-        );
+        check(self.max_document_bytes > 0, "max_document_bytes", "must be positive".into());
         check(
             self.max_chars.is_none_or(|most| most >= self.min_chars),
             "max_chars",
-            format!("`max_chars` is less than `min_chars` ({}): nothing would be left", self.min_chars),
+            format!("is less than `min_chars` ({}): nothing would be left", self.min_chars),
         );
         check(
             self.split_headings.is_none_or(|level| (1..=6).contains(&level)),
             "split_headings",
-            format!("`split_headings` must be 1 to 6, found {}", self.split_headings.unwrap_or(0)),
+            format!("must be 1 to 6, found {}", self.split_headings.unwrap_or(0)),
         );
-        check(self.split_chars != Some(0), "split_chars", "`split_chars` must be positive, or `null`".into());
-        if let Some(near) = &self.near_duplicates {
-            check(
-                near.threshold > 0.0 && near.threshold <= 1.0,
-                "near_duplicates.threshold",
-                format!("`threshold` must be above 0 and at most 1, found {}", near.threshold),
-            );
-            check(
-                near.shingle_words > 0,
-                "near_duplicates.shingle_words",
-                "`shingle_words` must be positive".into(),
-            );
-            check(
-                near.bands > 0 && near.permutations > 0 && near.permutations.is_multiple_of(near.bands),
-                "near_duplicates.bands",
-                format!("`bands` must divide `permutations` ({}), found {}", near.permutations, near.bands),
-            );
-        }
+        check(self.split_chars != Some(0), "split_chars", "must be positive, or `null`".into());
+        found.extend(self.near_duplicates.iter().flat_map(NearDuplicates::validate));
         found
     }
 
@@ -352,8 +352,8 @@ pub fn ingest(
     scratch: &Path,
     monitor: &dyn Monitor,
 ) -> Result<Report> {
-    if let Some((param, message)) = options.mistakes().into_iter().next() {
-        return Err(Error::usage(format!("{param}: {message}")));
+    if let Some(invalid) = options.validate().into_iter().next() {
+        return Err(Error::invalid(invalid));
     }
     let near = options.near_duplicates.as_ref();
     let hasher = near.map(|near| MinHasher::new(near.permutations, near.bands, near.shingle_words));
@@ -656,7 +656,7 @@ impl Preparer<'_> {
         }
     }
 
-    fn invalid(&self, invalid: Invalid, record: &Record) -> Bad {
+    fn invalid(&self, invalid: InvalidByte, record: &Record) -> Bad {
         let at = match self.csv_column {
             // What was decoded is a field; where its byte lies, the file must tell.
             Some((delimiter, column)) => {

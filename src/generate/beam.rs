@@ -1,13 +1,14 @@
-//! Beam search: the `num_beams` likeliest beginnings are followed side by side; the answer is the one
-//! with the highest mean log-probability a token (Wu et al., 2016, with exponent 1).
+//! Beam search: the `num_beams` most probable continuations are extended side by side; the result is the
+//! one with the highest mean log-probability of its tokens (Wu et al., 2016, with length penalty 1).
 
-use super::choose::{Chooser, log_probabilities};
-use super::{Options, Session, Text};
+use super::sampler::{Sampler, log_softmax};
+use super::{Options, Sequence, Session};
 use crate::base::Result;
 
 struct Beam {
-    text: Text,
+    sequence: Sequence,
     new: Vec<u32>,
+    /// The sum of the new tokens' log-probabilities.
     score: f64,
 }
 
@@ -16,31 +17,31 @@ struct Finished {
     mean: f64,
 }
 
-/// A way to go on: which beam, with which token, to which score.
+/// A beam extended by one token: the beam's index, the token, the new score.
 type Step = (usize, u32, f64);
 
-/// The new tokens, without the end token. The session itself stays where it is.
-pub fn search(session: &mut Session, chooser: &Chooser, options: &Options) -> Result<Vec<u32>> {
-    let mut beams = vec![Beam { text: session.text.clone(), new: Vec::new(), score: 0.0 }];
+/// The new tokens, without the end token. The session's sequence is not changed.
+pub fn search(session: &mut Session, sampler: &Sampler, options: &Options) -> Result<Vec<u32>> {
+    let mut beams = vec![Beam { sequence: session.sequence.clone(), new: Vec::new(), score: 0.0 }];
     let mut finished: Vec<Finished> = Vec::new();
     for _ in 0..options.max_new_tokens {
         let mut grown: Vec<Step> = Vec::new();
-        for (b, id, score) in steps(&beams, chooser, options.num_beams) {
+        for (b, id, score) in top_continuations(&beams, sampler, options.num_beams) {
             if grown.len() == options.num_beams {
                 break;
             }
-            if !chooser.ends(id) {
+            if !sampler.is_end(id) {
                 grown.push((b, id, score));
                 continue;
             }
             let new = &beams[b].new;
             finished.push(Finished { ids: new.clone(), mean: score / (new.len() + 1) as f64 });
-            // One beam is greedy search: it ends where greedy ends.
+            // With one beam this is greedy search, which ends at the first end token.
             if options.num_beams == 1 {
                 break;
             }
         }
-        beams = follow(session, &beams, &grown)?;
+        beams = extend(session, &beams, &grown)?;
         if beams.is_empty() || finished.len() >= options.num_beams {
             break;
         }
@@ -50,15 +51,15 @@ pub fn search(session: &mut Session, chooser: &Chooser, options: &Options) -> Re
     Ok(all.reduce(|a, b| if b.mean > a.mean { b } else { a }).map(|f| f.ids).unwrap_or_default())
 }
 
-/// The likeliest ways on of all beams, best first; twice as many of each as there are beams, since half
-/// may be ends.
-fn steps(beams: &[Beam], chooser: &Chooser, num_beams: usize) -> Vec<Step> {
+/// The top continuations of all beams by one token, best first; `2 * num_beams` of each beam, since half
+/// may be end tokens.
+fn top_continuations(beams: &[Beam], sampler: &Sampler, num_beams: usize) -> Vec<Step> {
     let mut next: Vec<Step> = Vec::new();
     for (b, beam) in beams.iter().enumerate() {
-        let logs = log_probabilities(&chooser.scores(&beam.text));
+        let logs = log_softmax(&sampler.logits(&beam.sequence));
         let mut best: Vec<(u32, f64)> = logs.iter().enumerate().map(|(i, p)| (i as u32, *p)).collect();
         best.sort_by(|x, y| y.1.total_cmp(&x.1).then(x.0.cmp(&y.0)));
-        // What has no probability is no way on, however few others there are.
+        // Banned tokens have a probability of 0 and are no continuation, however few others there are.
         let possible = best.into_iter().take(2 * num_beams).filter(|(_, p)| p.is_finite());
         next.extend(possible.map(|(id, p)| (b, id, beam.score + p)));
     }
@@ -66,14 +67,14 @@ fn steps(beams: &[Beam], chooser: &Chooser, num_beams: usize) -> Vec<Step> {
     next
 }
 
-/// Takes the steps, all of them in one reading.
-fn follow(session: &mut Session, beams: &[Beam], steps: &[Step]) -> Result<Vec<Beam>> {
-    let mut texts: Vec<Text> = steps.iter().map(|(b, _, _)| beams[*b].text.clone()).collect();
+/// Extends the beams by the steps, read as one batch.
+fn extend(session: &mut Session, beams: &[Beam], steps: &[Step]) -> Result<Vec<Beam>> {
+    let mut sequences: Vec<Sequence> = steps.iter().map(|(b, _, _)| beams[*b].sequence.clone()).collect();
     let ids: Vec<u32> = steps.iter().map(|(_, id, _)| *id).collect();
-    session.read_each(&mut texts, &ids)?;
-    let grown = texts.into_iter().zip(steps).map(|(text, (b, id, score))| {
+    session.read_each(&mut sequences, &ids)?;
+    let grown = sequences.into_iter().zip(steps).map(|(sequence, (b, id, score))| {
         let new = beams[*b].new.iter().copied().chain([*id]).collect();
-        Beam { text, new, score: *score }
+        Beam { sequence, new, score: *score }
     });
     Ok(grown.collect())
 }

@@ -1,31 +1,31 @@
 //! Decoding: from a model's probabilities to text. Greedy, sampling (temperature, top-k, top-p) and
 //! beam search, with a repetition penalty, a KV cache and streaming.
 //!
-//! Positions are learned, so a model can hold `seq_len` tokens and no more. When they are full, the
-//! older half is forgotten and the newer half read again ([`Session::feed`]).
+//! A model sees `seq_len` tokens at most. When a sequence is longer, its older tokens are dropped and the
+//! newest `seq_len / 2` are read again into an empty cache ([`Session::feed`]).
 
 mod beam;
-mod choose;
+mod sampler;
 
 use std::ops::ControlFlow;
 
-use crate::base::{Error, Result, Rng};
+use crate::base::{Error, Invalid, Result, Rng};
 use crate::corpus::clean;
 use crate::corpus::conversation::Message;
 use crate::kernel::Team;
 use crate::model::{Cache, Decoder, Model, Reading};
 use crate::tokenizer::{Special, chat};
 
-pub use choose::Chooser;
+pub use sampler::Sampler;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Strategy {
-    /// Always the likeliest token.
+    /// Always the most probable token.
     Greedy,
     /// Drawn by probability, after temperature, top-k and top-p.
     #[default]
     Sample,
-    /// The likeliest of `num_beams` continuations that are followed side by side.
+    /// The most probable of `num_beams` continuations that are extended side by side.
     Beam,
 }
 
@@ -33,15 +33,16 @@ pub enum Strategy {
 #[derive(Debug, Clone)]
 pub struct Options {
     pub strategy: Strategy,
-    /// Divides the logits: below 1 bolder, above 1 more varied.
+    /// Divides the logits: below 1 for likelier tokens, above 1 for more varied ones.
     pub temperature: f64,
-    /// Only the k likeliest tokens; 0 for all.
+    /// Only the k most probable tokens; 0 for all.
     pub top_k: usize,
-    /// Only the likeliest tokens that together have this probability; 1 for all (Holtzman et al., 2020).
+    /// Only the most probable tokens that together have this probability; 1 for all (nucleus sampling;
+    /// Holtzman et al., 2020).
     pub top_p: f64,
     pub num_beams: usize,
-    /// Divides positive and multiplies negative logits of tokens already there (Keskar et al., 2019);
-    /// 1 changes nothing.
+    /// Divides positive and multiplies negative logits of tokens that the sequence already has (Keskar et
+    /// al., 2019); 1 changes nothing.
     pub repetition_penalty: f64,
     pub max_new_tokens: usize,
     pub seed: u64,
@@ -63,66 +64,59 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The first value that makes no sense: the option's name, the value, and what is expected.
-    pub fn mistake(&self) -> Option<(&'static str, String, &'static str)> {
+    /// # Errors
+    /// The first param that is out of range.
+    pub fn validate(&self) -> Result<(), Invalid> {
         let positive = |x: f64| x.is_finite() && x > 0.0;
+        let invalid = |param: &str, found: String, expected: &str| {
+            Err(Invalid::new(param, format!("is {found}: expected {expected}")))
+        };
         if !positive(self.temperature) {
-            let expected = "a number above 0; for 0 use the strategy `greedy`";
-            return Some(("temperature", self.temperature.to_string(), expected));
+            return invalid("temperature", self.temperature.to_string(), "a number above 0")
+                .map_err(|invalid| invalid.help("for 0 use the strategy `greedy`"));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Some(("top_p", self.top_p.to_string(), "a number above 0, at most 1"));
+            return invalid("top_p", self.top_p.to_string(), "a number above 0, at most 1");
         }
         if self.num_beams == 0 || self.num_beams > 64 {
-            return Some(("num_beams", self.num_beams.to_string(), "1 to 64"));
+            return invalid("num_beams", self.num_beams.to_string(), "1 to 64");
         }
         if !positive(self.repetition_penalty) {
-            return Some(("repetition_penalty", self.repetition_penalty.to_string(), "a number above 0"));
+            return invalid("repetition_penalty", self.repetition_penalty.to_string(), "a number above 0");
         }
-        None
-    }
-
-    /// # Errors
-    /// The first value that makes no sense, by its name.
-    pub fn check(&self) -> Result<()> {
-        match self.mistake() {
-            None => Ok(()),
-            Some((name, found, expected)) => {
-                Err(Error::usage(format!("`{name}` is {found}: expected {expected}")))
-            }
-        }
+        Ok(())
     }
 }
 
-/// What was read of a text, and what is expected next.
+/// Tokens that a model has read, and its prediction of the next one.
 #[derive(Clone, Default)]
-pub struct Text {
+pub struct Sequence {
     cache: Cache,
-    /// All tokens read so far, forgotten ones included.
+    /// All tokens read so far, those dropped from the cache included.
     pub tokens: Vec<u32>,
-    /// `[V]`, of what comes next; empty before anything is read.
+    /// `[V]`, of the next token; empty before anything is read.
     pub logits: Vec<f32>,
-    /// How many of the tokens the model no longer sees.
-    pub forgotten: usize,
+    /// How many of the first tokens the model no longer sees.
+    pub dropped: usize,
 }
 
-impl Text {
-    /// Takes note of `ids`, and gives those to read: they themselves, or, when there is no room for them,
-    /// the newest half of what the model holds, from an empty cache.
-    fn take(&mut self, ids: &[u32], room: usize) -> Vec<u32> {
+impl Sequence {
+    /// Appends `ids`, and gives the tokens to read: `ids`, or, when the cache would exceed `seq_len`, the
+    /// newest `seq_len / 2` tokens into an empty cache.
+    fn append(&mut self, ids: &[u32], seq_len: usize) -> Vec<u32> {
         self.tokens.extend_from_slice(ids);
-        if self.cache.len() + ids.len() <= room {
+        if self.cache.len() + ids.len() <= seq_len {
             return ids.to_vec();
         }
         self.cache = Cache::default();
-        let kept = self.tokens.len().min(room.div_ceil(2));
-        self.forgotten = self.tokens.len() - kept;
-        self.tokens[self.forgotten..].to_vec()
+        let kept = self.tokens.len().min(seq_len.div_ceil(2));
+        self.dropped = self.tokens.len() - kept;
+        self.tokens[self.dropped..].to_vec()
     }
 
-    fn expect(&mut self, logits: &[f32]) -> Result<()> {
+    fn set_logits(&mut self, logits: &[f32]) -> Result<()> {
         if logits.iter().any(|logit| logit.is_nan()) {
-            return Err(Error::input("the model expects NaN as its next token")
+            return Err(Error::input("the model's logits are NaN")
                 .help("its weights are damaged, or its training diverged: train it anew"));
         }
         self.logits = logits.to_vec();
@@ -130,80 +124,83 @@ impl Text {
     }
 }
 
-/// A model in the middle of a text.
+/// A model and a sequence that it reads and continues.
 pub struct Session<'a> {
     model: &'a Model,
     decoder: Decoder<'a>,
-    pub text: Text,
+    pub sequence: Sequence,
 }
 
 impl<'a> Session<'a> {
-    /// A session on this many threads; they help models of some size.
+    /// A session whose matrix products use up to `threads` threads; small models use one.
     pub fn new(model: &'a Model, threads: usize) -> Self {
         Session {
             model,
             decoder: Decoder::new(&model.transformer, Team::new(threads)),
-            text: Text::default(),
+            sequence: Sequence::default(),
         }
     }
 
-    /// Reads `ids`. When there are more than the model holds, only the newest half of its room is kept.
-    /// Gives how many tokens the model no longer sees that it saw before, or that are among `ids`.
+    /// Reads `ids`. When the sequence exceeds `seq_len`, only its newest `seq_len / 2` tokens stay in the
+    /// cache. Gives how many tokens this dropped, some of `ids` among them where there are so many.
     ///
     /// # Errors
-    /// An id that the model does not have, or a model whose numbers are NaN.
+    /// An id beyond the vocabulary, or logits that are NaN.
     pub fn feed(&mut self, ids: &[u32]) -> Result<usize> {
-        let gpt = &self.model.transformer;
-        // Before anything is noted of them.
-        gpt.config.validate_ids(ids)?;
+        let config = &self.model.transformer.config;
+        // Before the sequence is changed.
+        config.validate_ids(ids)?;
         if ids.is_empty() {
             return Ok(0);
         }
-        let before = self.text.forgotten;
-        let ids = self.text.take(ids, gpt.config.seq_len);
-        let reading = Reading { cache: &mut self.text.cache, ids: &ids };
+        let before = self.sequence.dropped;
+        let ids = self.sequence.append(ids, config.seq_len);
+        let reading = Reading { cache: &mut self.sequence.cache, ids: &ids };
         let logits = self.decoder.read(&mut [reading])?;
-        self.text.expect(&logits)?;
-        Ok(self.text.forgotten - before)
+        self.sequence.set_logits(&logits)?;
+        Ok(self.sequence.dropped - before)
     }
 
-    /// Reads one id in each of several texts, side by side.
-    fn read_each(&mut self, texts: &mut [Text], ids: &[u32]) -> Result<()> {
-        let gpt = &self.model.transformer;
-        gpt.config.validate_ids(ids)?;
-        if texts.is_empty() {
+    /// Reads one id in each of several sequences, as one batch.
+    fn read_each(&mut self, sequences: &mut [Sequence], ids: &[u32]) -> Result<()> {
+        let config = &self.model.transformer.config;
+        config.validate_ids(ids)?;
+        if sequences.is_empty() {
             return Ok(());
         }
-        let room = gpt.config.seq_len;
-        let new: Vec<Vec<u32>> =
-            texts.iter_mut().zip(ids).map(|(text, id)| text.take(&[*id], room)).collect();
+        let new: Vec<Vec<u32>> = sequences
+            .iter_mut()
+            .zip(ids)
+            .map(|(sequence, id)| sequence.append(&[*id], config.seq_len))
+            .collect();
+        let caches = sequences.iter_mut().map(|sequence| &mut sequence.cache);
         let mut readings: Vec<Reading> =
-            texts.iter_mut().zip(&new).map(|(text, ids)| Reading { cache: &mut text.cache, ids }).collect();
+            caches.zip(&new).map(|(cache, ids)| Reading { cache, ids }).collect();
         let logits = self.decoder.read(&mut readings)?;
-        for (text, row) in texts.iter_mut().zip(logits.chunks_exact(gpt.config.vocab_size)) {
-            text.expect(row)?;
+        for (sequence, row) in sequences.iter_mut().zip(logits.chunks_exact(config.vocab_size)) {
+            sequence.set_logits(row)?;
         }
         Ok(())
     }
 }
 
-/// Continues `session` until an end token, `max_new_tokens`, or the listener's `Break`. Gives the new
+/// Continues `session` until an end token, `max_new_tokens`, or a `Break` of `on_token`. Gives the new
 /// tokens without the end token.
 ///
 /// # Errors
-/// When an option makes no sense, nothing was read yet, or the model's math fails.
+/// When an option is out of range, nothing was read yet, or the model's logits are NaN.
 pub fn generate(
     session: &mut Session,
     options: &Options,
     on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Vec<u32>> {
-    options.check()?;
-    if session.text.logits.is_empty() {
+    options.validate().map_err(Error::invalid)?;
+    if session.sequence.logits.is_empty() {
         return Err(Error::input("there is nothing to continue: the prompt has no tokens"));
     }
-    let chooser = Chooser::new(session.model, options);
+    let sampler = Sampler::new(session.model, options);
     if options.strategy == Strategy::Beam {
-        let ids = beam::search(session, &chooser, options)?;
+        let ids = beam::search(session, &sampler, options)?;
         session.feed(&ids)?;
         for id in &ids {
             if on_token(*id).is_break() {
@@ -216,10 +213,10 @@ pub fn generate(
     let mut out = Vec::new();
     while out.len() < options.max_new_tokens {
         let id = match options.strategy {
-            Strategy::Greedy => chooser.likeliest(&session.text),
-            _ => chooser.draw(&session.text, &mut rng),
+            Strategy::Greedy => sampler.greedy(&session.sequence),
+            _ => sampler.sample(&session.sequence, &mut rng),
         };
-        if chooser.ends(id) {
+        if sampler.is_end(id) {
             break;
         }
         out.push(id);
@@ -232,8 +229,8 @@ pub fn generate(
     Ok(out)
 }
 
-/// [`generate`] with the text of the new tokens as it becomes certain, as it is to be put behind the
-/// text of the prompt, `prompt`.
+/// [`generate`] with the text of the new tokens as soon as they make whole characters. The text follows
+/// that of `prompt`, the tokens read last.
 ///
 /// # Errors
 /// As [`generate`].
@@ -244,7 +241,7 @@ pub fn stream(
     on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Vec<u32>> {
     let mut decoder = session.model.tokenizer.decoder();
-    // The first new token is decoded behind the prompt's last, which decides about a space.
+    // Whether the first new token begins with a space depends on the prompt's last token.
     prompt.iter().for_each(|id| drop(decoder.push(*id)));
     decoder.finish();
     let mut stopped = false;
@@ -259,7 +256,7 @@ pub fn stream(
     Ok(ids)
 }
 
-/// The tokens of a prompt that a user wrote, cleaned as training text is.
+/// The tokens of a user's prompt, cleaned as training text is.
 ///
 /// # Errors
 /// When it cannot be encoded.
@@ -267,7 +264,7 @@ pub fn prompt_ids(model: &Model, prompt: &str) -> Result<Vec<u32>> {
     ids_of(model, &clean::prompt(prompt))
 }
 
-/// The tokens of the beginning of a text, `<bos>` in front where the tokenizer has one.
+/// The tokens of `text`, after `<bos>` where the tokenizer has one.
 ///
 /// # Errors
 /// When it cannot be encoded.
@@ -277,7 +274,7 @@ pub fn ids_of(model: &Model, text: &str) -> Result<Vec<u32>> {
     Ok(ids)
 }
 
-/// What the model says behind `prompt`. A prompt that is cut to fit is warned about.
+/// The model's continuation of `prompt`. Logs a warning where the prompt is too long and is cut.
 ///
 /// # Errors
 /// As [`generate`].
@@ -287,7 +284,7 @@ pub fn text(model: &Model, prompt: &str, options: &Options, threads: usize) -> R
     continuation(model, &ids, options, threads)
 }
 
-/// What the model answers to a conversation. One that is cut to fit is warned about.
+/// The model's answer to a conversation. Logs a warning where it is too long and is cut.
 ///
 /// # Errors
 /// As [`generate`] and [`chat::prompt`].
@@ -299,20 +296,20 @@ pub fn answer(model: &Model, messages: &[Message], options: &Options, threads: u
 }
 
 fn warn_if_cut(model: &Model, ids: &[u32]) {
-    let mut all = Text::default();
-    all.take(ids, model.transformer.config.seq_len);
-    if all.forgotten > 0 {
-        tracing::warn!("{}", cut_to_fit(model, ids.len(), all.forgotten));
+    let mut all = Sequence::default();
+    all.append(ids, model.transformer.config.seq_len);
+    if all.dropped > 0 {
+        tracing::warn!("{}", cut_to_fit(model, ids.len(), all.dropped));
     }
 }
 
-/// What is to be said when of a prompt of `tokens` tokens the first `cut` do not fit.
+/// The warning that of a prompt of `tokens` tokens the first `cut` do not fit.
 pub fn cut_to_fit(model: &Model, tokens: usize, cut: usize) -> String {
-    let room = model.transformer.config.seq_len;
-    format!("the prompt has {tokens} tokens, the model holds {room}: the first {cut} are cut")
+    let seq_len = model.transformer.config.seq_len;
+    format!("the prompt has {tokens} tokens, the model holds {seq_len}: the first {cut} are cut")
 }
 
-/// What the model says behind `ids`, as text that can be put behind theirs.
+/// The model's continuation of `ids`, as text to be appended to theirs.
 ///
 /// # Errors
 /// As [`generate`].

@@ -1,6 +1,6 @@
 //! Decoding strategies against each other and against their definitions.
 
-use super::choose::{argmax, candidates, log_probabilities};
+use super::sampler::{argmax, candidates, log_softmax};
 use super::*;
 use crate::model::{Config, Transformer, gpt2};
 use crate::tokenizer::Tokenizer;
@@ -38,22 +38,22 @@ fn greedy_is_one_beam_and_is_top_1() {
 fn a_beam_finds_the_best_of_all_pairs() {
     let model = model();
     let options = Options { num_beams: 16, max_new_tokens: 2, ..with(Strategy::Beam) };
-    let chooser = Chooser::new(&model, &options);
+    let sampler = Sampler::new(&model, &options);
     let prompt = prompt_ids(&model, "The cat").unwrap();
     let expected = |said: &[u32]| {
         let mut session = Session::new(&model, 1);
         session.feed(&[&prompt, said].concat()).unwrap();
-        log_probabilities(&chooser.scores(&session.text))
+        log_softmax(&sampler.logits(&session.sequence))
     };
     let first = expected(&[]);
-    let mut likely: Vec<u32> = (0..first.len() as u32).filter(|id| !chooser.ends(*id)).collect();
+    let mut likely: Vec<u32> = (0..first.len() as u32).filter(|id| !sampler.is_end(*id)).collect();
     likely.sort_by(|a, b| first[*b as usize].total_cmp(&first[*a as usize]));
     let mut best = (f64::NEG_INFINITY, Vec::new());
     for a in likely.into_iter().take(16) {
         for (b, second) in expected(&[a]).iter().enumerate() {
             let mean = (first[a as usize] + second) / 2.0;
             if mean > best.0 {
-                let b = Some(b as u32).filter(|b| !chooser.ends(*b));
+                let b = Some(b as u32).filter(|b| !sampler.is_end(*b));
                 best = (mean, [a].into_iter().chain(b).collect());
             }
         }
@@ -80,7 +80,7 @@ fn a_full_cache_forgets_the_older_half_and_goes_on() {
     assert_eq!(long.len(), 60);
     let mut session = Session::new(&model, 2);
     session.feed(&[9; 50]).unwrap();
-    assert_eq!(session.text.logits.len(), model.transformer.config.vocab_size);
+    assert_eq!(session.sequence.logits.len(), model.transformer.config.vocab_size);
     assert!(session.feed(&[u32::MAX]).is_err());
 }
 
@@ -89,14 +89,14 @@ fn what_frames_a_text_and_what_the_tokenizer_lacks_is_never_chosen() {
     let model = model();
     let mut session = Session::new(&model, 2);
     session.feed(&[9]).unwrap();
-    session.text.logits = vec![0.0; model.transformer.config.vocab_size];
+    session.sequence.logits = vec![0.0; model.transformer.config.vocab_size];
     for special in [Special::Pad, Special::Unk, Special::Bos] {
-        session.text.logits[model.tokenizer.require(special).unwrap() as usize] = 50.0;
+        session.sequence.logits[model.tokenizer.require(special).unwrap() as usize] = 50.0;
     }
     let known = model.tokenizer.vocab_size();
-    session.text.logits[known..].fill(90.0);
-    session.text.logits[42] = 1.0;
-    assert_eq!(Chooser::new(&model, &Options::default()).likeliest(&session.text), 42);
+    session.sequence.logits[known..].fill(90.0);
+    session.sequence.logits[42] = 1.0;
+    assert_eq!(Sampler::new(&model, &Options::default()).greedy(&session.sequence), 42);
 }
 
 #[test]
@@ -104,10 +104,10 @@ fn a_penalty_pushes_down_what_was_said() {
     let model = model();
     let mut session = Session::new(&model, 2);
     session.feed(&[9, 10]).unwrap();
-    session.text.logits = vec![0.0; model.transformer.config.vocab_size];
-    (session.text.logits[9], session.text.logits[10], session.text.logits[11]) = (2.0, -2.0, 1.5);
-    let scores = Chooser::new(&model, &Options { repetition_penalty: 2.0, ..Options::default() })
-        .scores(&session.text);
+    session.sequence.logits = vec![0.0; model.transformer.config.vocab_size];
+    (session.sequence.logits[9], session.sequence.logits[10], session.sequence.logits[11]) = (2.0, -2.0, 1.5);
+    let scores = Sampler::new(&model, &Options { repetition_penalty: 2.0, ..Options::default() })
+        .logits(&session.sequence);
     assert_eq!((scores[9], scores[10], scores[11]), (1.0, -4.0, 1.5));
 }
 
@@ -128,11 +128,11 @@ fn top_k_top_p_and_temperature_leave_what_they_should() {
     let cold = candidates(&scores, &Options { temperature: 0.5, top_k: 0, top_p: 1.0, ..Options::default() });
     assert!((cold[0].1 / cold[1].1 - 4.0).abs() < 1e-5);
     assert_eq!(argmax(&[1.0, 3.0, 3.0]), 1);
-    assert!((log_probabilities(&scores)[0] - 0.5f64.ln()).abs() < 1e-6);
+    assert!((log_softmax(&scores)[0] - 0.5f64.ln()).abs() < 1e-6);
 }
 
 #[test]
-fn values_that_make_no_sense_are_refused_by_name() {
+fn values_out_of_range_are_refused_by_name() {
     let model = model();
     let message = |options: Options| {
         let mut session = Session::new(&model, 1);
@@ -149,7 +149,7 @@ fn values_that_make_no_sense_are_refused_by_name() {
         assert!(message(Options { top_p: odd, ..Options::default() }).contains(&format!("`top_p` is {odd}")));
     }
     assert!(message(Options { num_beams: 0, ..Options::default() }).contains("`num_beams` is 0"));
-    assert!(Options::default().check().is_ok());
+    assert!(Options::default().validate().is_ok());
 }
 
 /// The edges of what is allowed behave like the limits that they are near to.
@@ -185,14 +185,14 @@ fn a_penalty_without_end_decides_alone() {
     let model = model();
     let mut session = Session::new(&model, 1);
     session.feed(&[9, 10, 11]).unwrap();
-    session.text.logits = vec![-1.0; model.transformer.config.vocab_size];
-    (session.text.logits[9], session.text.logits[10], session.text.logits[12]) = (0.0, 3.0, 1.0);
+    session.sequence.logits = vec![-1.0; model.transformer.config.vocab_size];
+    (session.sequence.logits[9], session.sequence.logits[10], session.sequence.logits[12]) = (0.0, 3.0, 1.0);
     let chosen = |repetition_penalty: f64| {
         let options = Options { repetition_penalty, ..Options::default() };
-        let chooser = Chooser::new(&model, &options);
-        let scores = chooser.scores(&session.text);
+        let sampler = Sampler::new(&model, &options);
+        let scores = sampler.logits(&session.sequence);
         assert!(scores.iter().all(|score| !score.is_nan()), "{repetition_penalty:e}");
-        (chooser.likeliest(&session.text), candidates(&scores, &options).len())
+        (sampler.greedy(&session.sequence), candidates(&scores, &options).len())
     };
     for penalty in [1e39, 1e300, f64::MAX] {
         assert_eq!(chosen(penalty).0, 12, "{penalty:e}");
@@ -217,7 +217,7 @@ fn what_is_cut_to_fit_is_counted() {
     assert_eq!(session.feed(&[9; 16]).unwrap(), 0);
     assert_eq!(session.feed(&[9; 3]).unwrap(), 11, "of 19 the newest 8 are kept");
     assert_eq!(session.feed(&[9; 8]).unwrap(), 0);
-    assert_eq!((session.feed(&[9]).unwrap(), session.text.forgotten), (9, 20));
+    assert_eq!((session.feed(&[9]).unwrap(), session.sequence.dropped), (9, 20));
     assert_eq!(
         cut_to_fit(&model, 300, 292),
         "the prompt has 300 tokens, the model holds 16: the first 292 are cut"

@@ -22,7 +22,7 @@ pub use self::json::Document;
 pub use self::lines::{Curve, Lines};
 pub use self::model::{Model, Tensor, Tied};
 pub use self::parquet::{Column, Parquet};
-pub use self::text::{Invalid, Text};
+pub use self::text::{InvalidUtf8, Text};
 pub use self::tokenizer::{Token, Tokenizer};
 
 use crate::base::table::{Table, shorten};

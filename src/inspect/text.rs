@@ -21,7 +21,7 @@ pub struct Text {
     /// Whether all of it is ASCII.
     pub ascii: bool,
     /// The first byte that is not UTF-8.
-    pub invalid: Option<Invalid>,
+    pub invalid: Option<InvalidUtf8>,
     /// The number of the longest line, from 1, and its characters.
     pub longest_line: (u64, u64),
     pub head: Vec<String>,
@@ -29,7 +29,7 @@ pub struct Text {
 
 /// Where a text stops being UTF-8; line and column from 1, the column in characters.
 #[derive(Debug, Clone, Serialize)]
-pub struct Invalid {
+pub struct InvalidUtf8 {
     pub offset: u64,
     pub line: usize,
     pub column: usize,
@@ -78,7 +78,7 @@ impl Text {
         if let Err(e) = std::str::from_utf8(line) {
             let at = e.valid_up_to();
             let Place { column, .. } = fs::place_of_byte("", line, at);
-            let first = || Invalid {
+            let first = || InvalidUtf8 {
                 offset: offset + at as u64,
                 line: self.lines as usize,
                 column,

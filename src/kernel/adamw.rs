@@ -4,7 +4,7 @@ use super::simd::{F, LANES, simd};
 use super::team::{Parts, Team};
 
 /// Numbers of a task; the norm is a sum over such chunks, in their order.
-const CHUNK: usize = 16 * 1024;
+pub(super) const CHUNK: usize = 16 * 1024;
 
 /// What one update does to every number it is given.
 #[derive(Debug, Clone, Copy)]
@@ -75,7 +75,8 @@ simd! {
         }
     }
 
-    fn squares_part<S>(x: &[f32]) -> f32 {
+    /// The sum of squares.
+    pub fn squares_part<S>(x: &[f32]) -> f32 {
         let mut sum = F::<S>::splat(0.0);
         for x in x.chunks(LANES) {
             let x = F::load_some(x, 0.0);

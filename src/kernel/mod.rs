@@ -19,7 +19,7 @@
 //!  residual    x = a·x + b·x0
 //!  loss        the output projection, cross-entropy and its gradient
 //!
-//!  adamw       the optimizer's update
+//!  adamw, muon, sgd, average      updates of the weights
 //! ```
 //!
 //! **A layer** is a file with `forward`, which reads its input and parameters and writes its output and what
@@ -53,6 +53,7 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+pub mod average;
 mod buffer;
 pub mod dropout;
 mod dtype;
@@ -61,12 +62,14 @@ pub mod linear;
 pub mod loss;
 mod math;
 pub mod matmul;
+pub mod muon;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub mod norm;
 mod portable;
 pub mod residual;
 pub mod rotary;
+pub mod sgd;
 mod simd;
 mod team;
 #[cfg(test)]

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{texts, tokenizers};
-use crate::base::{Error, Result, fs, machine};
+use crate::base::{Error, Invalid, Result, fs, machine};
 use crate::corpus::conversation::{Message, Role};
 use crate::eval::{self, Gate, Scored};
 use crate::generate;
@@ -80,18 +80,18 @@ impl Kind for Eval {
         }
     }
 
-    fn check(params: &Params, inputs: &Connected) -> Vec<Issue> {
+    fn validate(params: &Params, inputs: &Connected) -> Vec<Issue> {
         let any = |ports: [&str; 2]| ports.iter().any(|port| !inputs.get(port).is_empty());
         let apart = any(["validation_docs", "validation_chats"]);
-        let mut issues = if apart { Vec::new() } else { texts::check(inputs) };
+        let mut issues = if apart { Vec::new() } else { texts::validate(inputs) };
         for (metric, condition) in &params.gates {
             if let Err(why) = Gate::parse(condition).and_then(|_| measurable(metric, any)) {
                 issues.push(Issue::param(&format!("gates.{metric}"), why));
             }
         }
         if !(0.0..=1.0).contains(&params.validation_fraction) {
-            let found = params.validation_fraction;
-            issues.push(Issue::param("validation_fraction", format!("expected 0 to 1, found {found}")));
+            let why = format!("must be 0 to 1, found {}", params.validation_fraction);
+            issues.push(Invalid::new("validation_fraction", why).into());
         }
         if let Some((_, room)) = inputs.number("model", "vocab_size") {
             let help = |_| "connect the tokenizer that the model was trained with".to_string();

@@ -1,10 +1,10 @@
-//! `finetune`: a pretrained model learns to answer. Loss on the assistant's tokens only.
+//! `finetune`: a pretrained model learns to answer. Loss on the assistant's tokens, or on all.
 
 use std::collections::HashSet;
 
 use super::texts::held_out_by;
 use super::tokenizers;
-use super::training::training_params;
+use super::training_params::training_params;
 use crate::base::{Error, Result, units};
 use crate::corpus::conversation::Role;
 use crate::corpus::conversation::{self, ConversationReader};
@@ -13,7 +13,7 @@ use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE, Transformer, WEIGHTS_FILE
 use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port};
 use crate::tokenizer::chat::{self, Rendered};
 use crate::tokenizer::{Names, Special, Tokenizer};
-use crate::train::{self, Packed, pack, shortest_row};
+use crate::train::{self, NextToken, Packed, Packing, pack, shortest_row};
 
 pub struct Finetune;
 
@@ -29,6 +29,27 @@ training_params! {
         /// `{ user: "<|user|>", assistant: "<|assistant|>" }`. Default: what the model says, or its
         /// tokenizer's token of a usual name, or what begins a text and the role's name on a line.
         special_tokens: Names = Names::default(),
+        /// The tokens that are learned: what the `assistant` says, where the weight of its message is not 0;
+        /// or `all` of a conversation, openings of turns and what others say among them.
+        loss_on: LossOn = LossOn::Assistant,
+    }
+}
+
+/// Which tokens of a conversation are learned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LossOn {
+    /// What the assistant says.
+    Assistant,
+    /// All of them.
+    All,
+}
+
+impl LossOn {
+    fn apply(self, packing: &mut Packing) {
+        if self == LossOn::All {
+            packing.rows.iter_mut().for_each(|(_, learn)| learn.fill(true));
+        }
     }
 }
 
@@ -41,7 +62,7 @@ impl Kind for Finetune {
     fn info() -> Info {
         Info {
             name: "finetune",
-            version: 5, // 4: sums of e^x by blocks; 5: of few conversations one is held out; `held_out.json`
+            version: 6, // 5: of few conversations one is held out; `held_out.json`; 6: architectures and recipes
             summary: "Teaches a pretrained model to answer, on conversations.",
             inputs: vec![
                 Port::new("model", "model", "The pretrained model."),
@@ -68,8 +89,8 @@ impl Kind for Finetune {
         }
     }
 
-    fn check(params: &Params, inputs: &Connected) -> Vec<Issue> {
-        let mut issues = params.ranges();
+    fn validate(params: &Params, inputs: &Connected) -> Vec<Issue> {
+        let mut issues = params.validate_training();
         if !(0.0..1.0).contains(&params.validation_fraction) {
             let found = params.validation_fraction;
             issues.push(Issue::param("validation_fraction", format!("expected 0 to below 1, found {found}")));
@@ -105,7 +126,9 @@ impl Kind for Finetune {
         }
         let (train, validation, rule) = rows(params, ctx, &model)?;
         let folder = ctx.output("model")?;
-        train::run(&mut model, &train, &validation, &params.options(ctx.seed), folder, ctx.monitor)?;
+        let mut objective = NextToken { label_smoothing: params.label_smoothing };
+        let options = params.options(ctx.seed);
+        train::run(&mut model, &mut objective, &train, &validation, &options, folder, ctx.monitor)?;
         let mut held_out = held_out_by(ctx.input("model")?)?;
         held_out.conversations.push(rule);
         held_out.save(folder)?;
@@ -162,8 +185,10 @@ fn rows(params: &Params, ctx: &Context, model: &Model) -> Result<(Packed, Packed
         }
     }
     let seq_len = model.transformer.config.seq_len;
-    let train = pack(train.into_iter(), seq_len + 1);
-    let validation = pack(given.into_iter().map(|(_, conversation)| conversation), seq_len + 1);
+    let mut train = pack(train.into_iter(), seq_len + 1);
+    let mut validation = pack(given.into_iter().map(|(_, conversation)| conversation), seq_len + 1);
+    params.loss_on.apply(&mut train);
+    params.loss_on.apply(&mut validation);
     tracing::info!(
         "{} conversations in {} rows of {seq_len} tokens, {} rows held out; {} conversations split, {} exchanges cut",
         units::count(read as u64),

@@ -36,8 +36,8 @@ impl Kind for Ingest {
         }
     }
 
-    fn check(params: &Options, _: &Connected) -> Vec<Issue> {
-        params.mistakes().into_iter().map(|(param, message)| Issue::param(param, message)).collect()
+    fn validate(params: &Options, _: &Connected) -> Vec<Issue> {
+        params.validate().into_iter().map(Issue::from).collect()
     }
 
     fn run(params: &Options, ctx: &Context) -> Result<()> {

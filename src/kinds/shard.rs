@@ -34,6 +34,12 @@ impl Default for Params {
     }
 }
 
+impl Params {
+    fn options(&self, seed: u64) -> Options {
+        Options { validation_fraction: self.validation_fraction, shard_tokens: self.shard_tokens, seed }
+    }
+}
+
 impl Kind for Shard {
     type Params = Params;
 
@@ -61,17 +67,9 @@ impl Kind for Shard {
         }
     }
 
-    fn check(params: &Params, inputs: &Connected) -> Vec<Issue> {
-        let mut issues = texts::check(inputs);
-        if !(0.0..1.0).contains(&params.validation_fraction) {
-            issues.push(Issue::param(
-                "validation_fraction",
-                "`validation_fraction` must be at least 0 and below 1",
-            ));
-        }
-        if params.shard_tokens == 0 {
-            issues.push(Issue::param("shard_tokens", "`shard_tokens` must be above 0"));
-        }
+    fn validate(params: &Params, inputs: &Connected) -> Vec<Issue> {
+        let mut issues = texts::validate(inputs);
+        issues.extend(params.options(0).validate().into_iter().map(Issue::from));
         issues
     }
 
@@ -82,18 +80,19 @@ impl Kind for Shard {
 
     fn run(params: &Params, ctx: &Context) -> Result<()> {
         let tokenizer = tokenizers::load(ctx.input("tokenizer")?, params.special_tokens.clone())?;
-        let options = Options {
-            validation_fraction: params.validation_fraction,
-            shard_tokens: params.shard_tokens,
-            seed: ctx.seed,
-        };
         announce(&tokenizer);
         let folder = ctx.output("shards")?;
         if let Some(json) = tokenizer.config()? {
             fs::write(&folder.join(TOKENIZER_CONFIG_FILE), &json)?;
         }
-        let report =
-            shard::build(&texts::inputs(ctx)?, &tokenizer, &options, folder, &ctx.scratch, ctx.monitor)?;
+        let report = shard::build(
+            &texts::inputs(ctx)?,
+            &tokenizer,
+            &params.options(ctx.seed),
+            folder,
+            &ctx.scratch,
+            ctx.monitor,
+        )?;
         fs::write_json(&folder.join("report.json"), &report)
     }
 }

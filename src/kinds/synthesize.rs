@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::base::error::Fault;
-use crate::base::{Error, Result, fs};
+use crate::base::{Error, Invalid, Result, fs};
 use crate::corpus::conversation::ConversationWriter;
 use crate::corpus::document::DocumentWriter;
 use crate::stage::{ArtifactFile, Connected, Context, FILES, Info, Issue, Kind, Port};
@@ -80,16 +80,14 @@ impl Kind for Synthesize {
         }
     }
 
-    fn check(params: &Params, _: &Connected) -> Vec<Issue> {
+    fn validate(params: &Params, _: &Connected) -> Vec<Issue> {
         let mut issues = Vec::new();
         if params.max_turns == 0 {
-            issues.push(Issue::param("max_turns", "a conversation has at least 1 exchange"));
+            issues.push(Invalid::new("max_turns", "must be at least 1").into());
         }
         for (name, weight) in params.domains.iter().filter(|(_, w)| !w.is_finite() || **w < 0.0) {
-            issues.push(Issue::param(
-                &format!("domains.{name}"),
-                format!("a share is not negative, found {weight}"),
-            ));
+            let why = format!("must be 0 or more and finite, found {weight}");
+            issues.push(Invalid::new(format!("domains.{name}"), why).into());
         }
         issues
     }
@@ -237,7 +235,7 @@ conversations:
         assert_eq!(error.fault(), Fault::Input);
         assert!(error.to_string().contains("farm.yaml:1:31"), "{error}");
         let error = run("{max_turns: 0}", TEMPLATES, 1, 1).err().unwrap();
-        assert!(error.to_string().contains("at least 1 exchange"), "{error}");
+        assert!(error.to_string().contains("`max_turns` must be at least 1"), "{error}");
         let error = run("{on_shortage: stop}", TEMPLATES, 1, 1).err().unwrap();
         assert!(error.to_string().contains("`fail`, `fewer`"), "{error}");
         let error = run("{documents: 500}", TEMPLATES, 1, 1).err().unwrap();

@@ -16,7 +16,7 @@ pub fn ports() -> Vec<Port> {
     ]
 }
 
-pub fn check(inputs: &Connected) -> Vec<Issue> {
+pub fn validate(inputs: &Connected) -> Vec<Issue> {
     if inputs.get("docs").is_empty() && inputs.get("chats").is_empty() {
         return vec![
             Issue::input("docs", "nothing is connected to `docs` or `chats`")

@@ -1,78 +1,16 @@
 //! `train_tokenizer`: documents and conversations to a `tokenizer.json`.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::texts;
 use crate::base::{Result, fs};
 use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port};
-use crate::tokenizer::train::{self, Algorithm, Options, SpecialToken};
+use crate::tokenizer::train::{self, Options};
 
 pub struct TrainTokenizer;
 
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct Params {
-    /// How text becomes tokens.
-    pub algorithm: Algorithm,
-    /// How many tokens at most, special tokens included. Reached unless there is too little text.
-    pub vocab_size: usize,
-    /// What occurs less often is not learned: a pair of tokens (BPE, WordPiece), a word (word,
-    /// unigram), a character (char).
-    pub min_frequency: u64,
-    /// Further special tokens of the form `<name>`, after `<pad> <unk> <bos> <eos> <user> <assistant>
-    /// <system>`, which are always there. No text is encoded to them, but to those written as
-    /// `{ token: "<think>", in_text: true }` wherever it spells them.
-    pub special_tokens: Vec<SpecialToken>,
-    /// Lower-case the text (wordpiece, word and char only).
-    pub lowercase: bool,
-    /// The share of all characters that get a token of their own; rarer ones are spelled in bytes
-    /// (sentencepiece_bpe, unigram) or unknown (wordpiece).
-    pub character_coverage: f64,
-    /// The longest token, in characters (in bytes for byte_bpe).
-    pub max_token_length: usize,
-    /// Bytes of text to train on at most. Of a larger corpus a sample of documents is taken, by the
-    /// digests of their texts.
-    pub sample_bytes: u64,
-    /// The share of documents, by digest, not trained on but measured on. 0 switches it off.
-    pub held_out_fraction: f64,
-}
-
-impl Default for Params {
-    fn default() -> Self {
-        Params {
-            algorithm: Algorithm::ByteBpe,
-            vocab_size: 4096,
-            min_frequency: 2,
-            special_tokens: Vec::new(),
-            lowercase: false,
-            character_coverage: 0.9999,
-            max_token_length: 32,
-            sample_bytes: 256 << 20,
-            held_out_fraction: 0.05,
-        }
-    }
-}
-
-impl Params {
-    fn options(&self) -> Options {
-        Options {
-            algorithm: self.algorithm,
-            vocab_size: self.vocab_size,
-            min_frequency: self.min_frequency,
-            special_tokens: self.special_tokens.clone(),
-            lowercase: self.lowercase,
-            character_coverage: self.character_coverage,
-            max_token_length: self.max_token_length,
-            sample_bytes: self.sample_bytes,
-            held_out_fraction: self.held_out_fraction,
-        }
-    }
-}
-
 impl Kind for TrainTokenizer {
-    type Params = Params;
+    type Params = Options;
 
     fn info() -> Info {
         Info {
@@ -92,58 +30,18 @@ impl Kind for TrainTokenizer {
         }
     }
 
-    fn check(params: &Params, inputs: &Connected) -> Vec<Issue> {
-        let options = params.options();
-        let mut issues = texts::check(inputs);
-        let least = options.least_vocab_size();
-        if !(least..=1 << 20).contains(&params.vocab_size) {
-            issues.push(Issue::param(
-                "vocab_size",
-                format!("`vocab_size` is {}: expected {least} to {}", params.vocab_size, 1 << 20),
-            ));
-        }
-        for (i, token) in params.special_tokens.iter().enumerate() {
-            if let Some(bad) = options.bad_special(token.as_str()) {
-                issues.push(Issue::param(&format!("special_tokens[{i}]"), bad));
-            }
-        }
-        if params.lowercase && !params.algorithm.may_lowercase() {
-            issues.push(
-                Issue::param(
-                    "lowercase",
-                    "`lowercase` does not go with an algorithm that gives back the very text",
-                )
-                .help("use `wordpiece`, `word` or `char`, or lower-case the documents"),
-            );
-        }
-        if !(params.character_coverage > 0.0 && params.character_coverage <= 1.0) {
-            issues.push(Issue::param(
-                "character_coverage",
-                "`character_coverage` must be above 0 and at most 1",
-            ));
-        }
-        if !(0.0..1.0).contains(&params.held_out_fraction) {
-            issues.push(Issue::param(
-                "held_out_fraction",
-                "`held_out_fraction` must be at least 0 and below 1",
-            ));
-        }
-        for (name, value) in
-            [("max_token_length", params.max_token_length as u64), ("sample_bytes", params.sample_bytes)]
-        {
-            if value == 0 {
-                issues.push(Issue::param(name, format!("`{name}` must be above 0")));
-            }
-        }
+    fn validate(params: &Options, inputs: &Connected) -> Vec<Issue> {
+        let mut issues = texts::validate(inputs);
+        issues.extend(params.validate().into_iter().map(Issue::from));
         issues
     }
 
-    fn facts(params: &Params, _: &Connected, _: &str) -> Facts {
+    fn facts(params: &Options, _: &Connected, _: &str) -> Facts {
         Facts::from([("vocab_size".to_string(), json!(params.vocab_size))])
     }
 
-    fn run(params: &Params, ctx: &Context) -> Result<()> {
-        let trained = train::train(&texts::inputs(ctx)?, &params.options(), ctx.monitor)?;
+    fn run(params: &Options, ctx: &Context) -> Result<()> {
+        let trained = train::train(&texts::inputs(ctx)?, params, ctx.monitor)?;
         let folder = ctx.output("tokenizer")?;
         fs::write(&folder.join("tokenizer.json"), trained.tokenizer.json())?;
         fs::write_json(&folder.join("report.json"), &trained.report)

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::{Error, Result};
+use crate::base::{Error, Invalid, Result};
 pub use crate::kernel::activation::Activation;
 
 /// How a token learns where it stands.
@@ -149,9 +149,6 @@ pub struct Config {
     pub init: Init,
 }
 
-/// A field of a [`Config`] that is out of range, and why.
-pub type Invalid = (&'static str, String);
-
 impl Config {
     /// How many parameters there are. A tied output projection is counted once.
     pub fn parameters(&self) -> usize {
@@ -182,9 +179,9 @@ impl Config {
     ///
     /// # Errors
     /// When one is.
-    pub fn validate(&self) -> std::result::Result<(), Invalid> {
+    pub fn validate(&self) -> Result<(), Invalid> {
         self.validate_sizes()?;
-        let check = |name, ok: bool, why: String| if ok { Ok(()) } else { Err((name, why)) };
+        let check = |name, ok: bool, why: String| if ok { Ok(()) } else { Err(Invalid::new(name, why)) };
         check(
             "dropout",
             (0.0..1.0).contains(&self.dropout),
@@ -202,7 +199,7 @@ impl Config {
         self.validate_positions()
     }
 
-    fn validate_sizes(&self) -> std::result::Result<(), Invalid> {
+    fn validate_sizes(&self) -> Result<(), Invalid> {
         let positive = [
             ("vocab_size", self.vocab_size),
             ("d_model", self.d_model),
@@ -214,46 +211,52 @@ impl Config {
             ("seq_len", self.seq_len),
         ];
         if let Some((name, _)) = positive.iter().find(|(_, n)| *n == 0) {
-            return Err((name, "must be at least 1".into()));
+            return Err(Invalid::new(*name, "must be at least 1"));
         }
         // Before anything is multiplied.
         if let Some((name, n)) = positive.iter().find(|(_, n)| *n > 1 << 24) {
-            return Err((name, format!("{n} is beyond what this trains")));
+            return Err(Invalid::new(*name, format!("is {n}, beyond what this trains")));
         }
         if !self.n_head.is_multiple_of(self.n_kv_head) {
-            let why = format!("{} heads of keys do not divide {} heads", self.n_kv_head, self.n_head);
-            return Err(("n_kv_head", why));
+            let why = format!("is {}, which does not divide `n_head` ({})", self.n_kv_head, self.n_head);
+            return Err(Invalid::new("n_kv_head", why));
         }
         let sizes = [self.vocab_size, self.d_model, self.n_layer, self.q_width(), self.d_ff, self.seq_len];
         let bound = sizes.iter().fold(1.0, |m: f64, n| m.max(*n as f64)).powi(2) * 8.0 * self.n_layer as f64;
         if bound > 2e9 && self.parameters() > 2_000_000_000 {
-            let why = format!("{} parameters are beyond what this trains", self.parameters());
-            return Err(("d_model", why));
+            let why = format!("gives {} parameters, beyond what this trains", self.parameters());
+            return Err(Invalid::new("d_model", why));
         }
         Ok(())
     }
 
-    fn validate_positions(&self) -> std::result::Result<(), Invalid> {
+    fn validate_positions(&self) -> Result<(), Invalid> {
         if self.position != Position::Rotary {
             return match self.rope_scaling {
-                Some(_) => Err(("rope_scaling", "needs `position: rotary`".into())),
+                Some(_) => Err(Invalid::new("rope_scaling", "needs `position: rotary`")),
                 None => Ok(()),
             };
         }
         if !self.d_head.is_multiple_of(2) {
-            return Err(("d_head", format!("rotary positions pair its numbers, and {} is odd", self.d_head)));
+            return Err(Invalid::new(
+                "d_head",
+                format!("must be even for rotary positions, found {}", self.d_head),
+            ));
         }
         if !(self.rope_base > 1.0 && self.rope_base.is_finite()) {
-            return Err(("rope_base", format!("must be above 1, found {}", self.rope_base)));
+            return Err(Invalid::new("rope_base", format!("must be above 1, found {}", self.rope_base)));
         }
         let Some(yarn) = self.rope_scaling else { return Ok(()) };
         let positive = [yarn.factor, yarn.beta_fast, yarn.beta_slow, yarn.attention_factor()];
         if positive.iter().any(|x| !(*x > 0.0 && x.is_finite())) || yarn.factor < 1.0 {
-            return Err(("rope_scaling", "`factor` must be at least 1, the others above 0".into()));
+            return Err(Invalid::new(
+                "rope_scaling",
+                "needs a `factor` of at least 1, and the others above 0",
+            ));
         }
         if yarn.original_seq_len == 0 || yarn.beta_fast <= yarn.beta_slow {
-            let why = "`original_seq_len` must be at least 1, and `beta_fast` above `beta_slow`";
-            return Err(("rope_scaling", why.into()));
+            let why = "needs an `original_seq_len` of at least 1, and `beta_fast` above `beta_slow`";
+            return Err(Invalid::new("rope_scaling", why));
         }
         Ok(())
     }

@@ -27,6 +27,7 @@ mod block;
 mod config;
 mod decode;
 mod describe;
+mod embedding_rows;
 mod executor;
 mod files;
 pub mod format;
@@ -38,7 +39,7 @@ pub mod reference;
 mod transformer;
 mod workspace;
 
-pub use config::{Activation, Config, Init, Invalid, Norm, Placement, Position, Yarn};
+pub use config::{Activation, Config, Init, Norm, Placement, Position, Yarn};
 pub use decode::{Cache, Decoder, Reading};
 pub use executor::{Executor, Sequences, round_of};
 pub use files::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};

@@ -64,11 +64,25 @@ impl Transformer {
     pub(super) fn zeros(config: &Config) -> Self {
         let layout = Layout::new(config);
         let weights = Buffer::new(layout.len);
-        let (t, c) = (config.seq_len, config.d_model);
-        let rope = (config.position == Position::Rotary)
-            .then(|| Rope::new(t, config.d_head, config.rope_base, config.rope_scaling.map(yarn)));
-        let sinusoid = (config.position == Position::Sinusoidal).then(|| embedding::sinusoid(t, c));
+        let (rope, sinusoid) = position_tables(config);
         Transformer { config: config.clone(), layout, weights, bf16: None, rope, sinusoid }
+    }
+
+    /// The same weights for sequences of another length, with rotary frequencies scaled for it.
+    ///
+    /// # Errors
+    /// When the length is another than that of learned positions, or the scaling doesn't fit.
+    pub fn with_positions(mut self, seq_len: usize, rope_scaling: Option<super::Yarn>) -> Result<Self> {
+        if self.config.position == Position::Learned && seq_len != self.config.seq_len {
+            let what =
+                format!("`seq_len: {seq_len}`: the model has learned {} positions", self.config.seq_len);
+            return Err(Error::input(what).help("leave `seq_len` away"));
+        }
+        let config = Config { seq_len, rope_scaling, ..self.config };
+        config.validate().map_err(Error::invalid)?;
+        (self.rope, self.sinusoid) = position_tables(&config);
+        self.config = config;
+        Ok(self)
     }
 
     pub fn parameters(&self) -> &[Parameter] {
@@ -144,6 +158,16 @@ fn add_rows(table: &mut [f32], c: usize, old: usize, rng: &mut Rng) {
     let means: Vec<f32> = (0..c).map(|i| rows.iter().skip(i).step_by(c).sum::<f32>() / old as f32).collect();
     for row in new.chunks_exact_mut(c) {
         row.iter_mut().zip(&means).for_each(|(x, mean)| *x = mean + (0.002 * rng.normal()) as f32);
+    }
+}
+
+/// What positions that are not learned are computed from.
+fn position_tables(config: &Config) -> (Option<Rope>, Option<Buffer>) {
+    let (t, c, d) = (config.seq_len, config.d_model, config.d_head);
+    match config.position {
+        Position::Rotary => (Some(Rope::new(t, d, config.rope_base, config.rope_scaling.map(yarn))), None),
+        Position::Sinusoidal => (None, Some(embedding::sinusoid(t, c))),
+        Position::Learned | Position::None => (None, None),
     }
 }
 

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::write::{ShardWriter, Totals};
 use super::{reader, token_type};
-use crate::base::{Digest, Error, Monitor, Result, fs};
+use crate::base::{Digest, Error, Invalid, Monitor, Result, fs};
 use crate::corpus::held_out::{Extremes, HeldOut, Rule, Split};
 use crate::tokenizer::{Inputs, Special, Text, Tokenizer, chat};
 
@@ -34,6 +34,21 @@ pub struct Options {
     pub shard_tokens: u64,
     /// Of the order of the documents. The split does not depend on it.
     pub seed: u64,
+}
+
+impl Options {
+    /// Every param that is out of range.
+    pub fn validate(&self) -> Vec<Invalid> {
+        let mut found = Vec::new();
+        if !(0.0..1.0).contains(&self.validation_fraction) {
+            let why = format!("must be at least 0 and below 1, found {}", self.validation_fraction);
+            found.push(Invalid::new("validation_fraction", why));
+        }
+        if self.shard_tokens == 0 {
+            found.push(Invalid::new("shard_tokens", "must be above 0"));
+        }
+        found
+    }
 }
 
 /// What was made; `report.json`.
@@ -74,6 +89,9 @@ pub fn build(
     scratch: &Path,
     monitor: &dyn Monitor,
 ) -> Result<Report> {
+    if let Some(invalid) = options.validate().into_iter().next() {
+        return Err(Error::invalid(invalid));
+    }
     let mut spill = Spill::create(scratch, bucket_count(inputs)?)?;
     let counts = encode_all(inputs, tokenizer, options, &mut spill, monitor)?;
     if spill.records == 0 {

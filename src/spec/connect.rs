@@ -300,8 +300,7 @@ fn facts_of(connections: &BTreeMap<String, Vec<Input>>, known: &Known, root: &Pa
 fn located(issue: Issue, node: &Node, stage: &StageSpec) -> Error {
     let found = node.locate(&issue.at);
     let span = if std::ptr::eq(found, node) { &stage.span } else { &found.span };
-    let name = issue.at.strip_prefix("params.").map(|p| format!("`{p}`: ")).unwrap_or_default();
-    let error = Error::usage(format!("stage `{}`: {name}{}", stage.name, issue.message)).at(span.place());
+    let error = Error::usage(format!("stage `{}`: {}", stage.name, issue.message)).at(span.place());
     match issue.help {
         Some(help) => error.help(help),
         None => error,

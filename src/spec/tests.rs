@@ -55,7 +55,7 @@ impl Kind for Take {
         ];
         info("take", inputs, vec![Port::new("out", "apples", "")])
     }
-    fn check(params: &Params, inputs: &Connected) -> Vec<Issue> {
+    fn validate(params: &Params, inputs: &Connected) -> Vec<Issue> {
         match inputs.number("fruit", "size") {
             Some((up, size)) if size > u64::from(params.size) => {
                 vec![Issue::input("fruit", format!("`{}` gives {size}, room for {}", up.label, params.size))]

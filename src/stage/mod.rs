@@ -17,7 +17,7 @@ use serde::{Deserialize as _, Serialize};
 use serde_json::Value;
 
 use crate::base::yaml::{self, Node};
-use crate::base::{Digest, Error, Monitor, Result};
+use crate::base::{Digest, Error, Invalid, Monitor, Result};
 
 /// The name of an artifact type. A connection is refused when the names differ.
 pub type TypeName = &'static str;
@@ -137,8 +137,10 @@ pub struct Issue {
 }
 
 impl Issue {
+    /// The message needs not name the param.
     pub fn param(name: &str, message: impl Into<String>) -> Self {
-        Issue { at: format!("params.{name}"), message: message.into(), help: None }
+        let message = format!("`{name}`: {}", message.into());
+        Issue { at: format!("params.{name}"), message, help: None }
     }
 
     pub fn input(port: &str, message: impl Into<String>) -> Self {
@@ -151,6 +153,12 @@ impl Issue {
     }
 }
 
+impl From<Invalid> for Issue {
+    fn from(invalid: Invalid) -> Self {
+        Issue { message: invalid.to_string(), help: invalid.help, at: format!("params.{}", invalid.param) }
+    }
+}
+
 /// A stage kind as its author writes it. See `kinds/` for examples.
 pub trait Kind: Send + Sync + 'static {
     /// Derive `Serialize, Deserialize, JsonSchema` with `#[serde(default, deny_unknown_fields)]`;
@@ -160,7 +168,7 @@ pub trait Kind: Send + Sync + 'static {
     fn info() -> Info;
 
     /// Params out of range, ports that do not go together, facts that do not fit. Reads no data.
-    fn check(_: &Self::Params, _: &Connected) -> Vec<Issue> {
+    fn validate(_: &Self::Params, _: &Connected) -> Vec<Issue> {
         Vec::new()
     }
 
@@ -193,7 +201,7 @@ pub trait Stage: Send + Sync {
     /// # Errors
     /// Unknown keys, wrong types, missing params, at their place.
     fn resolve(&self, params: &Node) -> Result<Value>;
-    /// [`Kind::check`], and [`Kind::facts`] of each of the output `ports`.
+    /// [`Kind::validate`], and [`Kind::facts`] of each of the output `ports`.
     fn examine(&self, params: &Value, inputs: &Connected, ports: &[&str]) -> Examined;
     /// # Errors
     /// As [`Kind::run`].
@@ -253,7 +261,7 @@ impl<K: Kind> Stage for Erased<K> {
         };
         let facts = ports.iter().map(|port| (port.to_string(), K::facts(&params, inputs, port)));
         Examined {
-            issues: K::check(&params, inputs),
+            issues: K::validate(&params, inputs),
             facts: facts.filter(|(_, facts)| !facts.is_empty()).collect(),
         }
     }

@@ -3,10 +3,12 @@
 
 use proptest::prelude::*;
 
+use std::path::Path;
+
 use super::*;
 use crate::base::Quiet;
 use crate::kernel::{Dtype, Isa, Team};
-use crate::model::{Config, IGNORE, Transformer, gpt2};
+use crate::model::{Config, Executor, IGNORE, Model, Transformer, gpt2};
 use crate::shard::TokenStream;
 use crate::tokenizer::chat::Rendered;
 
@@ -14,16 +16,39 @@ fn config(dropout: f64) -> Config {
     Config { d_ff: 16, dropout, ..gpt2(13, 8, 2, 2, 8) }
 }
 
-fn options(steps: u64) -> Options {
-    Options {
-        steps,
-        batch_size: 4,
-        accumulate: 1,
-        schedule: Schedule { peak: 0.01, floor: 0.001, warmup: 2 },
+fn adamw() -> optimizer::Options {
+    optimizer::Options {
+        algorithm: Algorithm::AdamW,
+        learning_rate: 0.01,
+        embedding_learning_rate: 0.01,
+        vector_learning_rate: 0.01,
+        muon_learning_rate: 0.02,
         weight_decay: 0.1,
+        muon_weight_decay: 0.05,
+        decay: Decay::Matrices,
+        momentum: 0.95,
         beta1: 0.9,
         beta2: 0.95,
+        eps: 1e-8,
         clip: 1.0,
+    }
+}
+
+fn options(steps: u64) -> Options {
+    Options {
+        length: Length::Steps(steps),
+        batch_size: 4,
+        accumulate: 1,
+        schedule: Schedule {
+            decline: Decline::Cosine,
+            peak: 0.01,
+            floor: 0.001,
+            warmup: 2,
+            warmup_start: 0.0,
+            decay_fraction: 0.5,
+        },
+        optimizer: adamw(),
+        average: None,
         eval_every: 0,
         eval_rows: 8,
         patience: 0,
@@ -33,6 +58,22 @@ fn options(steps: u64) -> Options {
         dtype: Dtype::F32,
         seed: 1,
     }
+}
+
+/// The gradient of the next-token loss, dropout by `label`.
+fn gradient(
+    executor: &mut Executor,
+    transformer: &Transformer,
+    batch: &Batch,
+    seed: u64,
+    label: &str,
+    into: &mut [f32],
+) -> Loss {
+    NextToken::default().gradient(executor, transformer, batch, dropout_key(seed, label), into)
+}
+
+fn evaluate(executor: &mut Executor, transformer: &Transformer, data: &dyn Data, rows: usize) -> Loss {
+    super::evaluate(&mut NextToken::default(), executor, transformer, data, rows, &Quiet).unwrap()
 }
 
 fn stream(n: u32) -> TokenStream {
@@ -66,7 +107,7 @@ fn the_gradient_is_the_slope() {
         let (h, at) = (1e-2, transformer.weights[i]);
         let mut loss_at = |weight: f32| {
             transformer.weights[i] = weight;
-            evaluate(&mut executor, &transformer, &windows, 3, &Quiet).unwrap().nats
+            evaluate(&mut executor, &transformer, &windows, 3).nats
         };
         let (above, below) = (loss_at(at + h), loss_at(at - h));
         loss_at(at);
@@ -81,7 +122,7 @@ fn trained(threads: usize) -> Vec<f32> {
     let mut transformer = Transformer::fresh(&Config { seq_len: 300, ..config(0.2) }, 2);
     let stream = stream(5_000);
     let windows = Windows::new(&stream, 300, 0);
-    let mut optimizer = AdamW::new(&transformer, &options(3));
+    let mut optimizer = Optimizer::new(&transformer, &adamw());
     let mut executor = executor_of(&transformer, threads);
     let mut batch = Batch::default();
     for step in 0..3 {
@@ -101,7 +142,7 @@ fn bf16_learns_what_f32_learns() {
     let learn = |threads: usize, isa: Isa, dtype: Dtype| {
         let mut transformer = Transformer::fresh(&config(0.1), 3);
         let mut executor = Executor::training(&transformer.config, Team::with(threads, isa).in_dtype(dtype));
-        let mut optimizer = AdamW::new(&transformer, &options(40));
+        let mut optimizer = Optimizer::new(&transformer, &adamw());
         let batch = batch(8);
         let mut loss = 0.0;
         for step in 0..40 {
@@ -131,42 +172,11 @@ fn the_bytes_do_not_depend_on_threads() {
     }
 }
 
-/// The update against its definition, in f64, over a matrix that decays and a bias that doesn't.
-#[test]
-fn the_optimizer_is_adamw_with_clipping() {
-    let transformer = Transformer::fresh(&config(0.0), 2);
-    let mut weights = transformer.weights.to_vec();
-    let options = Options { clip: 0.5, ..options(1) };
-    let mut optimizer = AdamW::new(&transformer, &options);
-    let team = Team::new(2);
-    let bias = transformer.layout.blocks[0].up.bias.clone().unwrap().start;
-    let mut plain: Vec<[f64; 3]> = [5, bias].map(|i| [f64::from(weights[i]), 0.0, 0.0]).to_vec();
-    for step in 1..=3 {
-        let slope = |i: usize| ((i % 13) as f64 - 6.0) * 0.1 * f64::from(step);
-        optimizer.gradient.iter_mut().enumerate().for_each(|(i, g)| *g = slope(i) as f32);
-        let norm = optimizer.norm(&team, 4);
-        let expected = (0..weights.len()).map(|i| (slope(i) / 4.0).powi(2)).sum::<f64>().sqrt();
-        assert!((norm - expected).abs() < 1e-5 * expected, "{norm}, not {expected}");
-        optimizer.update(&team, &mut weights, 0.01, 4, norm);
-        assert!(optimizer.gradient.iter().all(|g| *g == 0.0));
-        for ([w, m, v], i) in plain.iter_mut().zip([5, bias]) {
-            let g = slope(i) / 4.0 * 0.5 / expected;
-            *m = 0.9 * *m + 0.1 * g;
-            *v = 0.95 * *v + 0.05 * g * g;
-            let (m, v) = (*m / (1.0 - 0.9f64.powi(step)), *v / (1.0 - 0.95f64.powi(step)));
-            let decay = if i == 5 { 0.01 * 0.1 * *w } else { 0.0 };
-            *w -= decay + 0.01 * m / (v.sqrt() + 1e-8);
-            let difference = f64::from(weights[i]) - *w;
-            assert!(difference.abs() < 1e-6, "weight {i} at step {step}: {difference}");
-        }
-    }
-}
-
 #[test]
 fn it_learns_one_batch_by_heart() {
     let mut transformer = Transformer::fresh(&config(0.0), 2);
     let batch = batch(4);
-    let mut optimizer = AdamW::new(&transformer, &options(1));
+    let mut optimizer = Optimizer::new(&transformer, &adamw());
     let mut executor = executor_of(&transformer, 2);
     for _ in 0..150 {
         let loss = gradient(&mut executor, &transformer, &batch, 0, "x", &mut optimizer.gradient);
@@ -174,39 +184,74 @@ fn it_learns_one_batch_by_heart() {
         optimizer.update(executor.team(), &mut transformer.weights, 0.02, loss.targets, norm);
     }
     let stream = stream(200);
-    let loss = evaluate(&mut executor, &transformer, &Windows::new(&stream, 8, 0), 4, &Quiet).unwrap().mean();
+    let loss = evaluate(&mut executor, &transformer, &Windows::new(&stream, 8, 0), 4).mean();
     assert!(loss < 0.2, "{loss}");
+}
+
+fn small_model() -> Model {
+    let tokenizer = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizers/byte_bpe.json");
+    let tokenizer = crate::tokenizer::Tokenizer::load(Path::new(tokenizer)).unwrap();
+    let config = Config { vocab_size: tokenizer.vocab_size(), ..config(0.1) };
+    Model { transformer: Transformer::fresh(&config, 1), tokenizer }
 }
 
 /// A whole run: its metrics read back, its best weights kept, its divergence refused.
 #[test]
 fn a_run_writes_its_metrics_and_refuses_to_save_what_diverged() {
     let folder = tempfile::tempdir().unwrap();
-    let tokenizer = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizers/byte_bpe.json");
-    let tokenizer = crate::tokenizer::Tokenizer::load(Path::new(tokenizer)).unwrap();
-    let config = Config { vocab_size: tokenizer.vocab_size(), ..config(0.1) };
-    let mut model = Model { transformer: Transformer::fresh(&config, 1), tokenizer };
+    let mut model = small_model();
     let stream = stream(400);
     let windows = Windows::new(&stream, 8, 0);
     let how = Options { eval_every: 10, prompts: vec!["The".into()], keep: Keep::Best, ..options(30) };
-    let outcome = run(&mut model, &windows, &windows, &how, folder.path(), &Quiet).unwrap();
+    let outcome =
+        run(&mut model, &mut NextToken::default(), &windows, &windows, &how, folder.path(), &Quiet).unwrap();
     assert_eq!((outcome.steps, outcome.tokens), (30, 30 * 4 * 8));
     let text = std::fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
     let rows: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!(rows.iter().map(|r| r["step"].as_u64().unwrap()).collect::<Vec<_>>(), [10, 20, 30]);
     let best = rows.iter().map(|r| r["val_loss"].as_f64().unwrap()).fold(f64::INFINITY, f64::min);
     assert_eq!(outcome.val_loss, Some(best));
-    let kept = evaluate(&mut executor_of(&model.transformer, 1), &model.transformer, &windows, 8, &Quiet)
-        .unwrap()
-        .mean();
+    let kept = evaluate(&mut executor_of(&model.transformer, 1), &model.transformer, &windows, 8).mean();
     assert!((kept - best).abs() < 1e-12, "the weights that were kept have {kept}, not {best}");
     assert!(rows[2]["loss"].as_f64().unwrap() < rows[0]["loss"].as_f64().unwrap());
 
     // One step too many: the loss was fine, what the update made of it is not.
     model.transformer.weights[3] = f32::MAX;
     let how = Options { keep: Keep::Last, eval_rows: 0, ..options(1) };
-    let error = run(&mut model, &windows, &windows, &how, folder.path(), &Quiet).unwrap_err();
+    let error = run(&mut model, &mut NextToken::default(), &windows, &windows, &how, folder.path(), &Quiet)
+        .unwrap_err();
     assert!(error.to_string().contains("at step 1"), "{error}");
+}
+
+#[test]
+fn epochs_are_as_many_steps_as_the_rows_take() {
+    let steps =
+        |epochs, rows| Options { length: Length::Epochs(epochs), accumulate: 2, ..options(9) }.steps(rows);
+    assert_eq!([steps(1, 8), steps(3, 9), steps(2, 1)], [1, 6, 2]);
+    assert_eq!(options(9).steps(1), 9);
+}
+
+/// What is validated and kept is the average, which lags behind the weights.
+#[test]
+fn the_average_of_the_weights_is_what_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let stream = stream(400);
+    let windows = Windows::new(&stream, 8, 0);
+    let train = |average| {
+        let mut model = small_model();
+        let how = Options { average, eval_every: 4, keep: Keep::Last, ..options(12) };
+        let objective = &mut NextToken::default();
+        let outcome = run(&mut model, objective, &windows, &windows, &how, folder.path(), &Quiet).unwrap();
+        let own = evaluate(&mut executor_of(&model.transformer, 1), &model.transformer, &windows, 8).mean();
+        assert!((own - outcome.val_loss.unwrap()).abs() < 1e-12, "{own} is not {outcome:?}");
+        (model.transformer.weights.to_vec(), outcome.loss)
+    };
+    let ((plain, loss), (averaged, same_loss), (all, _)) =
+        (train(None), train(Some(0.5)), train(Some(0.999)));
+    assert_eq!(loss, same_loss, "what is trained does not know of the average");
+    let start = small_model().transformer.weights;
+    let far = |w: &[f32]| w.iter().zip(&start[..]).map(|(a, b)| (a - b).abs()).sum::<f32>();
+    assert!(far(&plain) > far(&averaged) && far(&averaged) > far(&all) && far(&all) > 0.0);
 }
 
 #[test]

@@ -8,4 +8,5 @@ mod project;
 mod shipped;
 mod spec;
 mod store;
+mod structure;
 mod two_stage;

@@ -126,7 +126,7 @@ mod tests {
         fs::write(&path, b"").unwrap();
         assert!(tokenize(&path, 300, 1).unwrap_err().to_string().contains("no text"));
         fs::write(&path, b"a b").unwrap();
-        assert!(tokenize(&path, 10, 1).unwrap_err().to_string().contains("too small"));
+        assert!(tokenize(&path, 10, 1).unwrap_err().to_string().contains("`vocab_size` is 10"));
     }
 
     #[test]

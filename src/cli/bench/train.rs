@@ -8,12 +8,12 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::{median_ms, peak_rss_mib, rounded};
-use crate::base::{Error, Result, Rng, machine};
-use crate::cli::DtypeArg;
+use crate::base::{Error, Invalid, Result, Rng, machine};
+use crate::cli::{DtypeArg, flag_error};
 use crate::kernel::{Dtype, Team, instructions, peak};
 use crate::model::reference::Reference;
 use crate::model::{self, Config, Executor, Sequences, Transformer};
-use crate::train::{self, AdamW, Options};
+use crate::train::optimizer::{self, Algorithm, Decay, Optimizer};
 
 #[derive(Args)]
 pub struct Train {
@@ -37,6 +37,9 @@ pub struct Train {
     threads: Option<usize>,
     #[arg(long, default_value_t = 0.1)]
     dropout: f64,
+    /// What makes an update of the gradient.
+    #[arg(long, value_enum, default_value_t = OptimizerArg::Adamw)]
+    optimizer: OptimizerArg,
     /// What computes: our kernels, or their plain twin on candle.
     #[arg(long, value_enum, default_value_t = Backend::Kernels)]
     backend: Backend,
@@ -51,11 +54,27 @@ enum Backend {
     Candle,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OptimizerArg {
+    Adamw,
+    Muon,
+}
+
+impl From<OptimizerArg> for Algorithm {
+    fn from(arg: OptimizerArg) -> Self {
+        match arg {
+            OptimizerArg::Adamw => Algorithm::AdamW,
+            OptimizerArg::Muon => Algorithm::Muon,
+        }
+    }
+}
+
 /// Medians over the steps.
 #[derive(Debug, Serialize)]
 pub struct TrainFigures {
     preset: String,
     dtype: &'static str,
+    optimizer: Algorithm,
     params: usize,
     batch: usize,
     seq: usize,
@@ -91,6 +110,7 @@ impl Train {
         Ok(TrainFigures {
             preset: self.preset.clone(),
             dtype: self.dtype().name(),
+            optimizer: self.optimizer.into(),
             params: config.parameters(),
             batch: self.batch,
             seq: config.seq_len,
@@ -118,9 +138,10 @@ impl Train {
         let preset = model::preset(&self.preset)?;
         let seq_len = self.seq.unwrap_or(preset.seq_len);
         let config = Config { seq_len, dropout: self.dropout, ..preset.clone() };
-        if let Err((name, why)) = config.validate() {
-            return Err(Error::usage(format!("--{}: {why}", if name == "seq_len" { "seq" } else { name })));
-        }
+        config.validate().map_err(|invalid| match invalid.param.as_str() {
+            "seq_len" => flag_error(Invalid { param: "seq".into(), ..invalid }),
+            _ => flag_error(invalid),
+        })?;
         if self.backend == Backend::Candle && self.dtype() != Dtype::F32 {
             let dtype = self.dtype().name();
             return Err(Error::usage(format!("--dtype {dtype}: the plain twin has f32 only")));
@@ -145,13 +166,13 @@ impl Train {
         let all = Sequences { ids: &ids, targets: &targets, length: config.seq_len };
         let mut transformer = Transformer::fresh(config, 1);
         let mut executor = Executor::training(config, self.team(threads));
-        let mut optimizer = AdamW::new(&transformer, &options());
+        let mut optimizer = Optimizer::new(&transformer, &options(self.optimizer.into()));
         let mut loss = 0.0;
         let step = |i: usize| {
             let begun = Instant::now();
             loss = executor.gradient(&transformer, all, i as u64, 0.0, &mut optimizer.gradient);
             let norm = optimizer.norm(executor.team(), ids.len() as u64);
-            optimizer.update(executor.team(), &mut transformer.weights, 1e-3, ids.len() as u64, norm);
+            optimizer.update(executor.team(), &mut transformer.weights, RATE, ids.len() as u64, norm);
             begun.elapsed()
         };
         let times = (0..self.steps + 2).map(step).skip(2).collect();
@@ -165,7 +186,7 @@ impl Train {
         let all = Sequences { ids: &ids, targets: &targets, length: config.seq_len };
         let mut transformer = Transformer::fresh(config, 1);
         let team = self.team(1);
-        let mut optimizer = AdamW::new(&transformer, &options());
+        let mut optimizer = Optimizer::new(&transformer, &options(self.optimizer.into()));
         let math = |e: candle_core::Error| Error::bug(format!("candle: {e}"));
         let (mut times, mut last) = (Vec::new(), 0.0);
         for i in 0..self.steps + 2 {
@@ -174,7 +195,7 @@ impl Train {
             let (loss, gradient) = plain.gradient(&transformer, all, Some(i as u64)).map_err(math)?;
             optimizer.gradient.copy_from_slice(&gradient);
             let norm = optimizer.norm(&team, ids.len() as u64);
-            optimizer.update(&team, &mut transformer.weights, 1e-3, ids.len() as u64, norm);
+            optimizer.update(&team, &mut transformer.weights, RATE, ids.len() as u64, norm);
             times.push(begun.elapsed());
             last = loss;
         }
@@ -191,23 +212,24 @@ fn flops(config: &Config) -> f64 {
     (6 * (weights + attention)) as f64
 }
 
-fn options() -> Options {
-    Options {
-        steps: 1,
-        batch_size: 1,
-        accumulate: 1,
-        schedule: train::Schedule { peak: 1e-3, floor: 1e-3, warmup: 0 },
-        weight_decay: 0.1,
+/// Those of `pretrain`, at a constant rate.
+fn options(algorithm: Algorithm) -> optimizer::Options {
+    let is_muon = algorithm == Algorithm::Muon;
+    optimizer::Options {
+        algorithm,
+        learning_rate: RATE,
+        embedding_learning_rate: RATE,
+        vector_learning_rate: RATE,
+        muon_learning_rate: 0.02,
+        weight_decay: if is_muon { 0.0 } else { 0.1 },
+        muon_weight_decay: 0.05,
+        decay: Decay::Matrices,
+        momentum: 0.95,
         beta1: 0.9,
         beta2: 0.95,
+        eps: 1e-8,
         clip: 1.0,
-        eval_every: 0,
-        eval_rows: 1,
-        patience: 0,
-        sample_every: 0,
-        prompts: Vec::new(),
-        keep: train::Keep::Last,
-        dtype: Dtype::F32,
-        seed: 1,
     }
 }
+
+const RATE: f64 = 1e-3;

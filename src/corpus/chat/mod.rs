@@ -35,13 +35,13 @@ use self::rows::{Places, Rows};
 use self::shape::{Shape, unknown_format};
 use self::text::TextBoundary;
 use super::conversation::{Conversation, ConversationWriter, Role};
-use super::csv::delimiter_mistake;
+use super::csv::validate_delimiter;
 use super::decode::{Encoding, OnInvalid};
 use super::ingest::{OnBadRow, REPORT_NAME};
 use super::input::{Bad, InputFile, Record};
 use super::preference::{Preference, PreferenceWriter};
 use super::transcode::{Readable, readable};
-use crate::base::{Error, Monitor, Result, fs, suggest, units};
+use crate::base::{Error, Invalid, Monitor, Result, fs, suggest, units};
 
 /// How files become conversations.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -154,18 +154,15 @@ impl FormatChoice {
 }
 
 impl Options {
-    /// What is out of range: the param and what is wrong with it.
-    pub fn mistakes(&self) -> Vec<(&'static str, String)> {
-        let mut found = Vec::new();
-        if self.max_row_bytes == 0 {
-            found.push(("max_row_bytes", "`max_row_bytes` must be positive".into()));
-        }
-        if let Some(mistake) = Join(&self.join).mistake() {
-            found.push(("join", mistake));
-        }
-        found.extend(delimiter_mistake(self.delimiter).map(|mistake| ("delimiter", mistake)));
-        found.extend(self.fields.as_ref().and_then(|fields| self.mistaken_fields(fields)));
-        found
+    /// Every param that is out of range.
+    pub fn validate(&self) -> Vec<Invalid> {
+        let size = match self.max_row_bytes {
+            0 => Err(Invalid::new("max_row_bytes", "must be positive")),
+            _ => Ok(()),
+        };
+        let delimiter = validate_delimiter(self.delimiter);
+        let fields = self.fields.as_ref().map_or(Ok(()), |fields| self.validate_fields(fields));
+        [size, Join(&self.join).validate(), delimiter, fields].into_iter().filter_map(Result::err).collect()
     }
 
     /// The defect of a byte in `row` that is not in the encoding: one to be skipped if `on_invalid` says so.
@@ -174,20 +171,22 @@ impl Options {
         Bad { fatal, message: format!("row {row}: {}", bad.message), ..bad.clone() }
     }
 
-    fn mistaken_fields(&self, fields: &FieldNames) -> Option<(&'static str, String)> {
+    fn validate_fields(&self, fields: &FieldNames) -> Result<(), Invalid> {
         let named = fields.named();
         if !matches!(self.format, FormatChoice::Auto | FormatChoice::Prompt | FormatChoice::Instruction) {
-            let message = "`fields` names the fields of rows with one question and one answer; `format` says \
-                           that the rows are of another kind";
-            return Some(("fields", message.into()));
+            let why = "names the fields of rows with one question and one answer; `format` says that the \
+                       rows are of another kind";
+            return Err(Invalid::new("fields", why));
         }
-        named.iter().enumerate().find_map(|(i, (param, name))| {
+        for (i, (param, name)) in named.iter().enumerate() {
             if name.is_empty() {
-                return Some((*param, format!("`{param}` is empty")));
+                return Err(Invalid::new(*param, "is empty"));
             }
-            let (other, _) = named[..i].iter().find(|(_, other)| other == name)?;
-            Some((*param, format!("`{param}` and `{other}` both name `{name}`")))
-        })
+            if let Some((other, _)) = named[..i].iter().find(|(_, other)| other == name) {
+                return Err(Invalid::new(*param, format!("and `{other}` both name `{name}`")));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -205,8 +204,8 @@ pub fn ingest_chat(
     scratch: &Path,
     monitor: &dyn Monitor,
 ) -> Result<Report> {
-    if let Some((param, message)) = options.mistakes().into_iter().next() {
-        return Err(Error::usage(format!("{param}: {message}")));
+    if let Some(invalid) = options.validate().into_iter().next() {
+        return Err(Error::invalid(invalid));
     }
     let mut ingestion = Ingestion {
         files,

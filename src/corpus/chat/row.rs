@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::check::{At, Roles, Turn};
 use super::shape::{ANSWERS, Shape};
-use crate::base::suggest;
+use crate::base::{Invalid, suggest};
 use crate::corpus::conversation::Role;
 use crate::corpus::input::Bad;
 use crate::corpus::json::{Step, describe, is_empty, locate, names_of, unknown_keys};
@@ -111,10 +111,13 @@ impl Join<'_> {
     pub const USUAL: &'static str = "{question}\n\n{context}";
     const PLACES: [&'static str; 2] = ["{question}", "{context}"];
 
-    /// What is wrong with it.
-    pub fn mistake(self) -> Option<String> {
-        let missing = Self::PLACES.into_iter().find(|place| self.0.matches(place).count() != 1)?;
-        Some(format!("`join` must hold `{missing}` once, found {:?}", self.0))
+    /// # Errors
+    /// When a place is missing or there twice.
+    pub fn validate(self) -> Result<(), Invalid> {
+        match Self::PLACES.into_iter().find(|place| self.0.matches(place).count() != 1) {
+            Some(place) => Err(Invalid::new("join", format!("must hold `{place}` once, found {:?}", self.0))),
+            None => Ok(()),
+        }
     }
 
     fn apply(self, question: &str, context: &str) -> String {
@@ -634,8 +637,8 @@ mod tests {
             (all, unknown),
             (vec![exchange("About c: q {context} {x}", "a")], vec!["category".into()])
         );
-        assert!(Join("{question}").mistake().unwrap().contains("`{context}`"));
-        assert_eq!(Join(Join::USUAL).mistake(), None);
+        assert!(Join("{question}").validate().unwrap_err().why.contains("`{context}`"));
+        assert_eq!(Join(Join::USUAL).validate(), Ok(()));
     }
 
     #[test]

@@ -301,7 +301,7 @@ fn fields_of_other_names_are_given() {
         (Options { format: FormatChoice::Messages, ..options(fields("ask", None)) }, "fields"),
         (Options { delimiter: Some('é'), ..Options::default() }, "delimiter"),
     ] {
-        assert_eq!(mistaken.mistakes()[0].0, param);
+        assert_eq!(mistaken.validate()[0].param, param);
     }
 }
 

@@ -63,7 +63,7 @@ impl Kind for Command {
         }
     }
 
-    fn check(params: &Params, inputs: &Connected) -> Vec<Issue> {
+    fn validate(params: &Params, inputs: &Connected) -> Vec<Issue> {
         if params.command.is_empty() {
             return vec![Issue::param("command", "there is no program to run")];
         }

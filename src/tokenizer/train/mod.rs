@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use super::in_text::InText;
 use super::{Inputs, Special, Tokenizer, byte_symbol};
-use crate::base::{Digest, Error, Monitor, Result, units};
+use crate::base::{Digest, Error, Invalid, Monitor, Result, units};
 
 use form::Form;
 use words::{Counted, Cutter, Word, Words};
@@ -92,23 +92,49 @@ impl SpecialToken {
     }
 }
 
-/// What to train. See the stage kind `train_tokenizer` for the meaning of each.
-#[derive(Debug, Clone)]
+/// What to train.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub struct Options {
+    /// How text becomes tokens.
     pub algorithm: Algorithm,
-    /// An upper bound, special tokens included.
+    /// How many tokens at most, special tokens included. Reached unless there is too little text.
     pub vocab_size: usize,
+    /// What occurs less often is not learned: a pair of tokens (BPE, WordPiece), a word (word,
+    /// unigram), a character (char).
     pub min_frequency: u64,
-    /// After [`Special::ALL`].
+    /// Further special tokens of the form `<name>`, after `<pad> <unk> <bos> <eos> <user> <assistant>
+    /// <system>`, which are always there. No text is encoded to them, but to those written as
+    /// `{ token: "<think>", in_text: true }` wherever it spells them.
     pub special_tokens: Vec<SpecialToken>,
+    /// Lower-case the text (wordpiece, word and char only).
     pub lowercase: bool,
-    /// The share of all characters that the alphabet covers, in 0..=1.
+    /// The share of all characters that get a token of their own; rarer ones are spelled in bytes
+    /// (sentencepiece_bpe, unigram) or unknown (wordpiece).
     pub character_coverage: f64,
-    /// In characters; in bytes for [`Algorithm::ByteBpe`].
+    /// The longest token, in characters (in bytes for byte_bpe).
     pub max_token_length: usize,
+    /// Bytes of text to train on at most. Of a larger corpus a sample of documents is taken, by the
+    /// digests of their texts.
     pub sample_bytes: u64,
-    /// In 0..1.
+    /// The share of documents, by digest, not trained on but measured on. 0 switches it off.
     pub held_out_fraction: f64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            algorithm: Algorithm::ByteBpe,
+            vocab_size: 4096,
+            min_frequency: 2,
+            special_tokens: Vec::new(),
+            lowercase: false,
+            character_coverage: 0.9999,
+            max_token_length: 32,
+            sample_bytes: 256 << 20,
+            held_out_fraction: 0.05,
+        }
+    }
 }
 
 impl Options {
@@ -129,19 +155,58 @@ impl Options {
         InText::of(all.iter().zip(0..).map(|(token, id)| (token.as_str(), id, !token.in_text())))
     }
 
-    /// Why `token` cannot be an extra special token; `None` when it can.
-    pub fn bad_special(&self, token: &str) -> Option<String> {
-        let inner = token.strip_prefix('<').and_then(|t| t.strip_suffix('>')).unwrap_or("");
-        if inner.is_empty() || token.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            // What begins with `<` cannot come out of text: every form keeps that sign apart.
-            Some(format!("the special token {token:?} is not of the form `<name>`"))
-        } else if inner.len() == 4 && inner.starts_with("0x") {
-            Some(format!("the special token `{token}` is the name of a byte"))
-        } else if self.special().iter().filter(|t| *t == token).count() > 1 {
-            Some(format!("the special token `{token}` is there twice"))
-        } else {
-            None
+    /// Every param that is out of range.
+    pub fn validate(&self) -> Vec<Invalid> {
+        let mut found = Vec::new();
+        let mut check = |ok: bool, param, why: String| {
+            if !ok {
+                found.push(Invalid::new(param, why));
+            }
+        };
+        let (least, most) = (self.least_vocab_size(), 1 << 20);
+        check(
+            (least..=most).contains(&self.vocab_size),
+            "vocab_size",
+            format!("is {}: expected {least} to {most}", self.vocab_size),
+        );
+        check(
+            self.character_coverage > 0.0 && self.character_coverage <= 1.0,
+            "character_coverage",
+            format!("must be above 0 and at most 1, found {}", self.character_coverage),
+        );
+        check(
+            (0.0..1.0).contains(&self.held_out_fraction),
+            "held_out_fraction",
+            format!("must be at least 0 and below 1, found {}", self.held_out_fraction),
+        );
+        check(self.max_token_length > 0, "max_token_length", "must be above 0".into());
+        check(self.sample_bytes > 0, "sample_bytes", "must be above 0".into());
+        found.extend(self.validate_special_tokens());
+        if self.lowercase && !self.algorithm.may_lowercase() {
+            let why = "does not go with an algorithm that gives back the very text";
+            let help = "use `wordpiece`, `word` or `char`, or lower-case the documents";
+            found.push(Invalid::new("lowercase", why).help(help));
         }
+        found
+    }
+
+    fn validate_special_tokens(&self) -> impl Iterator<Item = Invalid> {
+        let all = self.special();
+        self.special_tokens.iter().enumerate().filter_map(move |(i, token)| {
+            let token = token.as_str();
+            let inner = token.strip_prefix('<').and_then(|t| t.strip_suffix('>')).unwrap_or("");
+            let why = if inner.is_empty() || token.chars().any(|c| c.is_whitespace() || c.is_control()) {
+                // No text gives a token that begins with `<`: every algorithm cuts before and behind it.
+                format!("is {token:?}, which is not of the form `<name>`")
+            } else if inner.len() == 4 && inner.starts_with("0x") {
+                format!("is `{token}`, the name of a byte")
+            } else if all.iter().filter(|t| *t == token).count() > 1 {
+                format!("is `{token}`, which is there twice")
+            } else {
+                return None;
+            };
+            Some(Invalid::new(format!("special_tokens[{i}]"), why))
+        })
     }
 
     /// The smallest vocabulary that can be asked for: special tokens, bytes, one more.
@@ -198,8 +263,8 @@ pub struct Trained {
 /// # Errors
 /// When an input cannot be read, there is no text, or the vocabulary is too small for the alphabet.
 pub fn train(inputs: &Inputs, options: &Options, monitor: &dyn Monitor) -> Result<Trained> {
-    if let Some(bad) = options.special_tokens.iter().find_map(|token| options.bad_special(token.as_str())) {
-        return Err(Error::input(bad));
+    if let Some(invalid) = options.validate().into_iter().next() {
+        return Err(Error::invalid(invalid));
     }
     let form = Form::of(options.algorithm, options.lowercase);
     let counted = words::count(inputs, &Cutter::of(options)?, options, monitor)?;
@@ -351,16 +416,13 @@ fn fits(initial: &[String], options: &Options) -> Result<()> {
     }
     let special = options.special().len();
     let bytes = if options.algorithm.has_bytes() { 256 } else { 0 };
-    let error = Error::input(format!(
+    Err(Error::input(format!(
         "`vocab_size` {} is too small: {special} special tokens, {bytes} bytes and {} characters are {}",
         options.vocab_size,
         initial.len() - special - bytes,
         initial.len(),
-    ));
-    Err(match options.algorithm {
-        Algorithm::ByteBpe => error.help(format!("it must be above {}", initial.len())),
-        _ => error.help("raise it, or lower `character_coverage` so that rare characters are left out"),
-    })
+    ))
+    .help("raise it, or lower `character_coverage` so that rare characters are left out"))
 }
 
 fn report(tokenizer: &Tokenizer, counted: &Counted, options: &Options) -> Result<Report> {

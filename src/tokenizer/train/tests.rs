@@ -269,7 +269,7 @@ fn a_vocabulary_too_small_for_the_alphabet_is_refused_with_the_figures() {
     assert!(text.contains("character_coverage"), "{text}");
     assert!(error(Algorithm::Unigram, 270).contains("too small"));
     assert!(error(Algorithm::Wordpiece, 20).contains("too small"));
-    assert!(error(Algorithm::ByteBpe, 200).contains("above 264"));
+    assert!(error(Algorithm::ByteBpe, 200).contains("`vocab_size` is 200: expected 265 to"));
 }
 
 #[test]

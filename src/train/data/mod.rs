@@ -1,7 +1,11 @@
-//! Rows of tokens to learn from, and the order in which they come.
+//! Rows of tokens to learn from, the order in which they come, and batches of them.
+
+mod packing;
+
+pub use packing::{Packing, pack, shortest_row};
 
 use crate::base::Rng;
-use crate::model::IGNORE;
+use crate::model::{IGNORE, Sequences};
 use crate::shard::TokenStream;
 
 /// Rows of one length, by index: ids and, for each, the id that should follow, or [`IGNORE`] where nothing
@@ -22,13 +26,19 @@ pub trait Data: Sync {
 pub struct Windows<'a> {
     stream: &'a TokenStream,
     seq_len: usize,
+    stride: usize,
     pad: u32,
 }
 
 impl<'a> Windows<'a> {
-    /// `pad` fills up a row that is not whole.
+    /// Windows that lie end to end. `pad` fills up a row that is not whole.
     pub fn new(stream: &'a TokenStream, seq_len: usize, pad: u32) -> Self {
-        Windows { stream, seq_len, pad }
+        Windows { stream, seq_len, stride: seq_len, pad }
+    }
+
+    /// The same windows, one every `stride` tokens: below their length they overlap.
+    pub fn every(self, stride: usize) -> Self {
+        Windows { stride, ..self }
     }
 }
 
@@ -36,7 +46,8 @@ impl Data for Windows<'_> {
     fn rows(&self) -> usize {
         match self.stream.len() {
             0 | 1 => 0,
-            tokens => ((tokens - 1) / self.seq_len).max(1),
+            tokens if tokens <= self.seq_len => 1,
+            tokens => (tokens - 1 - self.seq_len) / self.stride + 1,
         }
     }
 
@@ -45,7 +56,7 @@ impl Data for Windows<'_> {
     }
 
     fn fill(&self, i: usize, ids: &mut [u32], targets: &mut [u32]) -> usize {
-        let start = i * self.seq_len;
+        let start = i * self.stride;
         let tokens = self.seq_len.min(self.stream.len() - 1 - start);
         self.stream.window(start, &mut ids[..tokens]);
         self.stream.window(start + 1, &mut targets[..tokens]);
@@ -90,6 +101,40 @@ impl Data for Packed {
             *target = if *learn { *id } else { IGNORE };
         }
         tokens
+    }
+}
+
+/// Rows of one length, end to end, in memory that is used again for the next batch.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    pub ids: Vec<u32>,
+    pub targets: Vec<u32>,
+    pub length: usize,
+    /// Ids that are not padding.
+    pub tokens: u64,
+}
+
+impl Batch {
+    /// The rows of `data` with these numbers.
+    pub fn fill(&mut self, data: &dyn Data, rows: impl ExactSizeIterator<Item = usize>) {
+        self.length = data.length();
+        self.tokens = 0;
+        let size = rows.len() * self.length;
+        self.ids.resize(size, 0);
+        self.targets.resize(size, IGNORE);
+        let places = self.ids.chunks_exact_mut(self.length).zip(self.targets.chunks_exact_mut(self.length));
+        for (row, (ids, targets)) in rows.zip(places) {
+            self.tokens += data.fill(row, ids, targets) as u64;
+        }
+    }
+
+    pub fn sequences(&self) -> Sequences<'_> {
+        Sequences { ids: &self.ids, targets: &self.targets, length: self.length }
+    }
+
+    /// Targets that count.
+    pub fn counted(&self) -> u64 {
+        self.targets.iter().filter(|t| **t != IGNORE).count() as u64
     }
 }
 
@@ -138,5 +183,20 @@ mod tests {
         assert_eq!(row(&stream, 0), (1, 4, vec![1, 2, 3, 4], vec![2, 3, 4, 5]));
         stream.push(&[6, 7, 8, 9]);
         assert_eq!(row(&stream, 1), (2, 4, vec![5, 6, 7, 8], vec![6, 7, 8, 9]));
+    }
+
+    #[test]
+    fn windows_overlap_by_their_stride() {
+        let mut stream = TokenStream::new(100);
+        stream.push(&[1, 2, 3, 4, 5, 6, 7, 8]);
+        for (stride, starts) in [(1, vec![1, 2, 3, 4]), (3, vec![1, 4]), (4, vec![1]), (9, vec![1])] {
+            let windows = Windows::new(&stream, 4, 0).every(stride);
+            let first = |i| {
+                let (mut ids, mut targets) = (vec![0; 4], vec![0; 4]);
+                assert_eq!((windows.fill(i, &mut ids, &mut targets), ids[0] + 1), (4, targets[0]));
+                ids[0]
+            };
+            assert_eq!((0..windows.rows()).map(first).collect::<Vec<_>>(), starts, "stride {stride}");
+        }
     }
 }
