@@ -1,5 +1,5 @@
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -286,7 +286,7 @@ fn weights_of_every_type_read_back_and_save_to_the_same_bytes() {
 type Tensors = Vec<(String, safetensors::Dtype, Vec<usize>, Vec<u8>)>;
 
 /// Writes the file again with what `change` makes of its tensors.
-fn rewrite(weights: &PathBuf, change: impl FnOnce(&mut Tensors)) {
+fn rewrite(weights: &Path, change: impl FnOnce(&mut Tensors)) {
     let bytes = fs::read(weights).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let owned = |(name, view): (String, safetensors::tensor::TensorView)| {
