@@ -120,7 +120,7 @@ pub fn read(file: &str, value: &Value) -> Result<Description> {
     config.validate().map_err(|invalid| {
         let name = invalid.param.as_str();
         let key = format.keys().iter().find(|(ours, _)| *ours == name).map_or(name, |(_, key)| key);
-        Error::input(format!("`{file}`: `{key}`: {}", invalid.why))
+        Error::input(format!("`{file}`: `{key}` {}", invalid.why))
     })?;
     let mut notes = fields.notes();
     if let Some(unknown) = fields.unknown() {
