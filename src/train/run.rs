@@ -145,8 +145,8 @@ impl<'a> Run<'a> {
             units::count(self.model.transformer.weights.len() as u64),
             units::count(self.steps),
             units::count(tokens),
-            units::count(tokens * self.steps),
-            (self.options.rows_per_step() as u64 * self.steps) as f64 / self.train.rows() as f64,
+            units::count(tokens.saturating_mul(self.steps)),
+            self.options.rows_per_step() as f64 * self.steps as f64 / self.train.rows() as f64,
             units::duration(Duration::try_from_secs_f64(about).unwrap_or(Duration::MAX)),
             self.executor.team().threads()
         );
@@ -163,25 +163,11 @@ impl<'a> Run<'a> {
 
     fn one_step(&mut self) -> Result<()> {
         self.monitor.check()?;
-        let mut loss = Loss::default();
-        for part in 0..self.options.accumulate {
-            let begun = Instant::now();
-            let rows: Vec<usize> = (0..self.options.batch_size).map(|_| self.order.next()).collect();
-            self.batch.fill(self.train, rows.into_iter());
-            self.waited += begun.elapsed();
-            loss += self.gradient(&format!("dropout/{}/{part}", self.step));
-            self.tokens += self.batch.tokens;
-        }
+        let loss = self.batches();
         self.step += 1;
         self.finite("loss", loss.nats)?;
         let rate = self.options.schedule.rate(self.step, self.steps);
-        let norm = self.optimizer.norm(self.executor.team(), loss.targets);
-        self.finite("norm of the gradient", norm)?;
-        let (team, weights) = (self.executor.team(), &mut self.model.transformer.weights);
-        self.optimizer.update(team, weights, rate, loss.targets, norm);
-        if let Some(average) = &mut self.average {
-            average.add(team, weights);
-        }
+        let norm = self.update(rate, loss.targets)?;
         self.since += loss;
         let done = self.step == self.steps;
         let every = |n: u64| n > 0 && self.step.is_multiple_of(n);
@@ -196,6 +182,32 @@ impl<'a> Run<'a> {
         }
         self.report(loss);
         Ok(())
+    }
+
+    /// Adds the gradients of the batches of a step.
+    fn batches(&mut self) -> Loss {
+        let mut loss = Loss::default();
+        for batch in 0..self.options.accumulate {
+            let begun = Instant::now();
+            let rows: Vec<usize> = (0..self.options.batch_size).map(|_| self.order.next()).collect();
+            self.batch.fill(self.train, rows.into_iter());
+            self.waited += begun.elapsed();
+            loss += self.gradient(&format!("dropout/{}/{batch}", self.step));
+            self.tokens += self.batch.tokens;
+        }
+        loss
+    }
+
+    /// Changes the weights by the gradient, a sum over `targets`; gives the norm of its mean.
+    fn update(&mut self, rate: f64, targets: u64) -> Result<f64> {
+        let norm = self.optimizer.norm(self.executor.team(), targets);
+        self.finite("norm of the gradient", norm)?;
+        let (team, weights) = (self.executor.team(), &mut self.model.transformer.weights);
+        self.optimizer.update(team, weights, rate, targets, norm);
+        if let Some(average) = &mut self.average {
+            average.add(team, weights);
+        }
+        Ok(norm)
     }
 
     /// A figure from which on nothing can be learned is an error, not something to save.
