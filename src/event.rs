@@ -1,5 +1,5 @@
-//! The whole contract between execution and whoever reports it: `exec` emits these and knows nothing
-//! of terminals; console, JSON lines and the run's folder all read the same stream.
+//! The events of a run: `exec` emits them; console, JSON lines and the run's folder all read the same
+//! stream.
 
 use std::collections::BTreeMap;
 
@@ -72,7 +72,7 @@ pub enum Status {
     Ran,
     Cached,
     Failed,
-    /// Something it needs failed, or the run was stopped before it.
+    /// An upstream stage failed, or the run was stopped before it.
     Skipped,
 }
 
@@ -89,7 +89,7 @@ pub struct StageResult {
     pub outputs: BTreeMap<String, Digest>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Whose fault the error is.
+    /// The fault of the error.
     #[serde(skip)]
     pub fault: Option<crate::base::error::Fault>,
     /// Figures of this run, or of the one that made what is cached.
@@ -104,7 +104,7 @@ pub struct Summary {
     pub ok: bool,
     pub seconds: f64,
     pub stages: Vec<StageResult>,
-    /// What went wrong after the stages, such as a lockfile that cannot be written.
+    /// An error after the stages, such as a lockfile that cannot be written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! The one encoding that keys are digests of: JSON without white space, map keys in byte order.
+//! The canonical encoding of values whose digests are keys: JSON without white space, map keys in byte order.
 //!
 //! Written out here rather than left to `serde_json::to_string`, whose key order depends on a
 //! feature that any crate in the build may switch on.

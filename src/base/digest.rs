@@ -43,16 +43,16 @@ impl Digest {
         &self.0
     }
 
-    /// `blake3:` and the first 12 digits: for people, who compare at a glance.
+    /// `blake3:` and the first 12 digits, for a terminal.
     pub fn short(&self) -> String {
         format!("{PREFIX}{}", &self.hex()[..12])
     }
 }
 
-/// So much of a file is read and hashed at one time.
+/// Bytes of a file that are read and hashed at once.
 const PART: u64 = 1 << 20;
 
-/// Puts the next part of `file` into `part`; nothing at its end.
+/// Reads the next part of `file` into `part`, which is empty at the end.
 fn next_part(file: &mut File, part: &mut Vec<u8>) -> std::io::Result<()> {
     part.clear();
     file.take(PART).read_to_end(part).map(drop)
@@ -69,7 +69,7 @@ fn of_small(file: &mut File) -> std::io::Result<Digest> {
     }
 }
 
-/// On a rayon pool: one thread reads ahead, the others hash what is there.
+/// On a rayon pool: one thread reads ahead, the others hash.
 fn of_large(file: &mut File) -> std::io::Result<Digest> {
     let (mut hasher, mut part, mut next) = (blake3::Hasher::new(), Vec::new(), Vec::new());
     next_part(file, &mut part)?;

@@ -1,23 +1,23 @@
-//! One error type for the whole program: what is wrong, where, what was found, and the way out.
+//! One error type for the whole program: what is wrong, where, the value found, and help.
 //!
-//! Deliberately not an enum with a variant per failure: nobody matches on them. What callers do
-//! need to know is who is at fault, because that decides the exit code.
+//! Deliberately not an enum with a variant per failure, since no caller matches on them. Callers only need
+//! the [`Fault`], which decides the exit code.
 
 use std::fmt;
 use std::path::Path;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Who is at fault, which is what the exit code tells.
+/// The cause of an error, for the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// The command line or the pipeline is wrong; nothing ran. Exit code 2.
     Usage,
     /// A stage or an input failed. Exit code 1.
     Input,
-    /// Somebody asked to stop. Exit code 1.
+    /// The run was cancelled. Exit code 1.
     Cancelled,
-    /// This program is wrong. Exit code 101.
+    /// A bug in this program. Exit code 101.
     Bug,
 }
 
@@ -44,7 +44,7 @@ struct Inner {
     place: Option<Place>,
     causes: Vec<String>,
     help: Vec<String>,
-    /// Further mistakes found in the same pass, each complete in itself.
+    /// Further errors found in the same pass, each complete in itself.
     others: Vec<Error>,
 }
 
@@ -70,7 +70,7 @@ impl Error {
         Self::new(Fault::Input, message)
     }
 
-    /// This program broke a promise of its own.
+    /// A bug: an invariant of this program does not hold.
     pub fn bug(message: impl Into<String>) -> Self {
         Self::new(Fault::Bug, message)
             .help("this is a bug in tinylm: please report it with the command that led here")
@@ -85,7 +85,7 @@ impl Error {
         Self::input(format!("cannot {doing} `{}`: {error}", path.display()))
     }
 
-    /// Several mistakes as one error; `None` when there are none.
+    /// Several errors as one; `None` when there are none.
     pub fn join(errors: Vec<Error>) -> Option<Error> {
         let mut all = errors.into_iter();
         let mut first = all.next()?;
@@ -113,20 +113,20 @@ impl Error {
         }
     }
 
-    /// What an inner layer said, kept below the message.
+    /// Adds the message of an inner layer as a cause.
     pub fn cause(mut self, cause: impl fmt::Display) -> Self {
         self.0.causes.push(cause.to_string());
         self
     }
 
-    /// Puts a new message in front; the old one becomes the first cause. Place and help stay.
+    /// Replaces the message; the old one becomes the first cause. Place and help stay.
     pub fn context(mut self, message: impl Into<String>) -> Self {
         let old = std::mem::replace(&mut self.0.message, message.into());
         self.0.causes.insert(0, old);
         self
     }
 
-    /// The same error, blamed on somebody else.
+    /// The same error with another fault.
     pub fn blame(mut self, fault: Fault) -> Self {
         self.0.fault = fault;
         self

@@ -1,5 +1,5 @@
-//! The one owner of `std::fs`: every error names the path, every listing is sorted. A file that others
-//! may read appears whole: it is written to a temporary file, then renamed.
+//! The only module that calls `std::fs`: every error names the path, every listing is sorted. A file that
+//! other processes may read is written to a temporary file, then renamed.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Read, Write};
@@ -8,13 +8,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Error, Place, Result};
 
-/// What tells an unchanged file from a changed one without reading it.
+/// The metadata by which a changed file is recognized without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Stat {
     pub size: u64,
     pub mtime_ns: u64,
-    /// When content, name or permissions last changed, which no program can set; 0 where the system
-    /// does not tell.
+    /// When content, name or permissions last changed, which no program can set; 0 where the system does not
+    /// record it.
     pub ctime_ns: u64,
     pub inode: u64,
 }
@@ -71,7 +71,7 @@ pub fn place_of_byte(file: &str, bytes: &[u8], at: usize) -> Place {
     }
 }
 
-/// A new file for a writer inside a folder that nobody else reads yet (a stage's output folder).
+/// A new file for a writer in a folder that no other process reads yet (a stage's output folder).
 pub fn create(path: &Path) -> Result<File> {
     create_parent(path)?;
     File::create(path).map_err(|e| Error::io("create", path, &e))
@@ -82,7 +82,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     create(path)?.write_all(bytes).map_err(|e| Error::io("write", path, &e))
 }
 
-/// [`write`] a value as indented JSON with a line break at its end, for people and programs.
+/// [`write`] a value as indented JSON with a line break at its end.
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let mut json = serde_json::to_vec_pretty(value)
         .map_err(|e| Error::bug(format!("`{}` does not fit in JSON: {e}", path.display())))?;
@@ -95,29 +95,28 @@ pub fn append(path: &Path) -> Result<File> {
     File::options().append(true).create(true).open(path).map_err(|e| Error::io("open", path, &e))
 }
 
-/// What came of asking for a file that one process at a time may have. The kernel gives the lock back
-/// when its owner ends, however it ends.
+/// The result of locking a file. The kernel releases the lock when the process ends, however it ends.
 #[derive(Debug)]
 pub enum Lock {
     Mine(File),
-    /// Another process has it.
+    /// Another process holds the lock.
     Taken,
-    /// Opened, but nobody can know who else has it: the file system has no locks.
+    /// Opened, but not locked: the file system has no locks.
     Unknown(File),
 }
 
-/// A file to read and append to, made when absent, that no other process has until it is closed;
-/// `None` while another has it.
+/// Opens and locks a file to read and append to, created when absent; `None` while another process holds
+/// its lock.
 pub fn open_exclusive(path: &Path) -> Result<Option<File>> {
     create_parent(path)?;
     Ok(match lock(path, true)? {
-        // Some network file systems have no locks: one process at a time is then the user's care.
+        // Some network file systems have no locks: the user must then run one process at a time.
         Some(Lock::Mine(file) | Lock::Unknown(file)) => Some(file),
         _ => None,
     })
 }
 
-/// Asks for the file at `path`, which is made when `create`d and absent; `None` when there is none.
+/// Locks the file at `path`, which is created when absent and `create`; `None` when there is none.
 pub fn lock(path: &Path, create: bool) -> Result<Option<Lock>> {
     loop {
         let file = match File::options().read(true).append(true).create(create).open(path) {
@@ -130,7 +129,7 @@ pub fn lock(path: &Path, create: bool) -> Result<Option<Lock>> {
             Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => false,
             Err(TryLockError::Error(e)) => return Err(Error::io("lock", path, &e)),
         };
-        // Whoever had it before may have moved it away between the opening and the lock.
+        // The previous owner may have removed it between opening and locking.
         let meta = file.metadata().map_err(|e| Error::io("read", path, &e))?;
         if stat(path).is_some_and(|now| now.inode == inode(&meta)) {
             return Ok(Some(if known { Lock::Mine(file) } else { Lock::Unknown(file) }));
@@ -138,7 +137,7 @@ pub fn lock(path: &Path, create: bool) -> Result<Option<Lock>> {
     }
 }
 
-/// A folder that was not there before; `false` when it was.
+/// Creates a folder; `false` when it exists.
 pub fn create_new_dir(path: &Path) -> Result<bool> {
     create_parent(path)?;
     match fs::create_dir(path) {
@@ -159,7 +158,7 @@ fn create_parent(path: &Path) -> Result<()> {
     }
 }
 
-/// Gone afterwards, whether it was there or not, and whatever permissions the folders below it have.
+/// Removes what is at `path`, if anything, whatever permissions the folders below it have.
 pub fn remove(path: &Path) -> Result<()> {
     let removed = match path.symlink_metadata() {
         Ok(meta) if meta.is_dir() => fs::remove_dir_all(path).or_else(|e| match e.kind() {
@@ -175,7 +174,8 @@ pub fn remove(path: &Path) -> Result<()> {
     removed.map_err(|e| Error::io("remove", path, &e))
 }
 
-/// Lets the owner into `folder` and every folder below it, as far as the system allows. Follows no links.
+/// Gives the owner all permissions of `folder` and every folder below it, as far as possible. Follows no
+/// links.
 pub fn open_folders(folder: &Path) {
     let mut open = vec![folder.to_path_buf()];
     while let Some(dir) = open.pop() {
@@ -199,8 +199,8 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(|e| Error::io("move a file to", to, &e))
 }
 
-/// Puts the folder `fresh` at `place` in one step; what was there before, if anything, is at `fresh`
-/// afterwards. Readers see the old folder or the new, and so do others who do the same at this moment.
+/// Swaps the folder `fresh` with the one at `place` atomically, or moves it there if there is none. Readers
+/// see the old folder or the new, also when other processes do the same.
 pub fn swap_folder(fresh: &Path, place: &Path) -> Result<()> {
     create_parent(place)?;
     loop {
@@ -211,12 +211,12 @@ pub fn swap_folder(fresh: &Path, place: &Path) -> Result<()> {
         }
         match exchange(fresh, place) {
             Ok(()) => return Ok(()),
-            // Whoever had put it there took it away again.
+            // Another process has removed it again.
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(e) if e.kind() == ErrorKind::PermissionDenied => {
                 return Err(Error::io("replace", place, &e));
             }
-            // A file system that cannot exchange two names: there is nothing at `place` for a moment.
+            // A file system that cannot exchange two names: `place` is absent for a moment.
             Err(_) => set_aside(fresh, place)?,
         }
     }
@@ -234,7 +234,7 @@ fn set_aside(fresh: &Path, place: &Path) -> Result<()> {
     }
 }
 
-/// Two names of one file system change what they name, in one step.
+/// Exchanges two paths of one file system atomically.
 #[cfg(target_os = "linux")]
 fn exchange(a: &Path, b: &Path) -> std::io::Result<()> {
     use std::os::unix::ffi::OsStrExt;
@@ -273,7 +273,7 @@ pub fn on_one_file_system(a: &Path, b: &Path) -> bool {
     }
 }
 
-/// Whether somebody may run the file at `path`.
+/// Whether the file at `path` has an executable bit.
 pub fn is_executable(path: &Path) -> bool {
     #[cfg(unix)]
     {
@@ -284,7 +284,7 @@ pub fn is_executable(path: &Path) -> bool {
     path.is_file()
 }
 
-/// No more writes to what others link to, and nothing to run: the same for all files of these bytes.
+/// Makes a blob read-only and not executable, since all files with these bytes share it.
 pub fn make_read_only(path: &Path) -> Result<()> {
     let mut permissions = fs::metadata(path).map_err(|e| Error::io("read", path, &e))?.permissions();
     #[cfg(unix)]
@@ -297,7 +297,7 @@ pub fn make_read_only(path: &Path) -> Result<()> {
     fs::set_permissions(path, permissions).map_err(|e| Error::io("make read-only", path, &e))
 }
 
-/// A copy that may be run by those who may read it, and not written to.
+/// A copy that is executable for those who may read it, and read-only.
 pub fn copy_executable(from: &Path, to: &Path) -> Result<()> {
     create_parent(to)?;
     remove(to)?;
@@ -324,8 +324,8 @@ pub fn link(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).map(drop).map_err(|e| Error::io("copy a file to", to, &e))
 }
 
-/// When copies for programs were last changed, in seconds since 1970: it must not depend on when they
-/// were made, and ZIP archives know nothing before 1980.
+/// The mtime of copies for commands, in seconds since 1970: fixed, so that it does not depend on when they
+/// were made; ZIP archives have no times before 1980.
 const COPY_TIME: u64 = 315_619_200;
 
 /// A copy of the file at `from` that shares nothing with it, read-only, whatever `from` may be, and with a
@@ -346,7 +346,7 @@ fn copy_time() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(COPY_TIME)
 }
 
-/// Gives `folder` and the folders below it the time that copies have.
+/// Sets the mtime of `folder` and the folders below it to that of copies.
 pub fn set_copy_times(folder: &Path) -> Result<()> {
     for entry in entries(folder)? {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -412,7 +412,7 @@ pub fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
         for entry in entries(&dir)? {
             let path = entry.path();
             match entry.file_type() {
-                // Listing a folder tells what lies in it, but for links, which have to be followed.
+                // Listing a folder gives the types of entries, except for targets of links.
                 Ok(kind) if !kind.is_symlink() => match kind.is_dir() {
                     true => open.push((path, left.clone())),
                     false => found.push(path),
@@ -445,7 +445,7 @@ fn through_link(dir: &Path, link: &Path, left: &[PathBuf]) -> Result<Vec<PathBuf
     Ok(left)
 }
 
-/// What lies at `path`, in words: `a named pipe`, `a link to nothing`.
+/// The type of what is at `path`, in words: `a named pipe`, `a link to nothing`.
 pub fn what_is(path: &Path) -> &'static str {
     let Ok(meta) = fs::symlink_metadata(path) else { return "nothing" };
     let kind = match meta.file_type().is_symlink() {
@@ -475,11 +475,11 @@ pub fn what_is(path: &Path) -> &'static str {
 /// The name of `path` below `base`, with `/` on every system; `None` when it is not UTF-8.
 pub fn name_below(base: &Path, path: &Path) -> Option<String> {
     let name = path.strip_prefix(base).unwrap_or(path).to_str()?;
-    // Elsewhere a backslash is a letter like any other.
+    // On other systems a backslash is an ordinary character.
     Some(if cfg!(windows) { name.replace('\\', "/") } else { name.to_string() })
 }
 
-/// What lies directly in `folder`, sorted.
+/// The entries of `folder`, sorted.
 pub fn children(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut paths: Vec<PathBuf> = entries(folder)?.iter().map(fs::DirEntry::path).collect();
     paths.sort();

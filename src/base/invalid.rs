@@ -1,5 +1,4 @@
-//! What options and configurations say of a value that is out of range or does not go with the others,
-//! before anything is computed with it.
+//! The result of validating options and configurations: a value that is out of range or contradicts others.
 
 use std::fmt;
 

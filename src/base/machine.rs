@@ -1,4 +1,4 @@
-//! What this machine has and what this process took of it. Never part of an artifact.
+//! Resources of this machine, and this process' use of them. Never part of an artifact.
 
 use std::sync::OnceLock;
 
@@ -7,8 +7,8 @@ pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// One thread a core for the engine's own work (reading and hashing files), started when there first is
-/// such work. Stages have threads of their own. `None` where no thread can be started.
+/// A pool of one thread a core for the engine's own work (reading and hashing files), started at first use.
+/// Stages have pools of their own. `None` where no thread can be started.
 pub fn pool() -> Option<&'static rayon::ThreadPool> {
     static POOL: OnceLock<Option<rayon::ThreadPool>> = OnceLock::new();
     POOL.get_or_init(|| rayon::ThreadPoolBuilder::new().num_threads(threads()).build().ok()).as_ref()
@@ -17,18 +17,18 @@ pub fn pool() -> Option<&'static rayon::ThreadPool> {
 /// Makes rayon's global pool one thread a core, for what works in parallel outside of stages. Without it
 /// that pool has the one thread that `main.rs` leaves to libraries.
 pub fn use_all_cores() {
-    // An error says that the pool is there already.
+    // An error means that the pool exists already.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads()).build_global();
 }
 
-/// Physical memory in bytes; `None` where the system does not tell.
+/// Physical memory in bytes; `None` where it cannot be found out.
 pub fn memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
-/// The most memory that this process has held so far, in bytes.
+/// The peak resident memory of this process, in bytes.
 pub fn peak_memory() -> Option<u64> {
     #[cfg(unix)]
     {
@@ -42,7 +42,7 @@ pub fn peak_memory() -> Option<u64> {
     None
 }
 
-/// The name of this host; empty where the system does not tell.
+/// The name of this host; empty where it cannot be found out.
 pub fn host() -> &'static str {
     static HOST: OnceLock<String> = OnceLock::new();
     HOST.get_or_init(|| {
@@ -59,7 +59,7 @@ pub fn host() -> &'static str {
     })
 }
 
-/// Names this run of this kernel, whatever container asks; `None` where the system does not tell.
+/// The boot id of the kernel, the same in all containers; `None` where it cannot be found out.
 pub fn boot() -> Option<&'static str> {
     static BOOT: OnceLock<Option<String>> = OnceLock::new();
     let read = || std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok();

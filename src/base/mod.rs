@@ -1,5 +1,5 @@
-//! What every module may use: digests, errors with a place, YAML with positions, the owner of the
-//! file system, seeded randomness, and the handle through which long work reports and is stopped.
+//! What every module may use: digests, errors with a place, YAML with positions, the owner of the file
+//! system, seeded randomness, progress reports and cancellation.
 //!
 //! It has no part of language models or pipelines, and never prints.
 

@@ -1,22 +1,23 @@
-//! How long work talks to whoever started it: progress out, figures out, a wish to stop in.
+//! Progress, metrics and cancellation of long computations.
 //!
-//! The domain is handed a [`Monitor`] and never learns whether a bar, a log or nobody listens.
+//! Domain code gets a [`Monitor`]; whether progress is shown as a bar, logged or ignored is up to its
+//! implementation.
 
 use super::{Error, Result};
 
-/// One report of a long step. `done` of `total` in `unit`; `note` is what changes beside it (a loss).
+/// One progress report: `done` of `total` in `unit`; `note` has further figures (a loss).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Progress {
     pub phase: String,
     pub done: u64,
     /// `None` while it is not known.
     pub total: Option<u64>,
-    /// `steps`, `docs`, `B`: plural, as shown behind the number.
+    /// `steps`, `docs`, `B`: plural, as shown after the number.
     pub unit: &'static str,
     pub note: String,
 }
 
-/// The listener. Calls are cheap for the caller: it is the listener that drops what comes too often.
+/// Receives progress and metrics. Calls are cheap: the implementation drops reports that come too often.
 pub trait Monitor: Send + Sync {
     fn progress(&self, progress: Progress);
 
@@ -24,10 +25,10 @@ pub trait Monitor: Send + Sync {
     /// memory, seconds.
     fn measure(&self, name: &str, value: f64, unit: &str);
 
-    /// Whether somebody asked to stop. Ask at least every tenth of a second of work.
+    /// Whether the computation was cancelled. To be called at least every tenth of a second of work.
     fn cancelled(&self) -> bool;
 
-    /// `Err` when somebody asked to stop, for use with `?`.
+    /// `Err` on cancellation, for use with `?`.
     ///
     /// # Errors
     /// [`Error::cancelled`].
@@ -46,7 +47,7 @@ pub trait Monitor: Send + Sync {
     }
 }
 
-/// Nobody listens and nobody stops it: for tests and for use as a library.
+/// Ignores reports and never cancels: for tests and for use as a library.
 pub struct Quiet;
 
 impl Monitor for Quiet {

@@ -1,4 +1,4 @@
-//! "Did you mean": the closest of the known names, when one is close enough to be meant.
+//! "Did you mean": the closest of the known names, when one is close enough.
 
 /// The candidate nearest to `found` by Jaro-Winkler and edit distance, or `None`.
 pub fn closest<'a>(found: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {

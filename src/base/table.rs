@@ -1,7 +1,6 @@
-//! Tables for a terminal: columns aligned, long cells cut to the width there is.
+//! Tables for a terminal: columns aligned, long cells cut to its width.
 //!
-//! Widths are counted in characters, which is right for the scripts that most corpora are in and
-//! too little for those whose characters take two cells.
+//! Widths are counted in characters, which is too little for scripts whose characters take two cells.
 
 /// Cells under a header. Cells are shortened by [`shorten`] when the table is too wide.
 #[derive(Debug, Clone, Default)]
@@ -55,7 +54,7 @@ impl Table {
         out
     }
 
-    /// The widest columns give way until all fit.
+    /// Narrows the widest columns until all fit.
     fn widths(&self, width: usize) -> Vec<usize> {
         let widest = |i: usize| {
             let cells = self.rows.iter().map(|row| row[i].chars().count());

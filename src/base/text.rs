@@ -1,10 +1,10 @@
-//! Text from elsewhere, shown to people.
+//! Makes untrusted text safe to print.
 
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// `text` without characters that a terminal would obey rather than show: control characters but the
-/// line break and the tab are written as `\x1b`.
+/// `text` with control characters other than line break and tab escaped as `\x1b`, so that a terminal shows
+/// rather than interprets them.
 pub fn visible(text: &str) -> Cow<'_, str> {
     let obeyed = |c: char| c.is_control() && c != '\n' && c != '\t';
     if !text.contains(obeyed) {

@@ -1,4 +1,4 @@
-//! Numbers for people: bytes, durations, counts; and back from what people write.
+//! Formats numbers for people (bytes, durations, counts), and parses sizes.
 
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ pub fn duration(d: Duration) -> String {
     }
 }
 
-/// `8GiB`, `512 MB`, `1024` to bytes; `None` when it is not such a thing.
+/// `8GiB`, `512 MB`, `1024` to bytes; `None` when it is no size.
 pub fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());

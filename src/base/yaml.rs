@@ -1,5 +1,5 @@
-//! YAML as a tree in which every key and value knows its line and column, read defensively: depth,
-//! size and alias expansion are bounded, duplicate keys and second documents refused.
+//! YAML as a tree in which every key and value has its line and column, read defensively: depth, size and
+//! alias expansion are bounded, duplicate keys and second documents refused.
 //!
 //! [`parse`] makes the tree, [`decode`] turns a node into any serde type, with errors that point at
 //! the node at fault. Reading events is left to `saphyr-parser`; writing YAML is not done here.
@@ -16,7 +16,7 @@ use serde::de::{self, IntoDeserializer, Visitor};
 
 use super::{Error, Place, Result, suggest};
 
-/// A text with the name under which messages speak of it: a path, or `--set`.
+/// A text with its name in messages: a path, or `--set`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Source {
     pub name: String,
@@ -34,12 +34,12 @@ pub struct Span {
     width: usize,
 }
 
-/// A value and where it stands.
+/// A value and its place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     pub value: Value,
     pub span: Span,
-    /// How a plain scalar that is no text is spelled in the source, see [`Node::written`].
+    /// The spelling of a plain scalar that is no text, see [`Node::written`].
     spelling: Option<Box<str>>,
 }
 
@@ -47,7 +47,7 @@ pub struct Node {
 pub enum Value {
     Null,
     Bool(bool),
-    /// Of 64 bits, signed or unsigned: a seed may need either.
+    /// 64 bits, signed or unsigned.
     Int(i128),
     Float(f64),
     Str(String),
@@ -56,19 +56,19 @@ pub enum Value {
     Map(Vec<(Key, Node)>),
 }
 
-/// A key of a map and where it stands.
+/// A key of a map and its place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Key {
     pub name: String,
     pub span: Span,
 }
 
-/// How much YAML is too much.
+/// Limits on the size of a document.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     pub bytes: usize,
     pub depth: usize,
-    /// Values in all, each expansion of an alias counted anew.
+    /// The most values, with each expansion of an alias counted.
     pub nodes: usize,
 }
 
@@ -106,10 +106,10 @@ pub fn parse(name: &str, text: &str, limits: Limits) -> Result<Node> {
     })
 }
 
-/// From so many bytes on, one thread cuts the text into events while another makes the tree of them.
+/// From this size on, one thread parses events while another builds the tree.
 const LONG: usize = 1 << 16;
 
-/// Events that are handed over at one time.
+/// Events that are sent at once.
 const BATCH: usize = 1024;
 
 type Parsed<'a> = Result<(Event<'a>, RawSpan), ScanError>;
@@ -133,7 +133,7 @@ impl<'a> Events<'a> {
     }
 }
 
-/// Sends all events of `text`, up to a mistake or until nobody listens.
+/// Sends all events of `text`, up to an error or until the receiver is dropped.
 fn parse_ahead<'a>(text: &'a str, batches: &SyncSender<Vec<Parsed<'a>>>) {
     let mut parser = Parser::new_from_str(text);
     let mut more = true;
@@ -248,7 +248,8 @@ impl<'a> Builder<'a> {
     }
 
     fn map(&mut self, depth: usize) -> Result<Vec<(Key, Node)>> {
-        // Most maps of a pipeline have one entry; room for four would be most of its memory.
+        // Most maps of a pipeline have one entry; the default capacity of four would be most of the tree's
+        // memory.
         let mut entries: Vec<(Key, Node)> = Vec::with_capacity(1);
         let mut seen = Seen::default();
         loop {
@@ -276,7 +277,8 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
-    /// An integer beyond 64 bits, NaN or an infinity: JSON, and so the key of a stage, has no form for them.
+    /// An integer beyond 64 bits, NaN or an infinity, which JSON, and so the key of a stage, cannot
+    /// represent.
     fn bad_number(&self, span: &RawSpan, text: &str) -> Error {
         match is_whole(text) {
             true => self.error(span, format!("the number {text} does not fit in 64 bits")),
@@ -304,7 +306,7 @@ struct Seen(HashMap<String, usize>);
 impl Seen {
     const FEW: usize = 16;
 
-    /// The line on which `key` stood before, if it did; `entries` are all those before it.
+    /// The line of an earlier `key`, if there is one; `entries` are all those before it.
     fn earlier(&mut self, key: &Key, entries: &[(Key, Node)]) -> Option<usize> {
         if entries.len() < Self::FEW {
             return entries.iter().find(|(k, _)| k.name == key.name).map(|(k, _)| k.span.line);
@@ -404,7 +406,7 @@ fn is_float(text: &str) -> bool {
 }
 
 impl Span {
-    /// A place for values that come from nowhere in a file, such as a default.
+    /// The place of values that are in no file, such as defaults.
     pub fn named(name: &str) -> Span {
         let source = Arc::new(Source { name: name.to_string(), text: String::new() });
         Span { source, line: 1, column: 1, width: 1 }
@@ -421,7 +423,7 @@ impl Span {
         }
     }
 
-    /// The name of the source it stands in.
+    /// The name of its source.
     pub fn file(&self) -> &str {
         &self.source.name
     }
@@ -443,7 +445,7 @@ impl Node {
         Node { span, ..self.clone() }
     }
 
-    /// A scalar as it stands in its source: `007`, `1.10`, `0x1F`, where the value is 7, 1.1 and 31.
+    /// A scalar as it is written in its source: `007`, `1.10`, `0x1F`, where the value is 7, 1.1 and 31.
     /// `None` for a list or a map.
     pub fn written(&self) -> Option<Cow<'_, str>> {
         match (&self.value, &self.spelling) {
@@ -527,16 +529,16 @@ impl Node {
     }
 }
 
-/// A node as any serde type. `Null` where a map is expected reads as an empty map, so that
-/// `params:` with nothing below it is no mistake.
+/// A node as any serde type. `Null` where a map is expected reads as an empty map, so that `params:` with
+/// nothing below it is no error.
 ///
 /// # Errors
-/// What does not fit, at the node that does not fit: unknown and missing fields, wrong types.
+/// Unknown and missing fields, wrong types, at the node at fault.
 pub fn decode<T: de::DeserializeOwned>(node: &Node) -> Result<T> {
     T::deserialize(node).map_err(|e| e.into_error(node))
 }
 
-/// serde's errors, with the place filled in by the innermost node that knows it.
+/// serde's errors, with the place of the innermost node.
 #[derive(Debug)]
 pub struct DecodeError {
     message: String,

@@ -32,7 +32,7 @@ impl Chat {
     pub fn run(self, format: Format) -> Result<ExitCode> {
         let mut options = self.decoding.options()?;
         let model = load_model(&self.model, self.decoding.dtype)?;
-        let mut talk = Talk::new(&model, self.system.as_deref());
+        let mut chat = ChatSession::new(&model, self.system.as_deref());
         let stdin = std::io::stdin();
         let live = stdin.is_terminal();
         let s = Style::stdout();
@@ -53,12 +53,12 @@ impl Chat {
                 "" => continue,
                 "/quit" | "/exit" => break,
                 "/reset" => {
-                    talk = Talk::new(&model, self.system.as_deref());
+                    chat = ChatSession::new(&model, self.system.as_deref());
                     continue;
                 }
                 said => {
-                    talk.turn(said, &options, format)?;
-                    // Another turn, another draw; the whole conversation still follows from the seed.
+                    chat.turn(said, &options, format)?;
+                    // A new seed for each turn; the whole conversation is still determined by the first.
                     options.seed = options.seed.wrapping_add(1);
                 }
             }
@@ -67,7 +67,7 @@ impl Chat {
     }
 }
 
-/// What the user says, line by line.
+/// The user's lines.
 struct Lines<R> {
     input: R,
     read: usize,
@@ -94,20 +94,20 @@ impl<R: BufRead> Lines<R> {
     }
 }
 
-struct Talk<'a> {
+struct ChatSession<'a> {
     model: &'a Model,
     session: Session<'a>,
-    /// What is to be said before the user's first words.
+    /// The system message, until it is sent with the first user message.
     system: Option<Message>,
 }
 
-impl<'a> Talk<'a> {
+impl<'a> ChatSession<'a> {
     fn new(model: &'a Model, system: Option<&str>) -> Self {
         let system = system.map(|content| Message::new(Role::System, content));
-        Talk { model, session: Session::new(model, machine::threads()), system }
+        ChatSession { model, session: Session::new(model, machine::threads()), system }
     }
 
-    /// Says `text`, prints the answer, and says what was forgotten for it.
+    /// Sends `text`, prints the answer, and warns of tokens that were dropped for it.
     fn turn(&mut self, text: &str, options: &Options, format: Format) -> Result<()> {
         if format == Format::Text {
             out::out(&format!("{} ", Style::stdout().cyan("assistant:")))?;
@@ -122,7 +122,7 @@ impl<'a> Talk<'a> {
         Ok(())
     }
 
-    /// Says `text` and gives the answer, which is printed as it comes.
+    /// Sends `text` and gives the answer, printed as it is generated.
     fn answer(&mut self, text: &str, options: &Options, format: Format) -> Result<String> {
         let tokenizer = &self.model.tokenizer;
         let begins = self.session.sequence.tokens.is_empty();
@@ -142,12 +142,12 @@ impl<'a> Talk<'a> {
             if printed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
         printed?;
-        // The end token was chosen and not read; the next turn has to see it.
+        // The end token was chosen but not read; the next turn must see it.
         self.session.feed(&[chat::end(tokenizer)?])?;
         Ok(answer)
     }
 
-    /// Once a turn in which the conversation no longer fit.
+    /// Warns after a turn in which the conversation exceeded `seq_len`.
     fn warn_of_forgotten(&self, before: usize) {
         let (now, seq_len) = (self.session.sequence.dropped, self.model.transformer.config.seq_len);
         if now > before {

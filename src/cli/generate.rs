@@ -1,4 +1,4 @@
-//! `tinylm generate`: text behind a prompt, streamed.
+//! `tinylm generate`: the continuation of a prompt, streamed.
 
 use std::ops::ControlFlow;
 use std::process::ExitCode;
@@ -91,7 +91,7 @@ impl Decoding {
 /// The model that a target names.
 pub fn load_model(text: &str, dtype: DtypeArg) -> Result<Model> {
     let path = std::path::Path::new(text);
-    // The weights alone were named: what belongs to them lies beside.
+    // A weights file: the other files of the model are beside it.
     let beside = path.is_file().then(|| path.parent().map(|p| p.to_string_lossy().into_owned())).flatten();
     let folder = beside.map(|b| if b.is_empty() { ".".to_string() } else { b });
     let artifact = target::resolve(folder.as_deref().unwrap_or(text))?;
@@ -149,7 +149,7 @@ impl Generate {
     }
 }
 
-/// Says on stderr what does not end the command.
+/// Prints a warning on stderr.
 pub fn warn(what: &str) {
     out::say(&format!("{}: {}", Style::stderr().yellow("warning"), visible(what)));
 }

@@ -73,7 +73,7 @@ fn text(pipeline: &Pipeline, verdicts: &Verdicts) -> String {
     out
 }
 
-/// Names of stages hold characters that Mermaid's identifiers may not.
+/// Names of stages have characters that Mermaid's identifiers may not have.
 fn ids(pipeline: &Pipeline) -> BTreeMap<&str, String> {
     pipeline.stages.iter().enumerate().map(|(i, s)| (s.name.as_str(), format!("s{i}"))).collect()
 }

@@ -150,7 +150,7 @@ impl Loaded {
     }
 }
 
-/// What is wrong with an option that a flag of the same name sets.
+/// The error of an option that is set by a flag of the same name.
 pub fn flag_error(invalid: Invalid) -> Error {
     let error = Error::usage(format!("--{} {}", invalid.param.replace('_', "-"), invalid.why));
     invalid.help.into_iter().fold(error, Error::help)
@@ -208,14 +208,14 @@ pub fn main() -> ExitCode {
 }
 
 fn say_error(error: &Error) {
-    // Names of files and lines of data stand in it.
+    // It contains names of files and lines of data.
     out::say(&format!("{}: {}", Style::stderr().red("error"), visible(&error.to_string())));
 }
 
 fn dispatch(cli: Cli) -> Result<ExitCode> {
     let format = cli.format;
-    // The others have stages, which bring threads of their own, or nothing to compute; starting threads
-    // would take longer than all that they do.
+    // The other commands run stages, which have thread pools of their own, or compute nothing; starting
+    // threads would take longer than all their work.
     if matches!(
         cli.command,
         Command::Inspect(_) | Command::Query(_) | Command::Generate(_) | Command::Chat(_) | Command::Bench(_)

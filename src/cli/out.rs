@@ -1,4 +1,4 @@
-//! What commands print: results to stdout, the rest to stderr. Neither ends in a panic.
+//! Output of commands: results to stdout, the rest to stderr. A broken pipe is no panic.
 
 use std::io::{self, Write};
 
@@ -24,12 +24,12 @@ pub fn line(text: &str) -> Result<()> {
     out(&format!("{text}\n"))
 }
 
-/// Says `text` on a line of stderr, if anybody is there to hear it.
+/// Prints `text` on a line of stderr; errors are ignored.
 pub fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// [`out`] for whoever wants to write bytes of UTF-8.
+/// [`out`] as a writer of UTF-8.
 pub struct Out;
 
 impl Write for Out {

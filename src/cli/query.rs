@@ -34,7 +34,7 @@ impl Query {
         for text in targets {
             sources.extend(tables(text, &target::resolve(text)?)?);
         }
-        // Of one target the main table is `self`, as a lone file is.
+        // With one target its main table is `self`, as with a single file.
         if let ([_], [main, _, ..]) = (targets, sources.as_slice()) {
             let main = Source { name: "self".into(), files: main.files.clone() };
             sources.push(main);
@@ -49,11 +49,11 @@ impl Query {
     }
 }
 
-/// The tables of an artifact: files that differ in their number only are one.
+/// The tables of an artifact: files whose names differ only in their number are one table.
 fn tables(text: &str, artifact: &Artifact) -> Result<Vec<Source>> {
     let mut groups: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
     for file in &artifact.files {
-        // Metrics are there twice; the Parquet has the types.
+        // Metrics are there in two formats; Parquet has the types.
         let twin = file.name.strip_suffix(".jsonl").map(|stem| format!("{stem}.parquet"));
         if twin.is_some_and(|twin| artifact.find(&twin).is_some()) || file.name == "report.json" {
             continue;
@@ -83,5 +83,5 @@ fn tables(text: &str, artifact: &Artifact) -> Result<Vec<Source>> {
     Ok(sources)
 }
 
-/// Of several tables the one that goes by the stage's name too.
+/// Of several tables the one that is also named after the stage.
 const MAIN: [&str; 5] = ["documents", "conversations", "train", "metrics", "report"];

@@ -78,7 +78,7 @@ impl Run {
                 options,
             )
             .await;
-            // The stream ends with its last sender; nothing is printed after the summary.
+            // The stream ends when its last sender is dropped; nothing is printed after the summary.
             let told = reports.await.unwrap_or(Ok(()));
             (summary, told)
         });
@@ -114,11 +114,11 @@ async fn watch_signals(cancel: Cancel) {
     std::process::exit(1);
 }
 
-/// Waits for a signal; whether it is one that leaves no time.
+/// Waits for a signal; whether it is one that stops at once.
 #[cfg(unix)]
 async fn must_stop_at_once() -> bool {
     use tokio::signal::unix::{SignalKind, signal};
-    // Whoever started us with a signal ignored, such as `nohup`, wants us to go on.
+    // A signal that is ignored at start, as by `nohup`, stays ignored.
     let listen = |kind: SignalKind| (!is_ignored(kind.as_raw_value())).then(|| signal(kind).ok()).flatten();
     let mut terminate = listen(SignalKind::terminate());
     let (mut hangup, mut quit) = (listen(SignalKind::hangup()), listen(SignalKind::quit()));
@@ -132,7 +132,7 @@ async fn must_stop_at_once() -> bool {
 
 #[cfg(unix)]
 fn is_ignored(signal: i32) -> bool {
-    // SAFETY: nothing is set, and what is read was zeroed and is only looked at when the call filled it.
+    // SAFETY: nothing is set; the struct is zeroed and only read when the call succeeded.
     unsafe {
         let mut old: libc::sigaction = std::mem::zeroed();
         libc::sigaction(signal, std::ptr::null(), &mut old) == 0 && old.sa_sigaction == libc::SIG_IGN
@@ -154,15 +154,15 @@ async fn must_stop_at_once() -> bool {
     false
 }
 
-/// A new run's id and folder, and what records it there. A store that cannot be written still serves a
-/// run in which nothing is to be done; a stage that must run will say that it has no place for its log.
+/// A new run's id and folder, and its reporter. Without write permission a run in which all is up to date
+/// still works; a stage that must run reports that it cannot write its log.
 fn new_run(runs: &Path) -> (String, PathBuf, Option<RunFolder>) {
     loop {
         let run = run_id();
         let folder = runs.join(&run);
         match RunFolder::create(&folder) {
             Ok(Some(record)) => return (run, folder, Some(record)),
-            // Another run that began in the same moment.
+            // The id of another run that began at the same time.
             Ok(None) => {}
             Err(e) => {
                 let _ = writeln!(std::io::stderr(), "warning: this run is not recorded: {e}");

@@ -1,6 +1,6 @@
 //! TARGET: a path, or `PIPELINE:STAGE` (its only output), or `PIPELINE:STAGE.PORT`, where PIPELINE is a
-//! file's stem or path. The artifact is the one that the latest run of this stage of this file gave; a
-//! stage that the pipeline does not have now has none, whatever ran earlier.
+//! file's stem or path. The artifact is that of the latest run of the stage; a stage that the pipeline no
+//! longer has gives an error, even if it ran earlier.
 
 use std::path::{Path, PathBuf};
 
@@ -61,10 +61,11 @@ fn of_stage(text: &str, pipeline: &str, stage: &str) -> Result<Artifact> {
     store.artifact(text, digest)
 }
 
-/// The stage and, if it is named, the port. Values of a matrix may hold dots, so a whole name goes first.
+/// The stage and, if it is named, the port. Values of a matrix may have dots, so a stage of the whole name
+/// is tried first.
 fn named<'t, 'p>(pipeline: &'p Pipeline, text: &'t str) -> Result<(&'p StageSpec, Option<&'t str>)> {
     let with_port = text.rsplit_once('.').filter(|(name, _)| {
-        // What is neither is called as it most likely was meant.
+        // If both fail, the error is about the more likely meaning.
         pipeline.select(text).is_err() && (pipeline.select(name).is_ok() || !name.contains('@'))
     });
     let (name, port) = with_port.map_or((text, None), |(name, port)| (name, Some(port)));

@@ -1,8 +1,8 @@
-//! What is no text: files with a known signature, and those with too many control characters.
+//! Detects files that are not text: by a known signature, or by too many control characters.
 
 use super::decode::Encoding;
 
-/// How files of other kinds begin. These bytes begin no text.
+/// Signatures of file types with which no text begins.
 const SIGNS: [(&[u8], &str); 24] = [
     (b"\x7FELF", "ELF executable"),
     (b"\xCF\xFA\xED\xFE", "Mach-O executable"),
@@ -30,7 +30,7 @@ const SIGNS: [(&[u8], &str); 24] = [
     (b"\xFE\xFF", "UTF-16 text"),
 ];
 
-/// Signatures of letters, with which a text may begin too: they count where control characters follow.
+/// Signatures of ASCII letters, with which a text may begin too: they count where control characters follow.
 const WORDS: [(&[u8], &str); 10] = [
     (b"GIF8", "GIF image"),
     (b"\x93NUMPY", "NumPy array"),
@@ -44,22 +44,22 @@ const WORDS: [(&[u8], &str); 10] = [
     (b"ID3", "MP3 file"),
 ];
 
-/// What a file that begins with `head` is by its signature, for a sentence: `an ELF executable`.
+/// The type of a file that begins with `head`, with an article for a message: `an ELF executable`.
 pub fn described(head: &[u8]) -> Option<String> {
     let kind = known_as(head)?;
     let article = if kind.starts_with(['A', 'E', 'I', 'O', 'H']) { "an" } else { "a" };
     Some(format!("{article} {kind}"))
 }
 
-/// What a file that begins with `head` is by its signature.
+/// The type of a file that begins with `head`, by its signature.
 pub fn known_as(head: &[u8]) -> Option<&'static str> {
     let words = WORDS.iter().filter(|_| head.iter().any(|byte| is_control(*byte)));
     let found = SIGNS.iter().chain(words).find(|(sign, _)| head.starts_with(sign));
     found.map(|(_, name)| *name)
 }
 
-/// Whether control characters, which texts hardly have, are more than 3 % of `head`: encrypted and
-/// compressed bytes have 10 %, and UTF-16 read as bytes 5 % and more.
+/// Whether more than 3 % of `head` are control characters, which are rare in text: encrypted and compressed
+/// bytes have 10 %, and UTF-16 read as bytes 5 % and more.
 pub fn is_binary(head: &[u8]) -> bool {
     let controls = head.iter().filter(|byte| is_control(**byte)).count();
     controls >= 4 && controls * 33 > head.len()

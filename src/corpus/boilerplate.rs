@@ -1,5 +1,5 @@
-//! What publishers wrap around a text: Project Gutenberg's licence, credits and end lines, and the
-//! front matter of Markdown. Found as ranges of the raw text, so that provenance stays exact.
+//! Boilerplate around a text: Project Gutenberg's licence, credits and end lines, and the front matter of
+//! Markdown. Found as ranges of the raw text, so that provenance stays exact.
 //!
 //! Only what carries an unmistakable marker is recognised; page headers and tables of contents stay.
 
@@ -7,9 +7,9 @@ use std::ops::Range;
 
 use saphyr_parser::Event;
 
-/// The ranges of `text` between Project Gutenberg's start and end markers, without the credits behind
-/// the one and the farewell before the other; the whole text when it has no marker. Several books in
-/// one text give several ranges.
+/// The ranges of `text` between Project Gutenberg's start and end markers, without the credits after the
+/// start and the end line before the end; the whole text when it has no marker. Several books in one text
+/// give several ranges.
 pub fn without_gutenberg(text: &str) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     let mut open = Some(0);
@@ -63,7 +63,7 @@ fn is_marker(line: &str, which: &str) -> bool {
     }
 }
 
-/// Who made the file, as a paragraph of its own right behind the start marker.
+/// The credits of the file's makers, a paragraph of its own right after the start marker.
 const CREDITS: [&str; 7] = [
     "Produced by",
     "E-text prepared by",
@@ -100,8 +100,8 @@ fn without_credits(text: &str, mut range: Range<usize>) -> Range<usize> {
 }
 
 /// The length of the front matter that Markdown starts with, or 0: a mapping in YAML between lines of
-/// `---`, or a table in TOML between lines of `+++`. Anything else between two such lines is text below
-/// a rule.
+/// `---`, or a table in TOML between lines of `+++`. Anything else between two such lines is text after a
+/// thematic break.
 pub fn front_matter(text: &str) -> usize {
     let mut lines = lines(text);
     let Some((_, first)) = lines.next() else { return 0 };
@@ -115,7 +115,7 @@ pub fn front_matter(text: &str) -> usize {
     if is_data(&inner) { at + last.len() } else { 0 }
 }
 
-/// Whether `text` is one YAML document, and that a mapping with something in it.
+/// Whether `text` is one YAML document, and that a mapping that is not empty.
 fn is_yaml_mapping(text: &str) -> bool {
     let Ok(events) = saphyr_parser::Parser::new_from_str(text).collect::<Result<Vec<_>, _>>() else {
         return false;

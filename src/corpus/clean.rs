@@ -1,8 +1,8 @@
-//! Text as a tokenizer wants it: one kind of line break, no control characters, Unicode NFC, no blanks
-//! at the ends of lines or documents. Every change is counted.
+//! Normalizes text for tokenizers: LF as line break, no control characters, Unicode NFC, no blanks at the
+//! ends of lines or documents. Every change is counted.
 //!
-//! Cleaning a clean text changes nothing. Case, quotes, dashes and spelling are left alone: they are
-//! what a language model is to learn.
+//! Cleaning is idempotent. Case, quotes, dashes and spelling are kept, since a language model should learn
+//! them.
 
 use std::borrow::Cow;
 use std::ops::AddAssign;
@@ -10,7 +10,7 @@ use std::ops::AddAssign;
 use serde::Serialize;
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
-/// Which of the steps that have a choice are taken.
+/// Which of the optional steps are taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cleaning {
     pub nfc: bool,
@@ -58,7 +58,7 @@ impl AddAssign for Changes {
     }
 }
 
-/// `text` cleaned; what was done is added to `changes`.
+/// `text` cleaned; changes are added to `changes`.
 pub fn clean(text: &str, how: Cleaning, changes: &mut Changes) -> String {
     let mut text = line_breaks(text, changes);
     if how.control_characters {
@@ -70,8 +70,8 @@ pub fn clean(text: &str, how: Cleaning, changes: &mut Changes) -> String {
     if how.blanks { without_blanks(&text, changes) } else { text.into_owned() }
 }
 
-/// A text that a user gives a model, cleaned as the text that the model learned from was, blanks kept:
-/// where a prompt ends is the user's choice.
+/// A user's prompt, cleaned as training text is, but with blanks kept: how a prompt ends is the user's
+/// choice.
 pub fn prompt(text: &str) -> String {
     clean(text, Cleaning { blanks: false, ..Cleaning::default() }, &mut Changes::default())
 }

@@ -44,7 +44,7 @@ impl Role {
 pub struct Message {
     pub role: Role,
     pub content: String,
-    /// 0: an answer that is context and never learned. 1: any other message.
+    /// 0: an answer that is context and not part of the loss. 1: any other message.
     #[serde(default = "one")]
     pub weight: u8,
 }
@@ -59,7 +59,7 @@ impl Message {
         Message { role, content: content.into(), weight: 1 }
     }
 
-    /// Whether a model is to learn to write it.
+    /// Whether its tokens are part of the loss.
     pub fn is_learned(&self) -> bool {
         self.role == Role::Assistant && self.weight == 1
     }

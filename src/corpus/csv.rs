@@ -1,11 +1,11 @@
 //! Records of a CSV file with a header, one at a time, without ever holding a whole file.
 //!
-//! A record is cut from the file by its quotes alone, then its fields are parsed. A record whose quotes
-//! are wrong costs only itself: reading goes on in the line behind the one where the quote opens, so
-//! that a quote which nothing closes does not take the rest of the file with it.
+//! The end of a record is found by its quotes alone, then its fields are parsed. After a record with wrong
+//! quotes reading continues in the line after the one where the quote opens, so that an unclosed quote does
+//! not consume the rest of the file.
 
 use super::decode::{Encoding, decode};
-use super::input::{Bad, InputFile, Record, Window, too_long};
+use super::input::{BadRecord, InputFile, Record, Window, too_long};
 use crate::base::{Error, Invalid, Result, suggest};
 
 /// Records of a CSV file with a header.
@@ -13,7 +13,7 @@ pub struct CsvRows {
     window: Window,
     delimiter: u8,
     limit: u64,
-    /// The number of the line that comes next.
+    /// The number of the next line.
     line: u64,
     ended: bool,
     headers: Vec<String>,
@@ -24,7 +24,7 @@ pub struct CsvRows {
     record: csv::ByteRecord,
 }
 
-/// What is wrong with a `delimiter` that a user gives.
+/// Validates a user's `delimiter`.
 pub fn validate_delimiter(delimiter: Option<char>) -> Result<(), Invalid> {
     match delimiter.filter(|c| !c.is_ascii() || matches!(c, '"' | '\n' | '\r')) {
         Some(c) => Err(Invalid::new("delimiter", format!("must be one ASCII character, found {c:?}"))),
@@ -76,12 +76,11 @@ impl CsvRows {
         &self.record
     }
 
-    /// The place of the next record, without its line break; its `bytes` are empty, see
-    /// [`CsvRows::fields`].
-    pub fn next(&mut self) -> Option<Result<Record, Bad>> {
+    /// The range of the next record, without its line break; its `bytes` are empty, see [`CsvRows::fields`].
+    pub fn next(&mut self) -> Option<Result<Record, BadRecord>> {
         let record = match self.read() {
             Ok(record) => record?,
-            Err(e) => Err(Bad::new("broken_csv", self.window.offset(), e.to_string()).fatal()),
+            Err(e) => Err(BadRecord::new("broken_csv", self.window.offset(), e.to_string()).fatal()),
         };
         Some(record.and_then(|record| {
             let (found, wanted) = (self.record.len(), self.headers.len());
@@ -89,13 +88,13 @@ impl CsvRows {
                 return Ok(record);
             }
             let message = format!("this record has {found} fields, the header has {wanted}");
-            Err(Bad::new("unequal_columns", record.start, message)
+            Err(BadRecord::new("unequal_columns", record.start, message)
                 .help("quote fields that hold the delimiter, or name another `delimiter`"))
         }))
     }
 
-    /// The next record with any number of fields; blank lines are passed over.
-    fn read(&mut self) -> Result<Option<Result<Record, Bad>>> {
+    /// The next record with any number of fields; blank lines are skipped.
+    fn read(&mut self) -> Result<Option<Result<Record, BadRecord>>> {
         while !self.ended && self.blank_line()? {}
         if self.ended || self.window.bytes().is_empty() {
             return Ok(None);
@@ -162,15 +161,15 @@ impl CsvRows {
         }
     }
 
-    fn stray_quote(&mut self, quote: usize, stray: usize) -> Bad {
+    fn stray_quote(&mut self, quote: usize, stray: usize) -> BadRecord {
         let at = self.window.offset() + stray as u64;
         let line = self.line + line_breaks(&self.window.bytes()[..quote]);
         self.skip_broken(quote);
         let message = format!("text follows the quote that closes this field (it opens on line {line})");
-        Bad::new("stray_quote", at, message).help(DOUBLE)
+        BadRecord::new("stray_quote", at, message).help(DOUBLE)
     }
 
-    fn unclosed_quote(&mut self, quote: usize) -> Bad {
+    fn unclosed_quote(&mut self, quote: usize) -> BadRecord {
         let bytes = self.window.bytes();
         let at = self.window.offset() + quote as u64;
         let first = self.line + line_breaks(&bytes[..quote]);
@@ -181,10 +180,10 @@ impl CsvRows {
             false => String::new(),
         };
         let message = format!("the quote that opens on line {first} is never closed{swallowed}");
-        Bad::new("unclosed_quote", at, message).help(format!("close it, or remove it; {DOUBLE}"))
+        BadRecord::new("unclosed_quote", at, message).help(format!("close it, or remove it; {DOUBLE}"))
     }
 
-    /// Consumes what stands up to the end of the line in which the quote at `quote` opens.
+    /// Consumes up to the end of the line in which the quote at `quote` opens.
     fn skip_broken(&mut self, quote: usize) {
         let bytes = self.window.bytes();
         let rest = bytes[quote..].iter().position(|b| matches!(b, b'\n' | b'\r'));
@@ -194,8 +193,8 @@ impl CsvRows {
     }
 }
 
-/// The name of a column. Those that are not UTF-8 are told apart as Windows-1252; how the fields are
-/// encoded is their reader's business.
+/// The name of a column. Names that are not UTF-8 are read as Windows-1252; fields are decoded by the
+/// caller.
 fn header(bytes: &[u8]) -> String {
     let name = match std::str::from_utf8(bytes) {
         Ok(name) => name.to_string(),
@@ -215,7 +214,7 @@ fn line_breaks(bytes: &[u8]) -> u64 {
     bytes.iter().enumerate().filter(|pair| is_break(*pair)).count() as u64
 }
 
-/// A name that stands twice in `names`. Blank names are left out: nobody can ask for them.
+/// A duplicate in `names`. Blank names are ignored, since no param can name them.
 pub fn repeated(names: &[String]) -> Option<&str> {
     let again = |(i, name): &(usize, &String)| !name.is_empty() && names[..*i].contains(name);
     names.iter().enumerate().find(again).map(|(_, name)| name.as_str())
@@ -232,7 +231,7 @@ pub fn field_start(raw: &[u8], delimiter: u8, field: usize) -> usize {
 /// Looks for the end of a record, a window at a time.
 #[derive(Default)]
 struct Scan {
-    /// What was looked at.
+    /// The bytes scanned so far.
     at: usize,
     state: State,
     /// Where the last quoted field opened.
@@ -247,7 +246,7 @@ enum State {
     FieldStart,
     Unquoted,
     Quoted,
-    /// Behind a quote in a quoted field: it closes the field, or is the first of two.
+    /// After a quote in a quoted field: it closes the field, or is the first of two.
     Closing,
 }
 
@@ -259,7 +258,7 @@ enum End {
 }
 
 impl Scan {
-    /// Looks at more of `bytes`, which start with the record; `None` when it goes on behind them.
+    /// Scans more of `bytes`, which start with the record; `None` when it continues after them.
     fn run(&mut self, bytes: &[u8], delimiter: u8) -> Option<End> {
         while let Some(byte) = bytes.get(self.at) {
             self.state = match (self.state, *byte) {
@@ -294,7 +293,7 @@ impl Scan {
 /// The column called `name` among `found`.
 ///
 /// # Errors
-/// Names what there is.
+/// Lists the columns.
 pub fn column_of(name: &str, found: &[String], file: &InputFile) -> Result<usize> {
     found.iter().position(|header| header == name).ok_or_else(|| {
         let names = found.iter().map(String::as_str);
@@ -321,7 +320,7 @@ mod tests {
     }
 
     /// The line and the fields of each record, and what is wrong with the others.
-    fn read(bytes: &[u8]) -> (Vec<Row>, Vec<Bad>) {
+    fn read(bytes: &[u8]) -> (Vec<Row>, Vec<BadRecord>) {
         let (_dir, mut rows) = open(bytes, 1 << 20).unwrap();
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         while let Some(next) = rows.next() {

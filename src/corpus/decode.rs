@@ -1,13 +1,13 @@
-//! Bytes to text, with a way back from an offset in the text to the offset of its bytes.
+//! Bytes to text, with a map from offsets in the text to offsets of the bytes.
 //!
-//! A byte order mark tells the encoding, else the caller does; nothing is guessed: a guess that is wrong
-//! once in a thousand files damages a corpus silently. UTF-16 and UTF-32 are made UTF-8 before they are
-//! read, see [`super::transcode`].
+//! The encoding is that of a byte order mark, else the caller's; it is never guessed: a wrong guess in one
+//! of a thousand files damages a corpus silently. UTF-16 and UTF-32 are made UTF-8 before they are read,
+//! see [`super::transcode`].
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How bytes stand for characters.
+/// A character encoding.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Encoding {
     #[default]
@@ -55,11 +55,11 @@ impl Encoding {
     }
 }
 
-/// What happens to bytes that are not in the encoding.
+/// How bytes that are not in the encoding are treated.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnInvalid {
-    /// The stage fails and names file, line, column and byte.
+    /// An error that names file, line, column and byte.
     #[default]
     Error,
     /// Each broken sequence becomes U+FFFD, and is counted.
@@ -75,13 +75,13 @@ pub struct InvalidByte {
     pub byte: u8,
 }
 
-/// A text that remembers where its characters came from.
+/// A decoded text with a map to its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decoded {
     pub text: String,
     /// Bytes that were replaced by U+FFFD.
     pub replaced: u64,
-    /// (offset in the text, offset in the bytes), ascending: from each on both run side by side.
+    /// (offset in the text, offset in the bytes), ascending: from each on, both advance equally.
     marks: Vec<(usize, usize)>,
 }
 
@@ -122,8 +122,8 @@ impl Decoded {
 /// UTF-32 are read as the UTF-8 that [`super::transcode::readable`] made of them.
 ///
 /// # Errors
-/// The first byte that is not in the encoding. In Latin-1 that is only NUL, which no encoding has in a
-/// text: it is the sign of another encoding or of damage.
+/// The first byte that is not in the encoding. In Latin-1 that is only NUL, which no text has: it means
+/// another encoding or damage.
 pub fn decode(bytes: Vec<u8>, encoding: Encoding, replace: bool) -> Result<Decoded, InvalidByte> {
     if matches!(encoding, Encoding::Latin1 | Encoding::Windows1252) {
         return latin1(&bytes, replace);

@@ -1,7 +1,7 @@
-//! Which documents were seen before: exactly, by digest, or nearly, by MinHash. The first stays.
+//! Duplicates among documents: exact, by digest, or near, by MinHash. The first is kept.
 //!
-//! Every pair is written to `duplicates.parquet`. The texts themselves are not kept: see
-//! [`Seen`] for what a document costs.
+//! Every pair is written to `duplicates.parquet`. Texts are not kept: see [`Seen`] for the memory of a
+//! document.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,7 +16,7 @@ use super::minhash::{LshIndex, Signature};
 use super::parquet_io;
 use crate::base::{Error, Result};
 
-/// The pairs, beside the documents.
+/// The file of pairs.
 pub const FILE_NAME: &str = "duplicates.parquet";
 
 /// Where a document was read from and what its text is.
@@ -45,7 +45,7 @@ impl Likeness {
     }
 }
 
-/// A document that was kept and is the like of another.
+/// A kept document of which another is a duplicate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Match {
     pub kept: Origin,
@@ -54,8 +54,8 @@ pub struct Match {
     pub similarity: f64,
 }
 
-/// What was kept so far. A kept document costs 40 bytes for its origin, 20 to 50 in the map of digests
-/// (exact), and what [`LshIndex`] says (near): in all about 1 KiB with the defaults.
+/// The documents kept so far. Each takes 40 bytes for its origin, 20 to 50 in the map of digests (exact),
+/// and the memory of [`LshIndex`] (near): in all about 1 KiB with the defaults.
 pub struct Seen {
     exact: bool,
     threshold: Option<f64>,
@@ -190,7 +190,7 @@ impl DuplicateWriter {
         })
     }
 
-    /// `removed` of file `source` is a duplicate of what `found` names, of file `kept_source`.
+    /// Records that `removed` of file `source` is a duplicate of `found` in file `kept_source`.
     ///
     /// # Errors
     /// When the file cannot be written.

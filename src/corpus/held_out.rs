@@ -1,13 +1,12 @@
 //! Which texts are held out from training: one rule, by content, for everything that trains on texts or
 //! measures with them.
 //!
-//! A text is held out when a point in 0..1, taken from the digest of its id, lies below the validation
-//! fraction, so that it stays in its split whatever other texts come and go. Of few texts that may leave a
-//! side empty; then one text changes sides: see [`Rule::new`]. Documents and conversations are split each
-//! by themselves.
+//! A text is held out when a point in 0..1, derived from the digest of its id, is below the validation
+//! fraction, so that its split does not depend on other texts. With few texts a split may be empty; then
+//! one text is moved: see [`Rule::new`]. Documents and conversations are split each by themselves.
 //!
-//! What a training held out is written beside what it made ([`HeldOut`]), so that nobody who judges the
-//! result has to be told again, and nothing that was trained on is ever taken for unseen.
+//! The rules are saved with what a training makes ([`HeldOut`]), so that evaluation uses the same ones and
+//! never scores a text that was trained on.
 
 use std::path::Path;
 
@@ -15,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::{Digest, Error, Result, fs};
 
-/// Where an artifact of token shards or a model keeps its [`HeldOut`].
+/// The file of [`HeldOut`] in an artifact of token shards or a model.
 pub const FILE_NAME: &str = "held_out.json";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -34,7 +33,7 @@ impl Split {
     }
 }
 
-/// Decides for each text of one collection.
+/// The rule of one collection of texts.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
@@ -71,7 +70,7 @@ impl Rule {
     }
 }
 
-/// The texts of a collection that are the first to be held out and the last, by their points.
+/// The texts of a collection with the lowest and the highest point.
 #[derive(Debug, Clone, Default)]
 pub struct Extremes(Option<((f64, String), (f64, String))>);
 
@@ -102,8 +101,7 @@ fn point(id: &str) -> f64 {
     (bits >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
 }
 
-/// By which rules all trainings so far, the latest last, chose what they did not train on. No rule: no
-/// training saw texts of that sort.
+/// The rules of all trainings of a model, the latest last. No rule: no training used texts of that sort.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HeldOut {
@@ -113,7 +111,7 @@ pub struct HeldOut {
 
 impl HeldOut {
     /// # Errors
-    /// When the file cannot be read or is not of this form.
+    /// When the file cannot be read or parsed.
     pub fn load(path: &Path) -> Result<Self> {
         serde_json::from_slice(&fs::read(path)?)
             .map_err(|e| Error::input(format!("`{}` does not say what was held out: {e}", path.display())))

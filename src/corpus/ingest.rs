@@ -1,13 +1,12 @@
 //! Files of text, Markdown, JSONL, CSV or Parquet to a `documents` artifact: read as a stream, cleaned,
-//! filtered, freed of duplicates, cut to length, and counted.
+//! filtered, deduplicated, split by length, and counted.
 //!
-//! Memory holds one batch of records (8 MiB, or one document when that is longer) and, of the
-//! documents kept so far, about 1 KiB each, 0.1 KiB without near-duplicates (see
-//! [`super::duplicates::Seen`]); a corpus may be larger than memory.
-//! Records are prepared on all threads of the rayon pool and judged in the order of the files, so the
-//! result does not depend on the number of threads.
+//! Memory holds one batch of records (8 MiB, or one document when that is longer) and, of the documents
+//! kept so far, about 1 KiB each, 0.1 KiB without near-duplicates (see [`super::duplicates::Seen`]); a
+//! corpus may be larger than memory. Records are prepared in parallel on the rayon pool and checked for
+//! duplicates in the order of the files, so the result does not depend on the number of threads.
 //!
-//! No language detection, no quality classifier, no paragraph-level deduplication.
+//! Not done: language detection, quality classifiers, paragraph-level deduplication.
 
 use std::collections::BTreeMap;
 use std::ops::{AddAssign, Range};
@@ -23,7 +22,7 @@ use super::csv::{field_start, validate_delimiter};
 use super::decode::{Decoded, Encoding, InvalidByte, OnInvalid, decode};
 use super::document::{Document, DocumentWriter};
 use super::duplicates::{DuplicateWriter, Likeness, Origin, Seen};
-use super::input::{self, Bad, InputFile, Record};
+use super::input::{self, BadRecord, InputFile, Record};
 use super::json::{self, Step, UnknownKeys, describe};
 use super::minhash::{MinHasher, Signature};
 use super::read::{Format, FormatChoice, Reader, Reading};
@@ -31,10 +30,10 @@ use super::split;
 use super::transcode::{Readable, readable};
 use crate::base::{Digest, Error, Invalid, Monitor, Result, fs, suggest, units};
 
-/// What was read, changed and removed, beside the documents.
+/// The file of the report.
 pub const REPORT_NAME: &str = "report.json";
 
-/// What `<|endoftext|>` is to a text is what `separator: auto` looks for.
+/// The document separator of `separator: auto`.
 const END_OF_TEXT: &str = "<|endoftext|>";
 
 /// How files become documents.
@@ -123,7 +122,7 @@ impl Default for Options {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnBadRow {
-    /// The stage fails and names the row.
+    /// An error that names the row.
     #[default]
     Error,
     /// The row is left out and counted.
@@ -343,8 +342,8 @@ pub struct Boilerplate {
 /// are read.
 ///
 /// # Errors
-/// A file that cannot be read or whose format is not known; what `options` say is an error; nothing
-/// left at the end. [`Error::cancelled`] when the monitor says so.
+/// A file that cannot be read or whose format is not known; what `options` make an error; no document left.
+/// [`Error::cancelled`] on cancellation.
 pub fn ingest(
     files: &[InputFile],
     options: &Options,
@@ -376,7 +375,7 @@ struct Ingestion<'a> {
     current: Current,
 }
 
-/// What is known of the file that is being read.
+/// The state of reading a file.
 #[derive(Default)]
 struct Current {
     counts: Counts,
@@ -385,7 +384,7 @@ struct Current {
     warned_of_metadata: bool,
 }
 
-/// Raw bytes that are prepared side by side.
+/// Raw bytes of a batch that is prepared in parallel.
 const BATCH_BYTES: usize = 8 << 20;
 
 impl<'a> Ingestion<'a> {
@@ -478,7 +477,7 @@ impl<'a> Ingestion<'a> {
         self.monitor.step("reading", self.report.bytes_in + read, Some(total), "B")
     }
 
-    fn bad_row(&mut self, file: &InputFile, bad: Bad) -> Result<()> {
+    fn bad_row(&mut self, file: &InputFile, bad: BadRecord) -> Result<()> {
         if bad.fatal || self.options.on_bad_row == OnBadRow::Error {
             let skippable = !bad.fatal;
             let error = bad.into_error(file);
@@ -583,7 +582,7 @@ fn nothing_left(report: &Report) -> Error {
         .help("loosen the params named here, or look at the input")
 }
 
-/// What one record gave, and the counts that do not depend on other records.
+/// The result of one record, with the counts that do not depend on other records.
 #[derive(Default)]
 struct Prepared {
     sections: Vec<Section>,
@@ -594,7 +593,7 @@ struct Prepared {
     bad_metadata: Option<(u64, String)>,
 }
 
-/// A document before duplicates are judged, with the parts that it will be written as.
+/// A document before deduplication, with the parts that it will be written as.
 struct Section {
     id: [u8; 16],
     start: u64,
@@ -603,7 +602,7 @@ struct Section {
     pieces: Vec<Document>,
 }
 
-/// Makes documents of records; knows nothing of other records.
+/// Makes documents of records, each independently.
 struct Preparer<'a> {
     options: &'a Options,
     hasher: Option<&'a MinHasher>,
@@ -613,7 +612,7 @@ struct Preparer<'a> {
 }
 
 impl Preparer<'_> {
-    fn prepare(&self, mut record: Record) -> Result<Prepared, Bad> {
+    fn prepare(&self, mut record: Record) -> Result<Prepared, BadRecord> {
         let mut out = Prepared::default();
         out.counts.rows_in = 1;
         let bytes = std::mem::take(&mut record.bytes);
@@ -637,9 +636,15 @@ impl Preparer<'_> {
     }
 
     /// `None` when the document is to be skipped.
-    fn decode(&self, bytes: Vec<u8>, record: &Record, counts: &mut Counts) -> Result<Option<Decoded>, Bad> {
+    fn decode(
+        &self,
+        bytes: Vec<u8>,
+        record: &Record,
+        counts: &mut Counts,
+    ) -> Result<Option<Decoded>, BadRecord> {
         if self.format == Format::Parquet {
-            let not_utf8 = |_| Bad::new("invalid_encoding", None, format!("row {} is not UTF-8", record.row));
+            let not_utf8 =
+                |_| BadRecord::new("invalid_encoding", None, format!("row {} is not UTF-8", record.row));
             return Decoded::from_utf8(bytes).map(Some).map_err(not_utf8);
         }
         match decode(bytes, self.source.encoding, self.options.on_invalid == OnInvalid::Replace) {
@@ -656,9 +661,9 @@ impl Preparer<'_> {
         }
     }
 
-    fn invalid(&self, invalid: InvalidByte, record: &Record) -> Bad {
+    fn invalid(&self, invalid: InvalidByte, record: &Record) -> BadRecord {
         let at = match self.csv_column {
-            // What was decoded is a field; where its byte lies, the file must tell.
+            // The decoded bytes are a field's; the offset must be found in the file.
             Some((delimiter, column)) => {
                 let mut raw = self.source.file.read_range(record.start, record.end).unwrap_or_default();
                 let field = field_start(&raw, delimiter, column);
@@ -671,7 +676,7 @@ impl Preparer<'_> {
     }
 
     /// The text of a JSON object.
-    fn field(&self, json: &str, record: &Record, out: &mut Prepared) -> Result<String, Bad> {
+    fn field(&self, json: &str, record: &Record, out: &mut Prepared) -> Result<String, BadRecord> {
         let name = self.options.text_field.as_str();
         let is_text = |key: &str| key == name;
         let mut object = json::object(json, record.start, &is_text)?;
@@ -685,11 +690,11 @@ impl Preparer<'_> {
             Some(other) => {
                 let at = json::locate(json, &[Step::Key(name)]).start as u64;
                 let message = format!("the field `{name}` holds {}, expected a text", describe(&other));
-                Err(Bad::new("not_text", record.start + at, message))
+                Err(BadRecord::new("not_text", record.start + at, message))
             }
             None => {
                 let names = object.fields.keys().map(String::as_str);
-                Err(Bad::new("missing_field", record.start, format!("this row has no field `{name}`"))
+                Err(BadRecord::new("missing_field", record.start, format!("this row has no field `{name}`"))
                     .suggest(suggest::closest(name, names.clone()))
                     .help(format!(
                         "it has {}; name the one with the text in `text_field`",
@@ -789,7 +794,8 @@ impl Preparer<'_> {
         clean(text, how, changes)
     }
 
-    /// The bytes of the file behind a range of the text; the whole record where fields hide them.
+    /// The bytes of the file of a range of the text; those of the whole record where escapes or quotes may
+    /// change lengths.
     fn source_range(&self, decoded: &Decoded, record: &Record, range: &Range<usize>) -> (u64, u64) {
         match self.format {
             Format::Txt | Format::Md => {
@@ -800,8 +806,8 @@ impl Preparer<'_> {
         }
     }
 
-    /// `range` without line breaks at its ends and blanks behind its last line, where it is a range of
-    /// the file and should be tight.
+    /// `range` without line breaks at its ends and blanks after its last line, where it is a range of the
+    /// file.
     fn trimmed(&self, text: &str, range: Range<usize>) -> Range<usize> {
         if !matches!(self.format, Format::Txt | Format::Md) {
             return range;

@@ -1,8 +1,8 @@
 //! The files that a corpus is read from: their names, a window that slides over one, and the line and
-//! column at which a mistake stands.
+//! column of an error.
 //!
-//! Nothing here knows a format. Memory is one window; lines are counted only for a message, by reading
-//! the file once more, so that a good file pays nothing for good messages.
+//! Independent of formats. Memory is one window; lines are counted only for a message, by reading the file
+//! again, so that valid files cost nothing extra.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 
 use crate::base::{Error, Place, Result, fs, units};
 
-/// A file and the name under which provenance and messages speak of it.
+/// A file and its name in provenance and messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InputFile {
-    /// Its name within its source, with `/`; never an absolute path. Its ending tells the format.
+    /// Its name within its source, with `/`; never an absolute path. Its extension determines the format.
     pub name: String,
-    /// Where its bytes lie just now.
+    /// The present path of its bytes.
     pub path: PathBuf,
     /// Its size in bytes, for progress.
     pub size: u64,
@@ -31,12 +31,12 @@ impl InputFile {
         Ok(InputFile { name, path: path.to_path_buf(), size: fs::size(path)? })
     }
 
-    /// What stands behind the last dot of the name, in lower case; empty when there is none.
+    /// The extension of the name, in lower case; empty when there is none.
     pub fn ending(&self) -> String {
         Path::new(&self.name).extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default()
     }
 
-    /// An error that stands at byte `at` of the file, with its line and column.
+    /// An error at byte `at` of the file, with its line and column.
     pub fn error(&self, at: u64, message: impl Into<String>) -> Error {
         let message = message.into();
         match self.place(at) {
@@ -57,7 +57,7 @@ impl InputFile {
             let here = window.offset();
             let take = window.bytes().len().min((at - here) as usize);
             for (i, byte) in window.bytes()[..take].iter().enumerate() {
-                // A CR ends a line too; the LF behind it is part of the same break.
+                // A CR ends a line too; the LF after it is part of the same break.
                 if matches!(byte, b'\n' | b'\r') {
                     line += usize::from(!(after_cr && *byte == b'\n'));
                     (column, line_start) = (1, here + i as u64 + 1);
@@ -201,7 +201,7 @@ impl Window {
     }
 }
 
-/// One record of a file as it was read, before anything is made of it.
+/// One record of a file as it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// The bytes of the file that it was cut from (rows for Parquet): `start..end`.
@@ -212,15 +212,14 @@ pub struct Record {
     pub bytes: Vec<u8>,
 }
 
-/// What reading the next record may give: it, its defect, or nothing at the end.
-pub type Next = Result<Option<Result<Record, Bad>>>;
+/// The next record, its error, or `None` at the end.
+pub type Next = Result<Option<Result<Record, BadRecord>>>;
 
-/// What `next` gives until it is about `most` bytes; empty at the end of the file. A fatal defect ends a
-/// batch.
+/// A batch of records of about `most` bytes; empty at the end of the file. A fatal error ends a batch.
 ///
 /// # Errors
 /// When the file cannot be read.
-pub fn batch(most: usize, mut next: impl FnMut() -> Next) -> Result<Vec<Result<Record, Bad>>> {
+pub fn batch(most: usize, mut next: impl FnMut() -> Next) -> Result<Vec<Result<Record, BadRecord>>> {
     let mut batch = Vec::new();
     let mut bytes = 0;
     while bytes < most {
@@ -235,22 +234,22 @@ pub fn batch(most: usize, mut next: impl FnMut() -> Next) -> Result<Vec<Result<R
     Ok(batch)
 }
 
-/// What is wrong with one record, cheap to make: the place is worked out only when somebody is told.
+/// An error of one record, cheap to make: line and column are only computed for a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bad {
-    /// Under which name it is counted: `broken_json`.
+pub struct BadRecord {
+    /// The cause that it is counted by: `broken_json`.
     pub cause: &'static str,
     /// The byte of the file; `None` where rows have none (Parquet).
     pub at: Option<u64>,
     pub message: String,
     pub help: Vec<String>,
-    /// Not to be skipped, whatever the user said about bad rows.
+    /// Never skipped, whatever `on_bad_row` is.
     pub fatal: bool,
 }
 
-impl Bad {
+impl BadRecord {
     pub fn new(cause: &'static str, at: impl Into<Option<u64>>, message: impl Into<String>) -> Self {
-        Bad { cause, at: at.into(), message: message.into(), help: Vec::new(), fatal: false }
+        BadRecord { cause, at: at.into(), message: message.into(), help: Vec::new(), fatal: false }
     }
 
     pub fn help(mut self, help: impl Into<String>) -> Self {
@@ -280,10 +279,10 @@ impl Bad {
     }
 }
 
-/// The error for a record that does not fit in the memory that the user allows for one.
-pub fn too_long(what: &str, at: u64, limit: u64, way_out: &str) -> Bad {
+/// The error of a record that exceeds the limit.
+pub fn too_long(what: &str, at: u64, limit: u64, way_out: &str) -> BadRecord {
     let message = format!("the {what} that starts here is longer than {} ({limit} B)", units::bytes(limit));
-    Bad::new("too_long", at, message).help(way_out).fatal()
+    BadRecord::new("too_long", at, message).help(way_out).fatal()
 }
 
 #[cfg(test)]

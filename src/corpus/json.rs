@@ -1,7 +1,7 @@
 //! Rows of JSON: cut out of a file one at a time, parsed strictly, and with exact places for messages.
 //!
-//! No key may stand twice in an object. What cannot be parsed in a field that nobody needs does not
-//! cost the row; keys that nobody reads are counted and warned about.
+//! Duplicate keys are an error. A field that is not needed and cannot be parsed does not invalidate the
+//! row; keys that are not read are counted and warned about.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,22 +12,22 @@ use serde::Serialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::input::{Bad, InputFile, Next, Record, Window, too_long};
+use super::input::{BadRecord, InputFile, Next, Record, Window, too_long};
 use crate::base::{Result, suggest, units};
 
-/// How the values stand in a file.
+/// The layout of the values in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Layout {
-    /// One on each line, with or without a comma behind it.
+    /// One on each line, with or without a comma after it.
     Lines,
     /// The elements of one array.
     Array,
-    /// One after the other over any number of lines, with or without a comma between.
+    /// Concatenated over any number of lines, with or without a comma between.
     Values,
 }
 
-/// JSON values of a file: one on each line (JSONL), the elements of one array, or pretty-printed
-/// objects one after the other. Which of them it is, the first value tells.
+/// JSON values of a file: one on each line (JSONL), the elements of one array, or pretty-printed objects
+/// one after the other. The first value determines which of them it is.
 ///
 /// [`Record::row`] is the line in JSONL, and the number of the value otherwise.
 pub struct JsonRows {
@@ -115,7 +115,7 @@ impl JsonRows {
             Some(found) => {
                 let found = found.escape_ascii().to_string();
                 let message = format!("expected another object, found `{found}`");
-                let bad = Bad::new("broken_json", self.window.offset(), message)
+                let bad = BadRecord::new("broken_json", self.window.offset(), message)
                     .help("this file holds objects over several lines, one after the other")
                     .fatal();
                 self.fail(bad)
@@ -141,16 +141,16 @@ impl JsonRows {
         Ok(Some(Ok(Record { start, end: start + length as u64, row: self.row, bytes })))
     }
 
-    /// A value that the file breaks off: never skipped, since nobody knows how many rows it swallowed.
+    /// A value without an end: never skipped, since it may contain any number of rows.
     fn unended(&mut self, what: &str) -> Next {
         let (start, text) = (self.window.offset(), String::from_utf8_lossy(self.window.bytes()));
         let bad = parse_json(&text, start).err().unwrap_or_else(|| {
-            Bad::new("broken_json", start, format!("the {what} that starts here does not end"))
+            BadRecord::new("broken_json", start, format!("the {what} that starts here does not end"))
         });
         self.fail(bad.fatal())
     }
 
-    fn fail(&mut self, bad: Bad) -> Next {
+    fn fail(&mut self, bad: BadRecord) -> Next {
         self.ended = true;
         Ok(Some(Err(bad)))
     }
@@ -166,7 +166,7 @@ impl JsonRows {
         let rest = peek(&mut self.window)?;
         let at = self.window.offset();
         Ok(rest.map(|_| {
-            Err(Bad::new("broken_json", at, "something follows the end of the array")
+            Err(BadRecord::new("broken_json", at, "something follows the end of the array")
                 .help("a file holds one array, one value a line (JSONL), or objects one after the other")
                 .fatal())
         }))
@@ -187,8 +187,8 @@ fn peek(window: &mut Window) -> Result<Option<u8>> {
     }
 }
 
-/// Objects over several lines are told from JSONL whose first line is broken off by their ends: theirs
-/// come, and no string holds a line break.
+/// Objects over several lines differ from JSONL with a truncated first line in that they end, and in that
+/// no string has a line break.
 fn find_layout(window: &mut Window, limit: u64) -> Result<Layout> {
     let mut start = 0; // of the first value: nothing is consumed, since lines are counted
     let first = loop {
@@ -223,7 +223,7 @@ fn layout_behind(value: &[u8], rest: &[u8]) -> Layout {
     if several || line.first() == Some(&b'{') { Layout::Values } else { Layout::Lines }
 }
 
-/// Whether a string of this value holds a line break, which JSON does not allow.
+/// Whether a string of this value has a line break, which JSON does not allow.
 fn breaks_string(value: &[u8]) -> bool {
     let (mut quoted, mut escaped) = (false, false);
     value.iter().any(|byte| {
@@ -237,7 +237,7 @@ fn breaks_string(value: &[u8]) -> bool {
     })
 }
 
-/// `text` without the comma behind a whole value.
+/// `text` without the comma after a whole value.
 fn without_comma(text: &[u8]) -> &[u8] {
     match text.strip_suffix(b",") {
         Some(value) if value_length(value) == Some(value.trim_ascii_end().len()) => value.trim_ascii_end(),
@@ -245,9 +245,9 @@ fn without_comma(text: &[u8]) -> &[u8] {
     }
 }
 
-fn not_an_array(found: Option<u8>, at: u64) -> Bad {
+fn not_an_array(found: Option<u8>, at: u64) -> BadRecord {
     let found = found.map_or("the end of the file".to_string(), |b| format!("`{}`", b.escape_ascii()));
-    Bad::new("broken_json", at, format!("expected `,` or `]` after an element, found {found}"))
+    BadRecord::new("broken_json", at, format!("expected `,` or `]` after an element, found {found}"))
         .help("this file starts with `[`, so it is read as one JSON array")
         .fatal()
 }
@@ -279,7 +279,7 @@ fn value_length(bytes: &[u8]) -> Option<usize> {
 /// # Errors
 /// `broken_json` at the byte where the parser stopped, or `duplicate_key` at the second of two equal
 /// keys of one object, on any level.
-pub fn parse_json(text: &str, start: u64) -> Result<Value, Bad> {
+pub fn parse_json(text: &str, start: u64) -> Result<Value, BadRecord> {
     let duplicate = Cell::new(false);
     let mut parser = serde_json::Deserializer::from_str(text);
     let value = Unique(&duplicate).deserialize(&mut parser).and_then(|value| parser.end().map(|()| value));
@@ -290,13 +290,13 @@ pub fn parse_json(text: &str, start: u64) -> Result<Value, Bad> {
     }
 }
 
-fn duplicate_key(text: &str, start: u64) -> Bad {
+fn duplicate_key(text: &str, start: u64) -> BadRecord {
     let (at, key) = find_duplicate(text, 0..text.len()).unwrap_or_default();
     let message = format!("the key `{key}` stands twice in one object");
-    Bad::new("duplicate_key", start + at as u64, message).help("keep one of them, or rename the other")
+    BadRecord::new("duplicate_key", start + at as u64, message).help("keep one of them, or rename the other")
 }
 
-/// Where the first key stands that its object already has.
+/// The offset of the first duplicate key.
 fn find_duplicate(text: &str, value: Range<usize>) -> Option<(usize, String)> {
     if let Ok(members) = members(text, value.clone()) {
         let mut seen = BTreeSet::new();
@@ -308,7 +308,7 @@ fn find_duplicate(text: &str, value: Range<usize>) -> Option<(usize, String)> {
     elements(text, value).into_iter().flatten().find_map(|element| find_duplicate(text, element))
 }
 
-/// A value whose objects have no key twice; the flag is set when one has.
+/// A value; the flag is set when an object has a duplicate key.
 #[derive(Clone, Copy)]
 struct Unique<'a>(&'a Cell<bool>);
 
@@ -377,22 +377,22 @@ impl<'de> Visitor<'de> for Unique<'_> {
     }
 }
 
-/// What stops a parser, said in words where it is one of the usual things.
-fn broken(text: &str, start: u64, error: &serde_json::Error) -> Bad {
+/// The message of a parser's error, with words for common causes.
+fn broken(text: &str, start: u64, error: &serde_json::Error) -> BadRecord {
     let lines: usize = text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum();
     let at = (lines + error.column().saturating_sub(1)).min(text.len());
     let place = |at: usize| start + at as u64;
     if let Some(half) = lone_surrogate(text).filter(|half| (*half..half + 13).contains(&at)) {
         let escape = &text[half..half + 6];
         let message = format!("`{escape}` is half of a pair of escapes: an emoji or the like cut in two");
-        return Bad::new("broken_json", place(half), message).help(
+        return BadRecord::new("broken_json", place(half), message).help(
             "write both halves (such as `\\ud83d\\ude42`) or the character itself, or take the half out",
         );
     }
     let word = |c: char| c.is_ascii_alphabetic() || c == '-';
     let head = text.get(..at).map_or(0, |t| t.trim_end_matches(word).len());
     let found = text[head..].split(|c| !word(c)).next().unwrap_or("");
-    let bad = |message: &str| Bad::new("broken_json", place(head), message);
+    let bad = |message: &str| BadRecord::new("broken_json", place(head), message);
     match found.trim_start_matches('-').to_ascii_lowercase().as_str() {
         "nan" | "infinity" | "inf" => bad(&format!("JSON has no number `{found}`"))
             .help("write `null` or a number, or leave the field out"),
@@ -401,13 +401,13 @@ fn broken(text: &str, start: u64, error: &serde_json::Error) -> Bad {
         _ => {
             let message = error.to_string();
             let what = message.split(" at line ").next().unwrap_or("");
-            Bad::new("broken_json", place(at), format!("this is not JSON: {what}"))
+            BadRecord::new("broken_json", place(at), format!("this is not JSON: {what}"))
                 .help("in JSONL each line is one whole JSON value; a `.json` file may also be one array")
         }
     }
 }
 
-/// Where an escape such as `\ud83d` stands without its other half.
+/// The offset of an unpaired surrogate such as `\ud83d`.
 fn lone_surrogate(text: &str) -> Option<usize> {
     let unit = |at: usize| {
         let digits = text.get(at..)?.strip_prefix("\\u")?.get(..4)?;
@@ -429,7 +429,7 @@ fn lone_surrogate(text: &str) -> Option<usize> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Object {
     pub fields: Map<String, Value>,
-    /// Fields that cannot be parsed (`NaN`, half an emoji) and that nobody needs: left out of `fields`,
+    /// Fields that cannot be parsed (`NaN`, an unpaired surrogate) and are not needed: left out of `fields`,
     /// to be counted by the caller.
     pub bad_metadata: Vec<String>,
 }
@@ -439,12 +439,12 @@ pub struct Object {
 ///
 /// # Errors
 /// As [`parse_json`], at the place of the field; `not_an_object`.
-pub fn object(text: &str, start: u64, needed: &dyn Fn(&str) -> bool) -> Result<Object, Bad> {
+pub fn object(text: &str, start: u64, needed: &dyn Fn(&str) -> bool) -> Result<Object, BadRecord> {
     let strict = match parse_json(text, start) {
         Ok(Value::Object(fields)) => return Ok(Object { fields, bad_metadata: Vec::new() }),
         Ok(other) => {
             let message = format!("expected an object, found {}", describe(&other));
-            return Err(Bad::new("not_an_object", start, message));
+            return Err(BadRecord::new("not_an_object", start, message));
         }
         Err(bad) if bad.cause == "duplicate_key" => return Err(bad),
         Err(bad) => bad,
@@ -464,7 +464,7 @@ pub fn object(text: &str, start: u64, needed: &dyn Fn(&str) -> bool) -> Result<O
     if out.bad_metadata.is_empty() { Err(strict) } else { Ok(out) }
 }
 
-/// A member of an object: where its key stands, and its value.
+/// A member of an object: the ranges of its key and its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Member {
     key: String,
@@ -480,7 +480,7 @@ pub enum Step<'a> {
     Index(usize),
 }
 
-/// Where something stands in the text of a row.
+/// A place in the text of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span {
     /// The byte where it starts: the quote of a key, or the first byte of an element.
@@ -489,9 +489,8 @@ pub struct Span {
     pub value: Range<usize>,
 }
 
-/// Where `path` leads in the JSON `text`, as far as it leads: the place of
-/// `[Key("messages"), Index(2), Key("role")]` is that of the third message's role, or of the message
-/// when it has none.
+/// The place of `path` in the JSON `text`, as far as it exists: the place of `[Key("messages"), Index(2),
+/// Key("role")]` is that of the third message's role, or of the message when it has none.
 pub fn locate(text: &str, path: &[Step]) -> Span {
     let blanks = text.len() - text.trim_ascii_start().len();
     let mut span = Span { start: blanks, value: blanks..text.len() };
@@ -513,7 +512,7 @@ pub fn locate(text: &str, path: &[Step]) -> Span {
     span
 }
 
-/// Reads the structure of a value, not what its scalars hold.
+/// Scans the structure of a value; scalars are not parsed.
 struct Lexer<'a> {
     text: &'a str,
     at: usize,
@@ -529,7 +528,7 @@ impl<'a> Lexer<'a> {
         self.at += self.rest().iter().take_while(|b| b.is_ascii_whitespace()).count();
     }
 
-    /// Steps over `mark` and the blanks around it, when it stands here.
+    /// Skips `mark` and the blanks around it, if it is next.
     fn mark(&mut self, mark: u8) -> bool {
         self.blanks();
         let here = self.rest().first() == Some(&mark);
@@ -593,7 +592,7 @@ fn elements(text: &str, value: Range<usize>) -> Option<Vec<Range<usize>>> {
     Lexer { text, at: value.start, end: value.end }.list(b'[', b']', Lexer::value).ok()
 }
 
-/// What a value is, for "expected a text, found …".
+/// The type of a value, for "expected a text, found …".
 pub fn describe(value: &Value) -> String {
     match value {
         Value::Null => "null".into(),
@@ -605,7 +604,7 @@ pub fn describe(value: &Value) -> String {
     }
 }
 
-/// Whether a value says nothing: `null`, `""`, `[]`, `{}`.
+/// Whether a value is empty: `null`, `""`, `[]`, `{}`.
 pub fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -616,8 +615,8 @@ pub fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// The keys of `fields` that hold something and that the reader does not know. `id` is always known:
-/// provenance names rows by their place.
+/// The keys of `fields` that are not empty and that the reader does not read. `id` is never listed:
+/// provenance names rows by number.
 pub fn unknown_keys<'a, 'k>(
     fields: &'a Map<String, Value>,
     known: &'k dyn Fn(&str) -> bool,
@@ -626,7 +625,7 @@ pub fn unknown_keys<'a, 'k>(
     fields.iter().filter(unknown).map(|(key, _)| key.as_str())
 }
 
-/// Of one file: how many rows had something in a key that the reader does not know.
+/// Of one file: key -> how many rows have a value under it that is not read.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct UnknownKeys(BTreeMap<String, u64>);
@@ -660,8 +659,8 @@ impl UnknownKeys {
         &self.0
     }
 
-    /// Warns once about the keys that `ignore` does not name (`*` stands for all). `way_out` says how
-    /// the reader can be told to read them.
+    /// Warns once about the keys that `ignore` does not name (`*` stands for all). `way_out` is the help: how
+    /// they can be read.
     pub fn warn(&self, file: &str, ignore: &[String], way_out: &str) {
         let ignored = |key: &str| ignore.iter().any(|name| name == "*" || name == key);
         let keys: Vec<String> = self
@@ -690,7 +689,7 @@ mod tests {
     use crate::base::fs;
     use proptest::prelude::*;
 
-    fn rows(text: &str, limit: u64) -> (Vec<(u64, String)>, Option<Bad>) {
+    fn rows(text: &str, limit: u64) -> (Vec<(u64, String)>, Option<BadRecord>) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.json");
         fs::write(&path, text.as_bytes()).unwrap();

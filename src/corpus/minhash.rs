@@ -27,7 +27,7 @@ pub struct MinHasher {
     bands: usize,
 }
 
-/// What is kept of a text: a byte per permutation and a key per band.
+/// The signature of a text: a byte per permutation and a key per band.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signature {
     low_bytes: Box<[u8]>,
@@ -41,14 +41,14 @@ impl MinHasher {
     /// When a number is 0 or `bands` does not divide `permutations`.
     pub fn new(permutations: usize, bands: usize, shingle_words: usize) -> Self {
         assert!(bands > 0 && shingle_words > 0 && permutations > 0 && permutations.is_multiple_of(bands));
-        // Not the pipeline's seed: which documents are duplicates does not depend on it.
+        // A constant: which documents are duplicates does not depend on a seed.
         let mut rng = Rng::new(0, "minhash");
         let (factors, summands) =
             (0..permutations).map(|_| (rng.next_u64() as u32 | 1, rng.next_u64() as u32)).unzip();
         MinHasher { factors, summands, shingle_words, bands }
     }
 
-    /// `None` for a text without a word or a sign that carries meaning.
+    /// `None` for a text without a word or a meaningful sign.
     pub fn signature(&self, text: &str) -> Option<Signature> {
         let Tokens { hashes: words, signs } = Tokens::of(text);
         if words.is_empty() {
@@ -82,13 +82,13 @@ impl Signature {
 }
 
 fn estimate(a: &[u8], b: &[u8]) -> f64 {
-    /// How often two bytes agree by chance.
+    /// The probability that two bytes are equal by chance.
     const CHANCE: f64 = 1.0 / 256.0;
     let equal = a.iter().zip(b).filter(|(a, b)| a == b).count();
     ((equal as f64 / a.len() as f64 - CHANCE) / (1.0 - CHANCE)).max(0.0)
 }
 
-/// Signatures by band: who shares a band with a text is worth comparing to it.
+/// Signatures by band: texts that share a band are compared.
 ///
 /// Of each text it keeps `permutations` bytes, 4 bytes a band, and an entry of 17 to 34 bytes in the
 /// map for each band that it is first in: measured 0.9 KiB with 128 permutations in 16 bands.

@@ -1,5 +1,5 @@
-//! Documents and conversations: reading them from what users have, cleaning, deduplication, and the
-//! Parquet files that the other modules read.
+//! Documents and conversations: reading them from users' files, cleaning, deduplication, and the Parquet
+//! files that the other modules read.
 
 pub mod conversation;
 pub mod document;

@@ -40,8 +40,8 @@ pub fn unreadable(path: &Path, error: &dyn std::fmt::Display) -> Error {
     Error::input(format!("cannot read `{}` as Parquet: {error}", path.display()))
 }
 
-/// Runs `read`, which calls the Parquet library on a file that others made: a damaged file makes it
-/// panic in places, and that is the file's fault, to be told as such.
+/// Runs `read`, which calls the Parquet library on a user's file: on some damaged files it panics, which
+/// becomes an error about the file.
 ///
 /// # Errors
 /// What `read` returns, or that the file is damaged.
@@ -53,7 +53,7 @@ pub fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
-/// The rows of a file that others made, once it is known to be whole and no two columns have one name.
+/// Opens a user's file, after checking that it is complete and has no duplicate columns.
 ///
 /// # Errors
 /// When it is not.
@@ -67,7 +67,7 @@ pub fn open(file: &InputFile) -> Result<ParquetRecordBatchReaderBuilder<File>> {
     Ok(builder)
 }
 
-/// Every column chunk lies within the file, which the library takes for granted.
+/// Checks that every column chunk lies within the file, which the library assumes.
 ///
 /// # Errors
 /// When one does not.
@@ -87,10 +87,10 @@ pub fn expect_whole(path: &Path, metadata: &ParquetMetaData, size: u64) -> Resul
     Ok(())
 }
 
-/// No two columns, or fields of a struct, have the same name: which of them is meant, nobody could say.
+/// Checks that no two columns, or fields of a struct, have the same name, which would be ambiguous.
 ///
 /// # Errors
-/// Names the first that stands twice in the file called `name`.
+/// The first duplicate in the file called `name`.
 pub fn expect_unique_names(name: &str, fields: &Fields) -> Result<()> {
     for (i, field) in fields.iter().enumerate() {
         if fields[..i].iter().any(|other| other.name() == field.name()) {
@@ -111,8 +111,8 @@ pub fn expect_unique_names(name: &str, fields: &Fields) -> Result<()> {
     Ok(())
 }
 
-/// In how many rows the column `name` holds something, as the file's statistics say; all rows, where
-/// they say nothing or the column is nested.
+/// In how many rows the column `name` is not null, by the file's statistics; all rows, where there are none
+/// or the column is nested.
 pub fn filled_rows(metadata: &ParquetMetaData, name: &str) -> u64 {
     let groups = metadata.row_groups().iter();
     groups
@@ -125,8 +125,8 @@ pub fn filled_rows(metadata: &ParquetMetaData, name: &str) -> u64 {
         .sum()
 }
 
-/// The bytes of all values of a column of text, as the file's statistics say, without reading it:
-/// `None` when they do not. `column` is the last part of its path.
+/// The bytes of all values of a column of text, from the file's statistics: `None` when there are none.
+/// `column` is the last part of its path.
 pub fn text_bytes(metadata: &ParquetMetaData, column: &str) -> Option<u64> {
     let chunks = metadata.row_groups().iter().flat_map(|group| group.columns());
     chunks
@@ -149,10 +149,10 @@ pub fn column<A: Array + Clone + 'static>(batch: &RecordBatch, name: &str, path:
     })
 }
 
-/// Every column of `wanted`, with its type, is in `found`.
+/// Checks that every column of `wanted`, with its type, is in `found`.
 ///
 /// # Errors
-/// Names the first that is not, and what the file has.
+/// The first that is not, and the columns of the file.
 pub fn expect_columns(path: &Path, found: &Schema, wanted: &Schema, what: &str) -> Result<()> {
     for field in wanted.fields() {
         if found.field_with_name(field.name()).is_ok_and(|f| f.data_type().equals_datatype(field.data_type()))

@@ -1,5 +1,5 @@
-//! A pair of answers to one prompt, of which people prefer one. `preferences.parquet` lies beside
-//! `conversations.parquet` when the files that were read hold such pairs.
+//! A preference: two answers to one prompt, chosen and rejected. `preferences.parquet` is written with
+//! `conversations.parquet` when the input has such pairs.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -37,15 +37,15 @@ pub enum NoPair {
     Equal,
     /// One is the beginning of the other.
     Beginning,
-    /// They part at a message that is not the assistant's.
+    /// They first differ at a message that is not the assistant's.
     OtherPrompt,
 }
 
 impl Preference {
-    /// The pair of two conversations: what they begin with in common is the prompt.
+    /// The pair of two conversations: their common beginning is the prompt.
     ///
     /// # Errors
-    /// When they do not part at an answer.
+    /// When they do not first differ at an answer.
     pub fn of(
         chosen: &[Message],
         rejected: &[Message],

@@ -1,8 +1,8 @@
 //! The formats that documents come in, each as a stream of records: text and Markdown cut at
 //! separators, JSONL by line, CSV by record, Parquet by row.
 //!
-//! What a record says (encoding, JSON, fields) is [`super::ingest`]'s business; here only its bytes
-//! and their place are found.
+//! Records are not decoded or parsed here, which [`super::ingest`] does; only their bytes and places are
+//! found.
 
 use arrow::array::{Array, ArrayRef, AsArray};
 use arrow::datatypes::DataType;
@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::csv::{CsvRows, column_of};
-use super::input::{Bad, InputFile, Next, Record, Window, too_long};
+use super::input::{BadRecord, InputFile, Next, Record, Window, too_long};
 use super::json::{JsonRows, UnknownKeys};
 use super::parquet_io::{self, filled_rows, guarded, unreadable};
 use crate::base::{Error, Result, suggest};
@@ -28,11 +28,11 @@ pub enum Format {
     Parquet,
 }
 
-/// A format, or the wish to take it from the ending of each file's name.
+/// A format, or its detection from the extension of each file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FormatChoice {
-    /// By the ending: `.txt`, `.text`, `.md`, `.markdown`, `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`,
+    /// By the extension: `.txt`, `.text`, `.md`, `.markdown`, `.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv`,
     /// `.parquet`.
     #[default]
     Auto,
@@ -62,7 +62,7 @@ impl FormatChoice {
     /// The format of `file`.
     ///
     /// # Errors
-    /// When the ending of its name says nothing.
+    /// When its extension is not known.
     pub fn of(self, file: &InputFile) -> Result<Format> {
         let ending = match self {
             FormatChoice::Txt => return Ok(Format::Txt),
@@ -89,7 +89,7 @@ impl FormatChoice {
     }
 }
 
-/// What a reader needs to know beside the file.
+/// The options of a reader.
 #[derive(Debug, Clone)]
 pub struct Reading {
     /// Between the documents of a text; `None`: the whole file is one.
@@ -98,7 +98,7 @@ pub struct Reading {
     pub text_field: String,
     /// Between the fields of CSV; `None`: a tab for `.tsv`, else a comma.
     pub delimiter: Option<u8>,
-    /// No record may be longer.
+    /// The longest record.
     pub max_bytes: u64,
 }
 
@@ -133,7 +133,7 @@ impl Reader {
         }
     }
 
-    /// The next record. After a fatal defect there is none.
+    /// The next record. After a fatal error there is none.
     ///
     /// # Errors
     /// When the file cannot be read.
@@ -154,8 +154,8 @@ impl Reader {
         }
     }
 
-    /// Adds the columns beside that of the text and `id`, and how many rows hold something there; of
-    /// JSON, whoever parses the rows knows.
+    /// Adds the columns other than the text's and `id`, with how many rows are not empty there; for JSON, the
+    /// parser of the rows counts them.
     pub fn unread_columns(&self, unknown: &mut UnknownKeys) {
         let columns: Vec<(&String, u64)> = match self {
             Reader::Text(_) | Reader::Json(_) => Vec::new(),
@@ -173,12 +173,12 @@ pub struct CsvTexts {
     rows: CsvRows,
     delimiter: u8,
     column: usize,
-    /// Of each other column, how many records have something there.
+    /// Of each other column, in how many records it is not empty.
     filled: Vec<u64>,
 }
 
 impl CsvTexts {
-    fn next(&mut self) -> Option<Result<Record, Bad>> {
+    fn next(&mut self) -> Option<Result<Record, BadRecord>> {
         let record = self.rows.next()?;
         Some(record.map(|record| {
             let fields = self.rows.fields();
@@ -247,7 +247,8 @@ impl Segments {
             let overlap = self.separator.as_deref().map_or(0, |s| 2 * s.len());
             from = bytes.len().saturating_sub(overlap);
             if !self.window.more()? && self.window.ended() {
-                // Looked at once more: a separator at the very end counts only once the end is known.
+                // Again at the end of the file: a separator at the very end only counts once the end is
+                // known.
                 let found = self.separator.as_deref().and_then(|s| find(self.window.bytes(), from, s, true));
                 self.ended = found.is_none();
                 return Ok(Some(found.unwrap_or((self.window.bytes().len(), 0))));
@@ -292,7 +293,7 @@ pub struct ParquetRows {
     batch: Option<(ArrayRef, usize)>,
     row: u64,
     limit: u64,
-    /// The other columns, and how many rows hold something there.
+    /// The other columns, and in how many rows they are not empty.
     others: Vec<(String, u64)>,
 }
 
@@ -346,10 +347,10 @@ impl ParquetRows {
         }
     }
 
-    fn record(&self, text: Option<&str>) -> Result<Record, Bad> {
+    fn record(&self, text: Option<&str>) -> Result<Record, BadRecord> {
         let row = self.row;
         let Some(text) = text else {
-            return Err(Bad::new(
+            return Err(BadRecord::new(
                 "not_text",
                 None,
                 format!("row {row}: `{}` is null, expected text", self.column),
@@ -358,7 +359,7 @@ impl ParquetRows {
         };
         if text.len() as u64 > self.limit {
             let message = format!("row {row} holds {} B of text, more than {} B", text.len(), self.limit);
-            return Err(Bad::new("too_long", None, message).help("raise `max_document_bytes`").fatal());
+            return Err(BadRecord::new("too_long", None, message).help("raise `max_document_bytes`").fatal());
         }
         Ok(Record { start: row - 1, end: row, row, bytes: text.as_bytes().to_vec() })
     }
@@ -370,7 +371,7 @@ mod tests {
     use crate::base::fs;
     use proptest::prelude::*;
 
-    fn segments(text: &[u8], separator: Option<&str>, limit: u64) -> Vec<Result<(u64, String), Bad>> {
+    fn segments(text: &[u8], separator: Option<&str>, limit: u64) -> Vec<Result<(u64, String), BadRecord>> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.txt");
         fs::write(&path, text).unwrap();

@@ -1,23 +1,22 @@
-//! The tokens of a text that near-duplicates are judged by: its words, and the signs that carry its
-//! meaning as words do.
+//! The tokens of a text for near-duplicate detection: its words, and meaningful signs.
 //!
-//! "7 + 2" and "7 - 2" have the same words, and so have "I liked it 🙂" and "I liked it 🙁": in a long
-//! text that differs in one of them, the sets of word n-grams hardly do. So digits, operators and emoji
-//! are told apart whatever the length: their sequence has a hash of its own. Its price is that two
-//! editions of a text that differ in a number, such as that of a page, are both kept.
+//! "7 + 2" and "7 - 2" have the same words, and so have "I liked it 🙂" and "I liked it 🙁": in long texts
+//! that differ in one of them, the sets of word n-grams hardly differ. So the sequence of digits, operators
+//! and emoji has a hash of its own and must be equal. The price is that two editions of a text that differ
+//! in a number, such as a page number, are both kept.
 //!
-//! Signs that only set a text (hyphens, quotes, commas, bullets of lists) don't count.
+//! Punctuation and typography (hyphens, quotes, commas, bullets of lists) do not count.
 
 use std::sync::LazyLock;
 
 use regex_syntax::hir::{Class, HirKind};
 
-/// What a text is made of, as hashes.
+/// The tokens of a text, as hashes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tokens {
     /// Words in lower case and meaningful signs, in order.
     pub hashes: Vec<u64>,
-    /// The sequence of words with a digit and of meaningful signs.
+    /// A hash of the sequence of words with a digit and of meaningful signs.
     pub signs: u64,
 }
 
@@ -81,7 +80,7 @@ impl Tokens {
     }
 }
 
-/// What stands before a sign, blanks aside.
+/// What precedes a sign, blanks aside.
 struct Before {
     digit: bool,
     /// Nothing else in this line.
@@ -96,7 +95,7 @@ impl Before {
         *self = Before { digit: false, line: false, run: (c, times) };
     }
 
-    /// The sign that `c`, which is followed by `rest`, counts as; `None` when it carries no meaning.
+    /// The sign that `c`, which is followed by `rest`, counts as; `None` when it has no meaning.
     fn meaning_of(&self, c: char, rest: &str) -> Option<char> {
         let blank = rest.starts_with([' ', '\t', '\u{A0}']);
         let digit = || rest.trim_start_matches([' ', '\t', '\u{A0}']).starts_with(char::is_numeric);

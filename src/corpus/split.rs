@@ -1,4 +1,4 @@
-//! Cutting a text into pieces at places that a reader would choose.
+//! Splits a text at natural boundaries: headings, paragraphs, lines, sentences, words.
 
 use std::ops::Range;
 
@@ -83,7 +83,7 @@ fn best_cut(text: &str, aim: usize, most: usize) -> Cut {
     best.map_or(Cut { at: text.len(), chars: text.chars().count() }, |(_, cut)| cut)
 }
 
-/// What stands in front of a place.
+/// The context before a place.
 #[derive(Default)]
 struct Before {
     /// Line breaks since the last visible character.
@@ -96,12 +96,12 @@ struct Before {
 }
 
 impl Before {
-    /// How good a cut in front of `c` would be; `None` inside a word or a run of blanks.
+    /// The rank of a cut before `c`; `None` inside a word or a run of blanks.
     fn rank(&self, c: char) -> Option<Rank> {
         let full_width_stop = matches!(self.last, Some('。' | '！' | '？'));
         match (c.is_whitespace(), self.blank) {
             (true, _) => None,
-            // Behind a heading is no place to cut: it belongs to what follows.
+            // No cut after a heading: it belongs to what follows.
             (false, true) if self.heading && self.breaks > 0 => Some(Rank::Word),
             (false, true) if c == '#' && self.breaks > 0 => Some(Rank::Heading),
             (false, true) if self.breaks > 1 => Some(Rank::Paragraph),

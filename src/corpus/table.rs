@@ -1,5 +1,5 @@
-//! Rows to Parquet and back, one row group in memory at a time: what documents and conversations have
-//! in common. A kind of row says what its columns are; that is all it says.
+//! Rows to Parquet and back, one row group in memory at a time: shared by documents and conversations. A
+//! type of row only defines its columns.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchR
 use super::parquet_io::{self, unreadable};
 use crate::base::{Error, Result, fs};
 
-/// The columns of a kind of row, as they are filled.
+/// The columns of a type of row, being filled.
 pub trait Columns: Default {
     type Row;
     /// The file of an artifact of such rows.
@@ -32,7 +32,7 @@ pub trait Columns: Default {
     fn take(&mut self) -> Vec<ArrayRef>;
 
     /// # Errors
-    /// When a column is not what the schema says, or a value is none that a row can have.
+    /// When a column has another type than the schema's, or a value is invalid.
     fn rows(batch: &RecordBatch, path: &Path) -> Result<Vec<Self::Row>>;
 }
 
@@ -94,7 +94,7 @@ pub struct RowReader<C: Columns> {
     ready: std::vec::IntoIter<C::Row>,
     /// Rows in the whole file.
     pub rows: u64,
-    /// Bytes of text in the whole file, when it says so.
+    /// Bytes of text in the whole file, when it records them.
     pub text_bytes: Option<u64>,
 }
 

@@ -1,7 +1,7 @@
-//! A file as a text that can be read byte by byte: UTF-16 and UTF-32 as a copy in UTF-8, everything
-//! else as it is; what is no text is refused.
+//! Prepares a text file for byte-wise reading: UTF-16 and UTF-32 are copied to UTF-8, everything else is
+//! read as it is; files that are not text are refused.
 //!
-//! Offsets into such a copy (provenance, places of mistakes) are those of the UTF-8 form.
+//! Offsets into such a copy (provenance, places of errors) are those of the UTF-8 form.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::binary::{described, is_binary, wide_encoding};
 use super::decode::Encoding;
-use super::input::{Bad, InputFile};
+use super::input::{BadRecord, InputFile};
 use crate::base::{Error, Result, fs};
 
 /// A text file whose encoding is known, ready to be read.
@@ -17,17 +17,17 @@ use crate::base::{Error, Result, fs};
 pub struct Readable {
     /// The file, or a copy of it in UTF-8 under the same name and with the size of the original.
     pub file: InputFile,
-    /// What the original is in: as its byte order mark says, else as the caller does.
+    /// The encoding of the original: of its byte order mark, else the caller's.
     pub encoding: Encoding,
     /// Deletes the copy.
     _copy: Option<tempfile::TempPath>,
 }
 
-/// The bytes that are looked at to tell what a file is.
+/// The bytes that the type of a file is detected from.
 const HEAD: u64 = 64 << 10;
 
-/// What stands in a copy for a code unit that is no character: never part of UTF-8, so that whoever
-/// decodes the text finds it there.
+/// Written in a copy for a code unit that is no character: never part of UTF-8, so that decoding reports it
+/// there.
 const INVALID: u8 = 0xFF;
 
 /// Makes `file` readable. A byte order mark tells the encoding, else it is `encoding`. A copy is made in
@@ -67,9 +67,9 @@ impl Readable {
         Readable { file: file.clone(), encoding: Encoding::Utf8, _copy: None }
     }
 
-    /// The defect of a byte of [`Readable::file`] that is not in its encoding.
-    pub fn invalid(&self, at: u64, byte: u8) -> Bad {
-        let bad = |message: String| Bad::new("invalid_encoding", at, message).fatal();
+    /// The error of a byte of [`Readable::file`] that is not in its encoding.
+    pub fn invalid(&self, at: u64, byte: u8) -> BadRecord {
+        let bad = |message: String| BadRecord::new("invalid_encoding", at, message).fatal();
         let replace = "set `on_invalid` to `replace` or `skip_document`";
         match byte {
             0 => {
@@ -90,7 +90,7 @@ impl Readable {
     }
 }
 
-/// The encoding that the byte order mark of `head` says, and the length of the mark.
+/// The encoding of the byte order mark of `head`, and its length.
 fn mark(head: &[u8]) -> Option<(Encoding, usize)> {
     const MARKS: [(&[u8], Encoding); 5] = [
         (b"\xEF\xBB\xBF", Encoding::Utf8),
@@ -146,7 +146,7 @@ fn refuse_ascii(file: &InputFile, head: &[u8], encoding: Encoding) -> Result<()>
     }
 }
 
-/// Writes what stands in `file` behind its first `skip` bytes into `copy`, as UTF-8.
+/// Writes `file` without its first `skip` bytes to `copy`, as UTF-8.
 fn transcode(file: &InputFile, skip: usize, encoding: Encoding, copy: &mut File) -> Result<()> {
     const CHUNK: u64 = 1 << 20;
     let mut source = fs::open(&file.path)?;
@@ -231,7 +231,7 @@ mod tests {
         }
     }
 
-    /// The bytes that are read of a file, and in which encoding it was found to be.
+    /// The size of a file as read, and its detected encoding.
     fn read(bytes: &[u8], encoding: Encoding) -> Result<(Vec<u8>, Encoding)> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.txt");

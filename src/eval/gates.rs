@@ -21,7 +21,7 @@ enum Comparison {
 }
 
 impl Gate {
-    /// `<= 2.2`; what is wrong with it otherwise.
+    /// Parses `<= 2.2`.
     ///
     /// # Errors
     /// When it is not a comparison with a number.
@@ -72,7 +72,7 @@ const OF_COMPLETIONS: [&str; 2] = ["completion_accuracy", "completions"];
 /// What the figure called `metric` is measured on.
 ///
 /// # Errors
-/// When no report has such a figure: the names that there are, the nearest first.
+/// When no report has such a figure: with the most similar name, or all names.
 pub fn needs(metric: &str) -> Result<Needs, String> {
     let of_chats: Vec<String> = OF_TEXTS.iter().map(|name| format!("chats.{name}")).collect();
     let of_documents = OF_TEXTS.iter().chain(&OF_COMPLETIONS);

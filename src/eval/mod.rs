@@ -3,7 +3,7 @@
 //! - **bits per byte**: nats of all scored tokens / ln 2 / UTF-8 bytes of the text. `<bos>` is context
 //!   and not scored; the `<eos>` that ends a document is.
 //! - **perplexity**: e to the mean nats a token.
-//! - **top-1, top-5**: how often the next token is the likeliest, or among the five likeliest.
+//! - **top-1, top-5**: how often the next token is the most probable, or among the five most probable.
 //! - **completion**: of texts cut in half at a word, how many are continued, greedily, with the very
 //!   word that follows.
 //!
@@ -26,7 +26,7 @@ use crate::kernel::Team;
 use crate::model::{Executor, IGNORE, Model, Prediction, Sequences};
 use crate::tokenizer::{Inputs, Special, Text, chat};
 
-/// Which of the texts that were there to train on count.
+/// Which of the texts that training could have seen are scored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Scored {
@@ -39,18 +39,18 @@ pub enum Scored {
 #[derive(Debug, Clone)]
 pub struct Options {
     pub scored: Scored,
-    /// What the trainings of the model held out.
+    /// The rules by which the model's trainings held out texts.
     pub held_out: HeldOut,
-    /// The share that counts as held out of texts of a sort that no training of the model says to have
-    /// seen: of an imported model, or conversations for one that never saw any.
+    /// The share that counts as held out where the model has no rule: documents or conversations that none of
+    /// its recorded trainings used, as for an imported model.
     pub validation_fraction: f64,
     /// Tokens scored at most, of documents and of conversations each; whole documents.
     pub max_tokens: u64,
-    /// Documents tried for completion at most.
+    /// The most documents that completion is measured on.
     pub completions: usize,
 }
 
-/// What was measured. Everything in it follows from the inputs; nothing from the clock.
+/// What was measured: a function of the inputs alone, without times.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     pub parameters: u64,
@@ -59,13 +59,13 @@ pub struct Report {
     pub vocab_size: usize,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub documents: Option<Scores>,
-    /// The assistant's tokens only, given all that was said before.
+    /// Only the assistant's tokens are scored, given all tokens before them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chats: Option<Scores>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion_accuracy: Option<f64>,
     pub completions: u64,
-    /// Of which texts nothing was scored although some were there, and why.
+    /// `documents` or `chats` of which some were read and none was scored, and why.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub not_scored: BTreeMap<&'static str, String>,
 }
@@ -121,19 +121,19 @@ impl Sums {
     }
 }
 
-/// A text as ids, which of them are scored, and the bytes that those stand for.
-struct Item {
+/// A text as token ids, whether each is scored, and how many bytes the scored ones stand for.
+struct ScoredText {
     ids: Vec<u32>,
     scored: Vec<bool>,
     bytes: u64,
 }
 
-/// What a model is scored on.
+/// The texts that a model is scored on.
 #[derive(Debug, Clone, Default)]
 pub struct Texts {
-    /// Texts of which some were trained on: those count that [`Options::scored`] says.
+    /// Texts of which some were trained on: [`Options::scored`] selects.
     pub split: Inputs,
-    /// Texts that were kept apart from training as a whole: all count.
+    /// Texts that no training used: all are scored.
     pub validation: Inputs,
 }
 
@@ -152,12 +152,12 @@ impl Texts {
 /// Scores `model` on documents and conversations.
 ///
 /// # Errors
-/// Files that do not read, a wish to stop. That nothing is held out is no error: see
+/// Files that cannot be read, cancellation. That nothing is held out is no error: see
 /// [`Report::not_scored`].
 pub fn evaluate(model: &Model, texts: &Texts, options: &Options, monitor: &dyn Monitor) -> Result<Report> {
     let [documents, chats] = texts.by_sort();
-    let documents = Chosen::of(model, &documents, &options.held_out.documents, options)?;
-    let chats = Chosen::of(model, &chats, &options.held_out.conversations, options)?;
+    let documents = Selection::of(model, &documents, &options.held_out.documents, options)?;
+    let chats = Selection::of(model, &chats, &options.held_out.conversations, options)?;
     let mut not_scored = BTreeMap::new();
     for (what, read, found) in [
         ("documents", documents.read, documents.items.is_empty()),
@@ -182,19 +182,19 @@ pub fn evaluate(model: &Model, texts: &Texts, options: &Options, monitor: &dyn M
     })
 }
 
-/// Texts of one sort that count, as token ids.
+/// The documents or the conversations that are scored, as token ids.
 #[derive(Default)]
-struct Chosen {
-    items: Vec<Item>,
-    /// The documents themselves, as many as are completed.
+struct Selection {
+    items: Vec<ScoredText>,
+    /// The first documents as text, for completion.
     texts: Vec<String>,
     tokens: u64,
-    /// Texts looked at, whether they count or not.
+    /// Texts read, whether scored or not.
     read: u64,
 }
 
-impl Chosen {
-    /// Those of documents or of conversations that count; `own` are the model's rules for them.
+impl Selection {
+    /// Selects documents or conversations; `own` are the model's rules for them.
     fn of(model: &Model, texts: &Texts, own: &[Rule], options: &Options) -> Result<Self> {
         let rules = match (options.scored, own) {
             (Scored::All, _) => Vec::new(),
@@ -203,21 +203,21 @@ impl Chosen {
             }
             (Scored::Validation, own) => own.to_vec(),
         };
-        let mut chosen = Chosen::default();
+        let mut selection = Selection::default();
         for (inputs, rules) in [(&texts.validation, &[][..]), (&texts.split, &rules)] {
             for text in inputs.texts()? {
                 let text = text?;
-                chosen.read += u64::from(text.bytes() > 0);
-                if text.bytes() > 0 && is_unseen(rules, text.id()) && chosen.tokens < options.max_tokens {
-                    chosen.add(model, text, options)?;
+                selection.read += u64::from(text.bytes() > 0);
+                if text.bytes() > 0 && is_unseen(rules, text.id()) && selection.tokens < options.max_tokens {
+                    selection.add(model, text, options)?;
                 }
             }
         }
-        Ok(chosen)
+        Ok(selection)
     }
 
     fn add(&mut self, model: &Model, text: Text, options: &Options) -> Result<()> {
-        let item = Item::of(model, &text)?;
+        let item = ScoredText::of(model, &text)?;
         self.tokens += item.scored.iter().filter(|scored| **scored).count() as u64;
         self.items.push(item);
         if let Text::Document(document) = text
@@ -240,7 +240,7 @@ fn extremes(inputs: &Inputs) -> Result<Extremes> {
     Ok(extremes)
 }
 
-impl Item {
+impl ScoredText {
     fn of(model: &Model, text: &Text) -> Result<Self> {
         match text {
             Text::Document(document) => {
@@ -249,19 +249,19 @@ impl Item {
                 let ids = [&[bos], model.tokenizer.encode(&document.text)?.as_slice(), &[eos]].concat();
                 let mut scored = vec![true; ids.len()];
                 scored[0] = false;
-                Ok(Item { ids, scored, bytes: document.text.len() as u64 })
+                Ok(ScoredText { ids, scored, bytes: document.text.len() as u64 })
             }
             Text::Conversation(conversation) => {
                 let rendered = chat::render(&model.tokenizer, &conversation.messages)?;
                 let learned = conversation.messages.iter().filter(|m| m.is_learned());
                 let bytes = learned.map(|m| m.content.len() as u64).sum();
-                Ok(Item { ids: rendered.ids, scored: rendered.target, bytes })
+                Ok(ScoredText { ids: rendered.ids, scored: rendered.target, bytes })
             }
         }
     }
 }
 
-fn score(model: &Model, items: &[Item], what: &str, monitor: &dyn Monitor) -> Result<Option<Scores>> {
+fn score(model: &Model, items: &[ScoredText], what: &str, monitor: &dyn Monitor) -> Result<Option<Scores>> {
     let mut sums = Sums::default();
     let total: u64 = items.iter().map(|i| i.ids.len() as u64).sum();
     let mut done = 0;
@@ -280,16 +280,21 @@ fn score(model: &Model, items: &[Item], what: &str, monitor: &dyn Monitor) -> Re
     Ok(Some(sums.scores()))
 }
 
-/// Windows of the model's length, each half a window further; only what no earlier one scored counts.
-fn score_item(model: &Model, executor: &mut Executor, item: &Item, monitor: &dyn Monitor) -> Result<Sums> {
-    let room = model.transformer.config.seq_len;
+/// Windows of `seq_len` tokens at a stride of half a window; each scores the tokens that no earlier one has.
+fn score_item(
+    model: &Model,
+    executor: &mut Executor,
+    item: &ScoredText,
+    monitor: &dyn Monitor,
+) -> Result<Sums> {
+    let seq_len = model.transformer.config.seq_len;
     let mut sums = Sums { texts: 1, bytes: item.bytes, ..Sums::default() };
     let mut next = 1;
     let mut start = 0;
     while next < item.ids.len() {
         monitor.check()?;
-        let end = (start + room).min(item.ids.len() - 1);
-        // Position i of the window speaks of the id at start + i + 1.
+        let end = (start + seq_len).min(item.ids.len() - 1);
+        // Position i of the window predicts the id at start + i + 1.
         let counts = |i: usize| i >= next && item.scored[i];
         let targets: Vec<u32> =
             (start + 1..=end).map(|i| if counts(i) { item.ids[i] } else { IGNORE }).collect();
@@ -299,7 +304,7 @@ fn score_item(model: &Model, executor: &mut Executor, item: &Item, monitor: &dyn
             .into_iter()
             .for_each(|prediction| sums += sums_of(prediction));
         next = end + 1;
-        start = end.saturating_sub(room / 2);
+        start = end.saturating_sub(seq_len / 2);
     }
     Ok(sums)
 }
@@ -333,7 +338,7 @@ fn completions(
     Ok((hits, tried))
 }
 
-/// The words up to the middle of the first 60, and the word behind them.
+/// The words up to the middle of the first 60, and the next word.
 fn cut_in_half(text: &str) -> Option<(&str, &str)> {
     let words: Vec<&str> = text.split_whitespace().take(60).collect();
     let word = *words.get(words.len() / 2).filter(|_| words.len() >= 6)?;

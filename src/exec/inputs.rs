@@ -1,5 +1,5 @@
-//! Whether a stage read what its key says: its inputs are looked at again after it ran, before its
-//! outputs become a hit.
+//! Whether a stage read the inputs of its key: they are checked again after it ran, before its outputs are
+//! committed.
 
 use std::collections::BTreeMap;
 
@@ -9,8 +9,8 @@ use crate::spec::StageSpec;
 use crate::stage::Artifact;
 
 /// # Errors
-/// When a source or a blob is no longer what it was. The blob is moved out of the store, so that what
-/// made it runs again.
+/// When a source or a blob has changed. The blob is moved out of the store, so that the stage that made it
+/// reruns.
 pub fn check(shared: &Shared, stage: &StageSpec, inputs: &BTreeMap<String, Vec<Artifact>>) -> Result<()> {
     blobs(shared, inputs)?;
     for spec in stage.sources() {

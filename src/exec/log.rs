@@ -1,6 +1,6 @@
 //! One log a stage, through tracing-subscriber: everything goes to `STAGE.log` in the run's folder,
-//! warnings and notes go to the event stream too. What a stage says in passing is bounded in both;
-//! what was left out is counted. Warnings and errors always pass.
+//! warnings and notes go to the event stream too. Info and debug lines of a stage are bounded in both;
+//! dropped lines are counted. Warnings and errors always pass.
 
 use std::fmt::{self, Write as _};
 use std::fs::File;
@@ -21,16 +21,16 @@ use crate::base::text::visible;
 use crate::base::{Result, fs, units};
 use crate::event::Event;
 
-/// How much a stage's log file takes of what it says in passing.
+/// The most bytes of info and debug lines in a stage's log file.
 const FILE_BYTES: u64 = 16 << 20;
 
-/// How much of it is shown while the stage runs: events wait in memory for whoever shows them.
+/// The most of them that are sent as events, which wait in memory for the reporters.
 const EVENT_BYTES: u64 = 4 << 20;
 
-/// What an event takes beside its message.
+/// The size of an event beside its message.
 const EVENT_FRAME: usize = 128;
 
-/// The log of one stage, in the threads that [`Log::dispatch`] is the default of.
+/// The log of one stage, for threads whose default subscriber is [`Log::dispatch`].
 pub struct Log {
     pub dispatch: Dispatch,
     file: Arc<Mutex<File>>,
@@ -43,7 +43,7 @@ impl Log {
     pub fn open(folder: &Path, stage: &str, events: UnboundedSender<Event>) -> Result<Self> {
         let file = Arc::new(Mutex::new(fs::append(&folder.join(format!("{stage}.log")))?));
         let (quota, shown) = (Arc::new(Quota::new(FILE_BYTES)), Arc::new(Quota::new(EVENT_BYTES)));
-        // What libraries below say at their own leisure is not news of a stage.
+        // Of libraries only warnings and errors.
         let ours = Targets::new().with_target("tinylm", Level::DEBUG).with_default(Level::WARN);
         let to_file = tracing_subscriber::fmt::layer()
             .with_writer(ToFile { file: file.clone(), quota: quota.clone() })
@@ -55,18 +55,18 @@ impl Log {
         Ok(Log { dispatch: Dispatch::new(Registry::default().with(to_file).with(to_events)), file, quota })
     }
 
-    /// Says at the log's end how much is not in it.
+    /// Writes at the log's end how many lines were dropped.
     pub fn finish(&self) {
         let refused = self.quota.refused.load(Ordering::Relaxed);
         if refused > 0 {
             let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-            // A full disk takes no notes; what the stage itself cannot write is an error of its own.
+            // A full disk is ignored here; it is an error where the stage writes its outputs.
             let _ = writeln!(file, "{} lines were left out of this log", units::count(refused));
         }
     }
 }
 
-/// How many bytes may be said and were, and how many lines came when that was too much already.
+/// How many bytes may be logged, how many were, and how many lines were dropped.
 struct Quota {
     most: u64,
     taken: AtomicU64,
@@ -78,13 +78,13 @@ impl Quota {
         Quota { most, taken: AtomicU64::new(0), refused: AtomicU64::new(0) }
     }
 
-    /// Counts what was said; whether that used up the quota just now.
+    /// Counts logged bytes; whether these exceed the quota for the first time.
     fn spend(&self, bytes: usize) -> bool {
         let before = self.taken.fetch_add(bytes as u64, Ordering::Relaxed);
         before < self.most && before + bytes as u64 >= self.most
     }
 
-    /// Whether more may be said: warnings and errors always, the rest within the quota.
+    /// Whether a line may be logged: warnings and errors always, others within the quota.
     fn allows(&self, level: Level) -> bool {
         if level <= Level::WARN || self.taken.load(Ordering::Relaxed) < self.most {
             return true;
@@ -94,13 +94,13 @@ impl Quota {
     }
 }
 
-/// Asked before anything is formatted: a program may say far more than its quota.
+/// A filter before anything is formatted: a program may print far more than its quota.
 fn within<S: Subscriber>(quota: &Arc<Quota>) -> impl Filter<S> + use<S> {
     let quota = quota.clone();
     dynamic_filter_fn(move |meta, _| !meta.is_event() || quota.allows(*meta.level()))
 }
 
-/// Where the log's file is written to, an event at a time.
+/// Writes to the log's file, one event at a time.
 #[derive(Clone)]
 struct ToFile {
     file: Arc<Mutex<File>>,
@@ -150,7 +150,7 @@ impl<S: Subscriber> Layer<S> for Forward {
         if level > Level::INFO {
             return;
         }
-        let mut text = Text(String::new());
+        let mut text = MessageVisitor(String::new());
         event.record(&mut text);
         let message = visible(&text.0).into_owned();
         let full = self.quota.spend(message.len() + EVENT_FRAME);
@@ -163,9 +163,9 @@ impl<S: Subscriber> Layer<S> for Forward {
 }
 
 /// The message, then `name=value` of the other fields.
-struct Text(String);
+struct MessageVisitor(String);
 
-impl Visit for Text {
+impl Visit for MessageVisitor {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let result = match field.name() {
             "message" => write!(self.0, "{value:?}"),

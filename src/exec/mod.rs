@@ -1,8 +1,7 @@
-//! Runs a pipeline: a tokio scheduler over a budget of threads and memory, stages on blocking threads.
-//! Each stage commits by itself, so whatever fails later takes nothing away.
+//! Runs a pipeline: a tokio scheduler over a budget of threads and memory, stages on blocking threads. Each
+//! stage commits by itself, so a later failure loses nothing.
 //!
-//! Emits [`Event`]s and prints nothing. Does not know what stages compute. [`run`] decides what can start;
-//! [`stage`] carries one stage through.
+//! Emits [`Event`]s and prints nothing. The scheduler is here; [`stage`] executes one stage.
 
 mod inputs;
 mod log;
@@ -36,16 +35,16 @@ pub struct Options {
     pub jobs: usize,
     /// Memory over all stages that run at one time, in bytes.
     pub memory: u64,
-    /// Go on with what does not depend on a failed stage.
+    /// Continue with stages that do not depend on a failed one.
     pub keep_going: bool,
-    /// Refuse whatever is not as the lockfile says.
+    /// Refuse whatever differs from the lockfile.
     pub locked: bool,
     pub run: String,
     /// Where the stages' logs go.
     pub folder: PathBuf,
 }
 
-/// A wish to stop, shared between the signal handler and every stage.
+/// A cancellation flag, shared by the signal handler and every stage.
 #[derive(Clone, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
@@ -59,7 +58,7 @@ impl Cancel {
     }
 }
 
-/// What a run works with, shared by its stages.
+/// The state that the stages of a run share.
 struct Shared {
     pipeline: Arc<Pipeline>,
     kinds: Arc<Kinds>,
@@ -74,8 +73,8 @@ struct Shared {
 /// Brings the selected stages up to date.
 ///
 /// # Errors
-/// What is wrong before anything runs: sources, the lock, the selection. A stage that fails is no
-/// error here but a result in the summary, and so is what goes wrong afterwards.
+/// Errors found before anything runs: in sources, the lockfile, the selection. A stage that fails is a
+/// result in the summary instead, and so is what fails afterwards.
 pub async fn run(
     pipeline: Arc<Pipeline>,
     kinds: Arc<Kinds>,
@@ -104,7 +103,7 @@ pub async fn run(
     };
     let sources = prepared.map_err(|e| Error::bug(format!("finding sources: {e}")))??;
     if writes_lock(&pipeline, &options) {
-        // One that does not read is refused now, before its stages could be lost.
+        // One that cannot be parsed is refused now, since the run would overwrite it.
         Lock::check(&pipeline.lockfile())?;
     }
     let lock =
@@ -124,7 +123,7 @@ pub async fn run(
     Ok(summary)
 }
 
-/// Downloads what is missing, finds and hashes all sources.
+/// Downloads missing URLs, finds and hashes all sources.
 fn prepare(
     pipeline: &Pipeline,
     selected: &[usize],
@@ -136,7 +135,7 @@ fn prepare(
     let specs = || selected.iter().flat_map(|i| pipeline.stages[*i].sources());
     source::fetch(specs(), store, &Preparing { events, cancel })?;
     let sources = source::resolve(specs(), &pipeline.root, store)?;
-    // Kept so that a later `why` can name the files that changed.
+    // Kept so that a later comparison can name the files that changed.
     for (_, source) in sources.iter() {
         store.keep_manifest(&source.manifest)?;
     }
@@ -169,11 +168,11 @@ fn checked_lock(pipeline: &Pipeline, selected: &[usize], kinds: &Kinds, sources:
     Ok(lock)
 }
 
-/// What is written once all is done: the memo and, unless something was overridden, the lockfile.
+/// Writes the memo and, unless something was overridden, the lockfile.
 fn finish(shared: &Shared, results: &[StageResult], actions: &HashMap<usize, LockedStage>) -> Result<()> {
-    // Once more: a child of a killed run holds its parent's locks until it has become its own program.
+    // Again: a child of a killed run inherits its parent's locks until it calls `exec`.
     shared.store.sweep();
-    // Without the memo the next run reads more, and that is all; a store may be read-only.
+    // Without the memo the next run only reads more; a store may be read-only.
     let _ = shared.store.save();
     if !writes_lock(&shared.pipeline, &shared.options) {
         return Ok(());
@@ -182,17 +181,17 @@ fn finish(shared: &Shared, results: &[StageResult], actions: &HashMap<usize, Loc
     if updated_lock(shared, results, actions, &path)?.is_saved(&path)? {
         return Ok(());
     }
-    // Read and written by one process at a time, so that no run loses the stages of another.
+    // Read and written under a lock, so that no run loses the stages of another.
     let _claim = shared.store.claim_lockfile(&path, &shared.options.run)?;
     updated_lock(shared, results, actions, &path)?.save(&path)
 }
 
-/// Digests that come of an override are not the pipeline's.
+/// A run with overrides does not describe the pipeline.
 fn writes_lock(pipeline: &Pipeline, options: &Options) -> bool {
     pipeline.overrides.is_empty() && !options.locked
 }
 
-/// The lock at `path` with what this run found.
+/// The lock at `path`, updated with the results of this run.
 fn updated_lock(
     shared: &Shared,
     results: &[StageResult],
@@ -201,7 +200,7 @@ fn updated_lock(
 ) -> Result<Lock> {
     let pipeline = &shared.pipeline;
     let made = || results.iter().filter(|r| !r.outputs.is_empty());
-    // What this run says nothing of is taken over from the lock that is there.
+    // Stages that did not run keep their entries in the present lock.
     let mut lock = match made().count() == pipeline.stages.len() {
         true => Lock::new(&pipeline.name),
         false => earlier_lock(pipeline, path)?,
@@ -229,50 +228,50 @@ fn earlier_lock(pipeline: &Pipeline, path: &Path) -> Result<Lock> {
     Ok(lock)
 }
 
-/// Stages are known here by their place in [`Pipeline::stages`], where upstream stands before downstream.
+/// Stages are indices into [`Pipeline::stages`], which is in topological order.
 struct Scheduler {
     shared: Arc<Shared>,
-    /// What was asked for, in order.
+    /// The stages to bring up to date, in order.
     selected: Vec<usize>,
-    /// Of the stages not started: those whose upstream is done, and those that a failure reached.
+    /// Stages that have not started and whose upstream is done, or failed.
     ready: BTreeSet<usize>,
-    /// Of the ready, those that need what failed or was skipped.
-    doomed: BTreeSet<usize>,
-    /// How many stages each waits for.
-    missing: HashMap<usize, usize>,
-    /// The selected stages that wait for each.
-    users: HashMap<usize, Vec<usize>>,
+    /// Those of `ready` whose upstream failed or was skipped.
+    failed_upstream: BTreeSet<usize>,
+    /// Stage -> how many unfinished upstream stages it has.
+    unfinished_upstream: HashMap<usize, usize>,
+    /// Stage -> its selected downstream stages.
+    downstream: HashMap<usize, Vec<usize>>,
     running: JoinSet<(usize, StageResult)>,
-    /// Threads and memory taken by what runs.
-    taken: HashMap<usize, Need>,
-    /// Keys of what runs: two stages with one key are one action, the second waits for the first.
+    /// Threads and memory of the running stages.
+    in_use: HashMap<usize, Need>,
+    /// Keys of the running stages: two stages with one key are one action, the second waits for the first.
     keys: HashMap<usize, Digest>,
-    /// The right to do the actions of what runs: of all processes one does an action.
+    /// Locks of the running actions, since only one process at a time runs an action.
     claims: HashMap<usize, Claim>,
-    /// Of the ready, those whose action another process does.
+    /// Those of `ready` whose action another process runs.
     waiting: HashMap<usize, Waiting>,
-    /// How long to wait until it is asked again.
-    patience: Duration,
+    /// The delay until their locks are tried again.
+    retry_delay: Duration,
     done: HashMap<usize, StageResult>,
     /// Output digests of finished stages.
     outputs: HashMap<String, BTreeMap<String, Digest>>,
-    /// What the lockfile says of each action, but for its outputs.
+    /// The lockfile's entry of each action, without its outputs.
     locked: HashMap<usize, LockedStage>,
     failed: bool,
-    /// Events not yet sent, see [`Scheduler::tell`].
-    untold: Vec<Event>,
+    /// Events not yet sent, see [`Scheduler::send`].
+    unsent: Vec<Event>,
 }
 
 struct Waiting {
     key: Digest,
     reason: Reason,
-    /// Who does it.
+    /// The process that runs it.
     by: String,
 }
 
-/// How soon a stage that waits for another process looks again; then ever later.
-const PATIENCE: Duration = Duration::from_millis(2);
-const MOST_PATIENCE: Duration = Duration::from_millis(200);
+/// The first delay before a stage that waits for another process tries again; doubled each time.
+const RETRY_DELAY: Duration = Duration::from_millis(2);
+const MAX_RETRY_DELAY: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Copy)]
 struct Need {
@@ -282,48 +281,48 @@ struct Need {
 
 impl Scheduler {
     fn new(shared: Arc<Shared>, selected: Vec<usize>) -> Self {
-        let mut users: HashMap<usize, Vec<usize>> = HashMap::new();
-        let mut missing = HashMap::new();
+        let mut downstream: HashMap<usize, Vec<usize>> = HashMap::new();
+        let mut unfinished_upstream = HashMap::new();
         for &i in &selected {
             let upstream: BTreeSet<usize> =
                 shared.pipeline.stages[i].upstream().filter_map(|up| shared.pipeline.place(up)).collect();
-            missing.insert(i, upstream.len());
-            upstream.into_iter().for_each(|up| users.entry(up).or_default().push(i));
+            unfinished_upstream.insert(i, upstream.len());
+            upstream.into_iter().for_each(|up| downstream.entry(up).or_default().push(i));
         }
         Scheduler {
-            ready: selected.iter().copied().filter(|i| missing[i] == 0).collect(),
+            ready: selected.iter().copied().filter(|i| unfinished_upstream[i] == 0).collect(),
             shared,
             selected,
-            doomed: BTreeSet::new(),
-            missing,
-            users,
+            failed_upstream: BTreeSet::new(),
+            unfinished_upstream,
+            downstream,
             running: JoinSet::new(),
-            taken: HashMap::new(),
+            in_use: HashMap::new(),
             keys: HashMap::new(),
             claims: HashMap::new(),
             waiting: HashMap::new(),
-            patience: PATIENCE,
+            retry_delay: RETRY_DELAY,
             done: HashMap::new(),
             outputs: HashMap::new(),
             locked: HashMap::new(),
             failed: false,
-            untold: Vec::new(),
+            unsent: Vec::new(),
         }
     }
 
     async fn run(mut self) -> (Vec<StageResult>, HashMap<usize, LockedStage>) {
         let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + BEAT, BEAT);
         loop {
-            self.start_what_can();
-            self.tell_all();
+            self.start_ready();
+            self.flush();
             let waits = !self.waiting.is_empty() && !self.stopping();
             tokio::select! {
                 Some(ended) = self.running.join_next(), if !self.running.is_empty() => match ended {
                     Ok((i, result)) => self.finished(i, result),
                     Err(e) => self.lost(&e.to_string()),
                 },
-                () = tokio::time::sleep(self.patience), if waits => {
-                    self.patience = (self.patience * 2).min(MOST_PATIENCE);
+                () = tokio::time::sleep(self.retry_delay), if waits => {
+                    self.retry_delay = (self.retry_delay * 2).min(MAX_RETRY_DELAY);
                 }
                 _ = beat.tick(), if waits || !self.running.is_empty() => self.shared.store.beat(),
                 else => break,
@@ -334,22 +333,22 @@ impl Scheduler {
                 self.skip(i, self.why_not_started(i));
             }
         }
-        self.tell_all();
+        self.flush();
         let results = self.selected.iter().filter_map(|i| self.done.remove(i)).collect();
         (results, self.locked)
     }
 
-    /// Sends an event, with some others where many stages are settled in a row: waking up whoever
-    /// reports takes as long as settling a stage that is up to date.
-    fn tell(&mut self, event: Event) {
-        self.untold.push(event);
-        if self.untold.len() >= 64 {
-            self.tell_all();
+    /// Sends an event, batched where many stages are found up to date in a row: waking the reporters takes as
+    /// long as finding a stage up to date.
+    fn send(&mut self, event: Event) {
+        self.unsent.push(event);
+        if self.unsent.len() >= 64 {
+            self.flush();
         }
     }
 
-    fn tell_all(&mut self) {
-        for event in self.untold.drain(..) {
+    fn flush(&mut self) {
+        for event in self.unsent.drain(..) {
             let _ = self.shared.events.send(event);
         }
     }
@@ -358,38 +357,38 @@ impl Scheduler {
         self.shared.cancel.is_cancelled() || (self.failed && !self.shared.options.keep_going)
     }
 
-    /// Goes over what is ready, in order, until nothing more can start. What becomes ready on the way
-    /// stands further down, so one pass meets it.
-    fn start_what_can(&mut self) {
+    /// Visits the ready stages in order until no more can start. Stages that become ready meanwhile come
+    /// later in the order, so one pass suffices.
+    fn start_ready(&mut self) {
         let shared = self.shared.clone();
         let mut from = 0;
         while !self.stopping() {
-            // Without a thread to spare nothing starts, and only what will never start is of interest.
-            let candidates = if self.is_full() { &self.doomed } else { &self.ready };
+            // With all threads taken, only stages that can never start are visited.
+            let candidates = if self.is_full() { &self.failed_upstream } else { &self.ready };
             let Some(i) = candidates.range(from..).next().copied() else { break };
             from = i + 1;
             let stage = &shared.pipeline.stages[i];
-            if self.doomed.contains(&i) {
-                let bad = stage.upstream().find(|up| self.is_bad(up)).unwrap_or_default();
+            if self.failed_upstream.contains(&i) {
+                let bad = stage.upstream().find(|up| self.has_failed(up)).unwrap_or_default();
                 self.skip(i, Reason::UpstreamFailed(bad.to_string()));
             } else {
-                self.consider(&shared, i);
+                self.try_start(&shared, i);
             }
         }
     }
 
-    fn is_bad(&self, stage: &str) -> bool {
+    fn has_failed(&self, stage: &str) -> bool {
         let result = self.shared.pipeline.place(stage).and_then(|i| self.done.get(&i));
         result.is_some_and(|r| !is_good(r))
     }
 
     fn is_full(&self) -> bool {
-        !self.taken.is_empty()
-            && self.taken.values().map(|n| n.threads).sum::<usize>() >= self.shared.options.jobs
+        !self.in_use.is_empty()
+            && self.in_use.values().map(|n| n.threads).sum::<usize>() >= self.shared.options.jobs
     }
 
-    /// Settles or starts a stage whose inputs are all there, unless it has to wait for room.
-    fn consider(&mut self, shared: &Arc<Shared>, i: usize) {
+    /// Finishes a cached stage or starts one, unless threads, memory or another process make it wait.
+    fn try_start(&mut self, shared: &Arc<Shared>, i: usize) {
         let stage = &shared.pipeline.stages[i];
         let need = self.need(stage);
         if !self.fits(need) || !self.is_free(i) {
@@ -413,12 +412,12 @@ impl Scheduler {
             return;
         }
         if !claimed_before && is_done_meanwhile(&shared.store, &key, &decision.reason) {
-            return self.consider(shared, i);
+            return self.try_start(shared, i);
         }
         self.spawn(i, decision, key, need);
     }
 
-    /// Whether no other process does the stage's action, as far as is known.
+    /// Whether no other process is known to run the stage's action.
     fn is_free(&mut self, i: usize) -> bool {
         match self.waiting.remove(&i) {
             Some(before) => self.claim(i, before.key, &before.reason, before.by),
@@ -426,8 +425,9 @@ impl Scheduler {
         }
     }
 
-    /// Gets the right to do an action, or notes and tells who has it; `told` is who had it before.
-    fn claim(&mut self, i: usize, key: Digest, reason: &Reason, told: String) -> bool {
+    /// Locks an action, or records and reports the process that has it locked; `reported` is the one reported
+    /// last.
+    fn claim(&mut self, i: usize, key: Digest, reason: &Reason, reported: String) -> bool {
         if self.claims.contains_key(&i) {
             return true;
         }
@@ -437,10 +437,10 @@ impl Scheduler {
                 return true;
             }
             Ok(Claimed::ByOther(by)) => {
-                if by != told {
+                if by != reported {
                     let stage = self.shared.pipeline.stages[i].name.clone();
                     let message = format!("waits for {by}, which is making the same");
-                    self.tell(Event::StageLog { stage, level: "info".into(), message });
+                    self.send(Event::StageLog { stage, level: "info".into(), message });
                 }
                 self.waiting.insert(i, Waiting { key, reason: reason.clone(), by });
             }
@@ -460,16 +460,16 @@ impl Scheduler {
         let shared = self.shared.clone();
         let stage = &shared.pipeline.stages[i];
         self.ready.remove(&i);
-        self.taken.insert(i, need);
+        self.in_use.insert(i, need);
         self.keys.insert(i, key);
-        self.tell(Event::StageStarted {
+        self.send(Event::StageStarted {
             stage: stage.name.clone(),
             kind: stage.kind.clone(),
             key,
             reason: decision.reason.clone(),
         });
-        // Before anything that the stage itself reports.
-        self.tell_all();
+        // Before any event of the stage itself.
+        self.flush();
         let connected = stage::connected(&shared, stage, &self.outputs);
         let shared = shared.clone();
         self.running.spawn_blocking(move || {
@@ -485,40 +485,40 @@ impl Scheduler {
         Need { threads: threads.min(jobs), memory: stage.resources.memory.unwrap_or(0) }
     }
 
-    /// A stage that asks for more memory than there is runs alone rather than never.
+    /// A stage that requests more than the whole budget runs alone rather than never.
     fn fits(&self, need: Need) -> bool {
-        let threads: usize = self.taken.values().map(|n| n.threads).sum();
-        let memory: u64 = self.taken.values().map(|n| n.memory).sum();
+        let threads: usize = self.in_use.values().map(|n| n.threads).sum();
+        let memory: u64 = self.in_use.values().map(|n| n.memory).sum();
         let options = &self.shared.options;
-        self.taken.is_empty()
+        self.in_use.is_empty()
             || (threads + need.threads <= options.jobs
                 && memory.saturating_add(need.memory) <= options.memory)
     }
 
     fn finished(&mut self, i: usize, result: StageResult) {
         self.ready.remove(&i);
-        self.doomed.remove(&i);
-        self.taken.remove(&i);
+        self.failed_upstream.remove(&i);
+        self.in_use.remove(&i);
         self.keys.remove(&i);
         self.claims.remove(&i);
         self.waiting.remove(&i);
-        self.patience = PATIENCE;
+        self.retry_delay = RETRY_DELAY;
         let good = is_good(&result);
         self.failed |= !good;
-        for user in self.users.remove(&i).unwrap_or_default() {
+        for user in self.downstream.remove(&i).unwrap_or_default() {
             if !good {
-                self.doomed.insert(user);
+                self.failed_upstream.insert(user);
             }
-            let missing = self.missing.entry(user).or_default();
-            *missing = missing.saturating_sub(1);
-            if *missing == 0 || !good {
+            let left = self.unfinished_upstream.entry(user).or_default();
+            *left = left.saturating_sub(1);
+            if *left == 0 || !good {
                 self.ready.insert(user);
             }
         }
         if !result.outputs.is_empty() {
             self.outputs.insert(result.stage.clone(), result.outputs.clone());
         }
-        self.tell(Event::StageFinished(result.clone()));
+        self.send(Event::StageFinished(result.clone()));
         self.done.insert(i, result);
     }
 
@@ -542,7 +542,7 @@ impl Scheduler {
         if self.shared.cancel.is_cancelled() {
             return Reason::Cancelled;
         }
-        if let Some(bad) = self.shared.pipeline.stages[i].upstream().find(|up| self.is_bad(up)) {
+        if let Some(bad) = self.shared.pipeline.stages[i].upstream().find(|up| self.has_failed(up)) {
             return Reason::UpstreamFailed(bad.to_string());
         }
         let failed = self.done.values().filter(|r| r.status == Status::Failed);
@@ -568,18 +568,18 @@ impl Scheduler {
         }
     }
 
-    /// A blocking task that died without a result; [`stage::execute`] catches panics, so this is a
-    /// runtime that is shutting down.
+    /// A blocking task that ended without a result; [`stage::execute`] catches panics, so the runtime is
+    /// shutting down.
     fn lost(&mut self, why: &str) {
         self.failed = true;
-        if let Some(i) = self.taken.keys().min().copied() {
+        if let Some(i) = self.in_use.keys().min().copied() {
             let error = Error::bug(format!("the stage's thread died: {why}"));
             self.fail(i, None, Reason::NeverRan, &error);
         }
     }
 }
 
-/// Whether another process did the action between the decision to do it and the right to.
+/// Whether another process finished the action between the decision to run it and locking it.
 fn is_done_meanwhile(store: &Store, key: &Digest, reason: &Reason) -> bool {
     let whole = |action: Action| action.outputs.values().all(|artifact| store.damage(artifact).is_none());
     *reason != Reason::Forced && store.action(key).is_some_and(whole)

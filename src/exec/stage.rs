@@ -42,7 +42,7 @@ pub fn connected(
     ports.map(|(port, all)| Ok((port.clone(), all.iter().map(artifact).collect::<Result<_>>()?))).collect()
 }
 
-/// A hit: shown, judged by its gates, and done.
+/// A hit: updates the view and checks the gates.
 pub fn cached(shared: &Shared, stage: &StageSpec, decision: &Decision) -> StageResult {
     let Some(action) = &decision.action else {
         return failed(stage, decision, 0.0, &Error::bug("a cached stage has no action"), BTreeMap::new());
@@ -110,17 +110,17 @@ fn kind<'a>(shared: &'a Shared, stage: &StageSpec) -> Result<&'a dyn Stage> {
     shared.kinds.get(&stage.kind).ok_or_else(|| Error::bug(format!("the kind `{}` is gone", stage.kind)))
 }
 
-/// A stage's folder, which can be removed whatever permissions the stage gave to what lies in it.
-struct Scratch(tempfile::TempDir);
+/// A stage's folder, which is removed whatever permissions the stage set in it.
+struct StageFolder(tempfile::TempDir);
 
-impl Drop for Scratch {
+impl Drop for StageFolder {
     fn drop(&mut self) {
-        // What cannot be removed now, the next run tries again.
+        // What cannot be removed now, the next run's sweep removes.
         let _ = fs::remove(self.0.path());
     }
 }
 
-/// Runs and commits, with everything that is said on the way in the stage's log.
+/// Runs and commits, logging to the stage's log.
 fn make(
     shared: &Arc<Shared>,
     stage: &StageSpec,
@@ -137,7 +137,7 @@ fn make(
     made
 }
 
-/// Runs in a scratch folder and commits what it wrote. Nothing of a failed stage stays but its log.
+/// Runs in a scratch folder and commits the outputs. Of a failed stage only its log is kept.
 fn attempt(
     shared: &Arc<Shared>,
     stage: &StageSpec,
@@ -147,7 +147,7 @@ fn attempt(
     dispatch: &Dispatch,
 ) -> Result<Action> {
     let fingerprint = decision.fingerprint.clone().ok_or_else(|| Error::bug("a stage ran without a key"))?;
-    let folder = Scratch(shared.store.scratch()?);
+    let folder = StageFolder(shared.store.scratch()?);
     let scratch = folder.0.path().join("work");
     let outputs = output_folders(stage, &scratch.join("outputs"))?;
     fs::create_dir(&scratch)?;
@@ -198,8 +198,8 @@ fn output_folders(stage: &StageSpec, root: &std::path::Path) -> Result<BTreeMap<
     stage.outputs.iter().map(folder).collect()
 }
 
-/// Threads of the stage's own, so that it uses what it was given and no more, and so that what they
-/// log lands in its log.
+/// A thread pool of the stage's own, so that it uses no more than its threads, and so that they log to its
+/// log.
 fn pool(threads: usize, dispatch: &Dispatch) -> Result<rayon::ThreadPool> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
@@ -212,7 +212,7 @@ fn pool(threads: usize, dispatch: &Dispatch) -> Result<rayon::ThreadPool> {
         .map_err(|e| Error::input(format!("cannot start {threads} threads: {e}")))
 }
 
-/// The view, the history, and the gates.
+/// Updates view and history, and checks the gates.
 fn settle(shared: &Shared, stage: &StageSpec, decision: &Decision, action: &Action) -> Result<()> {
     let pipeline = &shared.pipeline.folder;
     for (port, artifact) in &action.outputs {
@@ -231,7 +231,7 @@ fn settle(shared: &Shared, stage: &StageSpec, decision: &Decision, action: &Acti
         .help("the artifact is kept; improve the model or change `gates:`"))
 }
 
-/// With `--locked` a stage, rerun or not, must give the bytes that the lock promises.
+/// In a locked run a stage, rerun or not, must give the digests of the lockfile.
 fn as_locked(shared: &Shared, stage: &StageSpec, action: &Action) -> Result<()> {
     let Some(locked) = shared.lock.as_ref().and_then(|l| l.stages.get(&stage.name)) else { return Ok(()) };
     let shown = |digest: Option<&Digest>| digest.map_or("nothing".into(), Digest::short);
@@ -244,7 +244,7 @@ fn as_locked(shared: &Shared, stage: &StageSpec, action: &Action) -> Result<()> 
         .help("run without --locked to accept it and write the lock anew"))
 }
 
-/// Turns what a stage reports into events; drops progress that comes faster than anybody looks.
+/// Turns what a stage reports into events; drops progress that comes faster than it is shown.
 struct StageMonitor {
     stage: String,
     events: UnboundedSender<Event>,

@@ -43,7 +43,7 @@ pub(super) fn read(path: &Path) -> Result<Value> {
     })
 }
 
-/// Items of an array, keys of an object and characters of a string that a terminal is shown.
+/// The most items of an array, keys of an object and characters of a string that a terminal is shown.
 const ITEMS: usize = 20;
 const KEYS: usize = 100;
 const CHARS: usize = 300;
@@ -64,7 +64,7 @@ impl Document {
     }
 }
 
-/// The same value without what is too long to show.
+/// The value, shortened to what a terminal is shown.
 fn cut(value: &Value) -> Value {
     match value {
         Value::String(text) => Value::String(shorten_long(text)),

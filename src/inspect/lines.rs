@@ -1,4 +1,4 @@
-//! JSON lines: metrics of a training above all, and any other file of one object a line.
+//! JSON lines, such as the metrics of a training.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -17,7 +17,7 @@ pub struct Lines {
     pub rows: u64,
     /// In the order in which they first appear.
     pub columns: Vec<Field>,
-    /// The course of every column whose name ends in `loss`.
+    /// A sparkline of every column whose name ends in `loss`.
     pub curves: Vec<Curve>,
     pub first: Vec<Row>,
     /// The last rows that are not among the first.
@@ -30,7 +30,7 @@ pub struct Field {
     pub name: String,
     /// `number`, `string`, …; several joined by ` or `.
     pub types: String,
-    /// Rows in which it is there and not null.
+    /// Rows in which it is present and not null.
     pub count: u64,
     /// Of the numbers.
     pub min: Option<f64>,
@@ -38,7 +38,7 @@ pub struct Field {
     pub last: Option<f64>,
 }
 
-/// Numbers over the rows, drawn in a line.
+/// A sparkline of a column's numbers over the rows.
 #[derive(Debug, Clone, Serialize)]
 pub struct Curve {
     pub name: String,
@@ -47,7 +47,7 @@ pub struct Curve {
     pub sparkline: String,
 }
 
-/// Whether the first line is an object by itself and another line follows.
+/// Whether the first line is a whole object and another line follows.
 pub(super) fn is_json_lines(path: &Path) -> Result<bool> {
     let mut lines = BufReader::new(fs::open(path)?).split(b'\n').map_while(|line| line.ok());
     let first = lines.find(|line| !line.trim_ascii().is_empty()).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! What is in a file: Parquet, tokenizer, model, metrics, JSON, text; and in a folder of them.
 //!
-//! The content tells what a file is, not its ending: blobs in a store have none. Reads only, and
-//! computes nothing that needs a model or a tokenizer: whoever has one passes [`Options::decode`].
+//! The type of a file is found from its content, not its extension: blobs in a store have none. Nothing
+//! here computes with a model or a tokenizer: the caller may pass [`Options::decode`].
 
 mod json;
 mod lines;
@@ -20,16 +20,16 @@ use serde_json::Value;
 
 pub use self::json::Document;
 pub use self::lines::{Curve, Lines};
-pub use self::model::{Model, Tensor, Tied};
+pub use self::model::{ModelSummary, Tensor, Tied};
 pub use self::parquet::{Column, Parquet};
-pub use self::text::{InvalidUtf8, Text};
-pub use self::tokenizer::{Token, Tokenizer};
+pub use self::text::{InvalidUtf8, TextSummary};
+pub use self::tokenizer::{Token, TokenizerSummary};
 
 use crate::base::table::{Table, shorten};
 use crate::base::{Error, Result, fs, units};
 use crate::corpus::binary;
 
-/// Token ids to text; `None` when they are not of the tokenizer at hand.
+/// Token ids to text; `None` when they are not of this tokenizer.
 pub type Decode<'a> = dyn Fn(&[u32]) -> Option<String> + 'a;
 
 /// How closely to look.
@@ -63,12 +63,12 @@ pub struct Report {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Content {
     Parquet(Parquet),
-    Tokenizer(Tokenizer),
-    Model(Model),
+    Tokenizer(TokenizerSummary),
+    Model(ModelSummary),
     /// One JSON object a line: metrics, samples, chats.
     Lines(Lines),
     Json(Document),
-    Text(Text),
+    Text(TextSummary),
     Files(Files),
     Empty,
     Binary(Binary),
@@ -77,13 +77,13 @@ pub enum Content {
 /// Bytes that none of the others describes.
 #[derive(Debug, Clone, Serialize)]
 pub struct Binary {
-    /// What its first bytes are usually the sign of.
+    /// The file type that the first bytes usually mean (magic number).
     pub known_as: Option<&'static str>,
     /// The first bytes, in hexadecimal.
     pub head: String,
 }
 
-/// Several files, each in a line, and the one that matters most in full.
+/// Several files: the most informative in full, the others in one line each.
 #[derive(Debug, Clone, Serialize)]
 pub struct Files {
     pub files: Vec<Entry>,
@@ -108,7 +108,7 @@ pub fn inspect(path: &Path, name: &str, options: &Options) -> Result<Report> {
     examine(path, name, options).map_err(|e| e.context(format!("cannot inspect `{name}`")))
 }
 
-/// [`inspect`], with errors that do not tell the name.
+/// [`inspect`], without the name in its errors.
 fn examine(path: &Path, name: &str, options: &Options) -> Result<Report> {
     if path.is_dir() {
         let below = fs::files_below(path)?;
@@ -131,7 +131,7 @@ const LISTED: usize = 100;
 /// file is reported as itself.
 ///
 /// # Errors
-/// When the file that matters most cannot be read; of the others, the entry says it.
+/// When the most informative file cannot be read; for the others, their entry has the error.
 pub fn inspect_files(name: &str, files: &[(String, PathBuf)], options: &Options) -> Result<Report> {
     if let [(only, path)] = files {
         return inspect(path, only, options);
@@ -180,7 +180,7 @@ fn content(path: &Path, name: &str, options: &Options) -> Result<Content> {
     }
 }
 
-/// What begins as JSON: one object a line, one document, or a text with a bracket.
+/// A file that begins as JSON does: JSON lines, one JSON document, or a text with a bracket.
 fn json_or_text(path: &Path, name: &str, options: &Options) -> Result<Content> {
     let lines = name.ends_with(".jsonl") || name.ends_with(".ndjson");
     if lines || lines::is_json_lines(path)? {
@@ -214,7 +214,7 @@ impl Content {
         }
     }
 
-    /// How much it matters among other files; `None`: a line about it is enough.
+    /// How informative it is among other files, higher for more; `None`: one line about it is enough.
     fn rank(&self, name: &str) -> Option<u8> {
         match self {
             Content::Model(_) => Some(0),
@@ -277,7 +277,7 @@ impl Files {
     }
 }
 
-/// Text that grows, of lines that fit a terminal.
+/// A text under construction, of lines that fit a terminal.
 struct Page {
     width: usize,
     out: String,
@@ -303,7 +303,7 @@ impl Page {
         }
     }
 
-    /// Pairs that the writer of the file chose.
+    /// Metadata of the file, as key and value.
     fn pairs(&mut self, pairs: &BTreeMap<String, String>) {
         let widest = pairs.keys().map(|key| key.chars().count()).max().unwrap_or(0);
         for (i, (key, value)) in pairs.iter().enumerate() {

@@ -19,7 +19,7 @@ use crate::base::{Error, Result, fs, units};
 use crate::model::Config;
 
 #[derive(Debug, Clone, Serialize)]
-pub struct Model {
+pub struct ModelSummary {
     /// A weight that two tensors share is counted once.
     pub parameters: u64,
     pub tensor_bytes: u64,
@@ -27,7 +27,7 @@ pub struct Model {
     pub tensors: Vec<Tensor>,
     /// The output projection, when it holds the same numbers as the token embedding.
     pub tied: Option<Tied>,
-    /// What the writer put into the header.
+    /// The metadata of the header.
     pub metadata: BTreeMap<String, String>,
     /// `config.json`.
     pub config: Option<Value>,
@@ -54,10 +54,11 @@ pub struct Tied {
 /// The name of a model's configuration.
 pub(super) const CONFIG: &str = "config.json";
 
-/// No header is longer (the limit of the safetensors library).
+/// The longest header (the limit of the safetensors library).
 const LONGEST_HEADER: u64 = 100_000_000;
 
-/// The length of the header is far below that of 8 bytes of text, and an object follows.
+/// 8 bytes that are text would be a far larger length than that of a header; behind a header's stands an
+/// object.
 pub(super) fn is_safetensors(head: &[u8]) -> bool {
     let length = head.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
     length.is_some_and(|n| (2..=LONGEST_HEADER).contains(&n)) && head.get(8) == Some(&b'{')
@@ -65,7 +66,7 @@ pub(super) fn is_safetensors(head: &[u8]) -> bool {
 
 /// # Errors
 /// When the header is damaged, or the file is not as long as the header says.
-pub(super) fn read(path: &Path, options: &Options) -> Result<Model> {
+pub(super) fn read(path: &Path, options: &Options) -> Result<ModelSummary> {
     let mut file = fs::open(path)?;
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(|e| Error::io("read", path, &e))?;
@@ -87,7 +88,7 @@ pub(super) fn read(path: &Path, options: &Options) -> Result<Model> {
     let config = config.map(json::read).transpose()?;
     // Of a type that tinylm does not compute, the keys alone are shown.
     let architecture = config.as_ref().and_then(|config| Config::from_json(CONFIG, config).ok());
-    Ok(Model {
+    Ok(ModelSummary {
         parameters,
         tensor_bytes: size - data,
         tensors,
@@ -106,7 +107,7 @@ fn read_at(file: &mut File, path: &Path, start: u64, length: u64) -> Result<Vec<
     Ok(bytes)
 }
 
-/// A tensor as the header tells it.
+/// A tensor's entry in the header.
 #[derive(Deserialize)]
 struct Declared {
     dtype: Dtype,
@@ -198,7 +199,7 @@ impl Tensor {
     }
 }
 
-impl Model {
+impl ModelSummary {
     pub(super) fn summary(&self) -> String {
         format!("model of {} parameters in {} tensors", units::count(self.parameters), self.tensors.len())
     }

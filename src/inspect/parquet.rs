@@ -1,4 +1,4 @@
-//! A Parquet file: what its footer says, the statistics of its columns, its first rows.
+//! A Parquet file: its footer, the statistics of its columns, its first rows.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -45,7 +45,7 @@ pub struct Column {
     pub statistics: Option<Statistics>,
 }
 
-/// What the values of a column are like.
+/// Statistics of the values of a column.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Statistics {
     pub nulls: u64,
@@ -98,7 +98,7 @@ fn damaged(error: &dyn std::fmt::Display) -> Error {
         .cause(said.split("\n\n").next().unwrap_or_default())
 }
 
-/// What needs more than the footer: the statistics of the columns, and the first rows.
+/// What must be read beside the footer: the statistics of the columns, and the first rows.
 fn values(path: &Path, options: &Options) -> Result<(Vec<Statistics>, DataFrame)> {
     let found = match options.statistics {
         true => statistics(query::scan_parquet(path)?).map_err(|e| damaged(&e))?,

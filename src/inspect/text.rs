@@ -1,4 +1,4 @@
-//! A text: how much of it, whether it is UTF-8, what its lines are like.
+//! A text: its size, whether it is UTF-8, its lines.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -9,7 +9,7 @@ use super::{Options, Page};
 use crate::base::{Error, Place, Result, fs, units};
 
 #[derive(Debug, Clone, Serialize)]
-pub struct Text {
+pub struct TextSummary {
     pub lines: u64,
     /// Separated by white space.
     pub words: u64,
@@ -40,9 +40,9 @@ pub struct InvalidUtf8 {
 
 /// # Errors
 /// When the file cannot be read.
-pub(super) fn read(path: &Path, options: &Options) -> Result<Text> {
+pub(super) fn read(path: &Path, options: &Options) -> Result<TextSummary> {
     let mut reader = BufReader::with_capacity(1 << 18, fs::open(path)?);
-    let mut text = Text {
+    let mut text = TextSummary {
         lines: 0,
         words: 0,
         characters: 0,
@@ -69,7 +69,7 @@ pub(super) fn read(path: &Path, options: &Options) -> Result<Text> {
     }
 }
 
-impl Text {
+impl TextSummary {
     fn take(&mut self, line: &[u8], offset: u64) {
         self.lines += 1;
         self.byte_order_mark |= offset == 0 && line.starts_with(b"\xEF\xBB\xBF");

@@ -11,7 +11,7 @@ use crate::base::table::Table;
 use crate::base::{Error, Result, units};
 
 #[derive(Debug, Clone, Serialize)]
-pub struct Tokenizer {
+pub struct TokenizerSummary {
     /// `BPE`, `Unigram`, `WordPiece`, `WordLevel`.
     pub algorithm: String,
     /// One more than the highest id, added tokens included: what a model's embedding must have.
@@ -39,14 +39,14 @@ pub struct Token {
 /// Tokens listed as the longest.
 const LONGEST: usize = 10;
 
-/// Whether a JSON document has the shape of a tokenizer.
+/// Whether a JSON document has the keys of a `tokenizer.json`.
 pub(super) fn is_tokenizer(value: &Value) -> bool {
     value.get("model").is_some_and(|model| model.get("vocab").is_some())
 }
 
 /// # Errors
-/// When an id or a token is not what it should be.
-pub(super) fn read(value: &Value) -> Result<Tokenizer> {
+/// When an id is no whole number or a token is no string.
+pub(super) fn read(value: &Value) -> Result<TokenizerSummary> {
     let model = &value["model"];
     let mut all = vocabulary(&model["vocab"])?;
     let mut special_tokens = Vec::new();
@@ -64,7 +64,7 @@ pub(super) fn read(value: &Value) -> Result<Tokenizer> {
     }
     special_tokens.sort_by_key(|token| token.id);
     let part = |name: &str| value.get(name).filter(|part| !part.is_null()).map(component);
-    Ok(Tokenizer {
+    Ok(TokenizerSummary {
         algorithm: algorithm(model),
         vocab_size: all.iter().map(|token| token.id + 1).max().unwrap_or(0),
         tokens: all.len() as u64,
@@ -107,7 +107,7 @@ fn vocabulary(vocab: &Value) -> Result<Vec<Token>> {
     }
 }
 
-/// Older files do not name it: their vocabulary tells.
+/// Older files do not name the type: it is inferred from the vocabulary.
 fn algorithm(model: &Value) -> String {
     let guess = if model["merges"].is_array() {
         "BPE"
@@ -151,7 +151,7 @@ fn component(part: &Value) -> String {
     if settings.is_empty() { name.to_string() } else { format!("{name}({})", settings.join(", ")) }
 }
 
-impl Tokenizer {
+impl TokenizerSummary {
     pub(super) fn summary(&self) -> String {
         format!("{} tokenizer of {} tokens", self.algorithm, units::count(self.vocab_size))
     }

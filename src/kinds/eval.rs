@@ -1,4 +1,4 @@
-//! `eval`: how good a model is on what it has not seen, with gates that fail the run.
+//! `eval`: figures of a model on held-out text, with gates that fail the run.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -143,7 +143,7 @@ impl Kind for Eval {
     }
 }
 
-/// Whether what the figure is measured on is connected, of ports that `any` knows.
+/// Whether the texts that a figure is measured on are connected; `any` looks at ports.
 fn measurable(metric: &str, any: impl Fn([&str; 2]) -> bool) -> Result<(), String> {
     let ports = match eval::needs(metric)? {
         eval::Needs::Nothing => return Ok(()),
@@ -171,7 +171,7 @@ fn announce(report: &eval::Report) {
     }
 }
 
-/// Texts behind the prompts, answers to the questions; printed too, since they say more than figures.
+/// Continuations of the prompts and answers to the questions, written and logged.
 fn samples(params: &Params, ctx: &Context, model: &Model, folder: &Path) -> Result<()> {
     let options = generate::Options { max_new_tokens: 60, seed: ctx.seed, ..Default::default() };
     let mut all = Vec::new();

@@ -1,6 +1,6 @@
 //! `ingest`: files of text, Markdown, JSONL, CSV or Parquet -> documents.
 //!
-//! Binds [`crate::corpus::ingest`] to ports; how it works is told there.
+//! Binds [`crate::corpus::ingest`] to ports.
 
 use crate::base::Result;
 use crate::corpus::ingest::{Options, ingest};

@@ -1,6 +1,6 @@
 //! `ingest_chat`: files of chats -> conversations.
 //!
-//! Binds [`crate::corpus::chat`] to ports; how it works is told there.
+//! Binds [`crate::corpus::chat`] to ports.
 
 use super::ingest::input_files;
 use crate::base::Result;

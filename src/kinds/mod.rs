@@ -32,7 +32,7 @@ pub fn all() -> Vec<Box<dyn Stage>> {
     ]
 }
 
-/// [`all`] as the engine takes them.
+/// [`all`] for the engine.
 pub fn kinds() -> Kinds {
     Kinds::new(all())
 }

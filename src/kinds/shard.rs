@@ -97,7 +97,7 @@ impl Kind for Shard {
     }
 }
 
-/// Says which tokens stand for those that our own tokenizers have.
+/// Logs which tokens are `<bos>` and `<eos>`, where they have other names.
 fn announce(tokenizer: &Tokenizer) {
     for (special, what) in [(Special::Bos, "begins"), (Special::Eos, "ends")] {
         let token = tokenizer.special(special).and_then(|id| tokenizer.token(id));

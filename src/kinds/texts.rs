@@ -1,5 +1,5 @@
-//! What the kinds that read documents and conversations side by side have in common: the two ports,
-//! of which one at least must be connected.
+//! Shared by kinds that read documents and conversations: the two ports, of which at least one must be
+//! connected.
 
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,8 @@ pub fn validate(inputs: &Connected) -> Vec<Issue> {
     Vec::new()
 }
 
-/// What the trainings of a model held out, as it says; by no rule when it says nothing (an imported one).
+/// The rules by which the trainings of a model held out texts; none where it has no record (an imported
+/// model).
 pub fn held_out_by(model: &Artifact) -> Result<HeldOut> {
     model.find(held_out::FILE_NAME).map_or(Ok(HeldOut::default()), HeldOut::load)
 }

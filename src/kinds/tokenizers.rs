@@ -1,4 +1,4 @@
-//! What the kinds that take a tokenizer have in common.
+//! Shared by kinds that take a tokenizer.
 
 use std::path::Path;
 
@@ -12,17 +12,17 @@ pub fn path(artifact: &Artifact) -> Result<&Path> {
     artifact.file_or_only(TOKENIZER_FILE)
 }
 
-/// What an artifact says beside its `tokenizer.json` about special tokens; nothing where it is silent.
+/// The names of special tokens that an artifact has beside its `tokenizer.json`.
 pub fn names(artifact: &Artifact) -> Result<Names> {
     Names::beside(|name| artifact.find(name))
 }
 
-/// The tokenizer of an artifact. `names` come before what the artifact itself says.
+/// The tokenizer of an artifact. `names` have precedence over the artifact's own.
 pub fn load(artifact: &Artifact, names: Names) -> Result<Tokenizer> {
     Tokenizer::load_with(path(artifact)?, &names.or(self::names(artifact)?))
 }
 
-/// An issue when the connected tokenizer is known to have more tokens than a model has room for.
+/// An issue when the connected tokenizer has more tokens than the model's vocabulary.
 pub fn fits(inputs: &Connected, room: u64, help: impl Fn(u64) -> String) -> Option<Issue> {
     let (label, tokens) = match inputs.number("tokenizer", "vocab_size") {
         Some((up, size)) => (up.label.clone(), size),

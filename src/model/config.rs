@@ -218,7 +218,7 @@ impl Config {
             return Err(Invalid::new(*name, format!("is {n}, beyond what this trains")));
         }
         if !self.n_head.is_multiple_of(self.n_kv_head) {
-            let why = format!("is {}, which does not divide `n_head` ({})", self.n_kv_head, self.n_head);
+            let why = format!("is {}, which does not divide the {} heads", self.n_kv_head, self.n_head);
             return Err(Invalid::new("n_kv_head", why));
         }
         let sizes = [self.vocab_size, self.d_model, self.n_layer, self.q_width(), self.d_ff, self.seq_len];

@@ -1,15 +1,15 @@
-//! In what two fingerprints differ, field by field.
+//! The differences of two fingerprints, field by field.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::Known;
+use super::Records;
 use crate::base::Digest;
 use crate::store::{Difference, FileChange, Fingerprint};
 
-/// Every field in which `new` is not `old`.
-pub fn differences(old: &Fingerprint, new: &Fingerprint, known: &dyn Known) -> Vec<Difference> {
+/// Every field in which `new` differs from `old`.
+pub fn differences(old: &Fingerprint, new: &Fingerprint, records: &dyn Records) -> Vec<Difference> {
     let mut out = Vec::new();
     if old.kind != new.kind {
         out.push(Difference::Kind { old: old.kind.clone(), new: new.kind.clone() });
@@ -22,7 +22,7 @@ pub fn differences(old: &Fingerprint, new: &Fingerprint, known: &dyn Known) -> V
         let of = |f: &Fingerprint| f.inputs.get(port).cloned().unwrap_or_default();
         let (old, new) = (of(old), of(new));
         if old != new {
-            let files = file_differences(&old, &new, known);
+            let files = file_differences(&old, &new, records);
             out.push(Difference::Input { port: port.clone(), old, new, files });
         }
     }
@@ -48,9 +48,9 @@ fn params(path: &str, old: &Value, new: &Value, out: &mut Vec<Difference>) {
 }
 
 /// By name over all artifacts of the port; nothing where a manifest is no longer known.
-fn file_differences(old: &[Digest], new: &[Digest], known: &dyn Known) -> Vec<FileChange> {
+fn file_differences(old: &[Digest], new: &[Digest], records: &dyn Records) -> Vec<FileChange> {
     let files = |all: &[Digest]| -> Option<BTreeMap<String, (Digest, bool)>> {
-        let manifests: Vec<_> = all.iter().map(|d| known.manifest(d)).collect::<Option<_>>()?;
+        let manifests: Vec<_> = all.iter().map(|d| records.manifest(d)).collect::<Option<_>>()?;
         Some(
             manifests.into_iter().flat_map(|m| m.files).map(|f| (f.path, (f.digest, f.executable))).collect(),
         )

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Known, decide, input_digests};
+use super::{Records, decide, input_digests};
 use crate::base::yaml::{self, Limits};
 use crate::base::{Digest, Error, Result, canonical, fs};
 use crate::spec::{Pipeline, StageSpec};
@@ -15,10 +15,10 @@ use crate::stage::Kinds;
 use crate::store::source::Sources;
 use crate::store::{Action, Damage, Fingerprint, Manifest};
 
-/// Of the file's shape.
+/// The version of the file's layout.
 const VERSION: u32 = 1;
 
-/// How the lines of the file begin, but for the version.
+/// The keys at the beginning of the file's lines, without the version's.
 const LINES: [&str; 11] = [
     "# ",
     "pipeline: \"",
@@ -38,7 +38,7 @@ const LINES: [&str; 11] = [
 pub struct Lock {
     pub version: u32,
     pub pipeline: String,
-    /// By the text that declares them.
+    /// Keyed by the text that declares them.
     #[serde(default)]
     pub sources: BTreeMap<String, Digest>,
     #[serde(default)]
@@ -58,7 +58,7 @@ pub struct LockedStage {
 }
 
 impl LockedStage {
-    /// Of an action whose outputs are not known yet.
+    /// For an action whose outputs are not known yet.
     pub fn new(fingerprint: &Fingerprint, key: Digest) -> Self {
         LockedStage {
             kind: format!("{} {}", fingerprint.kind, fingerprint.kind_version),
@@ -79,8 +79,8 @@ impl Lock {
         }
     }
 
-    /// Refuses a file that a run could not update. One whose lines are those of [`Lock::to_text`] is not
-    /// taken apart for that, which would take as long as all else in a run with nothing to do.
+    /// Refuses a file that a run could not update. A file with the lines of [`Lock::to_text`] is not parsed
+    /// for that, which would double the time of a run with nothing to do.
     ///
     /// # Errors
     /// As [`Lock::load`].
@@ -95,7 +95,7 @@ impl Lock {
     /// `None` when there is no such file.
     ///
     /// # Errors
-    /// When it does not read, at its place.
+    /// When it cannot be parsed, at its place.
     pub fn load(path: &Path) -> Result<Option<Self>> {
         if !path.exists() {
             return Ok(None);
@@ -143,7 +143,7 @@ impl Lock {
         out
     }
 
-    /// Whether the file says this already, and no killed run left a half written one beside it.
+    /// Whether the file has this content already, and no killed run left a partial one beside it.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -152,7 +152,7 @@ impl Lock {
         Ok(there.is_some_and(|bytes| bytes == self.to_text().as_bytes()) && !beside(path).exists())
     }
 
-    /// Writes the file unless it says this already. For one process at a time, see
+    /// Writes the file unless it has this content already. For one process at a time, see
     /// [`crate::store::Store::claim_lockfile`].
     ///
     /// # Errors
@@ -173,8 +173,8 @@ fn is_known(line: &[u8]) -> bool {
     line.is_empty() || line == b"version: 1" || LINES.iter().any(|start| line.starts_with(start.as_bytes()))
 }
 
-/// Where the file is written before it takes its place: one name, so that what a killed run left there
-/// goes with the next.
+/// The temporary that is renamed over the file: one name, so that the next run replaces what a killed run
+/// left.
 fn beside(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{}.new", path.file_name().unwrap_or_default().to_string_lossy()))
 }
@@ -189,8 +189,8 @@ fn refuse_conflict(path: &Path, text: &str) -> Result<()> {
         .help("take either side (`git checkout --ours` or `--theirs`) or delete it, and run again"))
 }
 
-/// Whether the pipeline and its sources are what the lock says, without running anything: a stage
-/// behind one that is not built yet is judged by the outputs that the lock promises.
+/// Whether the pipeline and its sources match the lock, without running anything: where the outputs of an
+/// upstream stage are not known yet, those in the lock are assumed.
 ///
 /// # Errors
 /// Everything that differs.
@@ -263,7 +263,7 @@ fn stage_difference(
 /// No past: [`verify`] asks for fingerprints, not for what is in the store.
 struct Nothing;
 
-impl Known for Nothing {
+impl Records for Nothing {
     fn action(&self, _: &Digest) -> Option<Action> {
         None
     }

@@ -1,8 +1,8 @@
 //! What would run, and why: a pure function of a pipeline, its sources' digests and what is known of
 //! earlier actions. `plan`, `run` and `why` all ask [`decide`], so they cannot disagree.
 //!
-//! A fingerprint holds the digests of inputs, so a stage behind one that will run is *pending*: its
-//! own key is not known yet, and if the upstream stage gives the same bytes again, it is a hit.
+//! A fingerprint holds the digests of inputs, so a stage downstream of one that will run is *pending*: its
+//! key is not known yet, and if the upstream stage gives the same bytes again, it is a hit.
 
 mod differences;
 pub mod lock;
@@ -19,31 +19,31 @@ use crate::stage::{Info, Kinds};
 use crate::store::source::Sources;
 use crate::store::{Action, Damage, Difference, Fingerprint, Manifest, Reason, Store, VERSION};
 
-/// What a plan may ask about the past.
-pub trait Known {
+/// The record of earlier runs that a plan reads.
+pub trait Records {
     fn action(&self, key: &Digest) -> Option<Action>;
-    /// What is wrong with the record of an action that is there and does not read.
+    /// Why the record of an action is unreadable, where it is.
     fn damaged_record(&self, _: &Digest) -> Option<String> {
         None
     }
-    /// What is wrong with what is kept of a stage's earlier actions, when nothing of it reads.
+    /// Why a stage's history is unreadable, where it is.
     fn damaged_history(&self, _pipeline: &str, _stage: &str) -> Option<String> {
         None
     }
-    /// What is wrong with an artifact, down to its bytes.
+    /// What is missing or changed in an artifact, down to its bytes.
     fn damage(&self, artifact: &Digest) -> Option<Damage>;
     fn manifest(&self, artifact: &Digest) -> Option<Manifest>;
     /// Keys of the stage's latest actions, the newest last.
     fn history(&self, pipeline: &str, stage: &str) -> Vec<Digest>;
 }
 
-/// The store, and the sources as they are now, whose manifests a plan must not write down.
+/// The store, and the present sources, whose manifests a plan must not write to the store.
 pub struct Past<'a> {
     pub store: &'a Store,
     pub sources: &'a Sources,
 }
 
-impl Known for Past<'_> {
+impl Records for Past<'_> {
     fn action(&self, key: &Digest) -> Option<Action> {
         self.store.action(key)
     }
@@ -69,14 +69,14 @@ impl Known for Past<'_> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// Its record is there, and every byte that it promises.
+    /// Its record and all blobs of its outputs are there.
     Cached,
     Run,
     /// Waits for the digest of an input.
     Pending,
 }
 
-/// A verdict with its reason, and what it rests on.
+/// A verdict with its reason, key and fingerprint.
 #[derive(Debug, Clone)]
 pub struct Decision {
     pub verdict: Verdict,
@@ -85,7 +85,7 @@ pub struct Decision {
     pub fingerprint: Option<Fingerprint>,
     /// Of the fingerprint: the action key.
     pub key: Option<Digest>,
-    /// Of a cached stage.
+    /// The artifacts of a cached stage.
     pub action: Option<Action>,
 }
 
@@ -108,7 +108,7 @@ impl Plan {
     }
 }
 
-/// The digests that a stage's inputs have, or the input that has none yet.
+/// The digests of a stage's inputs, or the input that has none yet.
 pub type InputDigests = Result<BTreeMap<String, Vec<Digest>>, String>;
 
 /// Plans `stages`, which are in an order in which they can run and closed under "needs".
@@ -117,14 +117,14 @@ pub fn build(
     stages: &[&StageSpec],
     kinds: &Kinds,
     sources: &Sources,
-    known: &dyn Known,
+    records: &dyn Records,
     forced: &dyn Fn(&StageSpec) -> bool,
 ) -> Plan {
     let mut outputs: HashMap<&str, BTreeMap<String, Digest>> = HashMap::new();
     let mut planned = Vec::with_capacity(stages.len());
     for &stage in stages {
         let inputs = input_digests(stage, sources, |name| outputs.get(name));
-        let decision = decide(pipeline, stage, kinds, inputs, known, forced(stage));
+        let decision = decide(pipeline, stage, kinds, inputs, records, forced(stage));
         if let Some(action) = &decision.action {
             outputs.insert(&stage.name, action.outputs.clone());
         }
@@ -155,13 +155,13 @@ pub fn input_digests<'a>(
         .collect()
 }
 
-/// The one place where it is decided whether a stage runs.
+/// Decides whether a stage runs; the only place that does.
 pub fn decide(
     pipeline: &Pipeline,
     stage: &StageSpec,
     kinds: &Kinds,
     inputs: InputDigests,
-    known: &dyn Known,
+    records: &dyn Records,
     forced: bool,
 ) -> Decision {
     let inputs = match inputs {
@@ -173,32 +173,32 @@ pub fn decide(
     };
     let fingerprint = fingerprint(stage, info, inputs);
     let key = fingerprint.key();
-    let (verdict, reason, action) = match known.action(&key) {
+    let (verdict, reason, action) = match records.action(&key) {
         _ if forced => (Verdict::Run, Reason::Forced, None),
-        Some(action) => match damage(&action, known) {
+        Some(action) => match damage(&action, records) {
             Some((port, damage)) => (Verdict::Run, Reason::damaged(port, damage), None),
             None => (Verdict::Cached, Reason::UpToDate, Some(action)),
         },
-        None => (Verdict::Run, why_new(&fingerprint, &key, pipeline, stage, known), None),
+        None => (Verdict::Run, why_new(&fingerprint, &key, pipeline, stage, records), None),
     };
     Decision { verdict, reason, fingerprint: Some(fingerprint), key: Some(key), action }
 }
 
-/// Why there is no record of an action.
+/// Why an action is not cached.
 fn why_new(
     fingerprint: &Fingerprint,
     key: &Digest,
     pipeline: &Pipeline,
     stage: &StageSpec,
-    known: &dyn Known,
+    records: &dyn Records,
 ) -> Reason {
-    if let Some(why) = known.damaged_record(key) {
+    if let Some(why) = records.damaged_record(key) {
         return Reason::RecordDamaged(why);
     }
-    match nearest(fingerprint, key, pipeline, stage, known) {
+    match nearest(fingerprint, key, pipeline, stage, records) {
         Some((_, differences)) => Reason::Changed(differences),
         None => {
-            let damaged = known.damaged_history(&pipeline.folder, &stage.name);
+            let damaged = records.damaged_history(&pipeline.folder, &stage.name);
             damaged.map_or(Reason::NeverRan, Reason::RecordDamaged)
         }
     }
@@ -209,8 +209,8 @@ fn pending(waits_for: String) -> Decision {
     Decision { verdict: Verdict::Pending, reason, fingerprint: None, key: None, action: None }
 }
 
-fn damage(action: &Action, known: &dyn Known) -> Option<(String, Damage)> {
-    action.outputs.iter().find_map(|(port, artifact)| Some((port.clone(), known.damage(artifact)?)))
+fn damage(action: &Action, records: &dyn Records) -> Option<(String, Damage)> {
+    action.outputs.iter().find_map(|(port, artifact)| Some((port.clone(), records.damage(artifact)?)))
 }
 
 fn fingerprint(stage: &StageSpec, info: &Info, inputs: BTreeMap<String, Vec<Digest>>) -> Fingerprint {
@@ -222,30 +222,31 @@ fn fingerprint(stage: &StageSpec, info: &Info, inputs: BTreeMap<String, Vec<Dige
         kind: info.name.to_string(),
         kind_version: info.version,
         params,
-        // An optional port with nothing connected is the same as no port.
+        // An optional port with nothing connected is left out.
         inputs: inputs.into_iter().filter(|(_, d)| !d.is_empty()).collect(),
         outputs: if info.open { stage.outputs.clone() } else { BTreeMap::new() },
         seed: info.seeded.then_some(stage.seed),
     }
 }
 
-/// The earlier action of this stage that differs least from `fingerprint`, the newest of such; and how.
+/// The earlier action of this stage that differs least from `fingerprint`, the newest of equals, with the
+/// differences.
 pub fn nearest(
     fingerprint: &Fingerprint,
     key: &Digest,
     pipeline: &Pipeline,
     stage: &StageSpec,
-    known: &dyn Known,
+    records: &dyn Records,
 ) -> Option<(Action, Vec<Difference>)> {
-    known
+    records
         .history(&pipeline.folder, &stage.name)
         .iter()
         .rev()
         .filter(|k| *k != key)
-        .filter_map(|k| known.action(k))
+        .filter_map(|k| records.action(k))
         .filter(|a| a.version == VERSION)
         .map(|action| {
-            let differences = differences(&action.fingerprint, fingerprint, known);
+            let differences = differences(&action.fingerprint, fingerprint, records);
             (action, differences)
         })
         .min_by_key(|(_, differences)| differences.len())

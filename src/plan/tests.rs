@@ -13,7 +13,7 @@ struct Memory {
     damaged: Option<Damage>,
 }
 
-impl Known for Memory {
+impl Records for Memory {
     fn action(&self, key: &Digest) -> Option<Action> {
         self.actions.iter().find(|a| a.fingerprint.key() == *key).cloned()
     }
@@ -40,9 +40,9 @@ fn pipeline(text: &str) -> Pipeline {
     crate::spec::load(&file, &crate::kinds::kinds(), &Default::default()).unwrap()
 }
 
-fn decision(text: &str, known: &Memory, forced: bool) -> Decision {
+fn decision(text: &str, records: &Memory, forced: bool) -> Decision {
     let p = pipeline(text);
-    decide(&p, &p.stages[0], &crate::kinds::kinds(), Ok(BTreeMap::new()), known, forced)
+    decide(&p, &p.stages[0], &crate::kinds::kinds(), Ok(BTreeMap::new()), records, forced)
 }
 
 fn ran(text: &str) -> Memory {
@@ -105,12 +105,12 @@ fn an_input_that_changed_names_its_files() {
         Manifest::new("files", files.iter().map(file).collect())
     };
     let (old, new) = (manifest(&[("a", "1"), ("b", "2")]), manifest(&[("b", "3"), ("c", "4")]));
-    let known = Memory { manifests: vec![old.clone(), new.clone()], ..Memory::default() };
+    let records = Memory { manifests: vec![old.clone(), new.clone()], ..Memory::default() };
     let with = |m: &Manifest| Fingerprint {
         inputs: BTreeMap::from([("docs".to_string(), vec![m.digest()])]),
         ..ran(PIPELINE).actions[0].fingerprint.clone()
     };
-    let found = differences(&with(&old), &with(&new), &known);
+    let found = differences(&with(&old), &with(&new), &records);
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].detail(), "input docs: a removed, b changed, c added");
     assert_eq!(json!(found[0])["field"], "input");

@@ -38,8 +38,8 @@ fn number(value: &AnyValue) -> Option<Value> {
     signed.or_else(|_| text.parse::<u64>().map(Number::from)).ok().map(Value::Number)
 }
 
-/// The value as polars writes it; it panics at dates beyond the calendar and at time zones that it does
-/// not know, of which the number in the file is shown.
+/// The value as polars formats it; where that panics (dates out of range, unknown time zones), the number
+/// in the file.
 fn described(value: &AnyValue) -> String {
     let (number, unit) = match value {
         AnyValue::Date(days) => (i64::from(*days), "days".to_string()),
@@ -64,7 +64,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold("0x".to_string(), |text, byte| text + &format!("{byte:02x}"))
 }
 
-/// The value in about `max` characters on a line: no more of a long list is looked at than shows.
+/// The value in about `max` characters on one line; of a long list only the items that fit are formatted.
 pub fn text(value: &AnyValue, max: usize) -> String {
     let mut out = String::new();
     write(value, &mut out, max, false);

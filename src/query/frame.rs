@@ -15,7 +15,7 @@ pub struct Frame {
     cut: bool,
 }
 
-/// A cell holds at most so many characters on a terminal, however wide that is.
+/// The most characters of a cell on a terminal, however wide that is.
 const CELL: usize = 200;
 
 impl Frame {
@@ -27,7 +27,7 @@ impl Frame {
         self.rows.height()
     }
 
-    /// Whether the query selects more rows than the limit let through.
+    /// Whether the query selects more rows than the limit.
     pub fn is_cut(&self) -> bool {
         self.cut
     }

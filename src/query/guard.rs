@@ -1,6 +1,6 @@
-//! Polars panics at some damaged files (seen: flipped bytes in the footer and in pages), on threads
-//! of its own. A damaged input is no bug of ours: such a panic becomes an error, and its message is
-//! kept off the terminal.
+//! Polars panics on some damaged files (seen: flipped bytes in the footer and in pages), on its own
+//! threads. A damaged input is not a bug of this program: such a panic becomes an error, and the panic hook
+//! prints nothing.
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
@@ -16,7 +16,7 @@ thread_local! {
     static HERE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What `work` returns, or what it said when it panicked.
+/// The result of `work`, or its panic message.
 pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     HOOK.call_once(|| {
         let usual = panic::take_hook();

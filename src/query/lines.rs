@@ -1,5 +1,5 @@
-//! What polars takes without a word in JSON lines is looked for before it reads them: of a key that
-//! stands twice it takes one, half a surrogate pair becomes U+0000, and a number among objects `{}`.
+//! Checks JSON lines, before polars reads them, for what it accepts silently: of a duplicate key it takes
+//! one, an unpaired surrogate becomes U+0000, and a number among objects `{}`.
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
@@ -10,15 +10,18 @@ use std::path::Path;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use crate::base::{Error, Result, fs};
-use crate::corpus::input::{Bad, InputFile};
+use crate::corpus::input::{BadRecord, InputFile};
 use crate::corpus::json::{self, Step};
 
-/// Calls `take` with each line that is not blank, without blanks around it, with its number and the byte
-/// at which it starts. A byte order mark is passed over.
+/// Calls `take` with each line that is not blank, trimmed, with its number and the byte at which it starts.
+/// A byte order mark is skipped.
 ///
 /// # Errors
-/// What `take` finds, with its place; a line that is not UTF-8.
-pub(crate) fn each_line(path: &Path, mut take: impl FnMut(&str, u64, u64) -> Result<(), Bad>) -> Result<()> {
+/// An error of `take`, with its place; a line that is not UTF-8.
+pub(crate) fn each_line(
+    path: &Path,
+    mut take: impl FnMut(&str, u64, u64) -> Result<(), BadRecord>,
+) -> Result<()> {
     let mut reader = BufReader::with_capacity(1 << 18, fs::open(path)?);
     let (mut line, mut offset) = (Vec::new(), 0);
     for number in 1.. {
@@ -36,7 +39,7 @@ pub(crate) fn each_line(path: &Path, mut take: impl FnMut(&str, u64, u64) -> Res
             Err(e) => {
                 let byte = body[blanks + e.valid_up_to()];
                 let message = format!("the byte 0x{byte:02X} is not valid UTF-8");
-                Err(Bad::new("invalid_encoding", start + e.valid_up_to() as u64, message))
+                Err(BadRecord::new("invalid_encoding", start + e.valid_up_to() as u64, message))
             }
         };
         taken.map_err(|bad| located(bad, path))?;
@@ -45,18 +48,18 @@ pub(crate) fn each_line(path: &Path, mut take: impl FnMut(&str, u64, u64) -> Res
     Ok(())
 }
 
-fn located(bad: Bad, path: &Path) -> Error {
+fn located(bad: BadRecord, path: &Path) -> Error {
     let file = InputFile { name: path.display().to_string(), path: path.to_path_buf(), size: 0 };
     let broken = matches!(bad.cause, "broken_json" | "not_an_object");
     let error = bad.into_error(&file);
     if broken { error.context("this line is not a JSON object") } else { error }
 }
 
-/// Every line is a JSON object without a key that stands twice, and no column has values that do not go
-/// together. No value is built.
+/// Every line is a JSON object without duplicate keys, and no column mixes types that polars cannot hold.
+/// Values are not kept.
 ///
 /// # Errors
-/// The first line of which that is not true.
+/// The first line that violates this.
 pub(super) fn check(path: &Path) -> Result<()> {
     let mut columns: HashMap<String, (Kind, u64)> = HashMap::new();
     each_line(path, |text, number, start| {
@@ -69,7 +72,7 @@ pub(super) fn check(path: &Path) -> Result<()> {
                 let at = start + json::locate(text, &[Step::Key(&key)]).start as u64;
                 let message =
                     format!("`{key}` is {} here, and {} in line {line}", kind.name(), before.name());
-                return Err(Bad::new("mixed_types", at, message).help(
+                return Err(BadRecord::new("mixed_types", at, message).help(
                     "a column of a table has values of one kind: rename the key in some of the lines",
                 ));
             }
@@ -78,15 +81,15 @@ pub(super) fn check(path: &Path) -> Result<()> {
     })
 }
 
-/// The keys of the object that `text` is, and what their values are; without those that are null.
-fn kinds(text: &str, start: u64) -> Result<Vec<(String, Kind)>, Bad> {
+/// The keys of the object `text` and the types of their values, without nulls.
+fn kinds(text: &str, start: u64) -> Result<Vec<(String, Kind)>, BadRecord> {
     let row = Row::default();
     let mut parser = serde_json::Deserializer::from_str(text);
     let parsed = Check { row: &row, top: true }.deserialize(&mut parser);
     if matches!(parsed, Ok(Kind::Object)) && parser.end().is_ok() {
         return Ok(row.members.take());
     }
-    let unknown = || Bad::new("broken_json", start, "this line cannot be read");
+    let unknown = || BadRecord::new("broken_json", start, "this line cannot be read");
     Err(json::object(text, start, &|_| true).err().unwrap_or_else(unknown))
 }
 
@@ -101,7 +104,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// Whether polars has no type for both: numbers and lists become text beside text.
+    /// Whether polars has no type for both: with text, numbers and lists become text.
     fn clashes(self, other: Kind) -> bool {
         let pair = |a, b| (self, other) == (a, b) || (other, self) == (a, b);
         (self == Kind::Object) != (other == Kind::Object) || pair(Kind::Bool, Kind::Number)
@@ -125,7 +128,7 @@ struct Row {
     members: Cell<Vec<(String, Kind)>>,
 }
 
-/// Reads a value for its kind; an error when an object in it has a key twice.
+/// The type of a value; an error when an object in it has a duplicate key.
 #[derive(Clone, Copy)]
 struct Check<'a> {
     row: &'a Row,

@@ -1,7 +1,7 @@
 //! SQL over Parquet and JSON lines, through polars; and values of a frame as text and as JSON.
 //!
-//! Reads files that are handed to it under the names of tables: what an artifact is and where its
-//! files lie is the caller's business. Nothing is written.
+//! Reads files that the caller gives as named tables; artifacts and where their files lie are not known
+//! here. Nothing is written.
 
 pub mod cell;
 mod frame;
@@ -31,16 +31,16 @@ use crate::base::{Error, Result, fs, suggest};
 use crate::corpus::binary::described;
 use crate::corpus::parquet_io::expect_unique_names;
 
-/// Files of one schema, whose rows follow each other, under the name that the SQL knows them by.
+/// A table: files of one schema, whose rows follow each other, and its name in SQL.
 #[derive(Debug, Clone)]
 pub struct Source {
     /// See [`table_name`].
     pub name: String,
-    /// All Parquet or all JSON lines, which their content tells: names need no ending.
+    /// All Parquet or all JSON lines, found from their content: names need no extension.
     pub files: Vec<PathBuf>,
 }
 
-/// How the rows of a file are written.
+/// The format of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     Parquet,
@@ -48,7 +48,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// What the first bytes tell.
+    /// The format, from the first bytes.
     ///
     /// # Errors
     /// When the file cannot be read, is empty, or is neither.
@@ -86,14 +86,14 @@ pub fn table_name(text: &str) -> String {
     if name.starts_with(|c: char| c.is_ascii_digit()) || name.is_empty() { format!("t_{name}") } else { name }
 }
 
-/// Names under which a table is known when it is the only one.
+/// Further names of a table that is the only one.
 const ONLY: [&str; 2] = ["self", "t"];
 
-/// SQL is no longer than this: its depth is bounded by its length, and [`STACK`] is deep enough for it.
+/// The longest SQL: its length bounds its depth, and [`STACK`] is large enough for that.
 const LONGEST: usize = 16 << 10;
-/// Polars walks through expressions by recursion. Only what is touched takes memory.
+/// Bytes of stack, since polars visits expressions recursively. Only touched pages take memory.
 const STACK: usize = 1 << 30;
-/// The statements that polars knows and that would change a table, were there one in memory.
+/// Statements of polars' dialect that change tables in memory.
 const CHANGES: [&str; 4] = ["create", "delete", "drop", "truncate"];
 
 /// The rows that `sql` selects from `sources`, at most `limit` of them.
@@ -131,7 +131,7 @@ fn run(sources: &[Source], sql: &str, limit: Option<usize>) -> Result<Frame> {
     let mut context = SQLContext::new();
     let mut tables = Vec::new();
     for source in sources {
-        if tables.iter().any(|t: &Known| t.name == source.name) {
+        if tables.iter().any(|t: &TableColumns| t.name == source.name) {
             return Err(Error::usage(format!("two tables are called `{}`", source.name)));
         }
         let mut rows = scan(source)?;
@@ -141,10 +141,10 @@ fn run(sources: &[Source], sql: &str, limit: Option<usize>) -> Result<Frame> {
             context.register(also, rows.clone());
         }
         context.register(&source.name, rows);
-        tables.push(Known { name: source.name.clone(), columns });
+        tables.push(TableColumns { name: source.name.clone(), columns });
     }
     let selected = context.execute(sql).map_err(|e| wrong(sql, &e, &tables))?;
-    // One row more than wanted tells whether there are more.
+    // One more than the limit, to find out whether there are more.
     let rows = match limit {
         Some(limit) => selected.limit(limit.saturating_add(1).min(u32::MAX as usize) as u32),
         None => selected,
@@ -156,8 +156,8 @@ fn run(sources: &[Source], sql: &str, limit: Option<usize>) -> Result<Frame> {
     })
 }
 
-/// A table that a message can name.
-struct Known {
+/// A table, for messages.
+struct TableColumns {
     name: String,
     columns: Vec<String>,
 }
@@ -214,13 +214,13 @@ pub(crate) fn scan_parquet(path: &Path) -> Result<LazyFrame> {
             "write it as another type (Float16 as Float32, intervals and long decimals as text), or leave it out",
         ));
     }
-    // Nor does a path tell columns (`year=2024/…`).
+    // Nor are columns taken from the path (`year=2024/…`).
     let hive_options = HiveOptions::new_disabled();
     let options = ScanArgsParquet { glob: false, hive_options, ..Default::default() };
     LazyFrame::scan_parquet_sources(opened(path)?, options).map_err(|e| not_a_table(path, &e))
 }
 
-/// The first column of a type that polars has none for: it would give up at the whole file.
+/// The first column of a type that polars lacks: it would refuse the whole file.
 pub(crate) fn unsupported(fields: &Fields) -> Option<(String, String)> {
     let within = |field: &Field| match field.data_type() {
         ty @ (ArrowType::Float16 | ArrowType::Interval(_) | ArrowType::Decimal256(..)) => {
@@ -238,12 +238,12 @@ pub(crate) fn unsupported(fields: &Fields) -> Option<(String, String)> {
 
 fn scan_json_lines(path: &Path) -> Result<LazyFrame> {
     lines::check(path)?;
-    // Every line tells its columns: a column that first appears in line 101 is a column too.
+    // The schema is inferred from all lines: a column may first appear in line 101.
     let reader = LazyJsonLineReader::new_with_sources(without_mark(path)?).with_infer_schema_length(None);
     reader.finish().map_err(|e| not_a_table(path, &e))
 }
 
-/// The file, or what stands in it behind a byte order mark, which polars would take for a mistake.
+/// The file without its byte order mark, which polars would refuse.
 fn without_mark(path: &Path) -> Result<ScanSources> {
     let mut file = fs::open(path)?;
     let mut bytes = Vec::new();
@@ -269,7 +269,7 @@ fn unreadable(source: &Source, error: &PolarsError) -> Error {
     Error::input(format!("cannot read the table `{}`", source.name)).cause(root(error))
 }
 
-/// What polars says, without its wrappings and plans.
+/// The message of a polars error, without its context and query plan.
 fn root(error: &PolarsError) -> String {
     match error {
         PolarsError::Context { error, .. } | PolarsError::ExprContext { error, .. } => root(error),
@@ -281,7 +281,7 @@ fn root(error: &PolarsError) -> String {
 }
 
 /// SQL that does not work on these tables.
-fn wrong(sql: &str, error: &PolarsError, tables: &[Known]) -> Error {
+fn wrong(sql: &str, error: &PolarsError, tables: &[TableColumns]) -> Error {
     let said = root(error);
     let missing = said.split(['"', '\'']).nth(1).unwrap_or_default();
     let message = Error::usage(format!("this query does not work: {}", shorten(sql, 500)));

@@ -1,5 +1,6 @@
-//! The terminal: a bar for every running stage with rate and time left, a line when one ends, a table
-//! when all did. Where stderr is no terminal: a line at the start, now and then, and at the end.
+//! The terminal: a progress bar for every running stage with rate and time left, a line when one ends, a
+//! table at the end. Where stderr is no terminal: a line at the start of a stage, at intervals, and at its
+//! end.
 
 use std::collections::HashMap;
 use std::io::{IsTerminal, Write};
@@ -13,7 +14,7 @@ use crate::base::text::visible;
 use crate::base::{Error, units};
 use crate::event::{Event, ProgressEvent, StageResult, Status, Summary};
 
-/// Between two lines about one stage where there are no bars.
+/// The interval of progress lines about one stage where there are no bars.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 pub struct Console {
@@ -29,7 +30,7 @@ pub struct Console {
 struct Running {
     bar: ProgressBar,
     last_line: Instant,
-    /// When the present phase began, and at what count: the rate is of the phase.
+    /// When the present phase began, and at what count, for its rate.
     phase: String,
     phase_begun: Instant,
     phase_start: u64,
@@ -96,7 +97,7 @@ impl Console {
         let name = format!("{:>width$}", result.stage, width = self.width);
         match result.status {
             Status::Ran => self.line(&format!("{} {status}  {took}", s.bold(name))),
-            // The table at the end says it, and nobody waited for it.
+            // Cached stages are only in the table at the end.
             Status::Cached => {}
             Status::Skipped => self.line(&format!("{} {status}  {detail}", s.bold(name))),
             Status::Failed => {
@@ -228,7 +229,7 @@ impl Console {
         let s = self.style;
         let name = s.dim(format!("{stage:>width$}", width = self.width));
         match level {
-            // The error itself comes with the stage's end.
+            // The error itself is printed with the stage's end.
             "error" => {}
             "warn" => self.line(&format!("{name} {}: {message}", s.yellow("warning"))),
             _ => self.line(&format!("{name} {message}")),

@@ -14,12 +14,12 @@ pub struct RunFolder {
     /// Lines of `events` not yet written.
     lines: Vec<u8>,
     folder: PathBuf,
-    /// What could not be written, said once.
+    /// The first write error, which is reported once.
     failed: bool,
 }
 
 impl RunFolder {
-    /// A folder of this run alone; `None` when another run has it.
+    /// Creates the run's folder; `None` when another run has it.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -31,7 +31,7 @@ impl RunFolder {
         Ok(Some(RunFolder { events, lines: Vec::new(), folder: folder.to_path_buf(), failed: false }))
     }
 
-    /// A full disk must not stop a run whose artifacts may still fit, but it is said.
+    /// A full disk is reported but does not stop a run whose artifacts may still fit.
     fn warn(&mut self, written: Result<()>) {
         if let Err(e) = written
             && !std::mem::replace(&mut self.failed, true)
@@ -47,7 +47,7 @@ impl Reporter for RunFolder {
             self.lines.push(b'\n');
         }
         if let Event::Summary(summary) = event {
-            // Not beside and renamed: what a killed run left beside it would stay for ever.
+            // Not by a temporary and a rename: nothing would remove the temporary of a killed run.
             let path = self.folder.join("summary.json");
             let written = fs::write_json(&path, summary);
             self.warn(written.inspect_err(|_| drop(fs::remove(&path))));

@@ -12,7 +12,7 @@ pub struct JsonLines {
 impl Reporter for JsonLines {
     fn report(&mut self, event: &Event) {
         if let Ok(line) = serde_json::to_string(event) {
-            // A reader that went away (`| head`) is no failure of the run.
+            // A closed pipe (`| head`) is no failure of the run.
             if let Err(e) = stdout::print(&format!("{line}\n")) {
                 self.error.get_or_insert(e);
             }

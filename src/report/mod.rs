@@ -1,5 +1,5 @@
-//! Whoever tells the user what happens: console, JSON lines, the run's folder. All read the one stream
-//! of events; with `cli`, the only room that prints.
+//! Reporters of a run: console, JSON lines, the run's folder. All read one stream of events. Only this
+//! module and `cli` print.
 
 mod console;
 mod folder;
@@ -16,14 +16,14 @@ pub use console::Console;
 pub use folder::RunFolder;
 pub use jsonl::JsonLines;
 
-/// Somebody who is told everything, in order.
+/// A reporter: gets every event, in order.
 pub trait Reporter: Send {
     fn report(&mut self, event: &Event);
 
-    /// Nothing more has happened so far: what was held back should be seen now.
+    /// No further event is waiting: flush what is buffered.
     fn flush(&mut self) {}
 
-    /// What kept it from telling the user, if something did.
+    /// The write error that stopped it, if there was one.
     fn error(&self) -> Option<Error> {
         None
     }
@@ -32,7 +32,7 @@ pub trait Reporter: Send {
 /// Feeds every reporter until the stream ends.
 ///
 /// # Errors
-/// The first thing that kept one from telling the user; the others were told all the same.
+/// The first write error of a reporter; the others got all events.
 pub async fn feed(mut events: UnboundedReceiver<Event>, mut reporters: Vec<Box<dyn Reporter>>) -> Result<()> {
     let mut batch = Vec::new();
     while events.recv_many(&mut batch, 1024).await > 0 {

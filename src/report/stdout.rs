@@ -1,4 +1,4 @@
-//! Standard output, which may be closed, full, or a pipe that nobody reads any more.
+//! Standard output, which may be closed, full, or a broken pipe.
 
 use std::io::{ErrorKind, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,24 +7,24 @@ use crate::base::{Error, Result};
 
 static CLOSED: AtomicBool = AtomicBool::new(false);
 
-/// To be called before `main` when the process starts without a standard output: later it cannot be
-/// told, because the standard library opens `/dev/null` in its place.
+/// To be called before `main` when the process starts without a standard output: later that cannot be
+/// detected, because the standard library opens `/dev/null` in its place.
 pub fn note_closed() {
     CLOSED.store(true, Ordering::Relaxed);
 }
 
-/// Whoever reads standard output.
+/// The state of standard output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reader {
     There,
-    /// Closed the pipe, as `head` does: their choice, and no failure.
+    /// The reader closed the pipe, as `head` does, which is no failure.
     Gone,
 }
 
-/// Prints `text` and sees to it that it arrives.
+/// Prints `text` and flushes.
 ///
 /// # Errors
-/// When it does not: the disk is full, or there is no standard output.
+/// When the disk is full, or there is no standard output.
 pub fn print(text: &str) -> Result<Reader> {
     let mut stdout = std::io::stdout().lock();
     let printed = match CLOSED.load(Ordering::Relaxed) {

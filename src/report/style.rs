@@ -1,9 +1,9 @@
-//! Colour, when it is a terminal that reads and `NO_COLOR` is not set; and tables that line up.
+//! Colour, for a terminal where `NO_COLOR` is not set; and aligned tables.
 
 use std::fmt::Display;
 use std::io::IsTerminal;
 
-/// Which stream is written to decides whether colours make sense.
+/// Whether the stream is a terminal decides about colours.
 #[derive(Clone, Copy)]
 pub struct Style {
     colour: bool,
@@ -46,7 +46,7 @@ fn allowed() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
 
-/// Rows as aligned columns, two spaces apart; `paint` colours a cell after its width is settled.
+/// Rows as aligned columns, two spaces apart; `paint` colours a padded cell.
 pub fn table(rows: &[Vec<String>], paint: impl Fn(usize, usize, String) -> String) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);

@@ -20,7 +20,7 @@ use crate::base::{Digest, Error, Invalid, Monitor, Result, fs};
 use crate::corpus::held_out::{Extremes, HeldOut, Rule, Split};
 use crate::tokenizer::{Inputs, Special, Text, Tokenizer, chat};
 
-/// The text behind one scratch file, about; it is sorted in memory.
+/// About how much text one scratch file holds; it is sorted in memory.
 const BUCKET_BYTES: u64 = 64 << 20;
 /// Scratch files open at once.
 const MOST_BUCKETS: u64 = 256;
@@ -62,7 +62,7 @@ pub struct Report {
     pub conversations: u64,
     /// Documents without text, which were left out.
     pub empty: u64,
-    /// Tokens that stand for text that the vocabulary does not know.
+    /// Tokens for text that is not in the vocabulary.
     pub unknown_tokens: u64,
     /// Bytes of text for each token, special tokens not counted.
     pub bytes_per_token: f64,
@@ -138,7 +138,7 @@ fn bucket_count(inputs: &Inputs) -> Result<u64> {
     Ok((bytes / BUCKET_BYTES + 1).min(MOST_BUCKETS))
 }
 
-/// What the first pass learns.
+/// What the first pass counts.
 #[derive(Default)]
 struct Counts {
     documents: u64,
@@ -175,8 +175,8 @@ impl Counts {
     }
 }
 
-/// `<bos>` text `<eos>`; a conversation in the chat format, ended by `<eos>` whoever spoke last.
-/// Gives the ids, and how many ordinary ones of them name roles rather than being of the text.
+/// `<bos>` text `<eos>`; a conversation in the chat format, ended by `<eos>` whatever its last role. Gives
+/// the ids, and how many of those that are not special tokens spell role names rather than text.
 fn encode(text: &Text, tokenizer: &Tokenizer, bos: u32, eos: u32) -> Result<(Vec<u32>, u64)> {
     match text {
         Text::Document(document) => {
@@ -320,7 +320,7 @@ impl Spill {
     }
 }
 
-/// A record of a scratch file, where it lies in memory.
+/// A record of a scratch file, borrowed from its bytes.
 struct Record<'a> {
     key: u64,
     sequence: u64,
@@ -331,7 +331,7 @@ struct Record<'a> {
 }
 
 impl<'a> Record<'a> {
-    /// The first record of `bytes`, and what is behind it.
+    /// The first record of `bytes`, and the bytes after it.
     fn split_off(bytes: &'a [u8]) -> Option<(Record<'a>, &'a [u8])> {
         let (head, rest) = bytes.split_at_checked(HEAD)?;
         let long = |i: usize| Some(u64::from_le_bytes(head.get(8 * i..8 * i + 8)?.try_into().ok()?));

@@ -1,9 +1,9 @@
 //! Token shards: documents as token ids in Parquet, one document a row, in files of bounded size,
 //! split into training and validation.
 //!
-//! A row is `id: string` (the document's) and `tokens: list<uint16 | uint32>`, `<bos>` to `<eos>`. A
-//! file's footer says which tokenizer made it and how much is in it. Nothing here packs documents
-//! into training windows; [`TokenStream`] only gives windows of the ids laid end to end.
+//! A row is `id: string` (the document's) and `tokens: list<uint16 | uint32>`, `<bos>` to `<eos>`. A file's
+//! footer names its tokenizer by digest and counts documents and tokens. Documents are not packed into rows
+//! here; [`TokenStream`] only gives windows of the ids laid end to end.
 
 mod build;
 mod read;
@@ -26,7 +26,7 @@ use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchR
 pub use build::{Options, Report, build};
 pub use write::{ShardWriter, Totals};
 
-/// What the footer's keys begin with. `tinylm.format` is to be raised when the form changes.
+/// Prefix of the footer's keys. Raise `tinylm.format` when the layout changes.
 const KEY: &str = "tinylm.";
 const FORMAT: &str = "1";
 
@@ -35,7 +35,7 @@ pub fn file_name(split: Split, index: usize) -> String {
     format!("{}-{index:05}.parquet", split.as_str())
 }
 
-/// The split and index that a file name says.
+/// The split and index in a file name.
 fn of_file_name(name: &str) -> Option<(Split, usize)> {
     let (split, index) = name.strip_suffix(".parquet")?.rsplit_once('-')?;
     let split = [Split::Train, Split::Validation].into_iter().find(|s| s.as_str() == split)?;
@@ -60,7 +60,7 @@ fn schema(vocab_size: usize) -> Arc<Schema> {
 pub struct Shards {
     /// Of the `tokenizer.json` that encoded them.
     pub tokenizer: Digest,
-    /// Every id is below it.
+    /// All ids are below it.
     pub vocab_size: usize,
     pub train_tokens: u64,
     pub validation_tokens: u64,
@@ -80,7 +80,7 @@ struct ShardFile {
     footer: Footer,
 }
 
-/// What a file's footer says of it.
+/// What a file's footer records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Footer {
     tokenizer: Digest,
@@ -157,8 +157,7 @@ fn reader(path: &Path) -> Result<ParquetRecordBatchReaderBuilder<std::fs::File>>
 }
 
 impl Shards {
-    /// The shards among `files`, given as (name in the artifact, where its bytes lie); other files
-    /// are left alone.
+    /// The shards among `files`, given as (name in the artifact, path of its bytes); other files are ignored.
     ///
     /// # Errors
     /// When there are none, one is damaged or missing in the row, or they are of different tokenizers.
@@ -293,7 +292,7 @@ impl TokenStream {
         Self::with_room(vocab_size, 0, 0)
     }
 
-    /// [`TokenStream::new`] with memory for so many tokens and documents.
+    /// [`TokenStream::new`] with capacity for so many tokens and documents.
     fn with_room(vocab_size: usize, tokens: usize, documents: usize) -> Self {
         let tokens = match token_type(vocab_size) {
             DataType::UInt16 => Tokens::Narrow(Vec::with_capacity(tokens)),

@@ -1,9 +1,9 @@
-//! Reads the tokens of shards into memory: row groups are decoded side by side, a few pages' worth at a
-//! time, from Parquet into the stream's own integers. Nothing is kept twice; beyond the stream itself,
-//! memory holds one row group a thread.
+//! Reads the tokens of shards into memory: row groups are decoded in parallel, a few pages at a time, from
+//! Parquet into the integers of a [`TokenStream`]. Beside the stream, memory holds one row group per
+//! thread.
 //!
-//! Why not through Arrow, as everything else is read: it counts the documents' lengths token by token,
-//! which takes several times as long as decoding the ids.
+//! Not through Arrow, which reads everything else: it builds list offsets token by token, which takes
+//! several times as long as decoding the ids.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -110,7 +110,7 @@ fn groups_of(file: &ShardFile) -> Result<Vec<Group<'_>>> {
 }
 
 impl ShardFile {
-    /// One for each row group: readers of one open file share the place where they read.
+    /// Opened for each row group: clones of an open file share its read position.
     fn reader(&self) -> Result<SerializedFileReader<File>> {
         SerializedFileReader::new(fs::open(&self.path)?).map_err(|e| unreadable(&self.path, &e))
     }
@@ -140,7 +140,7 @@ impl Group<'_> {
     }
 }
 
-/// Which column of a row group holds the ids: of lists that are there, of ids that are there.
+/// The column of ids in a row group, whose lists and items must not be null.
 fn tokens_column(metadata: &ParquetMetaData, group: usize) -> Option<(usize, &ColumnChunkMetaData)> {
     let columns = metadata.row_group(group).columns().iter().enumerate();
     let mut named = columns.filter(|(_, c)| c.column_path().parts().first().is_some_and(|p| p == "tokens"));

@@ -1,5 +1,4 @@
-//! Writes the shards of one split as documents come: a new file after so many tokens, a row group
-//! every few MiB.
+//! Writes the shards of one split: a new file after so many tokens, a row group every few MiB.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -1,49 +1,49 @@
-//! Params, ports and types: turns variants into [`StageSpec`]s, in the order they can run, so that
-//! what a stage gives is known when the next one asks for it.
+//! Params, ports and types: turns variants into [`StageSpec`]s, in topological order, so that the facts of
+//! upstream outputs are known.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use super::matrix::{Reference, Target, Variant};
-use super::{Input, Mistakes, Pipeline, Resources, SourceSpec, StageSpec, resources, text};
+use super::{Errors, Input, Pipeline, Resources, SourceSpec, StageSpec, resources, text};
 use crate::base::yaml::{self, Key, Node, Span, Value};
 use crate::base::{Error, Result, suggest};
 use crate::stage::{ANY, Connected, Facts, Issue, Kinds, Port, Stage, Upstream};
 
-/// What is known of the stages already connected.
+/// The stages connected so far.
 #[derive(Default)]
-struct Known {
+struct EarlierStages {
     stages: Vec<StageSpec>,
-    /// Where each is in `stages`.
+    /// Stage -> its index in `stages`.
     places: HashMap<String, usize>,
-    /// Port -> artifact type of the stages with mistakes, so that one mistake does not make two.
+    /// Port -> artifact type of stages with errors, so that one error does not cause further ones.
     broken: HashMap<String, BTreeMap<String, String>>,
-    /// Stage -> port -> what is known of its artifact, where anything is.
+    /// Stage -> port -> facts of its artifact, where there are any.
     facts: HashMap<String, BTreeMap<String, Facts>>,
     /// Every artifact type there is.
     types: BTreeMap<&'static str, ()>,
 }
 
-impl Known {
+impl EarlierStages {
     /// Port -> artifact type of an earlier stage.
     fn outputs(&self, stage: &str) -> Option<&BTreeMap<String, String>> {
         let place = self.places.get(stage);
         place.map(|i| &self.stages[*i].outputs).or_else(|| self.broken.get(stage))
     }
 
-    /// Has the kind look at its params and at what is connected, and keeps what it says of the outputs.
+    /// Has the kind validate params and connections, and keeps the facts of its outputs.
     fn examine(
         &mut self,
         stage: &StageSpec,
         node: &Node,
         kind: &dyn Stage,
         root: &Path,
-        mistakes: &mut Mistakes,
+        errors: &mut Errors,
     ) {
         let connected = facts_of(&stage.inputs, self, root);
         let ports: Vec<&str> = stage.outputs.keys().map(String::as_str).collect();
         let examined = kind.examine(&stage.params, &connected, &ports);
-        examined.issues.into_iter().for_each(|issue| mistakes.push(located(issue, node, stage)));
+        examined.issues.into_iter().for_each(|issue| errors.push(located(issue, node, stage)));
         if !examined.facts.is_empty() {
             self.facts.insert(stage.name.clone(), examined.facts);
         }
@@ -54,18 +54,18 @@ pub fn all(
     variants: Vec<Variant>,
     kinds: &Kinds,
     pipeline: &Pipeline,
-    mistakes: &mut Mistakes,
+    errors: &mut Errors,
 ) -> Vec<StageSpec> {
-    let mut known = Known { types: kinds.types(), ..Known::default() };
+    let mut earlier = EarlierStages { types: kinds.types(), ..EarlierStages::default() };
     for variant in variants {
         let Some(kind) = kinds.get(&variant.kind) else { continue };
-        let outputs = mistakes.keep(outputs(&variant.node, kind, &known.types));
-        let params = mistakes.keep(params(&variant, kind));
-        let inputs = inputs(&variant, kind, &known, mistakes);
+        let outputs = errors.keep(outputs(&variant.node, kind, &earlier.types));
+        let params = errors.keep(params(&variant, kind));
+        let inputs = inputs(&variant, kind, &earlier, errors);
         let (params, outputs) = match (params, outputs) {
             (Some(params), Some(outputs)) => (params, outputs),
             (_, outputs) => {
-                known.broken.insert(variant.name, outputs.unwrap_or_default());
+                earlier.broken.insert(variant.name, outputs.unwrap_or_default());
                 continue;
             }
         };
@@ -82,16 +82,16 @@ pub fn all(
             resources: Resources::default(),
             span: variant.span,
         };
-        known.examine(&stage, &node, kind, &pipeline.root, mistakes);
+        earlier.examine(&stage, &node, kind, &pipeline.root, errors);
         if let Some(seed) = node.get("seed") {
-            stage.seed = mistakes.keep(yaml::decode(seed)).unwrap_or_default();
+            stage.seed = errors.keep(yaml::decode(seed)).unwrap_or_default();
         }
-        stage.description = text(&node, "description", mistakes).unwrap_or_default();
-        stage.resources = resources(&node, mistakes);
-        known.places.insert(stage.name.clone(), known.stages.len());
-        known.stages.push(stage);
+        stage.description = text(&node, "description", errors).unwrap_or_default();
+        stage.resources = resources(&node, errors);
+        earlier.places.insert(stage.name.clone(), earlier.stages.len());
+        earlier.stages.push(stage);
     }
-    known.stages
+    earlier.stages
 }
 
 fn params(variant: &Variant, kind: &dyn Stage) -> Result<serde_json::Value> {
@@ -146,8 +146,8 @@ fn outputs(
 fn inputs(
     variant: &Variant,
     kind: &dyn Stage,
-    known: &Known,
-    mistakes: &mut Mistakes,
+    earlier: &EarlierStages,
+    errors: &mut Errors,
 ) -> BTreeMap<String, Vec<Input>> {
     let info = kind.info();
     let mut all: BTreeMap<String, Vec<Input>> = BTreeMap::new();
@@ -160,12 +160,12 @@ fn inputs(
                 &open
             }
             None => {
-                mistakes.push(unknown_port(key, kind));
+                errors.push(unknown_port(key, kind));
                 continue;
             }
         };
         if !port.many && references.len() > 1 {
-            mistakes.push(
+            errors.push(
                 Error::usage(format!(
                     "the port `{}` of `{}` takes one artifact, found {}",
                     port.name,
@@ -176,13 +176,13 @@ fn inputs(
             );
         }
         let mut connected = Vec::with_capacity(references.len());
-        connected.extend(references.iter().filter_map(|r| mistakes.keep(connect(r, port, info.name, known))));
+        connected.extend(references.iter().filter_map(|r| errors.keep(connect(r, port, info.name, earlier))));
         all.insert(key.name.clone(), connected);
     }
     for port in
         info.inputs.iter().filter(|p| p.required && !variant.inputs.iter().any(|(k, _)| k.name == p.name))
     {
-        mistakes.push(
+        errors.push(
             Error::usage(format!(
                 "the stage `{}` lacks its input `{}` ({})",
                 variant.name, port.name, port.ty
@@ -206,7 +206,7 @@ fn unknown_port(key: &Key, kind: &dyn Stage) -> Error {
     }
 }
 
-fn connect(reference: &Reference, port: &Port, kind: &str, known: &Known) -> Result<Input> {
+fn connect(reference: &Reference, port: &Port, kind: &str, earlier: &EarlierStages) -> Result<Input> {
     let at = |e: Error| e.at(reference.span.place());
     match &reference.target {
         Target::Source { text, .. } if port.sources.is_empty() => Err(at(Error::usage(format!(
@@ -221,7 +221,7 @@ fn connect(reference: &Reference, port: &Port, kind: &str, known: &Known) -> Res
         })),
         Target::Variant { name, port: wanted } => {
             let empty = BTreeMap::new();
-            let outputs = known.outputs(name).unwrap_or(&empty);
+            let outputs = earlier.outputs(name).unwrap_or(&empty);
             let output = match wanted {
                 Some(wanted) => named_output(name, wanted, outputs, &reference.span)?,
                 None => only_output(name, port, outputs, &reference.span)?,
@@ -263,7 +263,7 @@ fn only_output(stage: &str, port: &Port, outputs: &BTreeMap<String, String>, spa
     let fitting: Vec<&String> =
         outputs.iter().filter(|(_, ty)| port.takes(ty)).map(|(name, _)| name).collect();
     match (outputs.len(), fitting.as_slice()) {
-        // Of one output the type is judged by the caller, who can say more.
+        // With one output the caller checks the type, with a better message.
         (1, _) => Ok(outputs.keys().next().cloned().unwrap_or_default()),
         (_, [only]) => Ok(only.to_string()),
         _ => {
@@ -278,11 +278,11 @@ fn only_output(stage: &str, port: &Port, outputs: &BTreeMap<String, String>, spa
     }
 }
 
-fn facts_of(connections: &BTreeMap<String, Vec<Input>>, known: &Known, root: &Path) -> Connected {
+fn facts_of(connections: &BTreeMap<String, Vec<Input>>, earlier: &EarlierStages, root: &Path) -> Connected {
     let upstream = |input: &Input| match input {
         Input::Stage { stage, port } => Upstream {
             label: stage.clone(),
-            facts: known.facts.get(stage).and_then(|f| f.get(port)).cloned().unwrap_or_default(),
+            facts: earlier.facts.get(stage).and_then(|f| f.get(port)).cloned().unwrap_or_default(),
             files: Vec::new(),
         },
         Input::Source(source) => Upstream {
@@ -296,7 +296,7 @@ fn facts_of(connections: &BTreeMap<String, Vec<Input>>, known: &Known, root: &Pa
     )
 }
 
-/// At the very param or input where it stands in the file, else at the stage's name.
+/// At the param or input in the file, else at the stage's name.
 fn located(issue: Issue, node: &Node, stage: &StageSpec) -> Error {
     let found = node.locate(&issue.at);
     let span = if std::ptr::eq(found, node) { &stage.span } else { &found.span };

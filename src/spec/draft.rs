@@ -1,11 +1,11 @@
-//! A stage as it stands in the file, with its `use:` merged in and `${vars.…}` replaced; its kind is
-//! known, its inputs are still words.
+//! A stage as written in the file, with its `use:` merged and `${vars.…}` replaced; its kind is resolved,
+//! its inputs are still text.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use super::interpolate::{self, Scope};
-use super::{Mistakes, is_name, unknown_keys};
+use super::{Errors, is_name, unknown_keys};
 use crate::base::yaml::{self, Key, Limits, Node, Span, Value};
 use crate::base::{Error, Result, suggest};
 use crate::stage::Kinds;
@@ -22,25 +22,24 @@ pub struct Draft {
 pub const STAGE_KEYS: [&str; 9] =
     ["kind", "use", "description", "inputs", "outputs", "params", "matrix", "resources", "seed"];
 
-/// What a file under `stages/` may say: everything but `use` and `matrix`.
+/// Keys of a file under `stages/`: all of a stage's but `use` and `matrix`.
 pub const STAGE_FILE_KEYS: [&str; 7] =
     ["kind", "description", "inputs", "outputs", "params", "resources", "seed"];
 
-pub fn read(tree: Node, root: &Path, kinds: &Kinds, mistakes: &mut Mistakes) -> Vec<Draft> {
-    let vars = mistakes.keep(variables(&tree)).unwrap_or_default();
+pub fn read(tree: Node, root: &Path, kinds: &Kinds, errors: &mut Errors) -> Vec<Draft> {
+    let vars = errors.keep(variables(&tree)).unwrap_or_default();
     match tree.get("stages") {
         Some(node) if !matches!(node.value, Value::Map(_)) => {
-            mistakes
-                .push(node.error(format!("`stages` is a map of name to stage, found {}", node.describe())));
+            errors.push(node.error(format!("`stages` is a map of name to stage, found {}", node.describe())));
         }
         Some(_) => {}
-        None => mistakes.push(tree.error("a pipeline needs `stages:`")),
+        None => errors.push(tree.error("a pipeline needs `stages:`")),
     }
     let mut reader =
         Reader { root, kinds, scope: Scope { namespace: "vars", values: &vars }, files: HashMap::new() };
     let stages = tree.into_entries().into_iter().find(|(key, _)| key.name == "stages");
     let entries = stages.map(|(_, node)| node.into_entries()).unwrap_or_default();
-    entries.into_iter().filter_map(|(key, node)| reader.stage(key, node, mistakes)).collect()
+    entries.into_iter().filter_map(|(key, node)| reader.stage(key, node, errors)).collect()
 }
 
 /// `vars:`, each of which may refer to those above it.
@@ -57,44 +56,44 @@ fn variables(tree: &Node) -> Result<Vec<(String, Node)>> {
     Ok(vars)
 }
 
-/// What reading one stage after the other needs.
+/// The state of reading one stage after the other.
 struct Reader<'a> {
     root: &'a Path,
     kinds: &'a Kinds,
     scope: Scope<'a>,
-    /// The stage files that `use:` named so far, by that name.
+    /// The stage files that `use:` named so far, by name.
     files: HashMap<String, Node>,
 }
 
 impl Reader<'_> {
-    fn stage(&mut self, key: Key, node: Node, mistakes: &mut Mistakes) -> Option<Draft> {
+    fn stage(&mut self, key: Key, node: Node, errors: &mut Errors) -> Option<Draft> {
         if !is_name(&key.name) {
-            mistakes.push(
+            errors.push(
                 Error::usage(format!("`{}` cannot be the name of a stage", key.name))
                     .at(key.span.place())
                     .help("use letters, digits, `_` and `-`"),
             );
             return None;
         }
-        let before = mistakes.0.len();
-        unknown_keys(&node, "a stage", &STAGE_KEYS, mistakes);
-        let node = mistakes.keep(interpolate::apply(node, &self.scope))?;
+        let before = errors.0.len();
+        unknown_keys(&node, "a stage", &STAGE_KEYS, errors);
+        let node = errors.keep(interpolate::apply(node, &self.scope))?;
         let node = match node.get("use") {
             None => node,
             Some(file) => {
                 if let Some(kind) = node.get("kind") {
-                    mistakes.push(
+                    errors.push(
                         kind.error("`kind` and `use` exclude each other")
                             .help("the file under `use` names the kind"),
                     );
                 }
-                let base = mistakes.keep(self.stage_file(file))?;
-                unknown_keys(&base, "a stage file", &STAGE_FILE_KEYS, mistakes);
-                merge(&mistakes.keep(interpolate::apply(base, &self.scope))?, &node)
+                let base = errors.keep(self.stage_file(file))?;
+                unknown_keys(&base, "a stage file", &STAGE_FILE_KEYS, errors);
+                merge(&errors.keep(interpolate::apply(base, &self.scope))?, &node)
             }
         };
-        let kind = mistakes.keep(kind_of(&node, &key, self.kinds))?;
-        (mistakes.0.len() == before).then_some(Draft { name: key.name, kind, node, span: key.span })
+        let kind = errors.keep(kind_of(&node, &key, self.kinds))?;
+        (errors.0.len() == before).then_some(Draft { name: key.name, kind, node, span: key.span })
     }
 
     fn stage_file(&mut self, node: &Node) -> Result<Node> {
@@ -127,7 +126,7 @@ fn merge(base: &Node, over: &Node) -> Node {
     Node::new(Value::Map(entries), over.span.clone())
 }
 
-/// A port is replaced whole: `{url, sha256}` below must not leak into what stands above.
+/// A port is replaced whole: `{url, sha256}` of the lower one must not be merged into the upper one.
 fn merge_inputs(base: &Node, over: &Node) -> Node {
     let mut entries = base.entries().to_vec();
     for (key, node) in over.entries() {

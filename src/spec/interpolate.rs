@@ -1,20 +1,20 @@
-//! `${vars.name}` and `${matrix.axis}` in any string. A string that is nothing but one reference
-//! takes the referenced value with its type; inside a longer one it is the value's text as it is
-//! written (`007` stays `007`); `$${` is a literal `${`; `${inputs.…}` and
-//! `${outputs.…}` are left for `kind: command`, which alone knows what they stand for.
+//! `${vars.name}` and `${matrix.axis}` in any string. A string that is nothing but one reference takes the
+//! referenced value with its type; inside a longer one it is the value's text as it is written (`007` stays
+//! `007`); `$${` is a literal `${`; `${inputs.…}` and `${outputs.…}` are left for `kind: command`, which
+//! replaces them.
 
 use std::borrow::Cow;
 
 use crate::base::yaml::{Node, Value};
 use crate::base::{Error, Result, suggest};
 
-/// Where references are looked up: one namespace and its values.
+/// The scope of references: one namespace and its values.
 pub struct Scope<'a> {
     pub namespace: &'a str,
     pub values: &'a [(String, Node)],
 }
 
-/// What an earlier or later pass, or a stage kind, replaces.
+/// Namespaces that an earlier or later pass, or a stage kind, replaces.
 const LATER: [&str; 3] = ["inputs", "outputs", "matrix"];
 
 /// Replaces every reference of `scope` below `node`.
@@ -39,7 +39,7 @@ fn replace(node: &mut Node, scope: &Scope) -> Result<()> {
     Ok(())
 }
 
-/// `node` is only where `text` stands.
+/// `node` is the place of `text`, for errors.
 fn string(text: &str, node: &Node, scope: &Scope) -> Result<Node> {
     if let Some(name) = only_reference(text, scope.namespace) {
         return Ok(look_up(name, node, scope)?.moved_to(node.span.clone()));

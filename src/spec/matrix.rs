@@ -1,13 +1,13 @@
 //! `matrix:` makes one stage many, each named by its values (`train@d_model=64`), never by position.
 //!
-//! An axis sets the param of its name where the kind has one and the params do not mention
-//! `${matrix.axis}` themselves. A stage that takes one artifact from a stage with a matrix is
-//! multiplied along with it (`report@d_model=64`); a port that takes many gets them all.
+//! An axis sets the param of its name where the kind has one and the params do not mention `${matrix.axis}`
+//! themselves. A stage that takes one artifact from a stage with a matrix is multiplied with it
+//! (`report@d_model=64`); a port that takes many gets all of them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
-use super::Mistakes;
+use super::Errors;
 use super::draft::Draft;
 use super::interpolate::{self, Scope};
 use crate::base::yaml::{self, Key, Node, Span, Value};
@@ -25,10 +25,10 @@ pub struct Variant {
     axes: BTreeMap<String, Node>,
 }
 
-/// What stands at each input port.
+/// The references at each input port.
 pub type Inputs = Vec<(Key, Vec<Reference>)>;
 
-/// One thing that stands at an input port.
+/// One reference at an input port.
 #[derive(Clone)]
 pub struct Reference {
     pub target: Target,
@@ -37,7 +37,7 @@ pub struct Reference {
 
 #[derive(Clone)]
 pub enum Target {
-    /// `stage`, `stage.port`, `stage@axis=value.port`; all that stands behind the stage's name.
+    /// `stage`, `stage.port`, `stage@axis=value.port`; all that follows the stage's name.
     Stage {
         base: String,
         rest: String,
@@ -54,22 +54,22 @@ pub enum Target {
 }
 
 /// Multiplies every stage. The result is in an order in which stages can run.
-pub fn expand(drafts: Vec<Draft>, kinds: &Kinds, mistakes: &mut Mistakes) -> Vec<Variant> {
+pub fn expand(drafts: Vec<Draft>, kinds: &Kinds, errors: &mut Errors) -> Vec<Variant> {
     let names = Names::of(&drafts);
-    let mut inputs: Vec<_> = drafts.iter().map(|d| read_inputs(d, &names, mistakes)).collect();
-    let Some(order) = mistakes.keep(order(&drafts, &inputs, &names)) else { return Vec::new() };
+    let mut inputs: Vec<_> = drafts.iter().map(|d| read_inputs(d, &names, errors)).collect();
+    let Some(order) = errors.keep(order(&drafts, &inputs, &names)) else { return Vec::new() };
     let mut made = Made::default();
     let mut drafts: Vec<Option<Draft>> = drafts.into_iter().map(Some).collect();
     for i in order {
         let Some(draft) = drafts[i].take() else { continue };
         let base = draft.name.clone();
         let multiplied = variants(draft, std::mem::take(&mut inputs[i]), &made, kinds);
-        made.extend(base, mistakes.keep(multiplied).unwrap_or_default());
+        made.extend(base, errors.keep(multiplied).unwrap_or_default());
     }
     made.all
 }
 
-/// The stages' names in the order of the file, and the place of each.
+/// The stages' names in the order of the file, and the index of each.
 struct Names<'a> {
     all: Vec<&'a str>,
     place: HashMap<&'a str, usize>,
@@ -102,10 +102,10 @@ impl Made {
     }
 }
 
-fn read_inputs(draft: &Draft, names: &Names, mistakes: &mut Mistakes) -> Inputs {
+fn read_inputs(draft: &Draft, names: &Names, errors: &mut Errors) -> Inputs {
     let Some(node) = draft.node.get("inputs") else { return Vec::new() };
     if !matches!(node.value, Value::Map(_) | Value::Null) {
-        mistakes.push(
+        errors.push(
             node.error(format!("`inputs` is a map of port to what is connected, found {}", node.describe())),
         );
     }
@@ -116,7 +116,7 @@ fn read_inputs(draft: &Draft, names: &Names, mistakes: &mut Mistakes) -> Inputs 
             _ => vec![value],
         };
         let mut references = Vec::with_capacity(items.len());
-        references.extend(items.into_iter().filter_map(|n| mistakes.keep(reference(n, names))));
+        references.extend(items.into_iter().filter_map(|n| errors.keep(reference(n, names))));
         ports.push((key.clone(), references));
     }
     ports
@@ -168,7 +168,7 @@ fn url(node: &Node) -> Result<Target> {
     Ok(Target::Source { text: url, sha256: Some(hex) })
 }
 
-/// Indices in an order in which every stage stands behind what it waits for; ties as in the file.
+/// Indices in topological order; ties as in the file.
 fn order(drafts: &[Draft], inputs: &[Inputs], names: &Names) -> Result<Vec<usize>> {
     let needs: Vec<Vec<usize>> = inputs
         .iter()
@@ -180,7 +180,7 @@ fn order(drafts: &[Draft], inputs: &[Inputs], names: &Names) -> Result<Vec<usize
     let mut users: Vec<Vec<usize>> = vec![Vec::new(); drafts.len()];
     for (i, needed) in needs.iter().enumerate() {
         for &n in needed {
-            // A stage that is needed twice is waited for once.
+            // An upstream stage that is referenced twice counts once.
             if users[n].last() != Some(&i) {
                 users[n].push(i);
                 left[i] += 1;
@@ -205,7 +205,7 @@ fn cycle(drafts: &[Draft], needs: &[Vec<usize>], left: &[usize]) -> Error {
     let stuck = |i: &usize| left[*i] > 0;
     let mut at = (0..drafts.len()).find(stuck).unwrap_or(0);
     let mut path = vec![at];
-    // Every stuck stage waits for a stuck one, so walking upstream must come round.
+    // Every remaining stage has a remaining upstream, so following upstream finds a cycle.
     while let Some(next) = needs[at].iter().copied().find(stuck) {
         at = next;
         if let Some(start) = path.iter().position(|&p| p == at) {
@@ -297,8 +297,8 @@ fn own_axes(draft: &Draft) -> Result<BTreeMap<String, Vec<Node>>> {
     Ok(axes)
 }
 
-/// A value as it stands in the variant's name, which is a folder's name too: as it is written, so that
-/// the versions `1.1` and `1.10` are two.
+/// A value in the variant's name, which is also the name of a folder: as it is written, so that `1.1` and
+/// `1.10` differ.
 fn axis_value(node: &Node) -> Result<String> {
     let Some(text) = node.written().filter(|_| node.value != Value::Null) else {
         let found = node.describe();
@@ -313,7 +313,7 @@ fn axis_value(node: &Node) -> Result<String> {
     Ok(text.into_owned())
 }
 
-/// Values of an axis are told apart as the names of the variants are.
+/// Values of an axis must differ in the names of the variants.
 fn is_same(a: &Node, b: &Node) -> bool {
     a.written() == b.written()
 }

@@ -1,9 +1,9 @@
-//! YAML to a typed pipeline: every key known, every value typed, every connection checked, before
-//! anything runs; every mistake with its place, all of them at once.
+//! YAML to a typed pipeline: every key, value and connection checked before anything runs; all errors at
+//! once, each with its place.
 //!
-//! Reads pipeline and stage files and nothing else: whether a source exists is for [`crate::source`]
-//! to find out. The way through: [`overrides`] puts `--set` into the tree, [`draft`] reads stages and
-//! their `use:`, [`matrix`] multiplies them, [`connect`] checks params, ports, types and facts.
+//! Reads pipeline and stage files and nothing else: whether a source exists is not checked here. The
+//! passes: [`overrides`] applies `--set` to the tree, [`draft`] reads stages and their `use:`, [`matrix`]
+//! multiplies them, [`connect`] checks params, ports, types and facts.
 
 mod connect;
 mod draft;
@@ -24,31 +24,31 @@ use crate::stage::Kinds;
 /// A pipeline in which every connection holds. Stages are in an order in which they can run.
 #[derive(Debug)]
 pub struct Pipeline {
-    /// For messages; two pipelines may have one.
+    /// For messages; two pipelines may have the same.
     pub name: String,
-    /// Of its results below `artifacts/`: its file's name without the ending, which no other pipeline has.
+    /// The folder of its results below `artifacts/`: its file's name without the extension, which is unique.
     pub folder: String,
     pub description: String,
     /// As the user named it.
     pub file: PathBuf,
-    /// What relative paths start from: the folder that holds `pipelines/`.
+    /// The base of relative paths: the folder that holds `pipelines/`.
     pub root: PathBuf,
     pub seed: u64,
-    /// The memory that stages may claim together.
+    /// The memory budget of stages that run at one time.
     pub memory: Option<u64>,
     pub stages: Vec<StageSpec>,
-    /// Where in `stages` each is, by its name.
+    /// Name -> index in `stages`.
     places: HashMap<String, usize>,
-    /// What `--set` and `--seed` changed, as given; a run with such is not written to the lockfile.
+    /// Overrides as given on the command line; a run with any does not update the lockfile.
     pub overrides: Vec<String>,
 }
 
-/// A declared node, with everything resolved that can be before anything runs.
+/// A stage, with everything resolved that can be before anything runs.
 #[derive(Debug)]
 pub struct StageSpec {
     /// `train`, or `train@d_model=64` for one of a matrix.
     pub name: String,
-    /// The name it has in the file.
+    /// Its name in the file.
     pub base: String,
     pub kind: String,
     pub description: String,
@@ -63,7 +63,7 @@ pub struct StageSpec {
     pub span: Span,
 }
 
-/// What a stage asks for; never part of a key.
+/// Resources that a stage requests; never part of a key.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Resources {
     pub threads: Option<usize>,
@@ -88,7 +88,7 @@ pub struct SourceSpec {
     pub text: String,
     /// For a URL.
     pub sha256: Option<String>,
-    /// One of these the names of its files must end in.
+    /// The extensions that its files may have.
     pub endings: &'static [&'static str],
     pub span: Span,
 }
@@ -104,7 +104,7 @@ impl Pipeline {
         self.place(name).map(|place| &self.stages[place])
     }
 
-    /// Where in [`Pipeline::stages`] the stage called `name` is.
+    /// The index in [`Pipeline::stages`] of the stage called `name`.
     pub fn place(&self, name: &str) -> Option<usize> {
         self.places.get(name).copied()
     }
@@ -136,7 +136,7 @@ impl Pipeline {
         for name in names {
             wanted.extend(self.select(name)?.into_iter().map(|s| s.name.clone()));
         }
-        // Upstream stands before downstream, so one pass backwards reaches everything.
+        // Stages are in topological order, so one pass backwards reaches all upstream stages.
         for stage in self.stages.iter().rev() {
             if wanted.contains(&stage.name) {
                 wanted.extend(stage.upstream().map(str::to_string));
@@ -155,7 +155,7 @@ impl Pipeline {
 }
 
 impl StageSpec {
-    /// The stages that it waits for; one may come twice.
+    /// Its upstream stages, possibly with repetitions.
     pub fn upstream(&self) -> impl Iterator<Item = &str> {
         self.inputs.values().flatten().filter_map(|input| match input {
             Input::Stage { stage, .. } => Some(stage.as_str()),
@@ -171,7 +171,7 @@ impl StageSpec {
     }
 }
 
-/// What the command line changes.
+/// Changes from the command line.
 #[derive(Debug, Default, Clone)]
 pub struct Overrides {
     /// `PATH=VALUE` each.
@@ -179,11 +179,11 @@ pub struct Overrides {
     pub seed: Option<u64>,
 }
 
-/// Collects mistakes, so that one pass finds them all.
+/// Collects errors, so that one pass finds all.
 #[derive(Default)]
-struct Mistakes(Vec<Error>);
+struct Errors(Vec<Error>);
 
-impl Mistakes {
+impl Errors {
     fn push(&mut self, error: Error) {
         self.0.push(error);
     }
@@ -203,18 +203,18 @@ impl Mistakes {
 /// Reads the pipeline in `file` with `overrides` and checks all of it.
 ///
 /// # Errors
-/// Every mistake in it, joined.
+/// All its errors, joined.
 pub fn load(file: &Path, kinds: &Kinds, overrides: &Overrides) -> Result<Pipeline> {
     let mut tree =
         yaml::load(file, Limits::default()).map_err(|e| e.blame(crate::base::error::Fault::Usage))?;
     overrides::apply(&mut tree, &overrides.sets)?;
     let root = project_root(file);
-    let mut mistakes = Mistakes::default();
-    let head = head(&tree, file, &mut mistakes);
-    let folder = mistakes.keep(folder(&tree, file, &root)).unwrap_or_default();
-    let drafts = draft::read(tree, &root, kinds, &mut mistakes);
-    // Positions of later mistakes would be guesses where the stages themselves do not read.
-    let (head, drafts) = std::mem::take(&mut mistakes).done((head, drafts))?;
+    let mut errors = Errors::default();
+    let head = head(&tree, file, &mut errors);
+    let folder = errors.keep(folder(&tree, file, &root)).unwrap_or_default();
+    let drafts = draft::read(tree, &root, kinds, &mut errors);
+    // Where stages cannot be parsed, later errors would only be consequences.
+    let (head, drafts) = std::mem::take(&mut errors).done((head, drafts))?;
     let mut pipeline = Pipeline {
         name: head.name,
         folder,
@@ -232,14 +232,14 @@ pub fn load(file: &Path, kinds: &Kinds, overrides: &Overrides) -> Result<Pipelin
             .chain(overrides.seed.map(|s| format!("seed={s}")))
             .collect(),
     };
-    let variants = matrix::expand(drafts, kinds, &mut mistakes);
-    let variants = std::mem::take(&mut mistakes).done(variants)?;
-    pipeline.stages = connect::all(variants, kinds, &pipeline, &mut mistakes);
+    let variants = matrix::expand(drafts, kinds, &mut errors);
+    let variants = std::mem::take(&mut errors).done(variants)?;
+    pipeline.stages = connect::all(variants, kinds, &pipeline, &mut errors);
     pipeline.places = pipeline.stages.iter().enumerate().map(|(i, s)| (s.name.clone(), i)).collect();
-    mistakes.done(pipeline)
+    errors.done(pipeline)
 }
 
-/// The folder that holds `pipelines/`, or the pipeline's own where it lies elsewhere.
+/// The folder that holds `pipelines/`, or else the folder of the file.
 pub fn project_root(file: &Path) -> PathBuf {
     let parent = file.parent().unwrap_or(Path::new(""));
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
@@ -267,27 +267,27 @@ struct Head {
 
 const PIPELINE_KEYS: [&str; 6] = ["name", "description", "seed", "vars", "resources", "stages"];
 
-/// Folders below `artifacts/` that are not a pipeline's.
+/// Names of folders below `artifacts/` that no pipeline may have.
 const RESERVED: [&str; 2] = ["store", "runs"];
 
-fn head(tree: &Node, file: &Path, mistakes: &mut Mistakes) -> Head {
-    unknown_keys(tree, "a pipeline", &PIPELINE_KEYS, mistakes);
+fn head(tree: &Node, file: &Path, errors: &mut Errors) -> Head {
+    unknown_keys(tree, "a pipeline", &PIPELINE_KEYS, errors);
     let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let name = text(tree, "name", mistakes).unwrap_or(stem);
+    let name = text(tree, "name", errors).unwrap_or(stem);
     if !is_name(&name) {
         let node = tree.get("name").unwrap_or(tree);
-        mistakes.push(
+        errors.push(
             node.error(format!("`{name}` cannot be the name of a pipeline"))
                 .help("use letters, digits, `_` and `-`"),
         );
     }
-    let seed = tree.get("seed").and_then(|n| mistakes.keep(yaml::decode::<u64>(n))).unwrap_or(0);
-    let memory = resources(tree, mistakes).memory;
-    Head { name, description: text(tree, "description", mistakes).unwrap_or_default(), seed, memory }
+    let seed = tree.get("seed").and_then(|n| errors.keep(yaml::decode::<u64>(n))).unwrap_or(0);
+    let memory = resources(tree, errors).memory;
+    Head { name, description: text(tree, "description", errors).unwrap_or_default(), seed, memory }
 }
 
-/// What the folder of the pipeline's results is called, which is told by its file and not by its `name`:
-/// a copy of a file, in which the name stays, must not show its results over those of the original.
+/// The folder of the pipeline's results: named by the file, not by `name`, since a copy of a file, which
+/// keeps the `name`, must not overwrite the views of the original.
 fn folder(tree: &Node, file: &Path, root: &Path) -> Result<String> {
     let stem = file.file_stem().unwrap_or_default();
     let rename = |e: Error| e.at(tree.span.place()).help("rename the file");
@@ -318,13 +318,13 @@ fn namesake(stem: &str, file: &Path, root: &Path) -> Option<PathBuf> {
     })
 }
 
-fn resources(node: &Node, mistakes: &mut Mistakes) -> Resources {
+fn resources(node: &Node, errors: &mut Errors) -> Resources {
     let Some(node) = node.get("resources") else { return Resources::default() };
-    unknown_keys(node, "`resources`", &["threads", "memory"], mistakes);
+    unknown_keys(node, "`resources`", &["threads", "memory"], errors);
     let threads = node.get("threads").and_then(|n| {
-        let count = mistakes.keep(yaml::decode::<usize>(n))?;
+        let count = errors.keep(yaml::decode::<usize>(n))?;
         if count == 0 {
-            mistakes.push(n.error("a stage needs at least 1 thread"));
+            errors.push(n.error("a stage needs at least 1 thread"));
         }
         Some(count)
     });
@@ -332,7 +332,7 @@ fn resources(node: &Node, mistakes: &mut Mistakes) -> Resources {
         let written = n.as_str().map_or_else(|| n.to_json().to_string(), str::to_string);
         let bytes = units::parse_bytes(&written);
         if bytes.is_none() {
-            mistakes.push(
+            errors.push(
                 n.error(format!("`{written}` is not an amount of memory")).help("write `2GiB` or `500MB`"),
             );
         }
@@ -341,12 +341,12 @@ fn resources(node: &Node, mistakes: &mut Mistakes) -> Resources {
     Resources { threads, memory }
 }
 
-fn unknown_keys(node: &Node, what: &str, known: &[&str], mistakes: &mut Mistakes) {
+fn unknown_keys(node: &Node, what: &str, known: &[&str], errors: &mut Errors) {
     if !matches!(node.value, yaml::Value::Map(_) | yaml::Value::Null) {
-        mistakes.push(node.error(format!("{what} is a map, found {}", node.describe())));
+        errors.push(node.error(format!("{what} is a map, found {}", node.describe())));
     }
     for (key, _) in node.entries().iter().filter(|(k, _)| !known.contains(&k.name.as_str())) {
-        mistakes.push(
+        errors.push(
             Error::usage(format!("{what} has no key `{}`", key.name))
                 .at(key.span.place())
                 .suggest(suggest::closest(&key.name, known.iter().copied()))
@@ -355,14 +355,14 @@ fn unknown_keys(node: &Node, what: &str, known: &[&str], mistakes: &mut Mistakes
     }
 }
 
-fn text(node: &Node, key: &str, mistakes: &mut Mistakes) -> Option<String> {
-    node.get(key).and_then(|n| mistakes.keep(yaml::decode::<String>(n)))
+fn text(node: &Node, key: &str, errors: &mut Errors) -> Option<String> {
+    node.get(key).and_then(|n| errors.keep(yaml::decode::<String>(n)))
 }
 
-/// Of a stage or port, in bytes: it is the name of folders and, with an ending, of files.
+/// The most bytes of a stage's or port's name, which becomes the name of folders and files.
 const LONGEST_NAME: usize = 200;
 
-/// Refuses a name that file systems would refuse in the midst of a run.
+/// Refuses a name that file systems would refuse during a run.
 fn fits(what: &str, name: &str, span: &Span) -> Result<()> {
     if name.len() <= LONGEST_NAME {
         return Ok(());

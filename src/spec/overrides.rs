@@ -1,5 +1,5 @@
-//! `--set PATH=VALUE`: puts a value into the tree before anything is read from it, so that an
-//! override is checked exactly like what stands in the file.
+//! `--set PATH=VALUE`: sets a value in the tree before anything is read from it, so that an override is
+//! checked exactly like the file.
 
 use crate::base::yaml::{self, Key, Limits, Node, Span, Value};
 use crate::base::{Error, Result, suggest};
@@ -7,8 +7,7 @@ use crate::base::{Error, Result, suggest};
 /// Applies each `PATH=VALUE` in order.
 ///
 /// # Errors
-/// A path that leads nowhere, a variable or stage that the pipeline does not have, a value that is
-/// not YAML.
+/// A path to nothing, a variable or stage that the pipeline does not have, a value that is not YAML.
 pub fn apply(tree: &mut Node, sets: &[String]) -> Result<()> {
     sets.iter().try_for_each(|set| one(tree, set))
 }
@@ -33,8 +32,8 @@ fn one(tree: &mut Node, set: &str) -> Result<()> {
     put(tree, &parts, value(&name, text)?, &Span::named(&name)).map_err(bad)
 }
 
-/// A number, a boolean, a list or a map as YAML has it. Anything else is the text itself, whatever YAML
-/// takes from it or makes of it: `a #c`, and `*.txt`, which is no YAML at all.
+/// A number, a boolean, a list or a map as in YAML. Anything else is the text itself, even where YAML reads
+/// it otherwise (`a #c`) or not at all (`*.txt`).
 fn value(name: &str, text: &str) -> Result<Node> {
     let is_quoted = text.trim_start().starts_with(['{', '[', '"', '\'', '|', '>']);
     let as_text = || Node::new(Value::Str(text.to_string()), Span::named(name));
@@ -47,7 +46,7 @@ fn value(name: &str, text: &str) -> Result<Node> {
     }
 }
 
-/// A variable or stage is set only where the file declares it: anything else is a slip.
+/// A variable or stage can only be set where the file declares it.
 fn must_exist(tree: &Node, parts: &[&str], set: &str) -> Result<()> {
     let what = if parts[0] == "vars" { "variable" } else { "stage" };
     let Some(name) = parts.get(1) else {

@@ -1,5 +1,5 @@
-//! The JSON Schema of pipeline and stage files, for editors: completion, hover text and red lines
-//! while one types. Made from the list of kinds, so that it can't fall behind.
+//! The JSON Schema of pipeline and stage files, for editors: completion, hover text and diagnostics. Made
+//! from the list of kinds, so that it is never out of date.
 
 use serde_json::{Map, Value, json};
 
@@ -43,7 +43,7 @@ pub fn schema(kinds: &Kinds) -> Value {
     })
 }
 
-/// schemars puts shared types below each schema's own `$defs`; references look from the top.
+/// schemars puts shared types below each schema's own `$defs`; references start at the root.
 fn lift_definitions(params: &mut Value, definitions: &mut Map<String, Value>) {
     let own = params.as_object_mut().and_then(|o| o.remove("$defs"));
     if let Some(Value::Object(own)) = own {
@@ -58,7 +58,7 @@ fn allow_references(schema: &mut Value) {
         allow_references(property);
         let mut own = property.take();
         let mut outer = Map::new();
-        // What an editor shows stays where it looks for it.
+        // Title and description stay where editors look for them.
         for key in ["description", "default"] {
             if let Some(value) = own.as_object_mut().and_then(|o| o.remove(key)) {
                 outer.insert(key.into(), value);

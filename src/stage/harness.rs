@@ -1,5 +1,5 @@
-//! Runs one kind without a pipeline, over plain files: for tests of kinds, and for library users who
-//! want a stage's very behaviour.
+//! Runs one kind without a pipeline, over plain files: for tests of kinds, and for library users who want
+//! what a stage does.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -59,12 +59,12 @@ pub fn artifact(label: &str, path: &Path) -> Result<Artifact> {
 /// Runs kind `K` on `inputs` with params written as YAML, on 2 threads.
 ///
 /// # Errors
-/// Params that do not fit, issues that the kind finds, or what its run returns.
+/// Params that do not parse, issues that the kind finds, or an error of its run.
 pub fn run<K: Kind>(params: &str, inputs: &[(&str, Artifact)], seed: u64) -> Result<Outcome> {
     run_with::<K>(params, inputs, seed, 2, &Quiet)
 }
 
-/// [`run`] with a number of threads and a listener.
+/// [`run`] with a number of threads and a monitor.
 ///
 /// # Errors
 /// As [`run`].

@@ -1,9 +1,9 @@
-//! What a stage kind is: a name, typed ports, documented params, and a function from input files to
-//! output files. The engine knows kinds only through [`Stage`]; whoever writes one implements
-//! [`Kind`], whose params are an ordinary Rust struct, and wraps it in [`erase`].
+//! What a stage kind is: a name, typed ports, documented params, and a function from input files to output
+//! files. The engine uses kinds only through [`Stage`]. To write one, implement [`Kind`], whose params are
+//! an ordinary Rust struct, and wrap it in [`erase`].
 //!
-//! Nothing here knows what the stages compute, and nothing here touches the store: a stage reads
-//! the files it is handed and writes into the folders it is given.
+//! This module depends neither on what stages compute nor on the store: a stage reads the input files and
+//! writes into the output folders of its [`Context`].
 
 pub mod harness;
 
@@ -22,9 +22,9 @@ use crate::base::{Digest, Error, Invalid, Monitor, Result};
 /// The name of an artifact type. A connection is refused when the names differ.
 pub type TypeName = &'static str;
 
-/// One file of whatever content.
+/// One file of any content.
 pub const FILE: TypeName = "file";
-/// Any number of files: what sources are, and what takes a [`FILE`] too.
+/// Any number of files, as sources are; a port of this type takes a [`FILE`] too.
 pub const FILES: TypeName = "files";
 /// A port that takes every type.
 pub const ANY: TypeName = "any";
@@ -37,8 +37,8 @@ pub struct Port {
     pub required: bool,
     /// Takes a list of artifacts rather than one.
     pub many: bool,
-    /// Endings of the source files that it takes directly (`[""]`: all), so that a user can hand a
-    /// stage what was made elsewhere. Empty: only what a stage produced.
+    /// Extensions of the source files that it takes directly (`[""]`: all), so that files made elsewhere can
+    /// be connected. Empty: only outputs of stages.
     pub sources: &'static [&'static str],
     pub doc: &'static str,
 }
@@ -70,7 +70,7 @@ impl Port {
     }
 }
 
-/// What a kind tells about itself.
+/// The description of a kind.
 #[derive(Debug, Clone)]
 pub struct Info {
     pub name: &'static str,
@@ -81,11 +81,11 @@ pub struct Info {
     pub outputs: Vec<Port>,
     /// The pipeline declares further ports itself (`kind: command`).
     pub open: bool,
-    /// Its bytes depend on the seed, which then is part of the key.
+    /// Its output bytes depend on the seed, which then is part of the key.
     pub seeded: bool,
     /// Uses every thread it is given, through rayon; others run on one.
     pub parallel: bool,
-    /// Params that judge the result and do not change its bytes: left out of the key.
+    /// Params that gate the result and do not change its bytes: left out of the key.
     pub not_in_key: &'static [&'static str],
 }
 
@@ -127,7 +127,7 @@ impl Connected {
     }
 }
 
-/// A mistake that a kind finds in its params or in what is connected, before anything runs.
+/// An error that a kind finds in its params or in what is connected, before anything runs.
 #[derive(Debug, Clone)]
 pub struct Issue {
     /// Where: `params.steps`, `inputs.tokenizer`.
@@ -137,7 +137,7 @@ pub struct Issue {
 }
 
 impl Issue {
-    /// The message needs not name the param.
+    /// `message` follows the param's name and a colon.
     pub fn param(name: &str, message: impl Into<String>) -> Self {
         let message = format!("`{name}`: {}", message.into());
         Issue { at: format!("params.{name}"), message, help: None }
@@ -167,7 +167,7 @@ pub trait Kind: Send + Sync + 'static {
 
     fn info() -> Info;
 
-    /// Params out of range, ports that do not go together, facts that do not fit. Reads no data.
+    /// Finds params out of range, ports that exclude each other, facts that do not match. Reads no data.
     fn validate(_: &Self::Params, _: &Connected) -> Vec<Issue> {
         Vec::new()
     }
@@ -180,10 +180,10 @@ pub trait Kind: Send + Sync + 'static {
     /// Computes. Everything it writes lies below [`Context::output`].
     ///
     /// # Errors
-    /// Whatever makes its result impossible; the outputs are then thrown away.
+    /// Whatever prevents a result; the outputs are then discarded.
     fn run(params: &Self::Params, ctx: &Context) -> Result<()>;
 
-    /// Judges finished outputs, made now or found in the store: one line per gate not passed.
+    /// Checks finished outputs, made now or found in the store: one line per gate not passed.
     ///
     /// # Errors
     /// When an output cannot be read.
@@ -211,11 +211,11 @@ pub trait Stage: Send + Sync {
     fn gates(&self, params: &Value, outputs: &BTreeMap<String, Artifact>) -> Result<Vec<String>>;
 }
 
-/// What a kind says of a stage before anything runs.
+/// What a kind finds out about a stage before anything runs.
 #[derive(Debug, Clone, Default)]
 pub struct Examined {
     pub issues: Vec<Issue>,
-    /// Output port -> what is known of its artifact; without the ports of which nothing is known.
+    /// Output port -> facts of its artifact; without ports that have none.
     pub facts: BTreeMap<String, Facts>,
 }
 
@@ -275,7 +275,7 @@ impl<K: Kind> Stage for Erased<K> {
     }
 }
 
-/// One file of an artifact: its name within the artifact, and where its bytes lie just now.
+/// One file of an artifact: its name within the artifact, and the present path of its bytes.
 #[derive(Debug, Clone)]
 pub struct ArtifactFile {
     /// Relative, with `/`: `model.safetensors`. Use this, not `path`, in anything that is written:
@@ -284,7 +284,7 @@ pub struct ArtifactFile {
     pub path: PathBuf,
     pub digest: Digest,
     pub size: u64,
-    /// A program; its bit is part of the artifact.
+    /// Whether its executable bit is set, which is part of the artifact.
     pub executable: bool,
 }
 
@@ -332,7 +332,7 @@ impl Artifact {
     }
 }
 
-/// What a stage runs in: its inputs, where its outputs go, its seed, its threads, its listener.
+/// What a stage runs with: inputs, output folders, seed, threads, monitor.
 pub struct Context<'a> {
     /// Use it through `Rng::new(ctx.seed, "what for")`. The same for every stage of a pipeline.
     pub seed: u64,
@@ -340,7 +340,7 @@ pub struct Context<'a> {
     /// [`Info::parallel`] a rayon pool of this size is installed around [`Kind::run`].
     pub threads: usize,
     pub monitor: &'a dyn Monitor,
-    /// A private folder for temporaries; gone afterwards.
+    /// A private folder for temporaries; removed afterwards.
     pub scratch: PathBuf,
     pub inputs: BTreeMap<String, Vec<Artifact>>,
     pub outputs: BTreeMap<String, PathBuf>,
@@ -361,7 +361,7 @@ impl Context<'_> {
     /// The artifact at a required port.
     ///
     /// # Errors
-    /// When nothing is connected, which the plan should have refused.
+    /// When nothing is connected, which loading the pipeline should have refused.
     pub fn input(&self, port: &str) -> Result<&Artifact> {
         self.optional(port).ok_or_else(|| Error::bug(format!("nothing is connected to the input `{port}`")))
     }
@@ -378,7 +378,7 @@ impl Context<'_> {
     }
 }
 
-/// The kinds that a program knows, by name. The engine is handed one and never asks who made it.
+/// All stage kinds, by name. The engine gets them as an argument and has no list of its own.
 pub struct Kinds(Vec<Box<dyn Stage>>);
 
 impl Kinds {

@@ -1,4 +1,4 @@
-//! What is cached: an action, its fingerprint (everything that may change the bytes), and what it gave.
+//! What is cached: an action, its fingerprint (everything that may change the bytes), and its outputs.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::base::{Digest, canonical};
 pub struct Fingerprint {
     pub kind: String,
     pub kind_version: u32,
-    /// Canonical, with defaults, without what only judges the result.
+    /// Canonical, with defaults, without the params of gates.
     pub params: Value,
     /// Port -> digests of the artifacts connected, in their order.
     pub inputs: BTreeMap<String, Vec<Digest>>,
@@ -39,14 +39,14 @@ pub struct Measurement {
     pub unit: String,
 }
 
-/// What running a fingerprint gave.
+/// The record of a run of a fingerprint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Action {
     pub version: u32,
     pub fingerprint: Fingerprint,
     /// Port -> artifact.
     pub outputs: BTreeMap<String, Digest>,
-    /// Why it ran; `None` where another version of the program wrote what this one has no reason for.
+    /// Why it ran; `None` where another version of the program wrote a reason that this one lacks.
     #[serde(default, deserialize_with = "known")]
     pub reason: Option<Reason>,
     pub seconds: f64,
@@ -55,7 +55,7 @@ pub struct Action {
     pub measurements: Vec<Measurement>,
 }
 
-/// What an action gave is as good for whatever reason it ran.
+/// An unknown reason does not invalidate the record.
 fn known<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Reason>, D::Error> {
     Value::deserialize(deserializer).map(|value| serde_json::from_value(value).ok())
 }

@@ -1,5 +1,5 @@
-//! What one process at a time may do, such as an action or an update of the lockfile: a file that is
-//! locked meanwhile and says by whom. The kernel releases it with its owner; nothing needs unlocking.
+//! Locks between processes, for an action or an update of the lockfile: a file that is locked and names its
+//! owner. The kernel releases the lock when the process ends, so no lock is ever stale.
 
 use std::fs::File;
 use std::io::Write;
@@ -8,17 +8,17 @@ use std::time::Duration;
 
 use crate::base::{Result, fs, machine};
 
-/// The right to do it, given back when dropped.
+/// A held lock, released when dropped.
 pub struct Claim {
     path: PathBuf,
-    /// Locked until it is closed, which comes after the removal: the next one makes a new file.
+    /// Closed, and thereby unlocked, after the file is removed: the next process creates a new file.
     _lock: File,
 }
 
-/// What came of asking.
+/// The result of [`Claim::ask`].
 pub enum Claimed {
     Mine(Claim),
-    /// By this one, for messages.
+    /// The owner, for messages.
     ByOther(String),
 }
 
@@ -30,12 +30,12 @@ impl Claim {
             return Ok(Claimed::ByOther(owner(path)));
         };
         let who = format!("run {run} (process {} on {})\n", std::process::id(), machine::host());
-        // For messages only; that the disk is full will be said of what matters.
+        // For messages only: a full disk is reported where it prevents a result.
         let _ = lock.set_len(0).and_then(|()| lock.write_all(who.as_bytes()));
         Ok(Claimed::Mine(Claim { path: path.to_path_buf(), _lock: lock }))
     }
 
-    /// Waits for it; for what takes no longer than writing a file.
+    /// Waits for the lock; for work that takes no longer than writing a file.
     ///
     /// # Errors
     /// When the file cannot be made.
@@ -60,11 +60,11 @@ impl Drop for Claim {
 fn owner(path: &Path) -> String {
     let text = fs::read_if_there(path).ok().flatten().unwrap_or_default();
     let text = String::from_utf8_lossy(&text).trim().to_string();
-    // Between its lock and its name.
+    // The owner has locked the file and not yet written its name.
     if text.is_empty() { "another run".into() } else { text }
 }
 
-/// Removes what killed runs left in `folder`.
+/// Removes the lock files of killed runs in `folder`.
 pub fn sweep(folder: &Path) {
     for path in fs::children(folder).unwrap_or_default() {
         if let Ok(Some(fs::Lock::Mine(_held))) = fs::lock(&path, false) {

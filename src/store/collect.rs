@@ -1,17 +1,17 @@
-//! What a stage left in an output's folder, made ready to be moved into the store: regular files that
-//! have this one name and belong to us. A stage may be any program, so nothing here follows a link
-//! before looking at it, waits for a named pipe, or changes a file that has other names elsewhere.
+//! Prepares the files of an output's folder to be moved into the store: regular files, owned by this user,
+//! with one hard link. A stage may be any program, so nothing here follows a symbolic link unchecked, waits
+//! for a named pipe, or changes a file that has hard links elsewhere.
 
 use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 
 use crate::base::{Error, Result, fs};
 
-/// A file of an output, ours to move and to make read-only.
+/// A file of an output that may be moved and made read-only.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Collected {
     pub path: PathBuf,
-    /// Within the artifact.
+    /// Its path within the artifact.
     pub name: String,
     pub executable: bool,
 }
@@ -19,8 +19,8 @@ pub struct Collected {
 /// All files of the output `port` at `root`: a folder of them, or a single file.
 ///
 /// # Errors
-/// When there is none, or something that cannot be kept: a link that leads outside, to a folder or to
-/// nothing, a named pipe, a socket, a device, a name that is not UTF-8.
+/// When there is none, or something that cannot be stored: a link to outside, to a folder or to nothing, a
+/// named pipe, a socket, a device, a name that is not UTF-8.
 pub fn collect(port: &str, root: &Path) -> Result<Vec<Collected>> {
     let output = Output { port, root };
     let mut files = match root.symlink_metadata() {
@@ -64,7 +64,7 @@ impl Output<'_> {
         Ok(files)
     }
 
-    /// What lies in a folder of ours, which the program may have closed even to us.
+    /// The entries of a folder, whose permissions the program may have removed.
     fn list(&self, folder: &Path) -> Result<Vec<PathBuf>> {
         fs::children(folder).or_else(|_| {
             fs::open_folders(folder);
@@ -104,7 +104,7 @@ impl Output<'_> {
         Ok(Collected { path: path.to_path_buf(), name, executable })
     }
 
-    /// Puts a copy of the file that a link leads to in the link's place; whether it is executable.
+    /// Replaces a link by a copy of its target; whether that is executable.
     fn follow(&self, link: &Path, name: &str) -> Result<bool> {
         let shown = link.read_link().unwrap_or_default();
         let refuse = |why: &str| {
@@ -128,7 +128,7 @@ impl Output<'_> {
     }
 }
 
-/// Puts a copy of `from` at `place`, where a name of it or a link to it was.
+/// Replaces the link at `place` by a copy of `from`.
 fn replace_by_copy(from: &Path, place: &Path, executable: bool) -> Result<()> {
     let folder = place.parent().unwrap_or(Path::new("."));
     let beside = fs::temp_dir(folder, ".copy-").or_else(|_| {
@@ -140,7 +140,7 @@ fn replace_by_copy(from: &Path, place: &Path, executable: bool) -> Result<()> {
     fs::rename(&copy, place)
 }
 
-/// Whether nothing else is seen of the file when it is moved and made read-only.
+/// Whether moving the file and making it read-only affects nothing else.
 #[cfg(unix)]
 fn is_ours_alone(meta: &Metadata) -> bool {
     use std::os::unix::fs::MetadataExt;
@@ -163,7 +163,7 @@ fn is_executable(_: &Metadata) -> bool {
     false
 }
 
-/// A file of ours that not even we may read.
+/// A file of this user without permission to read it.
 fn make_readable(path: &Path, meta: &Metadata) -> Result<()> {
     #[cfg(unix)]
     {

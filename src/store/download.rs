@@ -1,8 +1,8 @@
 //! URL sources: bytes over http or https into a file whose sha256 was declared beforehand.
 //!
-//! What has arrived lies in a partial file named by the digest, so that a download goes on where it
-//! broke, in this run or in a later one. Nothing appears under the final name before its digest is
-//! right. Knows nothing of the store: the caller says where the file goes.
+//! Received bytes are kept in a partial file named by the digest, so that an interrupted download is
+//! resumed, in this run or a later one. Nothing appears under the final name before its digest is verified.
+//! Independent of the store: the caller gives the paths.
 
 use std::fmt;
 use std::fs::File;
@@ -51,24 +51,16 @@ impl fmt::Display for Sha256 {
     }
 }
 
-/// Whether [`download`] could begin: for a plan, which must not touch the network.
-///
-/// # Errors
-/// A URL that is none, another scheme than http or https, a malformed sha256.
-pub fn check(url: &str, sha256: &str) -> Result<()> {
-    parse_url(url)?;
-    sha256.parse::<Sha256>().map(drop)
-}
-
-/// Brings the bytes at `url` to the file `into`, with the platform's root certificates (a file named
-/// by `SSL_CERT_FILE` instead, when that is set) and the proxy of the environment.
+/// Downloads `url` to the file `into`, with the platform's root certificates (a file named by
+/// `SSL_CERT_FILE` instead, when that is set) and the proxy of the environment.
 ///
 /// `partial_dir` must be on the same file system as `into`. Two processes may ask for the same
 /// digest at once: the second waits and finds the first one's file.
 ///
 /// # Errors
-/// See [`check`]; a status that is not a success, a connection that keeps breaking, a certificate
-/// that nobody trusts, content of another digest, a disk that is full, a wish to stop.
+/// An invalid URL, another scheme than http or https, a malformed sha256, a status that is not a success, a
+/// connection that keeps breaking, an untrusted certificate, content of another digest, a full disk,
+/// cancellation.
 pub fn download(
     url: &str,
     sha256: &str,
@@ -79,12 +71,12 @@ pub fn download(
     Fetcher::new().fetch(url, sha256, into, partial_dir, monitor)
 }
 
-/// How to download: whom to trust and how long to try.
+/// Settings of downloads: trusted certificates and retries.
 pub struct Fetcher {
     agent: Agent,
-    /// Connections that break without bringing a byte more, in a row, before giving up.
+    /// Attempts in a row without a further byte before giving up.
     attempts: u32,
-    /// The wait after the first of them; doubled after each further one.
+    /// The delay after the first of them; doubled after each further one.
     backoff: Duration,
 }
 
@@ -95,7 +87,7 @@ impl Default for Fetcher {
 }
 
 impl Fetcher {
-    /// Trusts what the platform trusts.
+    /// With the platform's root certificates.
     pub fn new() -> Self {
         Self::with(RootCerts::PlatformVerifier, Proxy::try_from_env())
     }
@@ -154,7 +146,7 @@ impl Fetcher {
             match self.attempt(partial, source) {
                 Ok(()) if partial.digest() == *expected => return Ok(()),
                 Ok(()) if resumed => {
-                    // The pieces may be of two versions of the file: only a whole one can judge it.
+                    // The parts may be of two versions of the file: retry from the start.
                     tracing::warn!("`{}`: the resumed file has a wrong sha256; starting over", source.url);
                     partial.clear()?;
                     resumed = false;
@@ -196,8 +188,8 @@ impl Fetcher {
         }
     }
 
-    /// Starts a thread that asks for what is missing. A thread, because a read that waits for the
-    /// network cannot be cancelled; it ends by itself once nobody listens.
+    /// Starts a thread that requests the missing bytes. A thread, because a blocked network read cannot be
+    /// cancelled; it ends by itself once the receiver is dropped.
     fn request(&self, url: &str, partial: &Partial) -> Receiver<Result<Piece, Stop>> {
         let mut request = self.agent.get(url).header(header::ACCEPT_ENCODING, "identity");
         if partial.len > 0 {
@@ -231,7 +223,7 @@ fn roots(pem: &str) -> Result<RootCerts> {
     Ok(RootCerts::new_with_certs(&roots))
 }
 
-/// Where the bytes come from and who watches.
+/// The source of the bytes and the monitor.
 struct Source<'a> {
     url: &'a str,
     phase: String,
@@ -269,18 +261,18 @@ fn phase(uri: &Uri) -> String {
     format!("download {}", name.or(uri.host()).unwrap_or_default())
 }
 
-/// The file that grows: what has arrived so far, its digest, and the right to extend it.
+/// The partial file: its size, its digest so far, and the lock that permits to extend it.
 struct Partial {
     path: PathBuf,
     file: File,
     len: u64,
     hasher: sha2::Sha256,
-    /// Names the version of the content that the bytes are of; only within one run.
+    /// The ETag of the content that the bytes are of; only within one run.
     etag: Option<String>,
 }
 
 impl Partial {
-    /// What an earlier run left, or an empty file; waits for another process that is at it.
+    /// Opens the partial file of an earlier run, or an empty one; waits for another process that extends it.
     fn open(path: PathBuf, source: &Source) -> Result<Self> {
         let mut file = loop {
             match fs::open_exclusive(&path)? {
@@ -317,7 +309,7 @@ impl Partial {
     }
 }
 
-/// The digest of a file from where it stands to its end, the hasher to go on with, and the bytes.
+/// Hashes a file from its present position to its end; gives the hasher, to be continued, and how many bytes.
 fn sha256_of(file: &mut File, path: &Path, source: &Source) -> Result<(Sha256, sha2::Sha256, u64)> {
     let mut hasher = sha2::Sha256::new();
     let mut len = 0;
@@ -353,7 +345,7 @@ impl From<Error> for Stop {
     }
 }
 
-/// What the transferring thread hands over: one head, then the body.
+/// Messages of the transferring thread: one head, then the body.
 enum Piece {
     Head(Head),
     Body(Vec<u8>),
@@ -384,7 +376,7 @@ fn transfer(request: Request, pieces: &SyncSender<Result<Piece, Stop>>) -> Resul
     let head = Head { status: parts.status.as_u16(), headers: parts.headers };
     let mut body = body.into_reader();
     let mut piece = Piece::Head(head);
-    // A send fails when the receiver is gone: somebody asked to stop.
+    // A send fails when the receiver was dropped, on cancellation.
     while pieces.send(Ok(piece)).is_ok() {
         let mut buffer = vec![0; 1 << 16];
         match body.read(&mut buffer).map_err(|e| stop(ureq::Error::from(e)))? {
@@ -396,7 +388,7 @@ fn transfer(request: Request, pieces: &SyncSender<Result<Piece, Stop>>) -> Resul
     Ok(())
 }
 
-/// Which failures of a transfer may pass.
+/// Which failures of a transfer are transient.
 fn stop(error: ureq::Error) -> Stop {
     use std::io::ErrorKind::InvalidData;
     use ureq::Error as E;
@@ -406,7 +398,7 @@ fn stop(error: ureq::Error) -> Stop {
         )
     };
     match error {
-        // rustls reports through io what is wrong with a certificate.
+        // rustls reports certificate errors as io errors.
         E::Io(e) if e.kind() == InvalidData => Stop::Failed(untrusted(&e)),
         E::Rustls(_) | E::Tls(_) | E::Pem(_) => Stop::Failed(untrusted(&error)),
         E::Io(e) => Stop::broken(e.to_string()),
@@ -428,8 +420,8 @@ fn next(pieces: &Receiver<Result<Piece, Stop>>, monitor: &dyn Monitor) -> Result
     }
 }
 
-/// Prepares the partial file for the body that follows; returns the size of the whole file where the
-/// server told it.
+/// Prepares the partial file for the body that follows; returns the size of the whole file where the server
+/// gave it.
 fn accept(head: &Head, partial: &mut Partial, source: &Source) -> Result<Option<u64>, Stop> {
     let total = match head.status {
         200 => {
@@ -453,7 +445,7 @@ fn accept(head: &Head, partial: &mut Partial, source: &Source) -> Result<Option<
         }
         status => return Err(refused(status, head, source)),
     };
-    // A weak tag does not promise the same bytes.
+    // A weak ETag does not guarantee the same bytes.
     partial.etag = head.get(header::ETAG).filter(|tag| tag.starts_with('"')).map(str::to_string);
     Ok(total)
 }
@@ -813,7 +805,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_declared_wrongly_is_told_before_any_request() {
+    fn invalid_urls_and_digests_are_refused() {
         let cases = [
             ("ftp://host/a", "`ftp` is not supported"),
             ("file:///etc/hosts", "`file` is not supported"),
@@ -822,13 +814,13 @@ mod tests {
             ("https://host/a b", "is not a URL"),
         ];
         for (url, expected) in cases {
-            let error = check(url, &sha(b"")).unwrap_err().to_string();
+            let error = parse_url(url).unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains(url), "{url}: {error}");
         }
         for (text, expected) in
             [("12ab", "it has 4 digits"), ("blake3:00", "'l' is not a hex digit"), ("", "0 digits")]
         {
-            let error = check("http://host/a", text).unwrap_err().to_string();
+            let error = text.parse::<Sha256>().unwrap_err().to_string();
             assert!(error.contains(expected), "{text}: {error}");
         }
     }

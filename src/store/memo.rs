@@ -1,5 +1,5 @@
-//! Remembers the digests of files by (path, size, mtime, ctime, inode), so that an unchanged gigabyte is
-//! not read again. A cache and nothing more: losing it costs time, `--paranoid` does without.
+//! Caches the digests of files by (path, size, mtime, ctime, inode), so that unchanged files are not read
+//! again. Losing it costs only time, and a paranoid store does without.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ pub struct Memo {
     files: BTreeMap<String, Entry>,
     #[serde(skip)]
     changed: bool,
-    /// Knows nothing of what it is told, see [`Memo::blind`].
+    /// Stores nothing, see [`Memo::blind`].
     #[serde(skip)]
     blind: bool,
     /// The folder that relative paths start from.
@@ -37,12 +37,12 @@ struct Entry {
 }
 
 impl Memo {
-    /// An empty one where there is none or it does not read.
+    /// Empty where there is no file or it cannot be parsed.
     pub fn load(path: &Path) -> Self {
         fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default()
     }
 
-    /// One that never answers, so that every byte is read each time.
+    /// One that stores nothing, so that every byte is read each time.
     pub fn blind() -> Self {
         Memo { blind: true, ..Memo::default() }
     }
@@ -55,7 +55,8 @@ impl Memo {
         self.files.get(&name).filter(|e| e.stat == *stat).map(|e| e.digest)
     }
 
-    /// Keeps the digest of a file that was read, unless it is too fresh to be told from its next version.
+    /// Keeps the digest of a file that was read, unless it changed so recently that a further change might
+    /// not show in its stat.
     pub fn put(&mut self, path: &Path, stat: Stat, digest: Digest) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
         if !is_fresh(&stat, now) {
@@ -63,14 +64,14 @@ impl Memo {
         }
     }
 
-    /// Keeps the digest of a file that only this program changes, however fresh it is.
+    /// Keeps the digest of a file that only this program changes, however recent its change.
     pub fn put_own(&mut self, path: &Path, stat: Stat, digest: Digest) {
         let name = self.name(path);
         self.files.insert(name, Entry { stat, digest });
         self.changed = true;
     }
 
-    /// Notes that a file was given another name by us, which alone changed its ctime.
+    /// Updates the ctime of a file that this program linked or renamed.
     pub fn renew(&mut self, path: &Path, before: &Stat, now: Stat) {
         let same = Stat { ctime_ns: before.ctime_ns, ..now } == *before;
         if let Some(digest) = self.get(path, before).filter(|_| same && now != *before) {
@@ -78,7 +79,8 @@ impl Memo {
         }
     }
 
-    /// The bytes of its file with what other processes learned meanwhile; `None` if there is nothing new.
+    /// The bytes of its file, merged with what other processes added meanwhile; `None` if there is nothing
+    /// new.
     pub fn merged(&mut self, path: &Path) -> Result<Option<Vec<u8>>> {
         if !std::mem::take(&mut self.changed) {
             return Ok(None);

@@ -13,13 +13,13 @@
 //! memo.json             (path, size, mtime, ctime, inode) -> digest: unchanged files are not read again
 //! ```
 //!
-//! Blobs first, then manifests, then the action record, each by rename: whoever finds a record finds
-//! what it promises, or sees that it is damaged and makes it anew. Any number of processes may work on
-//! a store; the kernel releases what they hold when they end, so nothing ever needs unlocking by hand.
-//! Every JSON shape has a `version`; raise [`VERSION`] when one changes, and old ones read as absent.
+//! Blobs first, then manifests, then the action record, each by rename: a record that can be read has all
+//! its blobs, or the damage is detected and the stage reruns. Any number of processes may use a store; the
+//! kernel releases their locks when they end, so no lock is ever stale. Every JSON shape has a `version`;
+//! raise [`VERSION`] when one changes, and old ones read as absent.
 //!
-//! What is deliberately absent: removal of what no pipeline needs (`rm -r artifacts` is safe at any
-//! time), and remote stores, for which [`Store`] is the one place to stand in front of.
+//! Deliberately absent: garbage collection (`rm -r artifacts` is safe at any time), and remote stores,
+//! which would wrap [`Store`].
 
 mod action;
 mod claim;
@@ -55,7 +55,7 @@ pub const VERSION: u32 = 1;
 /// How many actions of a stage are remembered for `why`.
 const HISTORY: usize = 32;
 
-/// What an artifact is made of.
+/// The files of an artifact.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     pub version: u32,
@@ -71,7 +71,7 @@ pub struct ManifestFile {
     pub path: String,
     pub digest: Digest,
     pub size: u64,
-    /// Not written when false, so that artifacts without programs are named as they always were.
+    /// Not written when false, so that artifacts without executables keep the digests of earlier versions.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub executable: bool,
 }
@@ -89,13 +89,13 @@ impl Manifest {
         Manifest { version: VERSION, ty: ty.to_string(), files }
     }
 
-    /// What names the artifact.
+    /// The digest that names the artifact.
     pub fn digest(&self) -> Digest {
         canonical::digest(&serde_json::json!(self))
     }
 }
 
-/// What is wrong with an artifact that a record promises.
+/// What is missing or changed in an artifact that a record names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Damage {
     Missing { file: String },
@@ -108,8 +108,8 @@ pub struct Store {
     root: PathBuf,
     scratch: Scratch,
     memo: Mutex<Memo>,
-    /// Those that [`Store::damage`] found whole or [`Store::keep_manifest`] wrote: a manifest is named by
-    /// its content, so one that was read once needs no second reading to be handed out.
+    /// Manifests that [`Store::damage`] found whole or [`Store::keep_manifest`] wrote; named by their
+    /// content, they cannot become stale.
     manifests: Mutex<HashMap<Digest, Manifest>>,
 }
 
@@ -132,7 +132,7 @@ impl Store {
         self.root.join(folder).join(format!("{name}.json"))
     }
 
-    /// The manifest called `digest`, from the disk; `None` when it is missing or not what its name says.
+    /// The manifest called `digest`, from the disk; `None` when it is missing or has another digest.
     pub fn manifest(&self, digest: &Digest) -> Option<Manifest> {
         let manifest: Manifest = read_json(&self.json("manifests", &digest.hex()))?;
         (manifest.digest() == *digest).then_some(manifest)
@@ -142,7 +142,7 @@ impl Store {
         self.manifests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a manifest, so that later plans can say what changed in it.
+    /// Keeps a manifest, so that later plans can list what changed in it.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -226,13 +226,13 @@ impl Store {
         Ok(Artifact { label: label.to_string(), digest: *digest, files: files.collect() })
     }
 
-    /// What the action called `key` gave; `None` when it never ran or its record is unreadable.
+    /// The record of the action `key`; `None` when it never ran or the record is unreadable.
     pub fn action(&self, key: &Digest) -> Option<Action> {
         let action: Action = read_json(&self.json("actions", &key.hex()))?;
         (action.version == VERSION && action.fingerprint.key() == *key).then_some(action)
     }
 
-    /// What is wrong with the record of the action called `key`, when there is one and it does not read.
+    /// Why the record of the action `key` is unreadable, where it is.
     pub fn damaged_record(&self, key: &Digest) -> Option<String> {
         let path = self.json("actions", &key.hex());
         let why = match load_json::<Action>(&path) {
@@ -244,8 +244,7 @@ impl Store {
         Some(why)
     }
 
-    /// What is wrong with the list of a stage's latest actions or the record of the newest, when they
-    /// are there and do not read.
+    /// Why the list of a stage's latest actions or the record of the newest is unreadable, where one is.
     pub fn damaged_history(&self, pipeline: &str, stage: &str) -> Option<String> {
         match load_json::<Vec<Digest>>(&self.history_path(pipeline, stage)) {
             Ok(keys) => keys?.last().and_then(|key| self.damaged_record(key)),
@@ -262,7 +261,7 @@ impl Store {
         self.root.join("history").join(pipeline).join(format!("{stage}.json"))
     }
 
-    /// Notes that `stage` is at `key` now.
+    /// Records that the latest action of `stage` is `key`.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -285,18 +284,18 @@ impl Store {
         self.scratch.folder()
     }
 
-    /// Removes what killed runs left; never what a live one works with, in whatever container or host.
+    /// Removes temporaries of killed runs, never those of live ones, on any host or in any container.
     pub fn sweep(&self) {
         self.scratch.sweep();
         claim::sweep(&self.root.join("locks"));
     }
 
-    /// To be called every [`BEAT`] in a long run, so that other hosts know that it lives.
+    /// To be called every [`BEAT`] in a long run, so that other hosts see that it is alive.
     pub fn beat(&self) {
         self.scratch.beat();
     }
 
-    /// The right to do the action called `key`, or who has it.
+    /// Locks the action `key`, or names the process that has it locked.
     ///
     /// # Errors
     /// When the store cannot be written.
@@ -304,7 +303,7 @@ impl Store {
         Claim::ask(&self.root.join("locks").join(key.hex()), run)
     }
 
-    /// Waits for the right to update the lockfile at `path`.
+    /// Waits for the lock of the lockfile at `path`.
     ///
     /// # Errors
     /// When the store cannot be written.
@@ -313,11 +312,11 @@ impl Store {
         Claim::wait(&self.root.join("locks").join(format!("lockfile-{name}")), run)
     }
 
-    /// A second name for a blob, without forgetting its digest: linking changes the blob's ctime.
+    /// A hard link to a blob, with an update of the memo: linking changes the blob's ctime.
     fn linked(&self, blob: &ArtifactFile, to: &Path) -> Result<()> {
         let before = fs::stat(&blob.path);
         match blob.executable {
-            // Other artifacts have the same blob as a file that nobody runs.
+            // Other artifacts have the same blob as a file that is not executable.
             true => fs::copy_executable(&blob.path, to)?,
             false => fs::link(&blob.path, to)?,
         }
@@ -330,8 +329,8 @@ impl Store {
         Ok(())
     }
 
-    /// Whether `file` is a blob of this store that no longer has the bytes of its name. It is then moved
-    /// to `quarantine/`, so that nothing more is made from it; the path there.
+    /// Moves `file` to `quarantine/` if it is a blob of this store whose bytes no longer match its name, so
+    /// that no further stage reads it; gives the path there.
     ///
     /// # Errors
     /// When it cannot be moved.
@@ -397,7 +396,7 @@ impl Store {
         Ok(file)
     }
 
-    /// What a URL with this sha256 was found to be.
+    /// The blob of a URL with this sha256.
     pub fn downloaded(&self, sha256: &str) -> Option<ManifestFile> {
         let file: ManifestFile = read_json(&self.json("urls", sha256))?;
         self.damaged_file(&file).is_none().then_some(file)
@@ -412,7 +411,7 @@ impl Store {
         self.write_json(&self.json("urls", sha256), &file)
     }
 
-    /// Where downloads grow until they are whole.
+    /// The folder of partial downloads.
     pub fn partial(&self) -> PathBuf {
         self.root.join("partial")
     }
@@ -426,7 +425,7 @@ impl Store {
         view::refresh(&folder, &self.artifact(stage, artifact)?, self, &self.scratch)
     }
 
-    /// Writes the memo, if anything was learned.
+    /// Writes the memo, if it has changed.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -443,7 +442,7 @@ impl Store {
     }
 }
 
-/// Whatever cannot be read counts as absent and is made anew; [`Store::damaged_record`] says why.
+/// What cannot be read counts as absent and is made again; [`Store::damaged_record`] says why.
 fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
     load_json(path).ok().flatten()
 }

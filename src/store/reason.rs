@@ -1,4 +1,4 @@
-//! Why a stage runs: a typed value with old and new, stored with the action that it caused.
+//! Why a stage runs: a typed value with old and new values, stored with the action that it caused.
 
 use std::collections::BTreeMap;
 
@@ -25,20 +25,20 @@ pub enum Reason {
         port: String,
         file: String,
     },
-    /// The record of what it gave does not read: why.
+    /// The record of its outputs is unreadable: why.
     RecordDamaged(String),
     Forced,
-    /// For the digest of this.
+    /// The input whose digest is not known yet.
     Waits(String),
     /// A stage that this one needs failed or was skipped.
     UpstreamFailed(String),
-    /// This stage failed, and the run was not to go on after a failure.
+    /// This stage failed, and the run stops at the first failure.
     StoppedAfter(String),
-    /// Whoever started the run stopped it.
+    /// The run was cancelled.
     Cancelled,
 }
 
-/// One field of a fingerprint that is not what it was.
+/// One field of a fingerprint that has changed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "field", rename_all = "snake_case")]
 pub enum Difference {
@@ -67,7 +67,7 @@ impl Reason {
         }
     }
 
-    /// One word for programs; of several differences the first decides.
+    /// One word for scripts; the first of several differences decides.
     pub fn code(&self) -> &'static str {
         match self {
             Reason::UpToDate => "up_to_date",
@@ -84,7 +84,7 @@ impl Reason {
         }
     }
 
-    /// A line for people.
+    /// One line for a terminal.
     pub fn detail(&self) -> String {
         match self {
             Reason::UpToDate => "up to date".into(),
@@ -130,7 +130,7 @@ impl Difference {
         }
     }
 
-    /// The old and the new value, for people.
+    /// The old and the new value, for a terminal.
     pub fn values(&self) -> (String, String) {
         match self {
             Difference::Kind { old, new } => (old.clone(), new.clone()),

@@ -1,11 +1,10 @@
-//! Where a process writes what is not whole yet: `store/tmp/NAME/`, and `artifacts/.view-NAME/` for
-//! views, which may lie on another file system than the store.
+//! Temporaries of a process: `store/tmp/NAME/`, and `artifacts/.view-NAME/` for views, which may lie on
+//! another file system than the store.
 //!
-//! `NAME` says host, boot and process. `store/tmp/NAME.lock` is locked for as long as the process
-//! lives, and the kernel releases it however the process ends. So what a killed run left is known from
-//! what a live one works with in any container of this host. On another host, or where the file system
-//! has no locks, a lock that can be had proves nothing: there a run counts as dead when it has not shown
-//! a [`Scratch::beat`] for an hour.
+//! `NAME` has host, boot and process. `store/tmp/NAME.lock` is locked for as long as the process lives, and
+//! the kernel releases it however the process ends. So temporaries of killed and of live runs are told
+//! apart in any container of this host. On another host, or where the file system has no locks, a free lock
+//! proves nothing: there a run counts as dead after an hour without a [`Scratch::beat`].
 
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -17,9 +16,9 @@ use std::time::{Duration, SystemTime};
 use crate::base::fs::Lock;
 use crate::base::{Result, fs, machine};
 
-/// After so long without a beat a run that cannot be asked counts as dead.
+/// After so long without a beat a run whose lock proves nothing counts as dead.
 const SILENCE: Duration = Duration::from_secs(3600);
-/// How often a run should show that it lives.
+/// How often a run should call [`Scratch::beat`].
 pub const BEAT: Duration = Duration::from_secs(60);
 
 const VIEW: &str = ".view-";
@@ -27,7 +26,7 @@ const VIEW: &str = ".view-";
 pub struct Scratch {
     artifacts: PathBuf,
     tmp: PathBuf,
-    /// Made with the first thing that is written.
+    /// Created with the first file that is written.
     owner: Mutex<Option<Owner>>,
     /// Numbers the files in the folder.
     files: AtomicU64,
@@ -58,7 +57,7 @@ impl Scratch {
         fs::temp_dir(&self.views(&self.name()?), "")
     }
 
-    /// Writes a file that appears at `path` whole.
+    /// Writes a file that appears at `path` atomically.
     pub fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         let number = self.files.fetch_add(1, Ordering::Relaxed);
         let beside = self.tmp.join(self.name()?).join(number.to_string());
@@ -66,7 +65,7 @@ impl Scratch {
         fs::rename(&beside, path)
     }
 
-    /// Shows that this process lives, to those who cannot ask its kernel.
+    /// A heartbeat, for processes on other kernels.
     pub fn beat(&self) {
         if let Some(owner) = &*self.owner.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = owner.lock.set_modified(SystemTime::now());
@@ -84,7 +83,7 @@ impl Scratch {
     fn own(&self) -> Result<Owner> {
         loop {
             let name = new_name();
-            // Taken only if somebody's sweep looks at it just now.
+            // Only fails while another process' sweep holds it.
             if let Some(lock) = fs::open_exclusive(&self.lock_file(&name))? {
                 return Ok(Owner { name, lock });
             }
@@ -99,7 +98,7 @@ impl Scratch {
         self.artifacts.join(format!("{VIEW}{name}"))
     }
 
-    /// Removes what killed runs left.
+    /// Removes temporaries of killed runs.
     pub fn sweep(&self) {
         let own = self.owner.lock().unwrap_or_else(PoisonError::into_inner);
         let own = own.as_ref().map(|o| o.name.as_str());
@@ -107,7 +106,7 @@ impl Scratch {
             let file = name_of(&path);
             match file.strip_suffix(".lock") {
                 Some(name) if Some(name) != own => self.sweep_owner(name, &path),
-                // Its owner's lock goes last, so what has none is of nobody.
+                // An owner's lock file is removed last, so a folder without one has no owner.
                 None if !self.lock_file(&file).exists() => drop(fs::remove(&path)),
                 _ => {}
             }
@@ -132,7 +131,7 @@ impl Scratch {
         }
     }
 
-    /// The lock last, while it is held.
+    /// The lock file last, while it is locked.
     fn remove(&self, name: &str) {
         let folders = [self.tmp.join(name), self.views(name)];
         if folders.iter().all(|folder| fs::remove(folder).is_ok()) {
@@ -167,8 +166,8 @@ fn boot() -> &'static str {
     machine::boot().and_then(|id| id.get(..8)).unwrap_or("unknown")
 }
 
-/// Whether the kernel that we ask for locks is the one that its owner ran on. Where the system has no
-/// name for a boot, its host has to do.
+/// Whether its owner ran on this kernel, so that its lock is conclusive. Where the system has no boot id,
+/// the host name is compared.
 fn is_of_this_boot(name: &str) -> bool {
     let mut parts = name.rsplit('-').skip(2);
     let same_boot = parts.next() == Some(boot());

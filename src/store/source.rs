@@ -1,5 +1,5 @@
-//! Sources: files, globs, directories and URLs, found, hashed in parallel, and made into artifacts
-//! whose manifests name files relative to what was declared, so that no key knows where they lie.
+//! Sources: files, globs, directories and URLs, found, hashed in parallel, and made into artifacts whose
+//! manifests name files relative to the declared path, so that no key depends on where they lie.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub struct Sources {
 pub struct Source {
     pub artifact: Artifact,
     pub manifest: Manifest,
-    /// What the files looked like when they were hashed, and the digests found.
+    /// The files' stat when they were hashed, and their digests.
     seen: Vec<(PathBuf, Option<Stat>, Digest)>,
 }
 
@@ -38,8 +38,8 @@ impl Sources {
 }
 
 impl Source {
-    /// A file that changed since it was hashed, if one did: a stage that read it may have read
-    /// something else than its key says.
+    /// A file that changed since it was hashed, if one did: a stage may have read other bytes than those of
+    /// its key.
     pub fn changed(&self, store: &Store) -> Option<&Path> {
         let touched = |then: &Option<Stat>, now: &Option<Stat>| match (then, now) {
             // A link or a chmod changes the ctime too; then, as where the stat is too fresh to prove
@@ -113,12 +113,12 @@ fn url_name(url: &str) -> String {
     if name.is_empty() || path.matches('/').count() < 3 { "download".into() } else { name.into() }
 }
 
-/// What makes a path a glob, unless there is a file or folder of exactly this name.
+/// Characters that make a path a glob, unless there is a file or folder of exactly this name.
 const WILDCARDS: [char; 3] = ['*', '?', '['];
 
 type Listing = Vec<(String, PathBuf)>;
 
-/// Names within the source, and paths. `None` for a URL that is not here yet.
+/// Names within the source, and paths. `None` for a URL that is not downloaded yet.
 fn list(spec: &SourceSpec, root: &Path, store: &Store) -> Result<Option<Listing>> {
     let files = if let Some(sha256) = &spec.sha256 {
         let Some(file) = store.downloaded(sha256) else { return Ok(None) };
@@ -170,7 +170,7 @@ fn path(spec: &SourceSpec, root: &Path) -> Result<Listing> {
 }
 
 fn glob(spec: &SourceSpec, root: &Path) -> Result<Listing> {
-    // The folders in front of the first wildcard are where it looks, not what it finds.
+    // Names are relative to the folders before the first wildcard.
     let first = spec.text.find(WILDCARDS).unwrap_or(0);
     let split = spec.text[..first].rfind('/').map_or(0, |i| i + 1);
     // Without `./`, which the glob crate drops from what it finds.
@@ -196,7 +196,7 @@ fn literally(error: Error, spec: &SourceSpec) -> Error {
     }
 }
 
-/// The files and their names below `base`; hidden files are nobody's data.
+/// The files and their names below `base`, without hidden files.
 fn listing(spec: &SourceSpec, base: &Path, files: impl IntoIterator<Item = PathBuf>) -> Result<Listing> {
     let mut named = Vec::new();
     for path in files {

@@ -1,4 +1,5 @@
-//! `artifacts/PIPELINE/STAGE/PORT/…`: what people look at. Links to blobs, remade when they differ.
+//! Views, `artifacts/PIPELINE/STAGE/PORT/…`: an artifact's files under their names, as links to blobs.
+//! Remade when they differ.
 
 use std::path::Path;
 
@@ -7,8 +8,8 @@ use super::scratch::Scratch;
 use crate::base::{Result, fs};
 use crate::stage::{Artifact, ArtifactFile};
 
-/// Makes `folder` show exactly `artifact`; built beside and swapped in, so that it is never half there,
-/// also while other processes do the same.
+/// Makes `folder` show exactly `artifact`; built beside and swapped in, so that it is never partial, also
+/// while other processes do the same.
 pub fn refresh(folder: &Path, artifact: &Artifact, store: &Store, scratch: &Scratch) -> Result<()> {
     if artifact.files.len() == count(folder) && artifact.files.iter().all(|f| is_shown(folder, f, store)) {
         return Ok(());
@@ -21,7 +22,7 @@ pub fn refresh(folder: &Path, artifact: &Artifact, store: &Store, scratch: &Scra
     fs::swap_folder(&built, folder)
 }
 
-/// A folder may lie on another disk than its parent, such as `artifacts/PIPELINE` behind a link.
+/// A folder may lie on another disk than its parent, as where `artifacts/PIPELINE` is a symbolic link.
 fn place_to_build(folder: &Path, scratch: &Scratch) -> Result<tempfile::TempDir> {
     let fresh = scratch.view_folder()?;
     let beside = folder.parent().unwrap_or(folder);
@@ -35,7 +36,7 @@ fn count(folder: &Path) -> usize {
     fs::files_below(folder).map_or(0, |files| files.len())
 }
 
-/// A hard link shares the blob's inode; a reflink or a copy is told by its content and its bit.
+/// A hard link shares the blob's inode; a reflink or a copy is compared by content and executable bit.
 fn is_shown(folder: &Path, file: &ArtifactFile, store: &Store) -> bool {
     let path = folder.join(&file.name);
     let (Some(shown), Some(blob)) = (fs::stat(&path), fs::stat(&file.path)) else { return false };

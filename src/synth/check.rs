@@ -1,21 +1,20 @@
-//! What a domain as a whole must keep: no slot needs itself, nothing was written in vain. And
-//! whether a text may come out empty.
+//! Checks of a whole domain: no slot uses itself, nothing is unused, no text can be empty.
 
 use std::collections::BTreeSet;
 
 use super::domain::{Domain, Slot, Texts, Warning};
 use super::modify::{Modifier, Operand};
-use super::text::{Piece, Text};
+use super::text::{Piece, TemplateText};
 use crate::base::yaml::Span;
 use crate::base::{Error, Result};
 
-/// Slots within values of slots, at most: drawing and counting go down as deep.
+/// The most slots within values of slots, which bounds the recursion of drawing and counting.
 const MAX_DEPTH: usize = 32;
 
-/// The domain with its warnings, once no slot needs itself.
+/// The domain with its warnings, when no slot uses itself.
 ///
 /// # Errors
-/// Names the circle of slots, or the slot that needs too many below it.
+/// Names the cycle of slots, or the slot that is nested too deeply.
 pub fn finish(mut domain: Domain) -> Result<Domain> {
     let needs: Vec<BTreeSet<usize>> = domain.slots.iter().map(slots_of_slot).collect();
     if let Some(circle) = circle(&needs) {
@@ -58,9 +57,9 @@ pub fn unused_exchanges<'a>(domain: &mut Domain, named: impl Iterator<Item = (&'
     }
 }
 
-/// Whether some way of drawing this text gives nothing but spaces. Values of slots are never empty,
-/// attributes may be.
-pub fn may_be_empty(text: &Text) -> bool {
+/// Whether some draw of this text gives nothing but spaces. Values of slots are never empty, attributes may
+/// be.
+pub fn may_be_empty(text: &TemplateText) -> bool {
     text.iter().all(|piece| match piece {
         Piece::Literal(literal) => literal.trim().is_empty(),
         Piece::Choice { options, chance } => *chance < 1.0 || options.iter().any(may_be_empty),
@@ -103,7 +102,7 @@ fn slots_of_texts(texts: &Texts, found: &mut BTreeSet<usize>) {
     texts.texts.iter().for_each(|text| slots_of(text, found));
 }
 
-fn slots_of(text: &Text, found: &mut BTreeSet<usize>) {
+fn slots_of(text: &TemplateText, found: &mut BTreeSet<usize>) {
     for piece in text {
         match piece {
             Piece::Literal(_) => {}
@@ -120,8 +119,7 @@ fn slots_of(text: &Text, found: &mut BTreeSet<usize>) {
     }
 }
 
-/// How many slots stand below one another under each, itself included. There must be no circle.
-/// Rounds of relaxation, as many as are of interest.
+/// The nesting depth of each slot, itself included, without cycles: by relaxation, up to the limit.
 fn depths(needs: &[BTreeSet<usize>]) -> Vec<usize> {
     let mut depths = vec![1; needs.len()];
     for _ in 0..=MAX_DEPTH {
@@ -132,8 +130,7 @@ fn depths(needs: &[BTreeSet<usize>]) -> Vec<usize> {
     depths
 }
 
-/// A way from a slot back to itself, both ends named, if there is one. Depth-first; a slot is left
-/// only once everything below it is known to be free of circles.
+/// A cycle of slots, its start named at both ends, if there is one; by depth-first search.
 fn circle(needs: &[BTreeSet<usize>]) -> Option<Vec<usize>> {
     let mut done = vec![false; needs.len()];
     for start in 0..needs.len() {

@@ -1,30 +1,30 @@
-//! How many different outputs a template has at least, without drawing any.
+//! A lower bound of how many different outputs a template has, without drawing any.
 //!
-//! Counts the ways to draw it: a choice is the sum of its options, a sequence the product of its
-//! pieces, a slot counts where it is first used and not again. Where that depends on which option
-//! was taken, the slot counts as used already, so that the figure is a lower bound. It assumes that
-//! different ways give different texts, which lists without duplicates mostly keep. Conversations
-//! are counted over their first [`MAX_EXCHANGES`] exchanges.
+//! Counts draws: a choice is the sum of its options, a sequence the product of its pieces, a slot counts at
+//! its first use only. Where that depends on which option was drawn, the slot counts as used already, so
+//! that the figure is a lower bound. It assumes that different draws give different texts, which mostly
+//! holds for lists without duplicates. Conversations are counted over their first [`MAX_EXCHANGES`]
+//! exchanges.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::domain::{Chat, Document, Domain, Part, Step, Texts};
 use super::modify::{Modifier, Operand};
-use super::text::{Binding, Piece, Text, Use};
+use super::text::{Binding, Piece, TemplateText, Use};
 
-/// Beyond this many exchanges the ways to chain them are no longer told apart.
+/// The most exchanges of a conversation that are counted.
 pub const MAX_EXCHANGES: usize = 4;
 
-/// Ways multiply faster than one can follow them; a count that is cut short stays a lower bound.
+/// Bounds the work, which grows exponentially; a count that is cut short is still a lower bound.
 const BUDGET: u32 = 200_000;
 
-/// At least so many different documents. Saturates at `u128::MAX`.
+/// A lower bound of the number of different documents. Saturates at `u128::MAX`.
 pub fn document(domain: &Domain, document: &Document) -> u128 {
     let mut counter = Counter::new(domain);
     document.parts().map(|part| counter.part(part)).fold(1, u128::saturating_mul)
 }
 
-/// At least so many different conversations of at most `max_turns` exchanges.
+/// A lower bound of the number of different conversations of at most `max_turns` exchanges.
 pub fn conversation(domain: &Domain, chat: &Chat, max_turns: usize) -> u128 {
     let mut counter = Counter::new(domain);
     let system = chat.system.as_ref().map_or(1, |part| counter.part(part));
@@ -36,7 +36,7 @@ struct Counter<'d> {
     domain: &'d Domain,
     /// What has been counted for each binding so far.
     bound: Bound,
-    /// Texts and steps that may still be looked into. When none is left, each counts as one way.
+    /// Texts and steps that may still be visited. When none is left, each counts as 1.
     budget: u32,
 }
 
@@ -47,7 +47,7 @@ impl<'d> Counter<'d> {
         Counter { domain, bound: Bound::new(), budget: BUDGET }
     }
 
-    /// The sum over branches that start alike; afterwards all that any of them bound is bound.
+    /// The sum over branches with the same bindings; afterwards every binding of any branch counts as bound.
     fn branches<T>(
         &mut self,
         branches: impl Iterator<Item = T>,
@@ -136,7 +136,7 @@ impl<'d> Counter<'d> {
         self.budget > 0
     }
 
-    fn text(&mut self, text: &Text) -> u128 {
+    fn text(&mut self, text: &TemplateText) -> u128 {
         if !self.afford() {
             return 1;
         }
@@ -176,7 +176,7 @@ impl<'d> Counter<'d> {
         (ways / before).max(1)
     }
 
-    /// A sum that stands where its terms do not may be the same for many terms: it counts as one.
+    /// A sum without its terms may be the same for many terms: it counts as 1.
     fn sum(&mut self, slot: &Use) -> u128 {
         let operands = slot.modifiers.iter().filter_map(|m| match m {
             Modifier::Reckon(_, Operand::Slot(binding)) => Some(*binding),
@@ -188,7 +188,7 @@ impl<'d> Counter<'d> {
         1
     }
 
-    /// Ways to draw a value while `taken` others are out of reach: the richest, to be sure.
+    /// Draws of a value while `taken` others are excluded: the ones with most draws, for a lower bound.
     fn values(&mut self, slot: usize, taken: usize) -> u128 {
         let slot = &self.domain.slots[slot];
         let mut each = self.each(drawable(&slot.weights), |counter, i| counter.text(&slot.entries[i].value));
@@ -197,7 +197,7 @@ impl<'d> Counter<'d> {
         each.into_iter().fold(0, u128::saturating_add).max(1)
     }
 
-    /// Attributes are often the same for many values: the different texts count, not the values.
+    /// Attributes are often the same for many values: different texts are counted, not values.
     fn different_attributes(&self, slot: usize, attribute: usize) -> u128 {
         let slot = &self.domain.slots[slot];
         let texts: BTreeSet<String> = drawable(&slot.weights)

@@ -1,9 +1,8 @@
-//! A checked template file: what `load` makes and what `draw` and `count` go by. No YAML, no names
-//! to look up, nothing that could still be wrong.
+//! A checked template file: `load` makes it, `draw` and `count` use it. Names are resolved to indices.
 
 use serde::Serialize;
 
-use super::text::Text;
+use super::text::TemplateText;
 use crate::base::yaml::Span;
 
 /// One template file.
@@ -13,12 +12,12 @@ pub struct Domain {
     pub slots: Vec<Slot>,
     pub documents: Vec<Template<Document>>,
     pub conversations: Vec<Template<Chat>>,
-    /// The named ones, and those that stand directly in a conversation.
+    /// Named exchanges, and those written directly in a conversation.
     pub exchanges: Vec<Exchange>,
     pub warnings: Vec<Warning>,
 }
 
-/// Something that is allowed and probably not meant.
+/// A warning: something allowed and probably not meant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Warning {
     pub file: String,
@@ -45,7 +44,7 @@ pub struct Slot {
 
 #[derive(Debug)]
 pub struct Entry {
-    pub value: Text,
+    pub value: TemplateText,
     /// One for each attribute of the slot; each a choice of texts.
     pub attributes: Vec<Texts>,
 }
@@ -53,11 +52,11 @@ pub struct Entry {
 /// Texts of which one is drawn, with their weights.
 #[derive(Debug, Clone, Default)]
 pub struct Texts {
-    pub texts: Vec<Text>,
+    pub texts: Vec<TemplateText>,
     pub weights: Vec<f64>,
 }
 
-/// Something that is drawn by itself: a document or a conversation.
+/// A template of a document or a conversation.
 #[derive(Debug)]
 pub struct Template<T> {
     pub name: String,
@@ -77,11 +76,11 @@ pub struct Document {
 #[derive(Debug)]
 pub struct Part {
     pub texts: Texts,
-    /// How many different ones of the texts: at least, at most.
+    /// How many different texts are drawn: at least, at most.
     pub count: (usize, usize),
     /// In any order rather than that of the file.
     pub shuffle: bool,
-    /// The probability that it stands there at all.
+    /// The probability that it is drawn at all.
     pub chance: f64,
 }
 
@@ -100,7 +99,7 @@ pub struct Step {
     pub chance: f64,
 }
 
-/// What the user says and what the assistant answers, and perhaps what comes next.
+/// A user message, the assistant's answer, and optional further steps.
 #[derive(Debug)]
 pub struct Exchange {
     pub pairs: Vec<Pair>,

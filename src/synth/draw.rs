@@ -1,17 +1,16 @@
 //! Draws one document or one conversation from a domain.
 //!
-//! A [`Draw`] lives for one item and remembers what each slot was drawn to be, so that `{animal}`
-//! is the same animal throughout and `{animal.2}` another. It knows nothing of files, reports or
-//! duplicates.
+//! A [`Draw`] is for one item and keeps the value of each slot, so that `{animal}` is the same animal
+//! throughout and `{animal.2}` another. Files, reports and duplicates are not its concern.
 
 use super::domain::{Domain, Part, Step, Template, Texts};
 use super::modify::{self, Modifier, Operand};
-use super::text::{Binding, Piece, Text, Use};
+use super::text::{Binding, Piece, TemplateText, Use};
 use crate::base::{Error, Result, Rng};
 use crate::corpus::conversation::{Message, Role};
 
-/// Pieces of text that one item may be put together from, and bytes of one text: far above what a
-/// template wants, far below what values that double each other could make.
+/// Limits of the pieces of one item and the bytes of one text: far above what templates need; without them
+/// nested values could grow exponentially.
 const MAX_PIECES: usize = 200_000;
 const MAX_BYTES: usize = 1 << 20;
 
@@ -23,12 +22,12 @@ pub struct Draw<'d> {
     pieces: usize,
 }
 
-/// What a slot was drawn to be.
+/// The value drawn for a slot.
 struct Bound {
     binding: Binding,
     entry: usize,
     value: String,
-    /// Attributes, once they were used.
+    /// Drawn attributes, once used.
     attributes: Vec<(usize, String)>,
 }
 
@@ -93,7 +92,7 @@ impl<'d> Draw<'d> {
         Ok((index, &templates[index]))
     }
 
-    /// One of the step's exchanges that this conversation did not have yet, if the dice want one.
+    /// With the step's probability one of its exchanges that this conversation does not have yet.
     fn exchange_of(&mut self, step: &Step, used: &[usize]) -> Option<usize> {
         if !self.happens(step.chance) {
             return None;
@@ -149,7 +148,7 @@ impl<'d> Draw<'d> {
         self.text(&texts.texts[index], out)
     }
 
-    fn text(&mut self, text: &Text, out: &mut String) -> Result<()> {
+    fn text(&mut self, text: &TemplateText, out: &mut String) -> Result<()> {
         self.pieces += text.len();
         if self.pieces > MAX_PIECES || out.len() > MAX_BYTES {
             return Err(Error::input(format!(
@@ -226,8 +225,8 @@ impl<'d> Draw<'d> {
         Ok(self.bound.len() - 1)
     }
 
-    /// An entry of a slot and its value, other than those of `rivals`. Two entries that come out
-    /// the same are the same value.
+    /// An entry of a slot and its value, other than those of `rivals`. Entries with equal text are the same
+    /// value.
     fn choose(&mut self, slot: usize, rivals: &[(usize, String)]) -> Result<(usize, String)> {
         let slot = &self.domain.slots[slot];
         let mut weights = slot.weights.clone();

@@ -1,5 +1,4 @@
-//! Draws documents and conversations from several domains, without duplicates if wished, and
-//! reports what it did.
+//! Draws documents and conversations from several domains, optionally without duplicates, with a report.
 //!
 //! Item `i` of a domain draws from a stream of its own, (seed, kind, domain, i, attempt), and the
 //! order of the domains does not depend on how many items are wanted. So asking for more keeps
@@ -19,7 +18,7 @@ use crate::base::{Error, Monitor, Result, Rng, suggest};
 use crate::corpus::conversation::Conversation;
 use crate::corpus::document::Document;
 
-/// Items drawn side by side before they are looked at in order.
+/// Items drawn in parallel before they are checked for duplicates in order.
 const CHUNK: usize = 512;
 
 /// What to do when a domain has no further different text to give.
@@ -47,12 +46,12 @@ pub struct Request {
     pub weights: BTreeMap<String, f64>,
 }
 
-/// What was made. Holds nothing that differs between runs of the same input.
+/// What was made; the same for the same input.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
     pub requested: u64,
     pub items: u64,
-    /// Draws that gave a text which was there already, and were drawn again.
+    /// Duplicates that were drawn again.
     pub redrawn: u64,
     /// Items given up after too many redraws.
     pub short: u64,
@@ -85,14 +84,14 @@ pub struct TemplateReport {
 /// A lower bound of how many different outputs there are.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Space {
-    /// In digits, since JSON's numbers end before this one does; `u128::MAX` stands for that or more.
+    /// As a string, since it may exceed JSON's numbers; `u128::MAX` stands for that or more.
     pub at_least: String,
     pub log10: f64,
 }
 
 impl Space {
     fn new(n: u128) -> Self {
-        // Two decimals: the last digits of a logarithm are not the same on every machine.
+        // Two decimals: the last digits of a logarithm differ between machines.
         Space { at_least: n.to_string(), log10: ((n.max(1) as f64).log10() * 100.0).round() / 100.0 }
     }
 }
@@ -141,7 +140,7 @@ pub fn conversations(
     Run::new("conversations", domains, request, seed, spaces)?.go(draw, monitor, sink)
 }
 
-/// A drawn item with what the run needs to know of it.
+/// A drawn item, with its digest and template.
 struct Item<T> {
     template: usize,
     id: u128,
@@ -155,7 +154,7 @@ fn id_of(bytes: &[u8]) -> u128 {
     u128::from_le_bytes(std::array::from_fn(|i| digest.bytes()[i]))
 }
 
-/// Templates as they are reported, each with its count.
+/// The report's templates, each with its count.
 fn outlines<T>(templates: &[Template<T>], count: impl Fn(&T) -> u128) -> Vec<(TemplateReport, u128)> {
     let outline = |t: &Template<T>| {
         let ways = if t.weight > 0.0 { count(&t.body) } else { 0 };

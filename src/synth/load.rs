@@ -1,8 +1,8 @@
-//! A template file in YAML to a checked [`Domain`]. Everything that can be wrong is found here,
-//! before anything is drawn, with file, line and column; several mistakes are reported at once.
+//! A template file in YAML to a checked [`Domain`]. All errors are found here, before anything is drawn,
+//! with file, line and column; several are reported at once.
 //!
-//! Two passes: the slots' outlines first, since every text may name every slot; then the texts.
-//! What the finished domain as a whole must keep (no cycles, nothing unused) is `check`'s.
+//! Two passes: the slots' outlines first, since every text may name every slot; then the texts. Checks of
+//! the whole domain (no cycles, nothing unused) are in `check`.
 
 use std::collections::HashMap;
 
@@ -10,16 +10,16 @@ use super::check;
 use super::domain::{
     Chat, Document, Domain, Entry, Exchange, Pair, Part, Slot, Step, Template, Texts, Warning,
 };
-use super::text::{self, Flaw, Names, SlotNames, Text};
+use super::text::{self, Flaw, Names, SlotNames, TemplateText};
 use crate::base::error::Fault;
 use crate::base::yaml::{self, Limits, Node, Span, Value};
 use crate::base::{Error, Place, Result, suggest};
 
-/// Mistakes reported at once, at most.
+/// The most errors reported at once.
 const MAX_ERRORS: usize = 10;
 /// Numbers in one `from`/`to` slot, at most.
 const MAX_RANGE: i64 = 100_000;
-/// Numbers that one may reckon with lie within this of 0.
+/// The largest absolute value of numbers in sums.
 const MAX_NUMBER: i64 = 1_000_000_000;
 
 /// Reads the text of a template file. `name` is how messages and reports call the file.
@@ -155,7 +155,7 @@ impl Loader {
 
     // -- texts --
 
-    fn text(&self, node: &Node) -> Result<Text> {
+    fn text(&self, node: &Node) -> Result<TemplateText> {
         text::parse(&scalar(node)?, &self.names).map_err(|flaw| placed(node, flaw))
     }
 
@@ -423,7 +423,7 @@ impl Loader {
     }
 }
 
-/// Stands for an exchange that could not be read, so that the numbers of the others stay right.
+/// Placeholder for an exchange with errors, so that the indices of the others stay right.
 fn no_exchange() -> Exchange {
     Exchange { pairs: Vec::new(), weights: Vec::new(), then: None }
 }
@@ -661,8 +661,8 @@ fn stem(file: &str) -> String {
     base.strip_suffix(".yaml").or(base.strip_suffix(".yml")).unwrap_or(base).to_string()
 }
 
-/// A flaw within a text at its place in the file: exact where the text stands on one line as it
-/// is read, else at the start of the text.
+/// An error within a text at its place in the file: exact where the text is on one line without escapes,
+/// else at the start of the text.
 fn placed(node: &Node, flaw: Flaw) -> Error {
     let mut place = node.span.place();
     let text = node.as_str().unwrap_or("");
@@ -680,8 +680,7 @@ fn placed(node: &Node, flaw: Flaw) -> Error {
     flaw.help.into_iter().fold(Error::usage(flaw.message).at(place), |e, help| e.help(help))
 }
 
-/// The column of the character `at` of a text that stands in `place`, if it is written as it reads
-/// up to there.
+/// The column of the character `at` of the text at `place`, if there are no escapes before it.
 fn verbatim(place: &Place, text: &str, at: usize) -> Option<usize> {
     let written: Vec<char> = place.excerpt.chars().skip(place.column - 1).collect();
     let quote = usize::from(matches!(written.first(), Some('"' | '\'')));

@@ -1,6 +1,6 @@
 //! Template files to documents and conversations.
 //!
-//! A template file is YAML, one file a domain. Users write what may be said; a seeded draw says it.
+//! A template file is YAML, one file a domain. Users write templates; texts are drawn from them by a seed.
 //!
 //! ```yaml
 //! domain: farm                        # else the file's name

@@ -1,7 +1,7 @@
 //! What a modifier does to a drawn value: `{animal|a}`, `{animal|plural}`, `{n|plus:m}`.
 //!
-//! Articles and plurals are those of English and go by spelling, with the common exceptions; a slot
-//! whose words do otherwise carries the form as an attribute.
+//! Articles and plurals are English, by spelling with the common exceptions; for other words write the form
+//! as an attribute.
 
 use super::text::Binding;
 use crate::base::{Error, Result};
@@ -30,7 +30,7 @@ pub enum Operation {
     Times,
 }
 
-/// What a sum's second term is: a number, or what a slot was drawn to be.
+/// The second term of a sum: a number, or the value of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operand {
     Number(i64),

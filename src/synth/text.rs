@@ -1,7 +1,7 @@
 //! The language inside a template's texts: `{slots}`, `[one|of|these]`, `[?maybe]`, `{slot|modifier}`.
 //!
-//! [`parse`] turns a text into pieces that know their slots by number, so every name is checked
-//! here, before anything is drawn. The format is described in [`super`]. Drawing is `render`'s work.
+//! [`parse`] turns a text into pieces with slots by index, so every name is checked here, before anything
+//! is drawn. The format is described in [`super`]. Drawing is `render`'s work.
 
 use std::collections::HashMap;
 
@@ -22,25 +22,25 @@ impl Names {
     }
 }
 
-/// The outside of a slot: enough to check a text that uses it.
+/// The signature of a slot: enough to check a text that uses it.
 #[derive(Debug, Clone)]
 pub struct SlotNames {
     pub name: String,
     pub attributes: Vec<String>,
     /// Entries with a positive weight.
     pub entries: usize,
-    /// Every value is a whole number, so that it may be reckoned with.
+    /// Every value is a whole number, so that it can be used in sums.
     pub numeric: bool,
 }
 
-pub type Text = Vec<Piece>;
+pub type TemplateText = Vec<Piece>;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Piece {
     Literal(String),
     /// With probability `chance` one of the options, each as likely as the others; else nothing.
     Choice {
-        options: Vec<Text>,
+        options: Vec<TemplateText>,
         chance: f64,
     },
     Use(Use),
@@ -87,14 +87,14 @@ impl Flaw {
     }
 }
 
-/// Choices within choices, at most.
+/// The most nested choices.
 const MAX_DEPTH: usize = 16;
 
 /// Reads a text.
 ///
 /// # Errors
 /// Unbalanced brackets, unknown slots, attributes and modifiers, empty choices, bad escapes.
-pub fn parse(text: &str, names: &Names) -> Result<Text, Flaw> {
+pub fn parse(text: &str, names: &Names) -> Result<TemplateText, Flaw> {
     let mut parser = Parser { chars: text.chars().collect(), at: 0, names };
     let pieces = parser.pieces(0)?;
     match parser.peek() {
@@ -116,7 +116,7 @@ impl Parser<'_> {
     }
 
     /// Up to the end, or to the bracket or (inside a choice) bar that ends these pieces.
-    fn pieces(&mut self, depth: usize) -> Result<Text, Flaw> {
+    fn pieces(&mut self, depth: usize) -> Result<TemplateText, Flaw> {
         let mut pieces = Vec::new();
         let mut literal = String::new();
         while let Some(c) = self.peek() {
@@ -334,7 +334,7 @@ fn not_numeric(slot: &str, flaw: Flaw) -> Flaw {
         .help("plus, minus and times stand first, and work on slots whose values are all whole numbers")
 }
 
-fn flush(literal: &mut String, pieces: &mut Text) {
+fn flush(literal: &mut String, pieces: &mut TemplateText) {
     if !literal.is_empty() {
         pieces.push(Piece::Literal(std::mem::take(literal)));
     }

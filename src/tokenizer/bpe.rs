@@ -1,12 +1,11 @@
-//! Applies the merges of a byte-pair encoding to a word: of all pairs of neighbouring tokens the one
-//! that was learned first is merged, the leftmost of equals, until none is left (Sennrich, Haddow and
-//! Birch, 2016, <https://arxiv.org/abs/1508.07909>).
+//! Applies the merges of a byte-pair encoding to a word: of all pairs of adjacent tokens the one with the
+//! lowest rank is merged, the leftmost of equals, until none is left (Sennrich, Haddow and Birch, 2016,
+//! <https://arxiv.org/abs/1508.07909>).
 //!
-//! The ids are those of the `tokenizers` library, which tests hold it to, at several times its speed:
-//! the merges lie in one flat table, and no word is copied into a map. What this deliberately does
-//! not do is what our own tokenizers never ask for (prefixes and suffixes of words, unknown tokens
-//! where bytes do not cover everything): [`Bpe::of`] then says `None`, and the library encodes. Dropout
-//! of merges is for training a model on several encodings of a text, and is not done here.
+//! The ids are those of the `tokenizers` library (tests compare them), at several times its speed: the
+//! merges are in one flat hash table, and words are not copied. Deliberately not supported are options that
+//! our own tokenizers do not use (prefixes and suffixes of words, unknown tokens without byte fallback):
+//! [`Bpe::of`] is then `None`, and the library encodes. Dropout of merges is not done.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -15,18 +14,18 @@ use foldhash::fast::FixedState;
 
 use super::byte_symbol;
 use super::cut::{Cut, SPACE};
-use super::known::{Merge, Model};
+use super::known::{BpeJson, Merge};
 
-/// Up to so many tokens, looking at all pairs for the next merge is faster than a queue of them.
+/// Up to so many tokens, a scan of all pairs for each merge is faster than a priority queue.
 const SHORT: usize = 64;
 
-/// Ids are below it: a table by id then takes little memory.
+/// The limit of ids, so that tables by id take little memory.
 const MOST_IDS: u32 = 1 << 24;
 
 /// No merge, or no neighbour.
 const NONE: u32 = u32::MAX;
 
-/// What merging a pair gives, and in which order it was learned.
+/// The token of a merge, and its rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Learned {
     rank: u32,
@@ -38,7 +37,7 @@ const NO_MERGE: Learned = Learned { rank: NONE, id: 0 };
 /// The merges by their pair: open addressing with linear probing, at most half full.
 struct Merges {
     slots: Vec<(u64, Learned)>,
-    /// How far the product of the hash is shifted to give a slot.
+    /// The right shift of the hash's product that gives a slot.
     shift: u32,
 }
 
@@ -53,7 +52,7 @@ impl Merges {
         table
     }
 
-    /// Where a pair lies, or would.
+    /// The slot of a pair, or the empty one where it would be inserted.
     #[inline]
     fn slot(&self, pair: u64) -> usize {
         // Fibonacci hashing: the high bits of a product depend on all bits of the pair.
@@ -74,7 +73,7 @@ fn pair(left: u32, right: u32) -> u64 {
     u64::from(left) << 32 | u64::from(right)
 }
 
-/// What a word is before anything is merged.
+/// The initial tokens of a word.
 enum Start {
     /// The id of each byte.
     Bytes(Box<[u32; 256]>),
@@ -82,7 +81,7 @@ enum Start {
     Characters { known: HashMap<char, u32, FixedState>, bytes: Box<[u32; 256]> },
 }
 
-/// A byte-pair encoding that is known here.
+/// A byte-pair encoding that this module supports.
 pub struct Bpe {
     start: Start,
     merges: Merges,
@@ -91,9 +90,9 @@ pub struct Bpe {
 }
 
 impl Bpe {
-    /// A model whose words are cut by `cut`; `None` when it asks for something else, or is broken,
-    /// which the library is then to say.
-    pub fn of(model: &Model, cut: Cut) -> Option<Bpe> {
+    /// A model whose words are cut by `cut`; `None` when it has unsupported options or is invalid, which the
+    /// library then reports.
+    pub fn of(model: &BpeJson, cut: Cut) -> Option<Bpe> {
         let empty = |text: &Option<String>| text.as_ref().is_none_or(String::is_empty);
         let plain = model.kind == "BPE"
             && empty(&model.continuing_subword_prefix)
@@ -118,7 +117,7 @@ impl Bpe {
         let mut merges = HashMap::default();
         for (rank, Merge(left, right)) in model.merges.iter().enumerate() {
             let made = Learned { rank: u32::try_from(rank).ok()?, id: id(&[&**left, right].concat())? };
-            // Of a pair that is there twice, the library keeps the last.
+            // Of duplicate pairs, the library keeps the last.
             merges.insert(pair(id(left)?, id(right)?), made);
         }
         plain.then(|| Bpe { reachable: reachable(&start, &merges), merges: Merges::new(merges), start })
@@ -129,14 +128,14 @@ impl Bpe {
         self.reachable.get(id as usize).is_some_and(|can| *can)
     }
 
-    /// The ids of a word as it stands in the text, put into `ids` in place of what was there.
+    /// The ids of a word of the text, which replace those in `ids`.
     pub fn encode(&self, word: &str, ids: &mut Vec<u32>, work: &mut Work) {
         ids.clear();
         match &self.start {
             Start::Bytes(bytes) => ids.extend(word.bytes().map(|byte| bytes[byte as usize])),
             Start::Characters { known, bytes } => {
                 for c in word.chars() {
-                    // U+2581 in the text itself is the same to the model as a space.
+                    // The model does not distinguish U+2581 in the text from a space.
                     match known.get(if c == SPACE { &' ' } else { &c }) {
                         Some(id) => ids.push(*id),
                         None => ids.extend(spelled(c).bytes().map(|byte| bytes[byte as usize])),
@@ -147,7 +146,7 @@ impl Bpe {
         if ids.len() <= SHORT { self.merge_short(ids, work) } else { self.merge_long(ids, work) }
     }
 
-    /// Looks at all pairs for each merge.
+    /// Scans all pairs for each merge.
     fn merge_short(&self, ids: &mut Vec<u32>, work: &mut Work) {
         let pairs = &mut work.pairs;
         pairs.clear();
@@ -175,7 +174,7 @@ impl Bpe {
         }
     }
 
-    /// Keeps the pairs in a queue, and the tokens in a list linked both ways.
+    /// With a priority queue of pairs and a doubly linked list of tokens.
     fn merge_long(&self, ids: &mut Vec<u32>, work: &mut Work) {
         let Work { queue, before, behind, .. } = work;
         let count = ids.len() as u32;
@@ -195,7 +194,7 @@ impl Bpe {
         }
         while let Some(Reverse((rank, left))) = queue.pop() {
             let right = behind[left as usize];
-            // What was merged away since is `NONE`, which is in no pair.
+            // Tokens merged since are `NONE`, which is in no pair.
             if right == NONE || ids[left as usize] == NONE {
                 continue;
             }
@@ -222,7 +221,7 @@ impl Bpe {
 
 type Queue = BinaryHeap<Reverse<(u32, u32)>>;
 
-/// Memory that encoding a word needs, kept from one to the next.
+/// Buffers for encoding a word, reused for the next.
 #[derive(Default)]
 pub struct Work {
     pairs: Vec<Learned>,
@@ -244,7 +243,7 @@ fn only_char(token: &str) -> Option<char> {
     chars.next().filter(|_| chars.next().is_none())
 }
 
-/// A character as the model sees it.
+/// A character in the vocabulary's spelling.
 fn spelled(c: char) -> String {
     if c == ' ' { SPACE.to_string() } else { c.to_string() }
 }

@@ -1,16 +1,15 @@
-//! Remembers the ids of words: nearly every word of a text was there before.
+//! A cache of the ids of words: most words of a text occur many times.
 //!
-//! A table in which a word has one place only, and the one that comes last stays: it never grows
-//! beyond a few MiB, whatever the text. What is remembered is what encoding would give, so that no id
-//! depends on what is in it.
+//! A direct-mapped table: a word replaces the one in its slot, so it never exceeds a few MiB. A cached word
+//! has the ids that encoding gives, so ids do not depend on the cache's state.
 
 use std::ops::Range;
 
-/// The longest word that is remembered, in bytes.
+/// The longest word that is cached, in bytes.
 const WORD: usize = 31;
-/// The most ids of a word that is remembered.
+/// The most ids of a word that is cached.
 const IDS: usize = 7;
-/// How many words there is room for at first, and at most (2 MiB).
+/// Slots at first, and at most (2 MiB).
 const FEWEST: usize = 1 << 9;
 const MOST: usize = 1 << 15;
 
@@ -45,11 +44,11 @@ struct Slot {
 /// See the module.
 pub struct WordCache {
     slots: Vec<Slot>,
-    /// Words that were not there, since the table has had its size.
+    /// Misses since the table was last resized.
     missed: usize,
 }
 
-/// Where a word that was not found is to be remembered.
+/// The slot for a word that was not found.
 pub struct Place(Option<Key>);
 
 impl Default for WordCache {
@@ -59,10 +58,10 @@ impl Default for WordCache {
 }
 
 impl WordCache {
-    /// Adds the ids of the word at `word` in `text` to `ids`, when they are known.
+    /// Adds the ids of the word at `word` in `text` to `ids`, if it is cached.
     ///
     /// # Errors
-    /// When they are not: where [`WordCache::put`] is to put them.
+    /// On a miss: the slot for [`WordCache::put`].
     #[inline]
     pub fn get(&self, text: &[u8], word: Range<usize>, ids: &mut Vec<u32>) -> Result<(), Place> {
         let Some(key) = key(text, word) else { return Err(Place(None)) };
@@ -70,14 +69,14 @@ impl WordCache {
         if slot.key != key {
             return Err(Place(Some(key)));
         }
-        // All, and back again: a copy of a fixed size is faster than one of few.
+        // A copy of fixed size, then truncated, is faster than one of variable size.
         let end = ids.len() + slot.len as usize;
         ids.extend_from_slice(&slot.ids);
         ids.truncate(end);
         Ok(())
     }
 
-    /// Remembers the ids of a word, if they are few.
+    /// Caches the ids of a word, if they are few.
     pub fn put(&mut self, place: Place, ids: &[u32]) {
         let Some(key) = place.0.filter(|_| ids.len() <= IDS) else { return };
         self.missed += 1;
@@ -104,7 +103,7 @@ fn key(text: &[u8], word: Range<usize>) -> Option<Key> {
     let mask = MASKS.get(word.len())?;
     let mut bytes = [0; 32];
     match text.get(word.start..word.start + 32) {
-        // A copy of a fixed size; what is behind the word is masked off.
+        // A copy of fixed size; bytes after the word are masked off.
         Some(more) => bytes.copy_from_slice(more),
         None => bytes[..word.len()].copy_from_slice(&text[word.clone()]),
     }

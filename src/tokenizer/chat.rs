@@ -13,10 +13,10 @@ use crate::corpus::conversation::{Message, Role};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
     pub ids: Vec<u32>,
-    /// Of the length of `ids`: whether the model is to learn to produce this token. True for the
-    /// content of assistant messages of weight 1 and their `<eos>`, and nothing else.
+    /// As long as `ids`: whether the token is part of the loss. True for the content of assistant messages of
+    /// weight 1 and their `<eos>`, and nothing else.
     pub target: Vec<bool>,
-    /// Where each message lies in `ids`, its opening (and `<eos>`) included.
+    /// The range of each message in `ids`, its opening (and `<eos>`) included.
     pub turns: Vec<Range<usize>>,
     /// How many ids the opening of each of `turns` has.
     pub openings: Vec<usize>,
@@ -47,7 +47,7 @@ impl Special {
     }
 }
 
-/// A whole conversation, to learn from.
+/// A whole conversation, for training.
 ///
 /// # Errors
 /// When there are no messages, or the tokenizer lacks one of the special tokens.
@@ -77,8 +77,8 @@ pub fn render(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Rendered> {
     Ok(out)
 }
 
-/// A conversation so far, cleaned as what was learned from, and the opening of the assistant's turn:
-/// what a model continues with its answer.
+/// A conversation so far, cleaned as training text is, and the opening of the assistant's turn: the prompt
+/// of an answer.
 ///
 /// # Errors
 /// As [`render`].
@@ -90,19 +90,19 @@ pub fn prompt(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<u32>> {
     Ok(ids)
 }
 
-/// [`prompt`] for further messages of a conversation that a model has already read: what it is to read
-/// next. An answer of its own must have been ended with [`end`].
+/// [`prompt`] for further messages of a conversation that a model has already read. Its own answer must
+/// have been ended with [`end`].
 ///
 /// # Errors
 /// As [`render`].
 pub fn further(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<u32>> {
     let mut ids = prompt(tokenizer, messages)?;
-    // Only a conversation's beginning has one.
+    // `<bos>` is only at the beginning of a conversation.
     ids.remove(0);
     Ok(ids)
 }
 
-/// What ends an answer.
+/// The token that ends an answer.
 ///
 /// # Errors
 /// When the tokenizer lacks it.

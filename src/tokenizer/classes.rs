@@ -1,22 +1,22 @@
-//! Which characters are letters, numbers, blanks: the classes that words are cut by, as a table.
+//! Classes of characters (letters, numbers, blanks), by which words are cut, as a table.
 //!
-//! The tables of Unicode are those of `regex-syntax`, which is what the regular expressions of the
-//! `tokenizers` library are compiled by: no character is a letter here and not there.
+//! The Unicode tables are those of `regex-syntax`, which the regular expressions of the `tokenizers`
+//! library use, so that both have the same classes.
 
 use std::sync::LazyLock;
 
 use regex_syntax::hir::{Class as Ranges, HirKind};
 
-/// What a word is a run of.
+/// The class of the characters of a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Class {
-    /// Signs, and whatever is none of the others.
+    /// Punctuation, symbols, and all other characters.
     #[default]
     Sign,
     Letter,
     Number,
     Blank,
-    /// A word of its own, whatever is beside it.
+    /// Always a word by itself.
     Alone,
 }
 
@@ -26,7 +26,7 @@ const BLOCK: usize = 256;
 pub struct Classes {
     ascii: [Class; 128],
     blocks: Vec<[Class; BLOCK]>,
-    /// Of each block of characters, which of `blocks` it is.
+    /// The index in `blocks` of each block of characters.
     index: Vec<u8>,
 }
 
@@ -74,7 +74,7 @@ impl Classes {
         }
     }
 
-    /// Where the run of characters of `class` from `at` ends.
+    /// The end of the run of characters of `class` from `at`.
     #[inline]
     pub fn run(&self, text: &str, mut at: usize, class: Class) -> usize {
         while at < text.len() {
@@ -88,7 +88,7 @@ impl Classes {
     }
 }
 
-/// The characters of a class, as first and last ones.
+/// The characters of a class, as inclusive ranges.
 fn ranges(pattern: &str) -> Vec<(char, char)> {
     let parsed = regex_syntax::parse(pattern).expect("our own pattern");
     match parsed.kind() {

@@ -1,8 +1,8 @@
-//! The two common ways of cutting text into words, GPT-2's and ours for SentencePiece-style models,
-//! many times as fast as by the regular expressions that define them: one look at each character,
-//! by the table of [`Classes`].
+//! The two common ways of cutting text into words, GPT-2's and ours for SentencePiece-style models, many
+//! times as fast as by the regular expressions that define them: one pass over the characters, with the
+//! table of [`Classes`].
 //!
-//! Tests hold the words to those of the library.
+//! Tests compare the words with the library's.
 
 use std::ops::Range;
 
@@ -22,10 +22,10 @@ pub const SPACE: char = '▁';
 pub const PIECES: &str =
     r"'(?:[sdmt]|ll|ve|re)| ?[\p{L}\p{M}]+| ?\p{N}+|<| ?[^\s\p{L}\p{M}\p{N}<]+|\s+(?!\S)|\s+";
 
-/// What a long text is cut into, in bytes, for several threads to work on.
+/// Bytes of the parts of a long text that are encoded in parallel.
 const PART_BYTES: usize = 128 << 10;
 
-/// A way of cutting that is known here.
+/// A pre-tokenizer that this module supports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
     /// GPT-2's words, each byte as its symbol.
@@ -35,8 +35,7 @@ pub enum Cut {
 }
 
 impl Cut {
-    /// The way that a `tokenizer.json` asks for; `None` when it is another, or text is changed before
-    /// it is cut.
+    /// The pre-tokenizer of a `tokenizer.json`; `None` for another one, or when there is a normalizer.
     pub fn of(json: &Value) -> Option<Cut> {
         if !json.get("normalizer").is_none_or(Value::is_null) {
             return None;
@@ -58,11 +57,11 @@ impl Cut {
         ours.then_some(Cut::Pieces)
     }
 
-    /// Calls `each` with where every word of `part` lies in `text`. The part must begin and end
-    /// where words do, as those of [`Cut::parts`] do.
+    /// Calls `each` with the range in `text` of every word of `part`, which must begin and end at words'
+    /// boundaries, as those of [`Cut::parts`] do.
     ///
     /// # Errors
-    /// What `each` returns.
+    /// An error of `each`.
     pub fn words<E>(
         self,
         text: &str,
@@ -82,7 +81,7 @@ impl Cut {
         Ok(())
     }
 
-    /// A word as the model is to see it.
+    /// A word in the vocabulary's spelling.
     pub fn spell(self, word: &str) -> String {
         match self {
             Cut::Bytes => word.bytes().map(byte_symbol).collect(),
@@ -90,8 +89,7 @@ impl Cut {
         }
     }
 
-    /// A word as [`Cut::spell`] gives it, back as it may stand in a text. What the model sees decides
-    /// its ids, so that these are the same.
+    /// A text that [`Cut::spell`] spells as this word, and that therefore has the same ids.
     pub fn unspell(self, word: &str) -> String {
         match self {
             Cut::Bytes => {
@@ -102,8 +100,7 @@ impl Cut {
         }
     }
 
-    /// Cuts a long text where a blank follows something else: every way of cutting begins a word
-    /// there, whatever is before and behind.
+    /// Cuts a long text where a blank follows something else: every pre-tokenizer begins a word there.
     pub fn parts(self, text: &str) -> Vec<Range<usize>> {
         let bytes = text.as_bytes();
         let mut parts = Vec::new();
@@ -120,7 +117,7 @@ impl Cut {
     }
 }
 
-/// Where the word that begins at `start` ends: the alternatives of the pattern in their order.
+/// The end of the word that begins at `start`: the alternatives of the pattern in their order.
 #[inline]
 fn end_of_word(classes: &Classes, text: &str, start: usize) -> usize {
     let bytes = text.as_bytes();
@@ -145,14 +142,14 @@ fn end_of_word(classes: &Classes, text: &str, start: usize) -> usize {
     }
 }
 
-/// `\s+(?!\S)|\s+`: of several blanks before a word, the last is left to the word.
+/// `\s+(?!\S)|\s+`: of several blanks before a word, the last belongs to the word.
 fn end_of_blanks(classes: &Classes, text: &str, start: usize) -> usize {
     let end = classes.run(text, start, Class::Blank);
     let last = text[start..end].chars().next_back().map_or(0, char::len_utf8);
     if end < text.len() && end - last > start { end - last } else { end }
 }
 
-/// The length of what may follow an apostrophe as a word with it.
+/// The length of a contraction after its apostrophe.
 fn contraction(rest: &[u8]) -> Option<usize> {
     match rest {
         [b's' | b't' | b'm' | b'd', ..] => Some(1),

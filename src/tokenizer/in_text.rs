@@ -1,15 +1,14 @@
-//! Tokens that stand in text as they are spelled: added tokens that are not special, such as
-//! `<think>`, found before the text is cut into words.
+//! Added tokens that are not special, such as `<think>`: matched in the text before it is cut into words.
 
 use aho_corasick::{AhoCorasick, MatchKind};
 
 use crate::base::{Error, Result};
 
-/// Finds them, the leftmost first and of those the longest.
+/// Matches them, leftmost-longest.
 pub struct InText {
     find: AhoCorasick,
-    /// By pattern; `None` of a special token. The library looks for these as well and passes over them,
-    /// with the tokens that they overlap.
+    /// By pattern; `None` for a special token. The library matches these as well and leaves them text, with
+    /// the tokens that they overlap.
     ids: Vec<Option<u32>>,
 }
 
@@ -21,11 +20,11 @@ pub enum Segment<'a> {
 }
 
 impl InText {
-    /// Of all added tokens that are looked for in text as it is: spelling, id, and whether it is special.
-    /// `None` when all of them are special.
+    /// From spelling, id and whether it is special, of all added tokens that are matched without
+    /// normalization. `None` when all of them are special.
     ///
     /// # Errors
-    /// When there are too many to be looked for.
+    /// When there are too many.
     pub fn of<'a>(added: impl Iterator<Item = (&'a str, u32, bool)>) -> Result<Option<InText>> {
         let (mut spellings, mut ids) = (Vec::new(), Vec::new());
         for (spelling, id, special) in added.filter(|(spelling, ..)| !spelling.is_empty()) {
@@ -41,7 +40,7 @@ impl InText {
         Ok(Some(InText { find, ids }))
     }
 
-    /// The tokens in a text, and what is between them.
+    /// The tokens in a text, and the text between them.
     pub fn segments<'a>(&self, text: &'a str) -> Vec<Segment<'a>> {
         let mut segments = Vec::new();
         let mut start = 0;

@@ -1,9 +1,9 @@
-//! Reads a `tokenizer.json` whose every part is known here: byte-pair encoding over words that
-//! [`Cut`] cuts, as our own tokenizers and GPT-2's are. Such a tokenizer needs nothing of the
-//! `tokenizers` library, which takes several times as long to read the file.
+//! Reads a `tokenizer.json` of which every part is supported here: byte-pair encoding over words of
+//! [`Cut`], as in our own tokenizers and GPT-2's. Such a tokenizer does not need the `tokenizers` library,
+//! which takes several times as long to read the file.
 //!
-//! What this deliberately does not do is say what is wrong with a file: whatever is not exactly as
-//! expected is left to the library, which then reads it or says so.
+//! Errors are deliberately not reported here: a file that is not exactly as expected is left to the
+//! library, which reads it or reports the error.
 
 use std::borrow::{Borrow, Cow};
 use std::collections::{BTreeSet, HashMap};
@@ -21,11 +21,11 @@ use super::{Special, byte_of_symbol};
 /// The `model` of a `tokenizer.json`, when it is a byte-pair encoding.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Model<'a> {
+pub struct BpeJson<'a> {
     #[serde(rename = "type")]
     pub kind: String,
     #[serde(borrow)]
-    pub vocab: HashMap<Text<'a>, u32, FixedState>,
+    pub vocab: HashMap<JsonStr<'a>, u32, FixedState>,
     #[serde(borrow)]
     pub merges: Vec<Merge<'a>>,
     pub dropout: Option<f64>,
@@ -38,11 +38,11 @@ pub struct Model<'a> {
     pub ignore_merges: Option<bool>,
 }
 
-/// A string where it lies in the file, if nothing in it is escaped.
+/// A string borrowed from the file, if it has no escapes.
 #[derive(serde::Deserialize, PartialEq, Eq, Hash)]
-pub struct Text<'a>(#[serde(borrow)] pub Cow<'a, str>);
+pub struct JsonStr<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
-impl Borrow<str> for Text<'_> {
+impl Borrow<str> for JsonStr<'_> {
     fn borrow(&self) -> &str {
         &self.0
     }
@@ -77,7 +77,7 @@ impl<'de> Visitor<'de> for MergeVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut both: A) -> Result<Merge<'de>, A::Error> {
-        let mut next = || both.next_element::<Text>();
+        let mut next = || both.next_element::<JsonStr>();
         match (next()?, next()?, next()?) {
             (Some(left), Some(right), None) => Ok(Merge(left.0, right.0)),
             _ => Err(de::Error::custom("not two tokens")),
@@ -89,7 +89,7 @@ fn halves(text: &str) -> Option<(&str, &str)> {
     text.split_once(' ').filter(|(_, right)| !right.contains(' '))
 }
 
-/// A whole `tokenizer.json`. A part that is not here is not known.
+/// A whole `tokenizer.json`. Parts without a field are not supported.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File<'a> {
@@ -109,7 +109,7 @@ struct File<'a> {
     #[serde(default)]
     decoder: Value,
     #[serde(borrow)]
-    model: Model<'a>,
+    model: BpeJson<'a>,
 }
 
 #[derive(serde::Deserialize)]
@@ -118,7 +118,7 @@ struct Added {
     id: u32,
     content: String,
     special: bool,
-    // Where in a text it is found, unless it is special.
+    // How it is matched in a text, unless it is special.
     single_word: bool,
     lstrip: bool,
     rstrip: bool,
@@ -126,29 +126,29 @@ struct Added {
 }
 
 impl Added {
-    /// Whether it is found in a text as it is spelled, if at all.
+    /// Whether it is matched in a text without normalization, if at all.
     fn is_plain(&self) -> bool {
         self.special || !(self.single_word || self.lstrip || self.rstrip || self.normalized)
     }
 }
 
-/// A tokenizer that needs no library.
-pub struct Known {
+/// A tokenizer without the library.
+pub struct OwnTokenizer {
     pub cut: Cut,
     pub bpe: Bpe,
     pub vocabulary: Vocabulary,
-    /// The id of what the vocabulary has no token for.
+    /// The id of the unknown token.
     pub unknown: Option<u32>,
     /// Of tokens that are marked as special, those of single bytes aside.
     pub special: BTreeSet<u32>,
     pub in_text: Option<InText>,
-    /// That the file asks for.
+    /// The dropout of the file.
     pub dropout: f64,
 }
 
-impl Known {
-    /// `None` when something of the file is not known, or the file is broken.
-    pub fn read(json: &[u8]) -> Option<Known> {
+impl OwnTokenizer {
+    /// `None` when a part of the file is not supported, or the file is invalid.
+    pub fn read(json: &[u8]) -> Option<OwnTokenizer> {
         let file: File = serde_json::from_slice(json).ok()?;
         let nothing = [&file.truncation, &file.padding, &file.post_processor].into_iter().all(Value::is_null);
         let cut = Cut::of(&json!({"normalizer": file.normalizer, "pre_tokenizer": file.pre_tokenizer}))?;
@@ -168,11 +168,11 @@ impl Known {
         let unknown = file.model.unk_token.as_deref().unwrap_or(Special::Unk.as_str());
         let unknown = file.model.vocab.get(unknown).copied();
         let vocabulary = Vocabulary::new(file.model, cut)?;
-        Some(Known { cut, bpe, vocabulary, unknown, special, in_text, dropout })
+        Some(OwnTokenizer { cut, bpe, vocabulary, unknown, special, in_text, dropout })
     }
 }
 
-/// What turns the symbols of `cut` back into text.
+/// The decoder for the symbols of `cut`.
 fn decodes(cut: Cut, decoder: &Value) -> bool {
     match cut {
         Cut::Bytes => {
@@ -196,7 +196,7 @@ pub fn pieces_decoder() -> Value {
     ]})
 }
 
-/// The tokens by their ids and the other way, and what text they stand for.
+/// The tokens by id and back, and their text.
 pub struct Vocabulary {
     tokens: Vec<Option<Box<str>>>,
     ids: HashMap<Box<str>, u32, FixedState>,
@@ -204,12 +204,12 @@ pub struct Vocabulary {
 }
 
 impl Vocabulary {
-    fn new(model: Model, cut: Cut) -> Option<Self> {
+    fn new(model: BpeJson, cut: Cut) -> Option<Self> {
         let ids: HashMap<Box<str>, u32, FixedState> =
             model.vocab.into_iter().map(|(token, id)| (token.0.into(), id)).collect();
         let mut tokens = vec![None; ids.values().max().map_or(0, |id| *id as usize + 1)];
         for (token, id) in &ids {
-            // Of two tokens with one id, the library chooses.
+            // With two tokens of one id, the library decides.
             if tokens[*id as usize].replace(token.clone()).is_some() {
                 return None;
             }

@@ -1,9 +1,9 @@
 //! Text to token ids and back, over a `tokenizer.json` in the format of Hugging Face `tokenizers`.
 //!
 //! Only [`Tokenizer`] calls that library. Content is data: the text `<user>` inside a document never
-//! becomes the role token, whoever made the tokenizer. Truncation, padding and templates of special
-//! tokens, which a `tokenizer.json` may ask for, are deliberately not done here: whoever builds batches
-//! does that.
+//! becomes the role token, whoever made the tokenizer. Truncation, padding and templates of special tokens,
+//! which a `tokenizer.json` may configure, are deliberately not applied here: they belong to making
+//! batches.
 
 mod bpe;
 mod cache;
@@ -37,7 +37,7 @@ use bpe::{Bpe, Work};
 use cache::WordCache;
 use cut::Cut;
 use in_text::{InText, Segment};
-use known::{Known, Model, Vocabulary};
+use known::{BpeJson, OwnTokenizer, Vocabulary};
 use special::{Named, Template};
 pub use special::{Names, TOKENIZER_CONFIG_FILE};
 pub use stream::StreamDecoder;
@@ -46,9 +46,9 @@ pub use texts::{Inputs, Text, Texts};
 /// The special tokens that our tokenizers begin with; the discriminant is the id there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Special {
-    /// Fills a batch up; never trained on.
+    /// Padding of batches; never trained on.
     Pad,
-    /// What the vocabulary has no token for.
+    /// The unknown token.
     Unk,
     /// Begins a document or a conversation.
     Bos,
@@ -96,9 +96,9 @@ impl Special {
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
 
-/// Who knows the tokens and turns ids into text.
+/// Holds the tokens and decodes ids.
 enum Engine {
-    /// We do, and encode as well.
+    /// Our own implementation, which encodes as well.
     Own(Vocabulary),
     Library(Box<tokenizers::Tokenizer>),
 }
@@ -108,28 +108,28 @@ struct Inner {
     json: Vec<u8>,
     digest: Digest,
     vocab_size: usize,
-    /// How to cut text without the library, where that is known.
+    /// The pre-tokenizer, where it is supported without the library.
     cut: Option<Cut>,
-    /// How to encode words without the library, where that is known.
+    /// The BPE model, where it is supported without the library.
     bpe: Option<Bpe>,
     /// Whether a word may be encoded to a special token.
     forgeable: bool,
-    /// What encoding has at hand; as many as ever encoded at once.
-    scratches: Mutex<Vec<Scratch>>,
-    /// Tokens that are found in text as they are spelled.
+    /// Buffers and caches of encoding, one for each thread that encoded at the same time.
+    scratches: Mutex<Vec<Buffers>>,
+    /// Added tokens that are matched in text.
     in_text: Option<InText>,
-    /// Ids that text must not produce and decoding leaves out, without the id of unknown text.
+    /// Ids that text must not produce and decoding leaves out, except the unknown token's.
     control: BTreeSet<u32>,
     /// Ids that the file marks as special, without those of single bytes.
     special: BTreeSet<u32>,
     named: Named,
-    /// [`Inner::named`] as the file alone says it.
+    /// [`Inner::named`] by the file alone.
     named_by_file: Named,
-    /// The id of what the vocabulary has no token for.
+    /// The id of the unknown token.
     unknown: Option<u32>,
 }
 
-/// What a `tokenizer.json` says, before it is known which tokens stand for the special ones.
+/// The parts of a `tokenizer.json`, before the special tokens are resolved.
 struct Parts {
     engine: Engine,
     vocab_size: usize,
@@ -142,9 +142,9 @@ struct Parts {
 }
 
 impl Parts {
-    /// With the dropout that the file asks for.
-    fn own(known: Known) -> (Parts, f64) {
-        let Known { cut, bpe, vocabulary, unknown, special, in_text, dropout } = known;
+    /// With the dropout of the file.
+    fn own(known: OwnTokenizer) -> (Parts, f64) {
+        let OwnTokenizer { cut, bpe, vocabulary, unknown, special, in_text, dropout } = known;
         let vocab_size = vocabulary.size();
         let engine = Engine::Own(vocabulary);
         let template = Template::default();
@@ -180,7 +180,7 @@ impl Parts {
         };
         let special = added.iter().filter(|(_, t)| is_special(t)).map(|(id, _)| *id).collect();
         let cut = Cut::of(&value).filter(|_| plain);
-        let model = cut.and_then(|_| Model::deserialize(&value["model"]).ok());
+        let model = cut.and_then(|_| BpeJson::deserialize(&value["model"]).ok());
         let bpe = cut.zip(model).and_then(|(cut, model)| Bpe::of(&model, cut));
         let unknown = unknown_id(&library, &value);
         let template = Template::of(&value["post_processor"]);
@@ -192,7 +192,7 @@ impl Parts {
         self.engine.id(token)
     }
 
-    /// Whether text is encoded to a token, as far as its own spelling tells.
+    /// Whether the text of a token's spelling is encoded to that token.
     fn encodes_to(&self, token: &str, id: u32) -> bool {
         match (&self.bpe, &self.engine) {
             (Some(bpe), _) => bpe.can_give(id),
@@ -222,10 +222,10 @@ impl Tokenizer {
         Self::load_with(path, &Names::default())
     }
 
-    /// [`Tokenizer::load`], with special tokens that somebody named.
+    /// [`Tokenizer::load`], with names of special tokens that have precedence.
     ///
     /// # Errors
-    /// As [`Tokenizer::load`], and when one of `names` can't be what it is named.
+    /// As [`Tokenizer::load`], and when one of `names` cannot be a special token.
     pub fn load_with(path: &Path, names: &Names) -> Result<Self> {
         Self::parse_with(&path.display().to_string(), fs::read(path)?, names)
     }
@@ -243,7 +243,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::load_with`].
     pub fn parse_with(file: &str, json: Vec<u8>, names: &Names) -> Result<Self> {
-        let (parts, dropout) = match Known::read(&json) {
+        let (parts, dropout) = match OwnTokenizer::read(&json) {
             Some(known) => Parts::own(known),
             None => Parts::of_library(file, &json)?,
         };
@@ -286,7 +286,7 @@ impl Tokenizer {
         })))
     }
 
-    /// The library, for what is only asked of it where it was needed to read the file.
+    /// The library's tokenizer; only called where it was needed to read the file.
     fn library(&self) -> Result<&tokenizers::Tokenizer> {
         match &self.0.engine {
             Engine::Library(library) => Ok(library),
@@ -304,7 +304,7 @@ impl Tokenizer {
     /// current rayon pool.
     ///
     /// # Errors
-    /// When the text holds what the vocabulary has no token for and there is no unknown token.
+    /// When the text has a part without a token and there is no unknown token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let Some(cut) = self.0.cut else { return self.encode_by_library(text) };
         match &self.0.in_text {
@@ -319,7 +319,7 @@ impl Tokenizer {
         }
     }
 
-    /// [`Tokenizer::encode`] of text without tokens that are found in it as they are.
+    /// [`Tokenizer::encode`] of text without added tokens to match.
     fn encode_segment(&self, cut: Cut, text: &str) -> Result<Vec<u32>> {
         in_order(&cut.parts(text), |part: &Range<usize>| self.encode_part(cut, text, part.clone()))
     }
@@ -379,8 +379,8 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Leaves the ids of a word, as it stands in the text, in `scratch`.
-    fn encode_new(&self, cut: Cut, word: &str, scratch: &mut Scratch) -> Result<()> {
+    /// Puts the ids of a word of the text into `scratch`.
+    fn encode_new(&self, cut: Cut, word: &str, scratch: &mut Buffers) -> Result<()> {
         match &self.0.bpe {
             Some(bpe) => bpe.encode(word, &mut scratch.word, &mut scratch.work),
             None => scratch.word = self.encode_word(&cut.spell(word))?,
@@ -408,7 +408,7 @@ impl Tokenizer {
         let shown: Vec<u32> = ids.iter().copied().filter(|id| !hidden(id)).collect();
         match &self.0.engine {
             Engine::Own(vocabulary) => Ok(vocabulary.decode(&shown)),
-            // Not left to the library: it would leave out bytes that are marked as special.
+            // Not by the library, which would leave out bytes that are marked as special.
             Engine::Library(library) => library
                 .decode(&shown, false)
                 .map_err(|e| Error::input("these token ids cannot be decoded").cause(e)),
@@ -420,12 +420,12 @@ impl Tokenizer {
         StreamDecoder::new(self.clone())
     }
 
-    /// The id of what stands for a special token, when the vocabulary has such.
+    /// The id of the token in the role of `special`, if the vocabulary has one.
     pub fn special(&self, special: Special) -> Option<u32> {
         self.0.named.get(special)
     }
 
-    /// The id of what stands for a special token.
+    /// The id of the token in the role of `special`.
     ///
     /// # Errors
     /// When the vocabulary does not have it.
@@ -436,8 +436,8 @@ impl Tokenizer {
         })
     }
 
-    /// What begins a turn of `role`: its own token, or a token that begins any turn and the role's name on a
-    /// line, as in ChatML.
+    /// The tokens that begin a turn of `role`: its own token, or a token that begins any turn and the role's
+    /// name on a line, as in ChatML.
     ///
     /// # Errors
     /// When the tokenizer has neither, or cannot spell the role.
@@ -461,16 +461,16 @@ impl Tokenizer {
         Ok([&[start], name.as_slice()].concat())
     }
 
-    /// What begins a turn of a role that has no token of its own; `None` when all have.
+    /// The token that begins a turn of a role without a token of its own; `None` when all have one.
     pub fn turn_start(&self) -> Option<u32> {
         self.0.named.turn_start
     }
 
-    /// The `tokenizer_config.json` that is to lie beside a copy of [`Tokenizer::json`], where that alone
-    /// does not say what stands for the special tokens.
+    /// The `tokenizer_config.json` to be saved with [`Tokenizer::json`], where that alone does not determine
+    /// the special tokens.
     ///
     /// # Errors
-    /// When it cannot be written down.
+    /// When it cannot be serialized.
     pub fn config(&self) -> Result<Option<Vec<u8>>> {
         if self.0.named == self.0.named_by_file {
             return Ok(None);
@@ -487,12 +487,12 @@ impl Tokenizer {
         names.to_json().map(Some)
     }
 
-    /// Whether `id` is a special token; never true of what plain text encodes to, unknown text aside.
+    /// Whether `id` is a special token, which plain text is never encoded to, except to the unknown token.
     pub fn is_special(&self, id: u32) -> bool {
         self.0.control.contains(&id) || self.0.unknown == Some(id)
     }
 
-    /// The id that stands for what the vocabulary has no token for.
+    /// The id of the unknown token.
     pub fn unknown(&self) -> Option<u32> {
         self.0.unknown
     }
@@ -505,11 +505,10 @@ impl Tokenizer {
         }
     }
 
-    /// Whether `other` says with each of this one's ids, and special tokens, what this one says; it may
-    /// have more.
+    /// Whether all ids and special tokens of this tokenizer mean the same in `other`, which may have more.
     ///
     /// # Errors
-    /// The first that means something else: a model trained with this one would read nonsense.
+    /// The first that differs: a model trained with this tokenizer cannot be used with the other.
     pub fn is_part_of(&self, other: &Tokenizer) -> Result<()> {
         for id in 0..self.vocab_size() as u32 {
             let (own, its) = (self.token(id), other.token(id));
@@ -537,13 +536,13 @@ impl Tokenizer {
         self.0.digest
     }
 
-    /// The bytes of the file, to be copied beside a model.
+    /// The bytes of the file, to be saved with a model.
     pub fn json(&self) -> &[u8] {
         &self.0.json
     }
 
-    /// `ids` with every special token in it replaced by its letters. Some models (unigram, word
-    /// level) know their special tokens as ordinary vocabulary and would let text forge a role.
+    /// `ids` with every special token replaced by its letters. Some models (unigram, word level) have their
+    /// special tokens in the ordinary vocabulary, so that text could forge a role.
     fn spell_out(&self, ids: &[u32]) -> Result<Vec<u32>> {
         let mut out = Vec::with_capacity(ids.len() + 8);
         for id in ids {
@@ -559,7 +558,7 @@ impl Tokenizer {
         Ok(out)
     }
 
-    /// A letter by its own token, else by those of its bytes, else as unknown.
+    /// A letter by its own token, else by those of its bytes, else the unknown token.
     fn letter(&self, letter: char, token: &str) -> Result<Vec<u32>> {
         let mut buffer = [0; 4];
         let bytes = letter.encode_utf8(&mut buffer).as_bytes();
@@ -585,9 +584,9 @@ fn in_order<T: Sync>(items: &[T], encode: impl Fn(&T) -> Result<Vec<u32>> + Sync
     Ok(ids.into_iter().collect::<Result<Vec<_>>>()?.concat())
 }
 
-/// What one thread needs to encode, kept from one text to the next.
+/// Buffers and cache for encoding on one thread, reused between texts.
 #[derive(Default)]
-struct Scratch {
+struct Buffers {
     cache: WordCache,
     word: Vec<u32>,
     work: Work,
@@ -625,7 +624,7 @@ pub fn byte_of_symbol(symbol: char) -> Option<u8> {
     *BYTES.get(symbol as usize)?
 }
 
-/// The library's tokenizer, which is to turn text into ids and nothing else.
+/// The library's tokenizer, without truncation, padding and post-processing.
 fn library_of(json: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
     let mut library = tokenizers::Tokenizer::from_bytes(json)?;
     library.set_encode_special_tokens(true);
@@ -634,7 +633,7 @@ fn library_of(json: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
     Ok(library)
 }
 
-/// Once for a tokenizer: a stage may load it several times, under several names.
+/// Once per tokenizer: a process may load it several times, under several names.
 fn warn_of_dropout(file: &str, json: &[u8], dropout: f64) {
     static WARNED: Mutex<BTreeSet<Digest>> = Mutex::new(BTreeSet::new());
     if WARNED.lock().unwrap_or_else(PoisonError::into_inner).insert(Digest::of(json)) {

@@ -1,8 +1,8 @@
-//! Which tokens of a vocabulary stand for the special tokens.
+//! Which tokens of a vocabulary are the special tokens.
 //!
-//! In this order: what a user or a file beside the `tokenizer.json` says ([`Names`]), our own names
-//! (`<bos>`), what the file's post-processor puts around a text, and the names that other programs
-//! commonly use (`<s>`, `<|endoftext|>`).
+//! In this order: names given by a user or by a file beside the `tokenizer.json` ([`Names`]), our own names
+//! (`<bos>`), the tokens that the file's post-processor adds to a text, and names that are in common use
+//! (`<s>`, `<|endoftext|>`).
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ use crate::base::{Error, Result, fs, suggest};
 pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_FILE: &str = "special_tokens_map.json";
 
-/// Our key in [`TOKENIZER_CONFIG_FILE`]: what begins a turn of each role.
+/// Our key in [`TOKENIZER_CONFIG_FILE`]: the token that begins a turn of each role.
 const ROLES: &str = "role_tokens";
 
 /// The tokens of a vocabulary that are to stand for special tokens, where somebody says so.
@@ -51,7 +51,7 @@ impl Names {
         }
     }
 
-    /// What these say, and where they say nothing, what `others` say.
+    /// These names, completed with those of `others`.
     pub fn or(self, others: Names) -> Names {
         Names {
             bos: self.bos.or(others.bos),
@@ -63,7 +63,7 @@ impl Names {
         }
     }
 
-    /// What the files beside a `tokenizer.json` say; `find` gives the path of a file by its name.
+    /// The names in the files beside a `tokenizer.json`; `find` gives the path of a file by its name.
     ///
     /// # Errors
     /// When one of them cannot be read.
@@ -82,7 +82,7 @@ impl Names {
         let token = |value: &Value, key: &str| match &value[key] {
             Value::Null => Ok(None),
             Value::String(token) => Ok(Some(token.clone())),
-            // A token with how it is to be found in text, which a special one never is.
+            // A token with options of matching in text, which do not apply to special tokens.
             Value::Object(token) if token.get("content").is_some_and(Value::is_string) => {
                 Ok(token["content"].as_str().map(str::to_string))
             }
@@ -121,7 +121,7 @@ impl Names {
     }
 }
 
-/// What a post-processor puts before and behind a text.
+/// The tokens that a post-processor adds before and after a text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Template {
     pub bos: Option<String>,
@@ -129,7 +129,7 @@ pub struct Template {
 }
 
 impl Template {
-    /// Of a `post_processor`.
+    /// The parts of a `post_processor`.
     pub fn of(processor: &Value) -> Template {
         let name = |value: &Value| value.as_str().map(str::to_string);
         match processor["type"].as_str() {
@@ -145,7 +145,7 @@ impl Template {
         }
     }
 
-    /// The first special token before the text, and the last behind it.
+    /// The first special token before the text, and the last after it.
     fn of_pieces(pieces: Option<&Vec<Value>>) -> Template {
         let pieces = pieces.map_or(&[][..], Vec::as_slice);
         let Some(text) = pieces.iter().position(|piece| piece.get("Sequence").is_some()) else {
@@ -159,10 +159,10 @@ impl Template {
     }
 }
 
-/// What is asked of a vocabulary to find its special tokens.
+/// The queries to a vocabulary for its special tokens.
 pub struct Vocabulary<'a> {
     pub id: &'a dyn Fn(&str) -> Option<u32>,
-    /// Whether a token is marked as special, or at least nothing that text is encoded to.
+    /// Whether a token is marked as special, or at least never the result of encoding text.
     pub apart: &'a dyn Fn(&str, u32) -> bool,
     pub template: Template,
     pub unknown: Option<u32>,
@@ -172,7 +172,7 @@ pub struct Vocabulary<'a> {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Named {
     ids: [Option<u32>; Special::ALL.len()],
-    /// What begins a turn of a role without a token of its own.
+    /// The token that begins a turn of a role without a token of its own.
     pub turn_start: Option<u32>,
 }
 
@@ -212,7 +212,7 @@ impl Named {
         self.ids[special as usize]
     }
 
-    /// Every id that stands for something.
+    /// All ids of special tokens.
     pub fn all(&self) -> impl Iterator<Item = u32> + '_ {
         self.ids.iter().copied().flatten().chain(self.turn_start)
     }
@@ -251,12 +251,12 @@ impl Vocabulary<'_> {
     }
 }
 
-/// What other programs call the token that begins a text, and the one that ends it.
+/// Common names of the token that begins a text, and of the one that ends it.
 const BOS: &[&str] = &["<s>", "[BOS]", "<|begin_of_text|>", "<|startoftext|>", "[CLS]", "<|endoftext|>"];
 const EOS: &[&str] = &["</s>", "[EOS]", "<|im_end|>", "<|end_of_text|>", "[SEP]", "<|endoftext|>"];
 
-/// Whether two tokenizers mean the same by the special tokens that the first one has; `pad`, which no
-/// model learns, aside.
+/// Whether all special tokens of the first tokenizer are the same in the second; except `pad`, which no
+/// model is trained on.
 ///
 /// # Errors
 /// The first that differs.
@@ -278,7 +278,7 @@ pub fn agree(own: &super::Tokenizer, other: &super::Tokenizer) -> Result<()> {
     Ok(())
 }
 
-/// What is to be done about a special token that a vocabulary does not have.
+/// The help for a special token that a vocabulary does not have.
 pub(super) fn missing(special: Special, has: &[String]) -> Error {
     let error =
         Error::input(format!("the tokenizer has no special token `{}`", special.as_str())).help(match has {

@@ -1,19 +1,19 @@
-//! Decoding ids one by one, as a model produces them: text comes out as soon as it is certain, and a
-//! character whose bytes are spread over several tokens comes out whole.
+//! Streaming decoder: ids one by one, as a model produces them, to text as soon as it is final; a character
+//! whose bytes are in several tokens comes out whole.
 
 use super::Tokenizer;
 
-/// After this many ids without certain text, what there is comes out as it is.
+/// After this many ids without final text, the pending text comes out as it is.
 const PATIENCE: usize = 64;
 
-/// See [`Tokenizer::decoder`]. What [`StreamDecoder::push`] and [`StreamDecoder::finish`] return is,
-/// put together, what [`Tokenizer::decode`] makes of all ids.
+/// See [`Tokenizer::decoder`]. The concatenation of what [`StreamDecoder::push`] and
+/// [`StreamDecoder::finish`] return is [`Tokenizer::decode`] of all ids.
 pub struct StreamDecoder {
     tokenizer: Tokenizer,
-    /// The ids behind the last text that came out: decoders treat the first token of a text
-    /// otherwise, so new ids are decoded behind these.
+    /// The last ids whose text came out: decoders treat the first token of a text differently, so new ids are
+    /// decoded after these.
     context: Vec<u32>,
-    /// The ids whose text has not come out.
+    /// The pending ids, whose text has not come out.
     pending: Vec<u32>,
 }
 
@@ -22,8 +22,8 @@ impl StreamDecoder {
         StreamDecoder { tokenizer, context: Vec::new(), pending: Vec::new() }
     }
 
-    /// The text that `id` makes certain; `None` when there is none yet. Special tokens have none; an
-    /// id outside the vocabulary shows as U+FFFD.
+    /// The text that is final with `id`; `None` when there is none yet. Special tokens have none; an id
+    /// outside the vocabulary gives U+FFFD.
     pub fn push(&mut self, id: u32) -> Option<String> {
         if self.tokenizer.is_special(id) {
             return None;
@@ -33,12 +33,12 @@ impl StreamDecoder {
         }
         self.pending.push(id);
         let text = self.pending_text();
-        // What ends in a replacement character may be the beginning of a character.
+        // A replacement character at the end may be the beginning of a character.
         let doubtful = text.ends_with(char::REPLACEMENT_CHARACTER) && self.pending.len() < PATIENCE;
         if doubtful { None } else { self.emit(text) }
     }
 
-    /// What was held back: the broken bytes at the end of a text.
+    /// The pending text: incomplete bytes at the end become U+FFFD.
     pub fn finish(&mut self) -> Option<String> {
         let text = self.pending_text();
         self.emit(text)
@@ -52,13 +52,14 @@ impl StreamDecoder {
         Some(text)
     }
 
-    /// The text of the pending ids as it reads behind the context.
+    /// The text of the pending ids after the context.
     fn pending_text(&self) -> String {
         let decode = |ids: &[u32]| self.tokenizer.text_of(ids).unwrap_or_default();
         let whole = decode(&[self.context.as_slice(), &self.pending].concat());
         match whole.strip_prefix(decode(&self.context).as_str()) {
             Some(text) => text.to_string(),
-            // A run of byte tokens is valid or broken as a whole: broken, it changes what came before.
+            // A run of byte tokens is valid or invalid as a whole: an invalid byte changes the text before
+            // it.
             None => decode(&self.pending),
         }
     }

@@ -36,7 +36,7 @@ impl Text {
         }
     }
 
-    /// What is encoded in one piece: the document, or each message.
+    /// The texts that are encoded separately: the document, or each message.
     pub fn parts(&self) -> Vec<&str> {
         match self {
             Text::Document(d) => vec![&d.text],
@@ -49,7 +49,7 @@ impl Text {
 pub struct Texts {
     /// How many there are.
     pub total: u64,
-    /// Bytes of text in all of them, when the files say so.
+    /// Bytes of text in all of them, when the files record it.
     pub bytes: Option<u64>,
     texts: Box<dyn Iterator<Item = Result<Text>> + Send>,
 }
@@ -67,10 +67,10 @@ const BATCH_BYTES: usize = 4 << 20;
 const BATCH_TEXTS: usize = 8192;
 
 impl Texts {
-    /// Hands all texts to `work` in batches, and reads one while `work` is at the one before.
+    /// Calls `work` with all texts in batches, and reads the next batch meanwhile.
     ///
     /// # Errors
-    /// What reading, or `work`, says first.
+    /// The first error of reading or of `work`.
     pub fn batches(mut self, mut work: impl FnMut(Batch) -> Result<()> + Send) -> Result<()> {
         let mut batch = self.batch()?;
         while !batch.texts.is_empty() {

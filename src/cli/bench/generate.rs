@@ -1,5 +1,5 @@
-//! `tinylm bench generate`: greedy decoding behind a prompt of random tokens, one sequence or several
-//! side by side, with a KV cache.
+//! `tinylm bench generate`: greedy decoding after a prompt of random tokens, one sequence or a batch, with
+//! a KV cache.
 
 use std::time::Instant;
 

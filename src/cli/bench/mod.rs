@@ -1,5 +1,5 @@
-//! `tinylm bench`: what this machine does, in figures that scripts can compare. `bench/` sets other
-//! programs beside them.
+//! `tinylm bench`: speed on this machine, in figures for scripts. The scripts in `bench/` compare other
+//! programs.
 
 mod generate;
 mod plan;
@@ -84,13 +84,13 @@ fn show(format: Format, figures: &impl serde::Serialize) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The middle one, in milliseconds, to the microsecond.
+/// The median, in milliseconds, to the microsecond.
 fn median_ms(mut times: Vec<Duration>) -> f64 {
     times.sort();
     times.get(times.len() / 2).map_or(0.0, |t| rounded(t.as_secs_f64() * 1e3))
 }
 
-/// To three digits behind the point: more is noise.
+/// To three decimals: more is noise.
 fn rounded(x: f64) -> f64 {
     (x * 1e3).round() / 1e3
 }

@@ -1,5 +1,5 @@
-//! `tinylm bench plan`: what the engine itself costs, on a chain of stages made up in a temporary
-//! folder: reading and checking the file, planning it, and a run in which all is up to date.
+//! `tinylm bench plan`: the engine's overhead, on a generated chain of stages in a temporary folder:
+//! reading and checking the file, planning it, and a run in which all is up to date.
 //!
 //! The stages copy one line each, so that nothing but the engine is measured. Comparisons with other
 //! build tools, process start included, are `bench/engine.py`'s.
@@ -54,7 +54,7 @@ pub fn plan(stages: usize, repeat: usize) -> Result<PlanFigures> {
     Ok(PlanFigures { stages, parse_ms, plan_ms, first_run_ms, noop_run_ms })
 }
 
-/// Stages that differ in a variable, so that none is a hit of the one before.
+/// Stages that differ in a variable, so that none is a hit of another.
 fn chain(stages: usize) -> String {
     let mut text = String::from("name: chain\nstages:\n");
     for i in 0..stages {
@@ -97,7 +97,7 @@ fn plan_once(pipeline: &Pipeline) -> Result<()> {
     }
 }
 
-/// What `tinylm run` does, with nobody to report to.
+/// What `tinylm run` does, without reporters.
 fn run(file: &Path) -> Result<()> {
     let pipeline = load(file)?;
     let store = Store::open(&pipeline.artifacts(), false);

@@ -1,9 +1,9 @@
-//! How fast tokenizers are trained and text is encoded, on a text of the user's own: what
-//! `tinylm bench tokenize` shows, and `bench/tokenizing.py` sets beside other programs.
+//! `tinylm bench tokenize`: how fast tokenizers are trained and text is encoded, on a text of the user's
+//! own; `bench/tokenizing.py` compares other programs.
 //!
-//! Training is what the stage `train_tokenizer` does: from a documents file to a `tokenizer.json` and
-//! its report. Encoding is of the text's lines, all at once, by the tokenizer just trained. What this
-//! deliberately leaves out is making the documents file, which other programs have no part of.
+//! Training is what the stage `train_tokenizer` does: from a documents file to a `tokenizer.json` and its
+//! report. Encoding is of the text's lines, all at once, by the tokenizer just trained. Making the
+//! documents file is deliberately not measured: other programs have no such step.
 
 use std::path::Path;
 use std::time::Instant;

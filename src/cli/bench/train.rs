@@ -1,5 +1,5 @@
 //! `tinylm bench train`: steps of a model with a preset's shape on tokens drawn at random, each step a
-//! forward pass, the loss, the way back, clipping and the update, as a `pretrain` stage does them.
+//! forward pass, the loss, the backward pass, clipping and the update, as a `pretrain` stage does them.
 
 use std::time::{Duration, Instant};
 
@@ -85,12 +85,12 @@ pub struct TrainFigures {
     instructions: String,
     /// Multiplications and additions of the matrix products of a step, a second.
     gflops: f64,
-    /// What a large product reaches here.
+    /// The throughput of a large matrix product here.
     #[serde(skip_serializing_if = "Option::is_none")]
     peak_gflops: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     share_of_peak: Option<f64>,
-    /// Of the last step, nats a token: learning random tokens by heart, so it falls.
+    /// Of the last step, nats a token; it falls, since the random tokens are memorized.
     loss: f64,
 }
 
@@ -179,8 +179,8 @@ impl Train {
         (times, loss)
     }
 
-    /// The same steps with the gradient of the plain twin, which drops what the kernels drop: its last
-    /// loss is what theirs is measured by.
+    /// The same steps with the gradient of the plain twin and the same dropout masks: a reference for the
+    /// last loss.
     fn candle(&self, config: &Config) -> Result<(Vec<Duration>, f64)> {
         let [ids, targets] = self.tokens(config);
         let all = Sequences { ids: &ids, targets: &targets, length: config.seq_len };
@@ -203,8 +203,8 @@ impl Train {
     }
 }
 
-/// Of the products of one token, forward and back: 2 for each weight of a matrix forward, twice that
-/// back, and for attention the half of scores and of mixing that is not ahead.
+/// Floating-point operations of the products of one token: 2 for each weight of a matrix forward, twice
+/// that backward, and the causal half of attention's two products.
 fn flops(config: &Config) -> f64 {
     let (c, f) = (config.d_model, config.d_ff);
     let weights = config.n_layer * (4 * c * c + 2 * c * f) + config.vocab_size * c;

@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::base::suggest;
 use crate::corpus::clean::{Changes, Cleaning, clean};
 use crate::corpus::conversation::{Message, Role};
-use crate::corpus::input::Bad;
+use crate::corpus::input::BadRecord;
 use crate::corpus::json::{Step, locate};
 
-/// A message as it was found: nothing checked.
+/// A message as it was read, unchecked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Turn<'a> {
     pub role: String,
@@ -22,7 +22,7 @@ pub struct Turn<'a> {
     pub at: At<'a>,
 }
 
-/// Where a message stands in the text of its row; worked out only for an error.
+/// The place of a message in the text of its row; only computed for an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum At<'a> {
     Byte(usize),
@@ -37,7 +37,7 @@ pub enum At<'a> {
 }
 
 impl At<'_> {
-    /// The byte of the role, or of the message where it has none.
+    /// The offset of the role, or of the message where it has none.
     fn role(&self, text: &str) -> u64 {
         match self {
             At::Message { role, .. } => self.place(text, Some(role)),
@@ -62,7 +62,7 @@ impl At<'_> {
     }
 }
 
-/// What the roles are called elsewhere.
+/// Names of the roles in common use.
 const SYNONYMS: [(&str, Role); 14] = [
     ("system", Role::System),
     ("developer", Role::System),
@@ -91,7 +91,7 @@ impl Default for Roles {
 }
 
 impl Roles {
-    /// The usual names and `more`, which win.
+    /// The common names and `more`, which has precedence.
     pub fn with(more: &BTreeMap<String, Role>) -> Self {
         let mut roles = Self::default();
         roles.0.extend(more.iter().map(|(name, role)| (name.to_lowercase(), *role)));
@@ -102,9 +102,9 @@ impl Roles {
         self.0.get(name).or_else(|| self.0.get(&name.trim().to_lowercase())).copied()
     }
 
-    fn unknown(&self, turn: &Turn, text: &str, number: usize) -> Bad {
+    fn unknown(&self, turn: &Turn, text: &str, number: usize) -> BadRecord {
         let names = || self.0.keys().map(String::as_str);
-        Bad::new(
+        BadRecord::new(
             "unknown_role",
             turn.at.role(text),
             format!("message {number} has the unknown role {:?}", turn.role),
@@ -114,23 +114,23 @@ impl Roles {
     }
 }
 
-/// What happens to two messages of one role in a row.
+/// How two consecutive messages of one role are treated.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SameRole {
     /// The row is bad.
     #[default]
     Error,
-    /// They become one, with a line break between, and are counted.
+    /// They are joined with a line break, and counted.
     Merge,
 }
 
-/// How often a conversation was mended.
+/// Repairs of a conversation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Mended {
+pub struct Repairs {
     /// Messages merged into the one before.
     pub merged_messages: u64,
-    /// User messages at the end that nobody answered, dropped.
+    /// User messages at the end without an answer, dropped.
     pub trailing_user_dropped: u64,
     /// System messages without content, dropped.
     pub empty_system_dropped: u64,
@@ -138,11 +138,11 @@ pub struct Mended {
     pub markers_dropped: u64,
     /// Messages that contain the text of one of our special tokens, such as `<eos>`; kept.
     pub special_tokens_in_content: u64,
-    /// What cleaning did to the contents.
+    /// The changes of cleaning to the contents.
     pub text: Changes,
 }
 
-/// How conversations are judged.
+/// The rules that conversations are checked by.
 #[derive(Debug, Clone, Copy)]
 pub struct Rules<'a> {
     pub roles: &'a Roles,
@@ -150,35 +150,40 @@ pub struct Rules<'a> {
     pub cleaning: Cleaning,
 }
 
-/// The messages of a conversation that obeys the rules. `text` is its row, for places.
+/// Checks a conversation and gives its messages. `text` is its row, for places.
 ///
 /// # Errors
-/// The first rule that is broken, with the number of the message, at a byte of `text`.
-pub fn check(turns: Vec<Turn>, text: &str, rules: Rules, mended: &mut Mended) -> Result<Vec<Message>, Bad> {
+/// The first violated rule, with the number of the message, at an offset of `text`.
+pub fn check(
+    turns: Vec<Turn>,
+    text: &str,
+    rules: Rules,
+    repairs: &mut Repairs,
+) -> Result<Vec<Message>, BadRecord> {
     let mut messages: Vec<Message> = Vec::new();
     for (i, turn) in turns.iter().enumerate() {
         let number = i + 1;
         let role = rules.roles.find(&turn.role).ok_or_else(|| rules.roles.unknown(turn, text, number))?;
-        let content = clean(&turn.content, rules.cleaning, &mut mended.text);
-        let content = without_markers(&content, &mut mended.markers_dropped);
+        let content = clean(&turn.content, rules.cleaning, &mut repairs.text);
+        let content = without_markers(&content, &mut repairs.markers_dropped);
         if content.is_empty() && role == Role::System {
-            mended.empty_system_dropped += 1;
+            repairs.empty_system_dropped += 1;
             continue;
         }
         if content.is_empty() {
             let message = format!("message {number} ({}) is empty", role.as_str());
-            return Err(Bad::new("empty_message", turn.at.content(text), message));
+            return Err(BadRecord::new("empty_message", turn.at.content(text), message));
         }
-        mended.special_tokens_in_content += u64::from(holds_special_token(content));
-        // Only answers are learned: of others a weight says nothing.
+        repairs.special_tokens_in_content += u64::from(holds_special_token(content));
+        // Only answers are part of the loss: the weight of other messages is ignored.
         let weight = if role == Role::Assistant { turn.weight } else { 1 };
         match messages.last_mut() {
             Some(last)
                 if last.role == role && (rules.same_role == SameRole::Merge || role == Role::System) =>
             {
-                mended.merged_messages += 1;
+                repairs.merged_messages += 1;
                 merge(last, content, weight).map_err(|why| {
-                    Bad::new("mixed_weights", turn.at.role(text), format!("message {number} {why}"))
+                    BadRecord::new("mixed_weights", turn.at.role(text), format!("message {number} {why}"))
                 })?;
             }
             last => {
@@ -190,13 +195,13 @@ pub fn check(turns: Vec<Turn>, text: &str, rules: Rules, mended: &mut Mended) ->
     }
     if messages.last().is_some_and(|m| m.role == Role::User) {
         messages.pop();
-        mended.trailing_user_dropped += 1;
+        repairs.trailing_user_dropped += 1;
     }
     has_something_to_learn(&messages)?;
     Ok(messages)
 }
 
-/// Joins `content` to `last`; a system message that says the same again is left out.
+/// Joins `content` to `last`; a repeated system message is left out.
 fn merge(last: &mut Message, content: &str, weight: u8) -> Result<(), String> {
     if last.weight != weight {
         let old = last.weight;
@@ -209,18 +214,18 @@ fn merge(last: &mut Message, content: &str, weight: u8) -> Result<(), String> {
     Ok(())
 }
 
-fn has_something_to_learn(messages: &[Message]) -> Result<(), Bad> {
+fn has_something_to_learn(messages: &[Message]) -> Result<(), BadRecord> {
     if !messages.iter().any(|m| m.role == Role::Assistant) {
-        return Err(Bad::new("no_answer", 0, "this conversation has no assistant message"));
+        return Err(BadRecord::new("no_answer", 0, "this conversation has no assistant message"));
     }
     match messages.iter().any(Message::is_learned) {
         true => Ok(()),
-        false => Err(Bad::new("nothing_to_learn", 0, "every assistant message here has weight 0")
+        false => Err(BadRecord::new("nothing_to_learn", 0, "every assistant message here has weight 0")
             .help("give weight 1 to the answers that are to be learned, or leave the row out")),
     }
 }
 
-/// What other programs put around contents.
+/// Markers that other programs put around contents.
 const MARKERS: [&str; 9] = [
     "<bos>",
     "<eos>",
@@ -247,7 +252,7 @@ fn without_markers<'a>(content: &'a str, dropped: &mut u64) -> &'a str {
     rest
 }
 
-/// Whether `role` may stand behind `last`; else the cause and the reason.
+/// Whether `role` may follow `last`; else the cause and the reason.
 fn follows(last: Option<Role>, role: Role) -> Result<(), (&'static str, String)> {
     match (last, role) {
         (None, Role::System | Role::User)
@@ -266,8 +271,8 @@ fn follows(last: Option<Role>, role: Role) -> Result<(), (&'static str, String)>
     }
 }
 
-fn bad_order(cause: &'static str, why: &str, at: u64, number: usize) -> Bad {
-    let bad = Bad::new(cause, at, format!("message {number} {why}"));
+fn bad_order(cause: &'static str, why: &str, at: u64, number: usize) -> BadRecord {
+    let bad = BadRecord::new(cause, at, format!("message {number} {why}"));
     match cause {
         "not_alternating" => bad.help("set `same_role: merge` to join such messages"),
         _ => bad,
@@ -288,20 +293,20 @@ mod tests {
         Turn { role: role.into(), content: content.into(), weight: 1, at: At::Byte(at) }
     }
 
-    fn judge_all(turns: Vec<Turn>, same_role: SameRole) -> (Result<Vec<Message>, Bad>, Mended) {
-        let mut mended = Mended::default();
+    fn judge_all(turns: Vec<Turn>, same_role: SameRole) -> (Result<Vec<Message>, BadRecord>, Repairs) {
+        let mut repairs = Repairs::default();
         let roles = Roles::default();
         let rules = Rules { roles: &roles, same_role, cleaning: Cleaning::default() };
-        (check(turns, "", rules, &mut mended), mended)
+        (check(turns, "", rules, &mut repairs), repairs)
     }
 
-    fn judge(turns: &[(&str, &str)], same_role: SameRole) -> (Result<String, Bad>, Mended) {
+    fn judge(turns: &[(&str, &str)], same_role: SameRole) -> (Result<String, BadRecord>, Repairs) {
         let turns = turns.iter().enumerate().map(|(i, (role, content))| turn(role, content, i)).collect();
-        let (result, mended) = judge_all(turns, same_role);
+        let (result, repairs) = judge_all(turns, same_role);
         let text = result.map(|messages| {
             messages.iter().map(|m| format!("{}={};", &m.role.as_str()[..1], m.content)).collect()
         });
-        (text, mended)
+        (text, repairs)
     }
 
     fn cause(turns: &[(&str, &str)]) -> (&'static str, Option<u64>) {
@@ -313,9 +318,9 @@ mod tests {
     fn a_good_conversation_passes_and_is_cleaned() {
         let turns =
             [("System", " Be\r\nbrief. "), ("human", "Cafe\u{301}?"), ("gpt", "Yes."), ("user", "Bye")];
-        let (text, mended) = judge(&turns, SameRole::Error);
+        let (text, repairs) = judge(&turns, SameRole::Error);
         assert_eq!(text.unwrap(), "s=Be\nbrief.;u=Café?;a=Yes.;");
-        assert_eq!((mended.trailing_user_dropped, mended.text.crlf), (1, 1));
+        assert_eq!((repairs.trailing_user_dropped, repairs.text.crlf), (1, 1));
     }
 
     #[test]
@@ -334,9 +339,9 @@ mod tests {
     #[test]
     fn one_role_in_a_row_can_be_merged() {
         let turns = [("user", "a"), ("user", "b"), ("bot", "c"), ("bot", "say <eos>!")];
-        let (text, mended) = judge(&turns, SameRole::Merge);
+        let (text, repairs) = judge(&turns, SameRole::Merge);
         assert_eq!(text.unwrap(), "u=a\nb;a=c\nsay <eos>!;");
-        assert_eq!((mended.merged_messages, mended.special_tokens_in_content), (2, 1));
+        assert_eq!((repairs.merged_messages, repairs.special_tokens_in_content), (2, 1));
     }
     #[test]
     fn markers_at_the_ends_are_markup_and_inside_are_content() {
@@ -345,9 +350,9 @@ mod tests {
             ("user", "<|begin_of_text|><bos> What is <eos>? <|eot_id|> <|im_end|>\n"),
             ("assistant", "A marker. <|endoftext|>"),
         ];
-        let (text, mended) = judge(&turns, SameRole::Error);
+        let (text, repairs) = judge(&turns, SameRole::Error);
         assert_eq!(text.unwrap(), "s=Be brief.;u=What is <eos>?;a=A marker.;");
-        assert_eq!((mended.markers_dropped, mended.special_tokens_in_content), (7, 1));
+        assert_eq!((repairs.markers_dropped, repairs.special_tokens_in_content), (7, 1));
         assert_eq!(cause(&[("user", "a"), ("bot", "<bos> <eos>")]), ("empty_message", Some(1)));
     }
 

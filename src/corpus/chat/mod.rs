@@ -1,14 +1,14 @@
-//! Conversations from the formats that people keep them in, to a `conversations` artifact: read as a
-//! stream, roles checked, cleaned, freed of exact duplicates, and counted.
+//! Conversations from common formats to a `conversations` artifact: read as a stream, roles checked,
+//! cleaned, exact duplicates removed, and counted.
 //!
 //! Pairs of a preferred and a rejected answer go to `preferences.parquet` beside; prompt and preferred
 //! answer are a conversation as well, since supervised learning of preferred answers comes before
 //! learning of preferences (Rafailov et al., 2023, DPO, section 4).
 //!
-//! Of the conversations kept so far 16 bytes and their place in a hash set stay in memory. Rows are
-//! prepared on all threads of the rayon pool and taken in the order of the files.
+//! A kept conversation takes 16 bytes and its entry in a hash set of memory. Rows are prepared in parallel
+//! on the rayon pool and processed in the order of the files.
 //!
-//! No trees of alternative replies, no tool calls, no near-duplicates.
+//! Not supported: trees of alternative replies, tool calls, near-duplicates.
 
 pub mod check;
 mod prepare;
@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::report::{FileReport, Removed, Report};
 
-use self::check::{Mended, Roles, SameRole};
+use self::check::{Repairs, Roles, SameRole};
 use self::prepare::{Prepared, Preparer};
 use self::report::nothing_left;
 use self::row::{FieldNames, Join, Names};
@@ -38,7 +38,7 @@ use super::conversation::{Conversation, ConversationWriter, Role};
 use super::csv::validate_delimiter;
 use super::decode::{Encoding, OnInvalid};
 use super::ingest::{OnBadRow, REPORT_NAME};
-use super::input::{Bad, InputFile, Record};
+use super::input::{BadRecord, InputFile, Record};
 use super::preference::{Preference, PreferenceWriter};
 use super::transcode::{Readable, readable};
 use crate::base::{Error, Invalid, Monitor, Result, fs, suggest, units};
@@ -116,7 +116,7 @@ impl Default for Options {
     }
 }
 
-/// A format, or the wish to have it found out.
+/// A format, or its detection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum FormatChoice {
@@ -165,10 +165,10 @@ impl Options {
         [size, Join(&self.join).validate(), delimiter, fields].into_iter().filter_map(Result::err).collect()
     }
 
-    /// The defect of a byte in `row` that is not in the encoding: one to be skipped if `on_invalid` says so.
-    fn invalid(&self, bad: &Bad, row: u64) -> Bad {
+    /// The error of a byte in `row` that is not in the encoding; not fatal with `on_invalid: skip_document`.
+    fn invalid(&self, bad: &BadRecord, row: u64) -> BadRecord {
         let fatal = self.on_invalid != OnInvalid::SkipDocument;
-        Bad { fatal, message: format!("row {row}: {}", bad.message), ..bad.clone() }
+        BadRecord { fatal, message: format!("row {row}: {}", bad.message), ..bad.clone() }
     }
 
     fn validate_fields(&self, fields: &FieldNames) -> Result<(), Invalid> {
@@ -195,8 +195,8 @@ impl Options {
 /// folder `scratch` while they are read.
 ///
 /// # Errors
-/// A file that cannot be read or whose format is not known; what `options` say is an error; nothing
-/// left at the end. [`Error::cancelled`] when the monitor says so.
+/// A file that cannot be read or whose format is not known; what `options` make an error; no conversation
+/// left. [`Error::cancelled`] on cancellation.
 pub fn ingest_chat(
     files: &[InputFile],
     options: &Options,
@@ -230,7 +230,7 @@ struct Ingestion<'a> {
     options: &'a Options,
     monitor: &'a dyn Monitor,
     roles: Roles,
-    /// Of fields, when the user gave them.
+    /// Names of fields, when the user gave them.
     names: Option<Names<'a>>,
     seen: HashSet<[u8; 16]>,
     conversations: ConversationWriter,
@@ -240,15 +240,15 @@ struct Ingestion<'a> {
     report: Report,
 }
 
-/// What is known of a file while it is read.
+/// The state of reading a file.
 #[derive(Default)]
-struct Known {
+struct FileState {
     report: FileReport,
     /// The keys of its first row.
     keys: Vec<String>,
-    /// Those that `fields` names and a row had.
+    /// Those named in `fields` that some row had.
     found: BTreeSet<String>,
-    /// Somebody was told of a bad row.
+    /// A bad row has been reported.
     warned: bool,
 }
 
@@ -261,22 +261,22 @@ impl<'a> Ingestion<'a> {
         };
         let file = &source.file;
         let mut rows = Rows::open(&source, options, &self.roles)?;
-        let mut known = Known::default();
-        (known.report.name, known.report.bytes) = (file.name.clone(), file.size);
-        known.report.encoding = source.encoding;
-        known.report.format = match rows {
+        let mut state = FileState::default();
+        (state.report.name, state.report.bytes) = (file.name.clone(), file.size);
+        state.report.encoding = source.encoding;
+        state.report.format = match rows {
             Rows::Text(_) => Some(Shape::Text),
             _ if self.names.is_some() => Some(Shape::Prompt),
             _ => options.format.shape(),
         };
-        self.rows(&source, &mut rows, &mut known)?;
-        (known.report.comment_lines, known.report.blank_lines) =
+        self.rows(&source, &mut rows, &mut state)?;
+        (state.report.comment_lines, state.report.blank_lines) =
             (rows.skipped().comment_lines, rows.skipped().blank_lines);
         self.report.changed.text.invalid_bytes_replaced += rows.replaced();
-        self.close(file, known)
+        self.close(file, state)
     }
 
-    fn rows(&mut self, source: &Readable, rows: &mut Rows, known: &mut Known) -> Result<()> {
+    fn rows(&mut self, source: &Readable, rows: &mut Rows, state: &mut FileState) -> Result<()> {
         let mut read = 0;
         loop {
             self.step(read)?;
@@ -285,35 +285,35 @@ impl<'a> Ingestion<'a> {
             if rows.places() != Places::Nowhere {
                 read = last.as_ref().map_or(read, |record| record.end);
             }
-            for row in self.prepared(source, rows.places(), batch, known)? {
-                known.report.rows_in += 1;
+            for row in self.prepared(source, rows.places(), batch, state)? {
+                state.report.rows_in += 1;
                 match row {
-                    Ok(prepared) => self.take(&source.file, prepared, known)?,
-                    Err(bad) => self.bad_row(&source.file, bad, known)?,
+                    Ok(prepared) => self.take(&source.file, prepared, state)?,
+                    Err(bad) => self.bad_row(&source.file, bad, state)?,
                 }
             }
         }
     }
 
-    /// What the rows of a batch give, in their order.
+    /// Processes the rows of a batch, in their order.
     fn prepared(
         &self,
         source: &Readable,
         places: Places,
-        batch: Vec<Result<Record, Bad>>,
-        known: &mut Known,
-    ) -> Result<Vec<Result<Prepared, Bad>>> {
+        batch: Vec<Result<Record, BadRecord>>,
+        state: &mut FileState,
+    ) -> Result<Vec<Result<Prepared, BadRecord>>> {
         let mut preparer = Preparer {
             options: self.options,
             roles: &self.roles,
             names: self.names.as_ref(),
             source,
             places,
-            shape: known.report.format,
+            shape: state.report.format,
         };
-        if known.report.format != Some(Shape::Text) && known.keys.is_empty() {
-            first_row(&batch, &preparer, known)?;
-            preparer.shape = known.report.format;
+        if state.report.format != Some(Shape::Text) && state.keys.is_empty() {
+            first_row(&batch, &preparer, state)?;
+            preparer.shape = state.report.format;
         }
         Ok(batch.into_par_iter().map(|row| row.and_then(|row| preparer.prepare(row))).collect())
     }
@@ -323,10 +323,10 @@ impl<'a> Ingestion<'a> {
         self.monitor.step("reading", self.report.bytes_in + read, Some(total), "B")
     }
 
-    /// What is said of a whole file.
-    fn close(&mut self, file: &InputFile, known: Known) -> Result<()> {
-        self.has_named_fields(file, &known)?;
-        let found = known.report;
+    /// The warnings about a whole file.
+    fn close(&mut self, file: &InputFile, state: FileState) -> Result<()> {
+        self.has_named_fields(file, &state)?;
+        let found = state.report;
         if found.rows_in == 0 {
             tracing::warn!("`{}` holds no conversation", file.name);
         }
@@ -344,28 +344,28 @@ impl<'a> Ingestion<'a> {
         Ok(())
     }
 
-    /// Each field that `fields` names was in some row.
-    fn has_named_fields(&self, file: &InputFile, known: &Known) -> Result<()> {
+    /// Fails when a field named in `fields` was in no row.
+    fn has_named_fields(&self, file: &InputFile, state: &FileState) -> Result<()> {
         let named = self.options.fields.as_ref().map(FieldNames::named).unwrap_or_default();
-        let missing = named.into_iter().find(|(_, name)| !known.found.contains(*name));
-        let Some((param, name)) = missing.filter(|_| !known.keys.is_empty()) else { return Ok(()) };
-        let others = known.report.ignored_keys.rows().keys();
-        let keys: BTreeSet<&str> = known.keys.iter().chain(others).map(String::as_str).collect();
+        let missing = named.into_iter().find(|(_, name)| !state.found.contains(*name));
+        let Some((param, name)) = missing.filter(|_| !state.keys.is_empty()) else { return Ok(()) };
+        let others = state.report.ignored_keys.rows().keys();
+        let keys: BTreeSet<&str> = state.keys.iter().chain(others).map(String::as_str).collect();
         Err(Error::input(format!("no row of `{}` has the field `{name}`, which `{param}` names", file.name))
             .suggest(suggest::closest(name, keys.iter().copied()))
             .help(format!("its rows have {}", suggest::list(keys))))
     }
 
-    fn take(&mut self, file: &InputFile, row: Prepared, known: &mut Known) -> Result<()> {
+    fn take(&mut self, file: &InputFile, row: Prepared, state: &mut FileState) -> Result<()> {
         let mut written = false;
         let mut cause = None;
         for conversation in row.conversations {
             match conversation {
                 Ok(conversation) => {
-                    known.report.conversations_in += 1;
+                    state.report.conversations_in += 1;
                     match self.conversation(conversation, row.shape)? {
                         true => {
-                            known.report.conversations_out += 1;
+                            state.report.conversations_out += 1;
                             written = true;
                         }
                         false => cause = cause.or(Some("exact_duplicates")),
@@ -373,35 +373,39 @@ impl<'a> Ingestion<'a> {
                 }
                 Err(bad) => {
                     cause = cause.or(Some(bad.cause));
-                    self.bad_conversation(file, bad, known)?;
+                    self.bad_conversation(file, bad, state)?;
                 }
             }
         }
         if let Some(pair) = row.pair
             && self.pair(&pair)?
         {
-            known.report.preferences_out += 1;
+            state.report.preferences_out += 1;
             written = true;
         }
-        known.found.extend(row.named);
+        state.found.extend(row.named);
         if written {
-            known.report.rows_kept += 1;
-            known.report.ignored_keys.add(row.unknown.iter().map(String::as_str));
-            known.report.bad_metadata.add(row.bad_metadata.iter().map(String::as_str));
+            state.report.rows_kept += 1;
+            state.report.ignored_keys.add(row.unknown.iter().map(String::as_str));
+            state.report.bad_metadata.add(row.bad_metadata.iter().map(String::as_str));
         } else {
-            *known.report.rows_dropped.entry(cause.unwrap_or("exact_duplicates")).or_default() += 1;
+            *state.report.rows_dropped.entry(cause.unwrap_or("exact_duplicates")).or_default() += 1;
         }
         Ok(())
     }
 
-    /// Writes a conversation; `false` when it was there before.
-    fn conversation(&mut self, (conversation, mended): (Conversation, Mended), shape: Shape) -> Result<bool> {
+    /// Writes a conversation; `false` for a duplicate.
+    fn conversation(
+        &mut self,
+        (conversation, repairs): (Conversation, Repairs),
+        shape: Shape,
+    ) -> Result<bool> {
         if self.options.exact_duplicates && !self.seen.insert(id_bytes(&conversation.id)) {
             self.report.removed.exact_duplicates += 1;
             return Ok(false);
         }
         let report = &mut self.report;
-        report.changed.add(&mended);
+        report.changed.add(&repairs);
         report.bytes_out += conversation.len() as u64;
         report.most_messages = report.most_messages.max(conversation.messages.len() as u64);
         *report.formats.entry(shape.as_str()).or_default() += 1;
@@ -413,7 +417,7 @@ impl<'a> Ingestion<'a> {
         Ok(true)
     }
 
-    /// Writes a pair; `false` when it was there before.
+    /// Writes a pair; `false` for a duplicate.
     fn pair(&mut self, pair: &Preference) -> Result<bool> {
         self.report.preferences_in += 1;
         if self.options.exact_duplicates && !self.seen.insert(id_bytes(&pair.id)) {
@@ -429,12 +433,12 @@ impl<'a> Ingestion<'a> {
     }
 
     /// A row that is bad as a whole.
-    fn bad_row(&mut self, file: &InputFile, bad: Bad, known: &mut Known) -> Result<()> {
-        *known.report.rows_dropped.entry(bad.cause).or_default() += 1;
-        self.bad_conversation(file, bad, known)
+    fn bad_row(&mut self, file: &InputFile, bad: BadRecord, state: &mut FileState) -> Result<()> {
+        *state.report.rows_dropped.entry(bad.cause).or_default() += 1;
+        self.bad_conversation(file, bad, state)
     }
 
-    fn bad_conversation(&mut self, file: &InputFile, bad: Bad, known: &mut Known) -> Result<()> {
+    fn bad_conversation(&mut self, file: &InputFile, bad: BadRecord, state: &mut FileState) -> Result<()> {
         let skip = bad.cause == "invalid_encoding" || self.options.on_bad_row == OnBadRow::Skip;
         if bad.fatal || !skip {
             let help = !bad.fatal;
@@ -444,9 +448,9 @@ impl<'a> Ingestion<'a> {
                 false => error,
             });
         }
-        known.report.conversations_in += 1;
+        state.report.conversations_in += 1;
         *self.report.removed.bad_rows.entry(bad.cause).or_default() += 1;
-        if !std::mem::replace(&mut known.warned, true) {
+        if !std::mem::replace(&mut state.warned, true) {
             tracing::warn!(
                 "a bad row is skipped (further ones in this file are only counted): {}",
                 bad.into_error(file)
@@ -484,17 +488,17 @@ impl<'a> Ingestion<'a> {
     }
 }
 
-/// Tells the keys and, where nobody said it, the format of a file from its first row that is an object.
-fn first_row(batch: &[Result<Record, Bad>], preparer: &Preparer, known: &mut Known) -> Result<()> {
+/// Finds the keys and, where it is not given, the format of a file from its first row that is an object.
+fn first_row(batch: &[Result<Record, BadRecord>], preparer: &Preparer, state: &mut FileState) -> Result<()> {
     let Some(fields) = batch.iter().flatten().find_map(|record| preparer.fields(record)) else {
         return Ok(());
     };
     let (fields, bad) = fields;
-    known.keys = fields.keys().cloned().collect();
-    if known.report.format.is_none() {
+    state.keys = fields.keys().cloned().collect();
+    if state.report.format.is_none() {
         let shape = Shape::of(&fields);
         let unknown = || bad(unknown_format(&fields)).into_error(&preparer.source.file);
-        known.report.format = Some(shape.ok_or_else(unknown)?);
+        state.report.format = Some(shape.ok_or_else(unknown)?);
     }
     Ok(())
 }

@@ -1,10 +1,10 @@
-//! One row as conversations: decoded, read, judged and cleaned, without regard to other rows.
+//! One row to conversations: decoded, parsed, checked and cleaned, independently of other rows.
 
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
-use super::check::{self, Mended, Roles, Rules, Turn};
+use super::check::{self, Repairs, Roles, Rules, Turn};
 use super::row::{Content, FieldNames, Join, Names, Row};
 use super::rows::Places;
 use super::shape::{Shape, unknown_format};
@@ -13,16 +13,16 @@ use crate::base::Result;
 use crate::corpus::clean::Cleaning;
 use crate::corpus::conversation::Conversation;
 use crate::corpus::decode::{Decoded, Encoding, OnInvalid, decode};
-use crate::corpus::input::{Bad, Record};
+use crate::corpus::input::{BadRecord, Record};
 use crate::corpus::json::{Object, object};
 use crate::corpus::preference::{NoPair, Preference};
 use crate::corpus::transcode::Readable;
 
-/// What one row gave.
+/// The result of one row.
 pub struct Prepared {
     pub shape: Shape,
-    /// Each with what was mended; a bad one does not cost the others of its row.
-    pub conversations: Vec<Result<(Conversation, Mended), Bad>>,
+    /// Each with its repairs; a bad one does not affect the others of its row.
+    pub conversations: Vec<Result<(Conversation, Repairs), BadRecord>>,
     pub pair: Option<Preference>,
     /// Keys that are not read.
     pub unknown: BTreeSet<String>,
@@ -31,12 +31,12 @@ pub struct Prepared {
     pub named: Vec<String>,
 }
 
-/// Makes conversations of rows; knows nothing of other rows.
+/// Makes conversations of rows, each independently.
 #[derive(Clone, Copy)]
 pub struct Preparer<'a> {
     pub options: &'a Options,
     pub roles: &'a Roles,
-    /// Of fields, when the user gave them.
+    /// Names of fields, when the user gave them.
     pub names: Option<&'a Names<'a>>,
     pub source: &'a Readable,
     pub places: Places,
@@ -44,30 +44,30 @@ pub struct Preparer<'a> {
     pub shape: Option<Shape>,
 }
 
-/// The text of a row, with the way back to its place in the file.
-struct Text {
+/// The text of a row, with its place in the file.
+struct RowText {
     decoded: Decoded,
     places: Places,
     start: u64,
     row: u64,
 }
 
-impl Text {
-    /// A defect at a byte of the text, with its place in the file.
-    fn located(&self, bad: Bad) -> Bad {
+impl RowText {
+    /// An error at an offset of the text, with its place in the file.
+    fn located(&self, bad: BadRecord) -> BadRecord {
         let at = match self.places {
             Places::Exact => bad.at.map(|at| self.start + self.decoded.source_offset(at as usize) as u64),
             Places::Record => Some(self.start),
             Places::Nowhere => None,
         };
-        Bad { at, message: format!("row {}: {}", self.row, bad.message), ..bad }
+        BadRecord { at, message: format!("row {}: {}", self.row, bad.message), ..bad }
     }
 }
 
 impl Preparer<'_> {
     /// # Errors
     /// A row that is bad as a whole.
-    pub fn prepare(&self, record: Record) -> Result<Prepared, Bad> {
+    pub fn prepare(&self, record: Record) -> Result<Prepared, BadRecord> {
         let text = self.text(record)?;
         let prepared = match self.shape {
             Some(Shape::Text) => self.turns(&text),
@@ -79,20 +79,23 @@ impl Preparer<'_> {
                 *bad = text.located(bad.clone());
             }
         }
-        if let Some(Ok((_, mended))) = prepared.conversations.first_mut() {
-            mended.text.invalid_bytes_replaced += text.decoded.replaced;
+        if let Some(Ok((_, repairs))) = prepared.conversations.first_mut() {
+            repairs.text.invalid_bytes_replaced += text.decoded.replaced;
         }
         Ok(prepared)
     }
 
-    /// The fields of a row, and what places its defects; `None` when it is no object.
-    pub fn fields(&self, record: &Record) -> Option<(Map<String, Value>, impl Fn(Bad) -> Bad + use<>)> {
+    /// The fields of a row, and the places of its errors; `None` when it is no object.
+    pub fn fields(
+        &self,
+        record: &Record,
+    ) -> Option<(Map<String, Value>, impl Fn(BadRecord) -> BadRecord + use<>)> {
         let text = self.text(record.clone()).ok()?;
         let object = self.object(&text).ok()?;
         Some((object.fields, move |bad| text.located(bad)))
     }
 
-    fn text(&self, record: Record) -> Result<Text, Bad> {
+    fn text(&self, record: Record) -> Result<RowText, BadRecord> {
         let Record { start, row, bytes, .. } = record;
         let exact = self.places == Places::Exact;
         let encoding = if exact { self.source.encoding } else { Encoding::Utf8 };
@@ -101,11 +104,11 @@ impl Preparer<'_> {
             let bad = self.source.invalid(start + invalid.at as u64, invalid.byte);
             self.options.invalid(&bad, row)
         })?;
-        Ok(Text { decoded, places: self.places, start, row })
+        Ok(RowText { decoded, places: self.places, start, row })
     }
 
     /// A conversation of plain text.
-    fn turns(&self, text: &Text) -> Result<Prepared, Bad> {
+    fn turns(&self, text: &RowText) -> Result<Prepared, BadRecord> {
         let turns = text::turns(&text.decoded.text, self.roles)?;
         Ok(Prepared {
             shape: Shape::Text,
@@ -117,8 +120,8 @@ impl Preparer<'_> {
         })
     }
 
-    /// What an object holds.
-    fn row(&self, text: &Text) -> Result<Prepared, Bad> {
+    /// The conversations of an object.
+    fn row(&self, text: &RowText) -> Result<Prepared, BadRecord> {
         let object = self.object(text)?;
         let (fields, shape) = (&object.fields, self.shape_of(&object)?);
         let usual = Names::of(shape);
@@ -140,8 +143,8 @@ impl Preparer<'_> {
         Ok(Prepared { shape, conversations, pair, unknown, bad_metadata: object.bad_metadata, named })
     }
 
-    fn check(&self, turns: Vec<Turn>, text: &Text) -> Result<(Conversation, Mended), Bad> {
-        let mut mended = Mended::default();
+    fn check(&self, turns: Vec<Turn>, text: &RowText) -> Result<(Conversation, Repairs), BadRecord> {
+        let mut repairs = Repairs::default();
         let options = self.options;
         let cleaning = Cleaning {
             nfc: options.nfc,
@@ -149,8 +152,8 @@ impl Preparer<'_> {
             blanks: options.strip_blanks,
         };
         let rules = Rules { roles: self.roles, same_role: options.same_role, cleaning };
-        let messages = check::check(turns, &text.decoded.text, rules, &mut mended)?;
-        Ok((Conversation::new(messages, self.source.file.name.as_str(), text.row), mended))
+        let messages = check::check(turns, &text.decoded.text, rules, &mut repairs)?;
+        Ok((Conversation::new(messages, self.source.file.name.as_str(), text.row), repairs))
     }
 
     /// The preferred conversation of two, and both as a pair.
@@ -158,8 +161,8 @@ impl Preparer<'_> {
         &self,
         chosen: Vec<Turn>,
         rejected: Vec<Turn>,
-        text: &Text,
-    ) -> Result<((Conversation, Mended), Preference), Bad> {
+        text: &RowText,
+    ) -> Result<((Conversation, Repairs), Preference), BadRecord> {
         let chosen = self.check(chosen, text).map_err(|bad| of_side(bad, "chosen"))?;
         let (rejected, _) = self.check(rejected, text).map_err(|bad| of_side(bad, "rejected"))?;
         let name = self.source.file.name.as_str();
@@ -167,14 +170,14 @@ impl Preparer<'_> {
         Ok((chosen, pair.map_err(no_pair)?))
     }
 
-    fn object(&self, text: &Text) -> Result<Object, Bad> {
+    fn object(&self, text: &RowText) -> Result<Object, BadRecord> {
         let usual = Names::of(Shape::Preference); // those of the other formats are among them
         let names = self.names.unwrap_or(&usual);
         object(&text.decoded.text, 0, &|key| names.need(key))
     }
 
-    /// The format of a row: its own, or that of its file when its fields tell none.
-    fn shape_of(&self, object: &Object) -> Result<Shape, Bad> {
+    /// The format of a row: by its fields, or that of its file.
+    fn shape_of(&self, object: &Object) -> Result<Shape, BadRecord> {
         let fixed = self.names.is_some() || self.options.format != FormatChoice::Auto;
         match self.shape {
             Some(shape) if fixed => Ok(shape),
@@ -183,18 +186,20 @@ impl Preparer<'_> {
     }
 }
 
-fn of_side(bad: Bad, side: &str) -> Bad {
-    Bad { message: format!("`{side}`: {}", bad.message), ..bad }
+fn of_side(bad: BadRecord, side: &str) -> BadRecord {
+    BadRecord { message: format!("`{side}`: {}", bad.message), ..bad }
 }
 
-fn no_pair(why: NoPair) -> Bad {
+fn no_pair(why: NoPair) -> BadRecord {
     match why {
-        NoPair::Equal => Bad::new("equal_pair", 0, "`chosen` and `rejected` are the same"),
+        NoPair::Equal => BadRecord::new("equal_pair", 0, "`chosen` and `rejected` are the same"),
         NoPair::Beginning => {
-            Bad::new("no_answer", 0, "one of `chosen` and `rejected` is the beginning of the other")
+            BadRecord::new("no_answer", 0, "one of `chosen` and `rejected` is the beginning of the other")
         }
-        NoPair::OtherPrompt => {
-            Bad::new("other_prompt", 0, "`chosen` and `rejected` do not part at an answer of the assistant")
-        }
+        NoPair::OtherPrompt => BadRecord::new(
+            "other_prompt",
+            0,
+            "`chosen` and `rejected` do not part at an answer of the assistant",
+        ),
     }
 }

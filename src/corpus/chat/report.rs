@@ -1,10 +1,10 @@
-//! What became of the files, rows, conversations and pairs that were read.
+//! Counts of the files, rows, conversations and pairs that were read, kept and removed.
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::check::Mended;
+use super::check::Repairs;
 use super::shape::Shape;
 use crate::base::Error;
 use crate::corpus::decode::Encoding;
@@ -30,14 +30,14 @@ pub struct Report {
     pub preferences_out: u64,
     /// Messages written, by role.
     pub messages: BTreeMap<&'static str, u64>,
-    /// Answers written that are context and not learned.
+    /// Answers written that are context and not part of the loss.
     pub messages_of_weight_0: u64,
     /// In the longest conversation written.
     pub most_messages: u64,
     /// Conversations written, by the format that they came in.
     pub formats: BTreeMap<&'static str, u64>,
     pub removed: Removed,
-    pub changed: Mended,
+    pub changed: Repairs,
     /// Lines of plain text between conversations.
     pub comment_lines: u64,
     pub blank_lines: u64,
@@ -50,7 +50,7 @@ pub struct Removed {
     pub exact_duplicates: u64,
     /// By cause.
     pub bad_rows: BTreeMap<&'static str, u64>,
-    /// Pairs that were there before.
+    /// Duplicate pairs.
     pub duplicate_preferences: u64,
 }
 
@@ -71,7 +71,7 @@ pub struct FileReport {
     pub preferences_out: u64,
     pub comment_lines: u64,
     pub blank_lines: u64,
-    /// Kept rows that hold something under a key that is not read, by key.
+    /// Kept rows with a value under a key that is not read, by key.
     pub ignored_keys: UnknownKeys,
     /// Kept rows of which a field that is not read cannot be parsed, by key.
     pub bad_metadata: UnknownKeys,
@@ -95,8 +95,8 @@ impl Report {
     }
 }
 
-impl Mended {
-    pub(super) fn add(&mut self, other: &Mended) {
+impl Repairs {
+    pub(super) fn add(&mut self, other: &Repairs) {
         self.merged_messages += other.merged_messages;
         self.trailing_user_dropped += other.trailing_user_dropped;
         self.empty_system_dropped += other.empty_system_dropped;

@@ -1,5 +1,5 @@
-//! A row of JSON as turns: what each field of each format means. Nothing is checked but that fields
-//! hold what they must; keys that are not read are named.
+//! A row of JSON to turns: the fields of each format. Only types of fields are checked; keys that are not
+//! read are listed.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -12,7 +12,7 @@ use super::check::{At, Roles, Turn};
 use super::shape::{ANSWERS, Shape};
 use crate::base::{Invalid, suggest};
 use crate::corpus::conversation::Role;
-use crate::corpus::input::Bad;
+use crate::corpus::input::BadRecord;
 use crate::corpus::json::{Step, describe, is_empty, locate, names_of, unknown_keys};
 
 /// The fields of rows that hold one question and one answer under names of their own.
@@ -48,7 +48,7 @@ impl FieldNames {
     }
 }
 
-/// Under which names fields are looked for; the first that holds something counts.
+/// The names of fields; the first that is not empty counts.
 #[derive(Debug, Clone)]
 pub struct Names<'a> {
     user: Vec<&'a str>,
@@ -59,7 +59,7 @@ pub struct Names<'a> {
 }
 
 impl<'a> Names<'a> {
-    /// Those that the user gave, and the usual ones for what was not named.
+    /// Those that the user gave, and the common ones for the others.
     pub fn given(fields: &'a FieldNames) -> Self {
         let taken: Vec<&str> = fields.named().into_iter().map(|(_, name)| name).collect();
         let or = |name: &'a Option<String>, usual: &[&'a str]| match name {
@@ -76,7 +76,7 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// The usual ones of a shape.
+    /// The common ones of a shape.
     pub fn of(shape: Shape) -> Self {
         let user = match shape {
             Shape::Instruction => vec!["instruction"],
@@ -100,7 +100,7 @@ impl<'a> Names<'a> {
     }
 }
 
-/// Fields of calls to programs, which are no text that a conversation could hold.
+/// Fields of tool calls, which conversations cannot represent.
 const TOOLS: [&str; 2] = ["tool_calls", "function_call"];
 
 /// How a question and its context become one message: a text with `{question}` and `{context}`.
@@ -140,14 +140,14 @@ impl Join<'_> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content<'a> {
     /// One, or one for each instance of an instruction.
-    Conversations(Vec<Result<Vec<Turn<'a>>, Bad>>),
+    Conversations(Vec<Result<Vec<Turn<'a>>, BadRecord>>),
     /// Two conversations, of which people prefer the first.
     Pair { chosen: Vec<Turn<'a>>, rejected: Vec<Turn<'a>> },
 }
 
 /// A row to be read, and how.
 pub struct Row<'a> {
-    /// Its JSON: errors stand at a byte of it.
+    /// Its JSON, which offsets of errors refer to.
     pub text: &'a str,
     pub fields: &'a Map<String, Value>,
     pub names: &'a Names<'a>,
@@ -156,11 +156,11 @@ pub struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    /// The content and the keys that hold something and are not read: `topic`, or `messages[].name`.
+    /// The content, and the keys that are not empty and not read: `topic`, or `messages[].name`.
     ///
     /// # Errors
-    /// Fields that are missing or hold something else.
-    pub fn read(&self, shape: Shape) -> Result<(Content<'a>, BTreeSet<String>), Bad> {
+    /// Fields that are missing or of another type.
+    pub fn read(&self, shape: Shape) -> Result<(Content<'a>, BTreeSet<String>), BadRecord> {
         let reading =
             Reading { row: self, top: Fields::new(self.fields, Vec::new()), nested: RefCell::default() };
         reading.no_tools(&reading.top)?;
@@ -171,7 +171,7 @@ impl<'a> Row<'a> {
             Shape::Instruction if reading.has_instances() => reading.instances()?,
             Shape::Instruction | Shape::Prompt => Content::Conversations(vec![Ok(reading.single()?)]),
             Shape::Preference => reading.pair()?,
-            Shape::Text => return Err(Bad::new("unknown_format", 0, "JSON is not plain text").fatal()),
+            Shape::Text => return Err(BadRecord::new("unknown_format", 0, "JSON is not plain text").fatal()),
         };
         let mut unknown = reading.nested.take();
         unknown.extend(reading.top.unknown().into_iter().map(str::to_string));
@@ -200,7 +200,7 @@ impl<'a> Fields<'a> {
         Some((name, value))
     }
 
-    /// All of `names` that hold something.
+    /// All of `names` that are not empty.
     fn all(&self, names: &[&str]) -> Vec<(&'a str, &'a Value)> {
         let holding = |name: &&str| self.find(&[name]).filter(|(_, value)| !is_empty(value));
         names.iter().filter_map(holding).collect()
@@ -229,14 +229,14 @@ impl<'a> Reading<'_, 'a> {
         locate(self.row.text, path).value.start as u64
     }
 
-    fn no_tools(&self, fields: &Fields<'a>) -> Result<(), Bad> {
+    fn no_tools(&self, fields: &Fields<'a>) -> Result<(), BadRecord> {
         let Some((name, _)) = fields.all(&TOOLS).into_iter().next() else { return Ok(()) };
         let at = locate(self.row.text, &fields.path_to(name)).start as u64;
         Err(tools(at, format!("`{name}` is a call to a program, which is no text to learn")))
     }
 
     /// A conversation that is a list of messages.
-    fn talk(&self, field: &'static str) -> Result<Content<'a>, Bad> {
+    fn talk(&self, field: &'static str) -> Result<Content<'a>, BadRecord> {
         let (name, list) = self.need(&self.top, &[field])?;
         let mut turns = self.system()?;
         turns.extend(self.messages(list, self.top.path_to(name))?);
@@ -244,18 +244,18 @@ impl<'a> Reading<'_, 'a> {
     }
 
     /// What comes before the question: the system message and the turns of the history.
-    fn before(&self) -> Result<Vec<Turn<'a>>, Bad> {
+    fn before(&self) -> Result<Vec<Turn<'a>>, BadRecord> {
         let mut turns = self.system()?;
         turns.extend(self.history()?);
         Ok(turns)
     }
 
-    fn system(&self) -> Result<Vec<Turn<'a>>, Bad> {
+    fn system(&self) -> Result<Vec<Turn<'a>>, BadRecord> {
         let found = self.top.all(&self.row.names.system).into_iter();
         found.map(|(name, value)| self.turn(Role::System, value, self.top.path_to(name))).collect()
     }
 
-    fn history(&self) -> Result<Vec<Turn<'a>>, Bad> {
+    fn history(&self) -> Result<Vec<Turn<'a>>, BadRecord> {
         let Some((name, value)) = self.top.find(&self.row.names.history).filter(|(_, v)| !is_empty(v)) else {
             return Ok(Vec::new());
         };
@@ -270,7 +270,7 @@ impl<'a> Reading<'_, 'a> {
     }
 
     /// A pair of question and answer.
-    fn exchange(&self, pair: &'a Value, path: Vec<Step<'a>>) -> Result<Vec<Turn<'a>>, Bad> {
+    fn exchange(&self, pair: &'a Value, path: Vec<Step<'a>>) -> Result<Vec<Turn<'a>>, BadRecord> {
         let Some([question, answer]) = pair.as_array().map(Vec::as_slice) else {
             let message = format!(
                 "`history` holds {}, expected pairs of question and answer, or messages",
@@ -279,7 +279,7 @@ impl<'a> Reading<'_, 'a> {
                     None => describe(pair),
                 }
             );
-            return Err(Bad::new("not_a_pair", self.place(&path), message));
+            return Err(BadRecord::new("not_a_pair", self.place(&path), message));
         };
         Ok(vec![
             self.turn(Role::User, question, with(&path, Step::Index(0)))?,
@@ -288,7 +288,7 @@ impl<'a> Reading<'_, 'a> {
     }
 
     /// One question and one answer, with what comes before.
-    fn single(&self) -> Result<Vec<Turn<'a>>, Bad> {
+    fn single(&self) -> Result<Vec<Turn<'a>>, BadRecord> {
         let mut turns = self.before()?;
         turns.extend(self.question(&self.contexts(&self.top)?)?);
         turns.extend(self.answer(&self.top)?);
@@ -299,20 +299,20 @@ impl<'a> Reading<'_, 'a> {
         self.row.fields.get("instances").is_some_and(|value| !value.is_null())
     }
 
-    /// One conversation for each instance; a bad one does not cost the others.
-    fn instances(&self) -> Result<Content<'a>, Bad> {
+    /// One conversation for each instance; a bad one does not affect the others.
+    fn instances(&self) -> Result<Content<'a>, BadRecord> {
         let (name, value) = self.need(&self.top, &["instances"])?;
         let path = self.top.path_to(name);
         let all = value.as_array().ok_or_else(|| self.not_a_list(name, value, &path))?;
         if all.is_empty() {
-            return Err(Bad::new("no_instances", self.place(&path), "`instances` is empty"));
+            return Err(BadRecord::new("no_instances", self.place(&path), "`instances` is empty"));
         }
         let before = self.before()?;
         let shared = self.contexts(&self.top)?;
         let one = |(i, value): (usize, &'a Value)| {
             let path = with(&path, Step::Index(i));
             let turns = self.instance(value, path, &before, &shared);
-            turns.map_err(|bad| Bad { message: format!("instance {}: {}", i + 1, bad.message), ..bad })
+            turns.map_err(|bad| BadRecord { message: format!("instance {}: {}", i + 1, bad.message), ..bad })
         };
         let all: Vec<_> = all.iter().enumerate().map(one).collect();
         self.question(&[])?; // an instruction that is missing is the row's defect
@@ -325,11 +325,11 @@ impl<'a> Reading<'_, 'a> {
         path: Vec<Step<'a>>,
         before: &[Turn<'a>],
         shared: &[String],
-    ) -> Result<Vec<Turn<'a>>, Bad> {
+    ) -> Result<Vec<Turn<'a>>, BadRecord> {
         let map = value.as_object().ok_or_else(|| {
             let found = describe(value);
             let message = format!("expected an object with `input` and `output`, found {found}");
-            Bad::new("not_an_object", self.place(&path), message)
+            BadRecord::new("not_an_object", self.place(&path), message)
         })?;
         let fields = Fields::new(map, path);
         let mut turns = before.to_vec();
@@ -340,7 +340,7 @@ impl<'a> Reading<'_, 'a> {
         Ok(turns)
     }
 
-    fn pair(&self) -> Result<Content<'a>, Bad> {
+    fn pair(&self) -> Result<Content<'a>, BadRecord> {
         let before = self.before()?;
         let prompt = match self.top.find(&self.row.names.user).filter(|(_, value)| !is_empty(value)) {
             Some(_) => self.question(&self.contexts(&self.top)?)?,
@@ -351,7 +351,7 @@ impl<'a> Reading<'_, 'a> {
             let path = self.top.path_to(name);
             if prompt.is_empty() && value.is_string() {
                 let message = format!("`{name}` is a text, and nothing says what it answers");
-                return Err(Bad::new("no_prompt", self.place(&path), message).help(
+                return Err(BadRecord::new("no_prompt", self.place(&path), message).help(
                     "put the question into `prompt`, or write `chosen` and `rejected` as lists of messages",
                 ));
             }
@@ -375,8 +375,8 @@ impl<'a> Reading<'_, 'a> {
         !prompt.is_empty() && (starts(said) || starts(&said[from..]))
     }
 
-    /// The turns of the question, its contexts joined to the last of the user's.
-    fn question(&self, contexts: &[String]) -> Result<Vec<Turn<'a>>, Bad> {
+    /// The turns of the question, its contexts joined to the last user message.
+    fn question(&self, contexts: &[String]) -> Result<Vec<Turn<'a>>, BadRecord> {
         let (name, value) = self.need(&self.top, &self.row.names.user)?;
         let mut turns = self.said(Role::User, value, self.top.path_to(name))?;
         let is_user = |turn: &&mut Turn| self.row.roles.find(&turn.role) == Some(Role::User);
@@ -386,12 +386,12 @@ impl<'a> Reading<'_, 'a> {
         Ok(turns)
     }
 
-    fn answer(&self, fields: &Fields<'a>) -> Result<Vec<Turn<'a>>, Bad> {
+    fn answer(&self, fields: &Fields<'a>) -> Result<Vec<Turn<'a>>, BadRecord> {
         let (name, value) = self.need(fields, &self.row.names.assistant)?;
         self.said(Role::Assistant, value, fields.path_to(name))
     }
 
-    fn contexts(&self, fields: &Fields<'a>) -> Result<Vec<String>, Bad> {
+    fn contexts(&self, fields: &Fields<'a>) -> Result<Vec<String>, BadRecord> {
         let mut all = Vec::new();
         for (name, value) in fields.all(&self.row.names.context) {
             let text = self.text(name, value, &fields.path_to(name))?;
@@ -402,8 +402,8 @@ impl<'a> Reading<'_, 'a> {
         Ok(all)
     }
 
-    /// A text that `role` says, or a list of messages.
-    fn said(&self, role: Role, value: &'a Value, path: Vec<Step<'a>>) -> Result<Vec<Turn<'a>>, Bad> {
+    /// A text of `role`, or a list of messages.
+    fn said(&self, role: Role, value: &'a Value, path: Vec<Step<'a>>) -> Result<Vec<Turn<'a>>, BadRecord> {
         let is_message = |value: &Value| value.get("role").is_some() || value.get("from").is_some();
         match value.as_array() {
             Some(all) if all.iter().any(is_message) => self.messages(value, path),
@@ -411,25 +411,25 @@ impl<'a> Reading<'_, 'a> {
         }
     }
 
-    fn turn(&self, role: Role, value: &'a Value, path: Vec<Step<'a>>) -> Result<Turn<'a>, Bad> {
+    fn turn(&self, role: Role, value: &'a Value, path: Vec<Step<'a>>) -> Result<Turn<'a>, BadRecord> {
         let content = self.text(name_of(&path), value, &path)?;
         Ok(Turn { role: role.as_str().into(), content, weight: 1, at: At::Field(path) })
     }
 
-    fn messages(&self, list: &'a Value, path: Vec<Step<'a>>) -> Result<Vec<Turn<'a>>, Bad> {
+    fn messages(&self, list: &'a Value, path: Vec<Step<'a>>) -> Result<Vec<Turn<'a>>, BadRecord> {
         let name = name_of(&path);
         let all = list.as_array().ok_or_else(|| self.not_a_list(name, list, &path))?;
         let message = |(i, message)| {
             self.message(name, message, with(&path, Step::Index(i)))
-                .map_err(|bad| Bad { message: format!("message {}: {}", i + 1, bad.message), ..bad })
+                .map_err(|bad| BadRecord { message: format!("message {}: {}", i + 1, bad.message), ..bad })
         };
         all.iter().enumerate().map(message).collect()
     }
 
-    fn message(&self, list: &str, message: &'a Value, path: Vec<Step<'a>>) -> Result<Turn<'a>, Bad> {
+    fn message(&self, list: &str, message: &'a Value, path: Vec<Step<'a>>) -> Result<Turn<'a>, BadRecord> {
         let map = message.as_object().ok_or_else(|| {
             let found = format!("expected an object, found {}", describe(message));
-            Bad::new("not_an_object", self.place(&path), found)
+            BadRecord::new("not_an_object", self.place(&path), found)
         })?;
         let fields = Fields::new(map, path.clone());
         self.no_tools(&fields)?;
@@ -447,7 +447,7 @@ impl<'a> Reading<'_, 'a> {
         Ok(Turn { role, content, weight, at: At::Message { path, role: role_key, content: content_key } })
     }
 
-    fn weight(&self, fields: &Fields<'a>) -> Result<u8, Bad> {
+    fn weight(&self, fields: &Fields<'a>) -> Result<u8, BadRecord> {
         let Some((name, value)) = fields.find(&["weight"]).filter(|(_, value)| !value.is_null()) else {
             return Ok(1);
         };
@@ -457,7 +457,7 @@ impl<'a> Reading<'_, 'a> {
             _ => {
                 let shown: String = value.to_string().chars().take(40).collect();
                 let message = format!("the weight is {shown}, expected 0 (context) or 1 (to be learned)");
-                Err(Bad::new("weight", self.place(&fields.path_to(name)), message))
+                Err(BadRecord::new("weight", self.place(&fields.path_to(name)), message))
             }
         }
     }
@@ -468,7 +468,7 @@ impl<'a> Reading<'_, 'a> {
     }
 
     /// The text of a field. A list of parts that are text (OpenAI) is joined.
-    fn text(&self, name: &str, value: &Value, path: &[Step<'a>]) -> Result<String, Bad> {
+    fn text(&self, name: &str, value: &Value, path: &[Step<'a>]) -> Result<String, BadRecord> {
         match value {
             Value::String(text) => Ok(text.clone()),
             Value::Array(parts) => {
@@ -476,12 +476,12 @@ impl<'a> Reading<'_, 'a> {
             }
             _ => {
                 let message = format!("the field `{name}` holds {}, expected a text", describe(value));
-                Err(Bad::new("not_text", self.place(path), message))
+                Err(BadRecord::new("not_text", self.place(path), message))
             }
         }
     }
 
-    fn part(&self, name: &str, part: &Value, index: usize, path: &[Step<'a>]) -> Result<String, Bad> {
+    fn part(&self, name: &str, part: &Value, index: usize, path: &[Step<'a>]) -> Result<String, BadRecord> {
         let kind = part.get("type").and_then(Value::as_str);
         let is_text = matches!(kind, None | Some("text" | "input_text" | "output_text"));
         let text = part.as_str().or_else(|| part.get("text").and_then(Value::as_str)).filter(|_| is_text);
@@ -491,12 +491,12 @@ impl<'a> Reading<'_, 'a> {
                 _ => describe(part),
             };
             let message = format!("part {} of `{name}` is {what}, which is no text", index + 1);
-            Bad::new("not_text", self.place(&with(path, Step::Index(index))), message)
+            BadRecord::new("not_text", self.place(&with(path, Step::Index(index))), message)
         })
     }
 
     /// The first of `names` that holds something, or else that is there.
-    fn need(&self, fields: &Fields<'a>, names: &[&str]) -> Result<(&'a str, &'a Value), Bad> {
+    fn need(&self, fields: &Fields<'a>, names: &[&str]) -> Result<(&'a str, &'a Value), BadRecord> {
         fields.find(names).ok_or_else(|| {
             let has = || fields.map.keys().map(String::as_str);
             let near = names.iter().find_map(|name| suggest::closest(name, has()));
@@ -510,21 +510,21 @@ impl<'a> Reading<'_, 'a> {
             };
             let message = format!("missing is {}", suggest::list(names.iter().copied()));
             let help = format!("it has {}", names_of(fields.map));
-            Bad::new("missing_field", span.start as u64, message).help(match near {
+            BadRecord::new("missing_field", span.start as u64, message).help(match near {
                 Some(name) => format!("{help}; is `{name}` misspelt?"),
                 None => help,
             })
         })
     }
 
-    fn not_a_list(&self, name: &str, value: &Value, path: &[Step<'a>]) -> Bad {
+    fn not_a_list(&self, name: &str, value: &Value, path: &[Step<'a>]) -> BadRecord {
         let message = format!("the field `{name}` holds {}, expected a list", describe(value));
-        Bad::new("not_a_list", self.place(path), message)
+        BadRecord::new("not_a_list", self.place(path), message)
     }
 }
 
-fn tools(at: u64, message: String) -> Bad {
-    Bad::new("tool_calls", at, message).help("write what was said as text, or leave such rows out")
+fn tools(at: u64, message: String) -> BadRecord {
+    BadRecord::new("tool_calls", at, message).help("write what was said as text, or leave such rows out")
 }
 
 fn with<'a>(path: &[Step<'a>], step: Step<'a>) -> Vec<Step<'a>> {
@@ -552,7 +552,7 @@ mod tests {
     }
 
     /// What a row gives: its conversations (chosen and rejected of a pair), and its unknown keys.
-    fn read_as(text: &str, names: Option<Names>, join: &str) -> Result<(Vec<Said>, Vec<String>), Bad> {
+    fn read_as(text: &str, names: Option<Names>, join: &str) -> Result<(Vec<Said>, Vec<String>), BadRecord> {
         let value = parse_json(text, 0).unwrap();
         let fields = value.as_object().unwrap();
         let shape = if names.is_some() { Shape::Prompt } else { Shape::of(fields).unwrap() };
@@ -562,7 +562,7 @@ mod tests {
         let (content, unknown) = row.read(shape)?;
         let all = match content {
             Content::Conversations(all) => {
-                all.into_iter().map(|turns| Ok(plain(turns?))).collect::<Result<_, Bad>>()?
+                all.into_iter().map(|turns| Ok(plain(turns?))).collect::<Result<_, BadRecord>>()?
             }
             Content::Pair { chosen, rejected } => vec![plain(chosen), plain(rejected)],
         };
@@ -573,7 +573,7 @@ mod tests {
         read_as(text, None, Join::USUAL).unwrap().0
     }
 
-    fn bad(text: &str) -> Bad {
+    fn bad(text: &str) -> BadRecord {
         read_as(text, None, Join::USUAL).unwrap_err()
     }
 

@@ -1,4 +1,4 @@
-//! The rows of a file of conversations, whatever its format: plain text as it stands, all else as JSON.
+//! The rows of a file of conversations in any format: plain text as it is, all others as JSON.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use super::{FormatChoice, Options};
 use crate::base::{Error, Result, suggest};
 use crate::corpus::csv::CsvRows;
 use crate::corpus::decode::{OnInvalid, decode};
-use crate::corpus::input::{self, Bad, InputFile, Next, Record};
+use crate::corpus::input::{self, BadRecord, InputFile, Next, Record};
 use crate::corpus::json::JsonRows;
 use crate::corpus::parquet_io::{self, guarded, unreadable};
 use crate::corpus::transcode::Readable;
@@ -27,12 +27,12 @@ pub enum Rows<'a> {
     Parquet(ParquetRows),
 }
 
-/// What the place in the text of a row is in its file.
+/// How an offset in the text of a row maps to its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Places {
-    /// The byte of the file, as far as decoding leaves it there.
+    /// To the byte of the file, through the decoding's map.
     Exact,
-    /// The record starts where it starts, and its text was made from its fields.
+    /// To the start of the record, since the text was made from its fields.
     Record,
     /// None: a row of Parquet.
     Nowhere,
@@ -41,7 +41,7 @@ pub enum Places {
 const READABLE: [&str; 9] =
     [".jsonl", ".ndjson", ".json", ".txt", ".text", ".csv", ".tsv", ".parquet", ".pq"];
 
-/// What a file is read as.
+/// The reader of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Text,
@@ -50,10 +50,10 @@ pub enum Kind {
     Parquet,
 }
 
-/// What `file` is read as.
+/// The reader for `file`.
 ///
 /// # Errors
-/// When neither the options nor the name of the file tell.
+/// When neither the options nor the name of the file determine it.
 pub fn kind_of(file: &InputFile, options: &Options) -> Result<Kind> {
     match (options.format, file.ending().as_str()) {
         (FormatChoice::Text, _) | (FormatChoice::Auto, "txt" | "text") => Ok(Kind::Text),
@@ -67,7 +67,7 @@ pub fn kind_of(file: &InputFile, options: &Options) -> Result<Kind> {
 
 impl<'a> Rows<'a> {
     /// # Errors
-    /// When the file cannot be read or its name tells no format.
+    /// When the file cannot be read or its name determines no format.
     pub fn open(source: &'a Readable, options: &'a Options, roles: &Roles) -> Result<Self> {
         let (file, limit) = (&source.file, options.max_row_bytes);
         Ok(match kind_of(file, options)? {
@@ -113,11 +113,11 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// About 4 MiB of rows; empty at the end. A fatal defect ends a batch.
+    /// About 4 MiB of rows; empty at the end. A fatal error ends a batch.
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub fn batch(&mut self) -> Result<Vec<Result<Record, Bad>>> {
+    pub fn batch(&mut self) -> Result<Vec<Result<Record, BadRecord>>> {
         input::batch(4 << 20, || self.next())
     }
 }
@@ -159,7 +159,7 @@ impl<'a> CsvTexts<'a> {
         Ok(CsvTexts { rows, source, options, replaced: 0 })
     }
 
-    fn next(&mut self) -> Option<Result<Record, Bad>> {
+    fn next(&mut self) -> Option<Result<Record, BadRecord>> {
         let record = match self.rows.next()? {
             Ok(record) => record,
             Err(bad) => return Some(Err(bad)),
@@ -178,8 +178,8 @@ impl<'a> CsvTexts<'a> {
         Some(Ok(Record { bytes: Value::from(object).to_string().into_bytes(), ..record }))
     }
 
-    /// The defect of a record that is not in the encoding, at the byte of the file.
-    fn invalid(&self, record: &Record) -> Bad {
+    /// The error of a record that is not in the encoding, at the byte of the file.
+    fn invalid(&self, record: &Record) -> BadRecord {
         let raw = self.source.file.read_range(record.start, record.end).unwrap_or_default();
         let (at, byte) = match decode(raw, self.source.encoding, false) {
             Err(invalid) => (invalid.at, invalid.byte),
@@ -189,7 +189,7 @@ impl<'a> CsvTexts<'a> {
     }
 }
 
-/// Rows of Parquet as JSON, with what is nested in them.
+/// Rows of Parquet as JSON, with nested values.
 pub struct ParquetRows {
     batches: ParquetRecordBatchReader,
     name: String,
@@ -198,7 +198,7 @@ pub struct ParquetRows {
     limit: u64,
 }
 
-/// Rows that are turned into JSON in one go.
+/// Rows that are converted to JSON at once.
 const BATCH_ROWS: usize = 64;
 
 impl ParquetRows {
@@ -229,25 +229,24 @@ impl ParquetRows {
                 Ok(Some(writer.into_inner()))
             })?;
             let Some(lines) = lines else { return Ok(None) };
-            // No JSON of this writer holds a line break.
+            // This writer's JSON has no line breaks.
             let lines: Vec<Vec<u8>> =
                 lines.split(|b| *b == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec).collect();
             self.lines = lines.into_iter();
         }
     }
 
-    fn record(&self, bytes: Vec<u8>) -> Result<Record, Bad> {
+    fn record(&self, bytes: Vec<u8>) -> Result<Record, BadRecord> {
         let row = self.row;
         if bytes.len() as u64 > self.limit {
             let message = format!("row {row} holds {} B, more than {} B", bytes.len(), self.limit);
-            return Err(Bad::new("too_long", None, message).help("raise `max_row_bytes`").fatal());
+            return Err(BadRecord::new("too_long", None, message).help("raise `max_row_bytes`").fatal());
         }
         Ok(Record { start: row - 1, end: row, row, bytes })
     }
 }
 
-/// The columns that are read: those that `ignore` names are not, and the others must be what JSON can
-/// hold.
+/// The columns that are read: all but those that `ignore` names, of types that JSON can represent.
 fn text_columns(file: &InputFile, schema: &Schema, ignore: &[String]) -> Result<Vec<usize>> {
     let mut columns = Vec::new();
     for (i, field) in schema.fields().iter().enumerate() {
@@ -269,7 +268,7 @@ fn text_columns(file: &InputFile, schema: &Schema, ignore: &[String]) -> Result<
     Ok(columns)
 }
 
-/// The type of bytes that a column holds somewhere inside.
+/// The binary type nested in a column, if there is one.
 fn binary_type(field: &Field) -> Option<&DataType> {
     match field.data_type() {
         ty @ (DataType::Binary

@@ -1,11 +1,11 @@
-//! The formats that rows of conversations come in, told apart by their fields.
+//! The formats of rows of conversations, recognized by their fields.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::base::suggest;
-use crate::corpus::input::Bad;
+use crate::corpus::input::BadRecord;
 use crate::corpus::json::names_of;
 
 /// How one row holds a conversation.
@@ -84,8 +84,8 @@ impl Shape {
     }
 }
 
-/// The defect of a row that has no known shape: what its fields look like, and what is known.
-pub fn unknown_format(fields: &Map<String, Value>) -> Bad {
+/// The error of a row without a known shape: its fields, and the known shapes.
+pub fn unknown_format(fields: &Map<String, Value>) -> BadRecord {
     let names = ["messages", "conversations", "conversation", "instruction", "prompt"];
     let likeness = likeness(fields);
     let near = || fields.keys().find_map(|name| suggest::closest(name, names));
@@ -95,7 +95,7 @@ pub fn unknown_format(fields: &Map<String, Value>) -> Bad {
         Some(likeness) => format!("no known format of conversations: {likeness}"),
         None => "no known format of conversations has these fields".to_string(),
     };
-    Bad::new("unknown_format", 0, message)
+    BadRecord::new("unknown_format", 0, message)
         .suggest(if likeness.is_none() { near() } else { None })
         .help(format!("found {}; known are\n{}", names_of(fields), known.join("\n")))
         .help(
@@ -105,7 +105,7 @@ pub fn unknown_format(fields: &Map<String, Value>) -> Bad {
         .fatal()
 }
 
-/// What else a row with these fields may be.
+/// A hint at what a row with these fields may be.
 fn likeness(fields: &Map<String, Value>) -> Option<&'static str> {
     let has = |name: &str| fields.contains_key(name);
     let texts = ["text", "content", "body", "document", "article"];
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn of(value: Value) -> Result<Shape, Bad> {
+    fn of(value: Value) -> Result<Shape, BadRecord> {
         let fields = value.as_object().unwrap();
         Shape::of(fields).ok_or_else(|| unknown_format(fields))
     }

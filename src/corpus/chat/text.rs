@@ -1,9 +1,8 @@
 //! Conversations in plain text: turns such as `<user>: Hello <eos>` and `<assistant>: Hi. <eos>`.
 //!
-//! A tag opens a turn at the start of a line or behind `<eos>` (the colon may be missing there), and
-//! anywhere when a colon follows it. A turn reaches to `<eos>` or to the next tag, over line breaks.
-//! Files are cut into conversations by the names of roles that turns are cut by. A line ends with LF,
-//! CR LF or CR.
+//! A tag opens a turn at the start of a line or after `<eos>` (without a colon too), and anywhere when a
+//! colon follows it. A turn reaches to `<eos>` or to the next tag, over line breaks. Files are cut into
+//! conversations by the names of roles that turns are cut by. A line ends with LF, CR LF or CR.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,7 +11,7 @@ use super::check::{At, Roles, Turn};
 use crate::base::Result;
 use crate::corpus::conversation::Role;
 use crate::corpus::decode::{Encoding, decode};
-use crate::corpus::input::{Bad, InputFile, Next, Record, Window, too_long};
+use crate::corpus::input::{BadRecord, InputFile, Next, Record, Window, too_long};
 
 /// Where one conversation ends and the next begins. `<|endoftext|>` on a line of its own and `<bos>` at
 /// the start of one always end a conversation.
@@ -27,9 +26,9 @@ pub enum TextBoundary {
     Pair,
 }
 
-/// The conversations of a file as blocks of lines, not yet taken apart.
+/// The conversations of a file as blocks of lines, not yet parsed.
 ///
-/// Blank lines between them are skipped. So are lines that start with `#` behind a blank line or at the
+/// Blank lines between them are skipped. So are lines that start with `#` after a blank line or at the
 /// start of the file, when a conversation follows, or when the file ends and the last turn was closed by
 /// `<eos>`: they are comments. Any other such line is content, as a heading within an answer is.
 pub struct Blocks {
@@ -93,7 +92,7 @@ impl Block {
     }
 }
 
-/// Blank lines and what may be comments: what they are, the line behind them tells.
+/// Blank lines and possible comments, which the next line decides about.
 #[derive(Default)]
 struct Gap {
     lines: Block,
@@ -178,7 +177,7 @@ impl Blocks {
         block.answered |= self.answers(&content);
     }
 
-    /// At the end of a conversation: what stands behind its last turn is part of it or skipped.
+    /// At the end of a conversation: lines after its last turn are part of it or skipped.
     fn settle(&mut self, gap: &mut Gap, block: Option<&mut Block>) {
         match block {
             Some(block) if gap.found.comment_lines > 0 && !block.is_closed() => {
@@ -195,7 +194,7 @@ impl Blocks {
         *gap = Gap::default();
     }
 
-    fn beyond_limit(&self, gap: &Gap, block: Option<&Block>) -> Option<Bad> {
+    fn beyond_limit(&self, gap: &Gap, block: Option<&Block>) -> Option<BadRecord> {
         let length = block.map_or(0, |block| block.bytes.len()) + gap.lines.bytes.len();
         if length as u64 <= self.limit {
             return None;
@@ -206,7 +205,7 @@ impl Blocks {
         Some(too_long("conversation", start, self.limit, way_out))
     }
 
-    /// Whether `line` opens the next conversation behind `block` and `gap`.
+    /// Whether `line` opens the next conversation after `block` and `gap`.
     fn cuts(&self, line: &Line, gap: &Gap, block: &Block) -> bool {
         let text = self.decoded(line);
         let text = text.trim_start();
@@ -234,7 +233,7 @@ impl Blocks {
         })
     }
 
-    /// The text of a line, for its tags alone: what is not in the encoding is told when turns are cut.
+    /// The text of a line, for its tags alone: invalid bytes are reported when turns are parsed.
     fn decoded(&self, line: &Line) -> String {
         decode(line.bytes.clone(), self.encoding, true).map_or_else(|_| String::new(), |decoded| decoded.text)
     }
@@ -282,7 +281,7 @@ enum Tag<'a> {
 ///
 /// # Errors
 /// Text that belongs to no turn, at a byte of `text`.
-pub fn turns(text: &str, roles: &Roles) -> Result<Vec<Turn<'static>>, Bad> {
+pub fn turns(text: &str, roles: &Roles) -> Result<Vec<Turn<'static>>, BadRecord> {
     let mut turns = Vec::new();
     let mut open: Option<Turn> = None;
     let mut from = 0;
@@ -310,7 +309,7 @@ fn close(
     open: Option<Turn<'static>>,
     content: &str,
     at: usize,
-) -> Result<(), Bad> {
+) -> Result<(), BadRecord> {
     let text = content.trim();
     match open {
         Some(turn) => turns.push(Turn { content: text.to_string(), ..turn }),
@@ -318,7 +317,7 @@ fn close(
         None => {
             let at = (at + content.len() - content.trim_start().len()) as u64;
             let shown: String = text.chars().take(30).collect();
-            let bad = Bad::new("text_outside_turn", at, format!("{shown:?} belongs to no turn"))
+            let bad = BadRecord::new("text_outside_turn", at, format!("{shown:?} belongs to no turn"))
                 .help("a turn starts with `<user>:`, `<assistant>:` or `<system>:` and ends with `<eos>`");
             return Err(match text.starts_with('#') {
                 true => bad.help("a comment stands behind a blank line and before a conversation"),

@@ -9,15 +9,15 @@ use nix::unistd::Pid;
 
 pub use nix::sys::signal::Signal;
 
-/// How long processes have to end by themselves once their command has ended: what stands behind
-/// `>( … )` in a shell ends a moment later.
+/// How long processes have to end by themselves once their command has ended: those of `>( … )` in a shell
+/// end a moment later.
 const GRACE: Duration = Duration::from_millis(200);
 
-/// Between the request to end and the end.
+/// Between TERM and KILL.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Processes that lose their parent become children of this one rather than of the system's first
-/// process, so that none is out of sight.
+/// Makes this process a child subreaper: orphaned descendants become its children rather than init's, so
+/// that they can be found.
 pub fn adopt_orphans() {
     #[cfg(target_os = "linux")]
     // SAFETY: it only sets a flag of this process.
@@ -26,10 +26,10 @@ pub fn adopt_orphans() {
     }
 }
 
-/// What the guard is called among the processes; at most 15 letters.
+/// The guard's process name; at most 15 letters.
 pub const GUARD_NAME: &str = "command-guard";
 
-/// From now on no signal but KILL ends this process, and it goes by the guard's name.
+/// From now on only KILL ends this process, and it has the guard's process name.
 pub fn become_guard() {
     use nix::sys::signal::{SigHandler, signal};
     #[cfg(target_os = "linux")]
@@ -53,7 +53,7 @@ pub fn signal(group: i32, signal: Signal) {
     let _ = killpg(Pid::from_raw(group), signal);
 }
 
-/// Takes note of the ends of orphans, which else would stay as zombies.
+/// Reaps orphans, which else would stay as zombies.
 fn reap(which: Pid) {
     while let Ok(status) = waitpid(which, Some(WaitPidFlag::WNOHANG)) {
         if status == WaitStatus::StillAlive {
@@ -62,15 +62,16 @@ fn reap(which: Pid) {
     }
 }
 
-/// What a command left behind, once its own process has ended and was waited for.
+/// Processes that a command left, once its own has ended and was reaped.
 pub struct LeftBehind<'a> {
     pub group: i32,
-    /// The command's, which its processes have in their environment.
+    /// The command's scratch folder, which its processes have in their environment.
     pub scratch: &'a Path,
 }
 
 impl LeftBehind<'_> {
-    /// Ends all of it; what had to be ended, as `name (pid)`. `meanwhile` is called while waiting.
+    /// Ends all of them; gives those that had to be ended, as `name (pid)`. `meanwhile` is called while
+    /// waiting.
     pub fn end(&self, mut meanwhile: impl FnMut()) -> Vec<String> {
         let mut wait = |patience: Duration| {
             let begun = Instant::now();
@@ -91,12 +92,12 @@ impl LeftBehind<'_> {
                 wait(PATIENCE);
             }
         }
-        // Orphans, for which nobody else waits; of another's child the system says that it is none.
+        // Orphans, which nothing else reaps; for another process' child `waitpid` gives an error.
         ended.iter().for_each(|id| reap(Pid::from_raw(*id)));
         names
     }
 
-    /// Without a word and without grace.
+    /// At once, without logging.
     pub fn signal(&self, with: Signal) {
         signal(self.group, with);
         signal_strays(&[self.scratch], with);
@@ -107,7 +108,7 @@ impl LeftBehind<'_> {
         is_alive(self.group) || !self.strays().is_empty()
     }
 
-    /// Those that left the group. As orphans they are children of this process, or below such.
+    /// Processes that left the group. As orphans they are descendants of this process.
     fn strays(&self) -> Vec<i32> {
         let unknown = |id: &i32| !super::guard::is_known(*id) && !proc::is_zombie(*id);
         match proc::children().iter().any(unknown) {
@@ -133,7 +134,7 @@ pub fn signal_strays(scratches: &[&Path], signal: Signal) {
     }
 }
 
-/// What `/proc` tells of processes; nothing where there is no `/proc`.
+/// Processes in `/proc`; none where there is no `/proc`.
 mod proc {
     use std::fs;
     use std::os::unix::ffi::OsStrExt;

@@ -1,9 +1,9 @@
-//! Ends commands when this process can no longer do it: whatever kills it, a second process, the guard,
-//! sees its standard input close and ends what still runs.
+//! Ends commands when this process is killed: a second process, the guard, sees its standard input close
+//! and ends what still runs.
 //!
-//! The guard is this program again, started with [`ARGUMENT`] before the first command of a run. It is
-//! told of every command before and after it starts, so there is no moment at which a command runs
-//! that it can't find: by its process group, or by the scratch folder in its environment.
+//! The guard is this program again, started with [`ARGUMENT`] before the first command of a run. Every
+//! command is announced to it before and after it starts, so that it can find a command at any moment: by
+//! its process group, or by the scratch folder in its environment.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -14,16 +14,16 @@ use std::time::Duration;
 
 use super::group::{self, Signal};
 
-/// What `main` looks for; no command of the command line begins like this.
+/// The argument that `main` recognizes; no subcommand begins like this.
 const ARGUMENT: &str = "__end-commands";
 
 /// How long the guard leaves commands to end by themselves.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// How often it listens.
+/// The interval of its checks.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The commands that run now, as the guard knows them.
+/// The running commands that were announced to the guard.
 #[derive(Default)]
 struct Running {
     scratches: BTreeSet<PathBuf>,
@@ -37,7 +37,7 @@ fn running() -> MutexGuard<'static, Option<Running>> {
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A command of which the guard knows, until it is dropped.
+/// A command announced to the guard, until it is dropped.
 pub struct Guarded {
     scratch: PathBuf,
     group: Option<i32>,
@@ -101,7 +101,7 @@ impl Running {
     }
 
     fn tell(&mut self, message: &Message) {
-        // Without a guard, commands are still ended by whoever started them.
+        // Without a guard, commands are still ended by this process.
         let told = self.guard.as_mut().and_then(|guard| guard.stdin.as_mut());
         if told.is_some_and(|pipe| pipe.write_all(&message.bytes()).is_err()) {
             let ended = self.guard.take();
@@ -112,16 +112,16 @@ impl Running {
 
 fn start_guard() -> std::io::Result<Child> {
     let mut process = Command::new(std::env::current_exe()?);
-    // Under a name of its own: who ends every `tinylm` by its name means the others.
+    // With a process name of its own, so that ending every `tinylm` by name spares it.
     std::os::unix::process::CommandExt::arg0(&mut process, group::GUARD_NAME);
     process.arg(ARGUMENT).env_clear().current_dir("/");
     process.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-    // What ends the group of this process must not end the guard.
+    // A signal to the group of this process must not end the guard.
     std::os::unix::process::CommandExt::process_group(&mut process, 0);
     process.spawn()
 }
 
-/// What the guard is told; each ends with a zero byte, which no path contains.
+/// Messages to the guard; each ends with a zero byte, which no path contains.
 enum Message<'a> {
     Scratch(&'a Path),
     ScratchOver(&'a Path),
@@ -145,7 +145,7 @@ impl Message<'_> {
 }
 
 impl Running {
-    /// What [`Message::bytes`] said, in the guard.
+    /// Parses [`Message::bytes`], in the guard.
     fn hear(&mut self, message: &[u8]) {
         use std::os::unix::ffi::OsStrExt;
         let Some((letter, rest)) = message.split_first() else { return };
@@ -184,7 +184,7 @@ pub fn main() -> ExitCode {
                 byte => message.push(*byte),
             }
         }
-        // What is said meanwhile waits in the pipe: waking up for every word takes time from commands.
+        // Messages wait in the pipe meanwhile: waking up for each would take time from commands.
         std::thread::sleep(PAUSE);
     }
     if !running.scratches.is_empty() {

@@ -2,13 +2,12 @@
 //! environment, so that users bring their own Python or shell step.
 //!
 //! It works in a scratch folder of its own and finds there, by relative paths that are the same in every
-//! run, `inputs/PORT/…` and `outputs/PORT`. The inputs are copies: plain files, read-only, of a fixed
-//! time, through which nothing in the store can be changed. The stage ends when the last process does
-//! that the program started; what is left behind is ended.
+//! run, `inputs/PORT/…` and `outputs/PORT`. The inputs are copies: plain files, read-only, of a fixed time,
+//! through which nothing in the store can be changed. The stage ends with the last process that the program
+//! started; processes that stay behind are ended.
 //!
-//! The key holds the command line, the declared environment and the inputs' digests. What it can't
-//! hold is the program itself: a script belongs among the inputs, and a new version of an installed
-//! program is what `--force` is for.
+//! The key has the command line, the declared environment and the inputs' digests. It does not have the
+//! program itself: make a script an input, and use `--force` after a new version of an installed program.
 
 #[cfg(unix)]
 mod group;
@@ -95,7 +94,7 @@ impl Kind for Command {
     }
 }
 
-/// Of one argument or variable, in bytes: more no program is started with.
+/// The most bytes of one argument or variable, a limit of the system.
 const LONGEST: usize = if cfg!(target_os = "linux") { (128 << 10) - 1 } else { usize::MAX };
 
 fn too_long(at: &str, text: &str) -> Option<Issue> {
@@ -112,14 +111,14 @@ fn no_input(at: &str, name: &str, inputs: &Connected) -> Issue {
     })
 }
 
-/// What `${inputs.…}` and `${outputs.…}` stand for, relative to the scratch folder.
+/// The paths of `${inputs.…}` and `${outputs.…}`, relative to the scratch folder.
 struct Paths {
     inputs: BTreeMap<String, String>,
     outputs: BTreeMap<String, String>,
 }
 
 impl Paths {
-    /// Copies the inputs to where they are to be.
+    /// Copies the inputs to their paths.
     fn place(ctx: &Context) -> Result<Self> {
         let inputs = ctx.inputs.iter().map(|(port, all)| Ok((port.clone(), place_input(ctx, port, all)?)));
         let inputs: BTreeMap<String, String> = inputs.collect::<Result<_>>()?;
@@ -127,7 +126,7 @@ impl Paths {
             fs::set_copy_times(&ctx.scratch.join("inputs"))?;
         }
         let outputs = ctx.outputs.iter().map(|(port, folder)| {
-            // Its name is for the file that the program writes.
+            // The program writes a file of this name.
             if ctx.types.get(port).is_some_and(|ty| ty == FILE) {
                 fs::remove(folder)?;
             }
@@ -184,7 +183,7 @@ fn place(ctx: &Context, artifact: &Artifact, folder: &Path) -> Result<PathBuf> {
     })
 }
 
-/// An output of type `file` is one: whoever is connected to it expects no folder.
+/// Checks that an output of type `file` is a single file.
 fn wrote_a_file(ctx: &Context, port: &str) -> Result<()> {
     let path = ctx.output(port)?;
     match path.symlink_metadata() {

@@ -1,5 +1,5 @@
-//! What a program says on stdout and stderr: lines, cut where they have no end, and without the
-//! sequences that move a terminal's cursor or change its title.
+//! The output of a program: lines of stdout and stderr, cut where they are too long, without terminal
+//! escape sequences.
 
 use std::io::Read;
 use std::process::Child;
@@ -14,15 +14,15 @@ const LINE: usize = 1 << 16;
 
 #[derive(Debug, PartialEq)]
 pub enum Heard {
-    /// There was something; not always a whole line.
+    /// Something was read; not always a whole line.
     Lines(Vec<String>),
-    /// Not in the time that was to be waited.
+    /// Nothing before the timeout.
     Nothing,
     /// Both streams are closed.
     End,
 }
 
-/// A line that grows until its end comes.
+/// A line that is not ended yet.
 #[derive(Default)]
 struct Line {
     bytes: Vec<u8>,
@@ -31,8 +31,8 @@ struct Line {
 }
 
 impl Line {
-    /// Adds bytes, and to `lines` what is whole with them. A carriage return, with which progress bars
-    /// go back to the line's beginning, ends a line too.
+    /// Adds bytes, and to `lines` those that are complete. A carriage return, with which progress bars go
+    /// back to the line's beginning, ends a line too.
     fn add(&mut self, bytes: &[u8], lines: &mut Vec<String>) {
         for part in bytes.split_inclusive(|b| matches!(b, b'\n' | b'\r')) {
             if std::mem::take(&mut self.returned) && part == b"\n" {
@@ -65,8 +65,8 @@ impl Line {
     }
 }
 
-/// Waits for both streams at once on the stage's own thread: starting two more and waking up from each
-/// took as long as a short program runs.
+/// Waits for both streams with `poll` on the stage's own thread: two further threads took as long as a
+/// short program runs.
 #[cfg(unix)]
 pub struct Output(Vec<Pipe>);
 
@@ -106,7 +106,7 @@ impl Output {
         Ok(Heard::Lines(lines))
     }
 
-    /// The beginnings of lines whose end nobody waits for any more.
+    /// Flushes lines without an end.
     pub fn rest(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
         self.0.iter_mut().for_each(|pipe| pipe.line.finish(&mut lines));
@@ -132,14 +132,14 @@ impl Pipe {
     }
 }
 
-/// Where pipes cannot be waited for together, each has a thread.
+/// Without `poll`, each pipe has a thread.
 #[cfg(not(unix))]
 pub struct Output(std::sync::mpsc::Receiver<Vec<String>>);
 
 #[cfg(not(unix))]
 impl Output {
     pub fn of(child: &mut Child) -> Self {
-        // A few pieces wait at most; the program waits for whoever reads.
+        // A bounded channel: the program waits for the reader.
         let (sender, lines) = std::sync::mpsc::sync_channel(8);
         child.stdout.take().map(|out| reader(out, sender.clone()));
         child.stderr.take().map(|err| reader(err, sender));

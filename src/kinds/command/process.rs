@@ -1,4 +1,4 @@
-//! Starts a command, listens to it, and sees to it that nothing of it runs afterwards.
+//! Starts a command, reads its output, and makes sure that no process of it runs afterwards.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::stage::Context;
 
 type Environment = BTreeMap<String, String>;
 
-/// What a program finds when nothing else is declared. HOME and TMPDIR are the scratch folder.
+/// The default environment. HOME and TMPDIR are the scratch folder.
 const ENVIRONMENT: [(&str, &str); 3] = [
     ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
     ("LANG", "C.UTF-8"),
@@ -24,8 +24,8 @@ const ENVIRONMENT: [(&str, &str); 3] = [
 const SHOWN: usize = 20;
 const SHOWN_CHARS: usize = 500;
 
-/// Held to read while a program is being copied, and to write while a process starts: for a moment it has
-/// all files open that this one has, and what is open to be written to can't be run ("text file busy").
+/// Read-locked while an executable is copied, write-locked while a process starts: a forked child briefly
+/// has all open files, and a file that is open for writing cannot be executed ("text file busy").
 static STARTING: RwLock<()> = RwLock::new(());
 
 /// [`fs::copy_plain`] of a program that a command may run.
@@ -37,10 +37,10 @@ pub fn copy_program(from: &Path, to: &Path) -> Result<()> {
     fs::copy_plain(from, to, true)
 }
 
-/// Runs a command in the stage's scratch folder until nothing of it runs any more.
+/// Runs a command in the stage's scratch folder until all its processes have ended.
 ///
 /// # Errors
-/// When it cannot be started, fails, or is to be stopped.
+/// When it cannot be started, fails, or on cancellation.
 pub fn run(words: &[String], env: &Environment, ctx: &Context) -> Result<()> {
     let shown = visible(&words.join(" ")).into_owned();
     tracing::debug!("running: {shown}");
@@ -55,13 +55,13 @@ pub fn run(words: &[String], env: &Environment, ctx: &Context) -> Result<()> {
     Err(if tail.is_empty() { error } else { error.cause(tail.join("\n")) })
 }
 
-/// A command at work, with all that it started. Dropped before its end, nothing of it runs on.
+/// A running command with its processes, which are ended when it is dropped.
 struct Running {
     child: Child,
     output: Output,
     /// The last lines.
     tail: VecDeque<String>,
-    /// Nothing of it can be alive.
+    /// All its processes have ended.
     over: bool,
     scratch: PathBuf,
     #[cfg(unix)]
@@ -91,9 +91,9 @@ impl Running {
         })
     }
 
-    /// Logs what the program says until its own process ends.
+    /// Logs the program's output until its own process ends.
     fn follow(&mut self, ctx: &Context) -> Result<std::process::ExitStatus> {
-        // A program that closed its output is mostly about to end: look again soon, then ever later.
+        // A program that closed its output is mostly about to end: poll soon, then with growing delays.
         let mut pause = Duration::from_micros(20);
         loop {
             let heard = self.output.next(Duration::from_millis(50))?;
@@ -128,9 +128,9 @@ impl Running {
         }
     }
 
-    /// What can be heard at once, without waiting for whoever holds the output open.
+    /// Reads what is available, without waiting for processes that hold the output open.
     fn drain(&mut self) {
-        // Some programs never stop talking.
+        // Bounded, since some programs never stop printing.
         for _ in 0..64 {
             match self.output.next(Duration::ZERO) {
                 Ok(heard @ Heard::Lines(_)) => self.say(heard),
@@ -166,7 +166,7 @@ impl Running {
         Vec::new()
     }
 
-    /// Asks the command to end, then ends it.
+    /// Sends TERM to the command, then KILL.
     fn stop(&mut self) {
         #[cfg(unix)]
         {
@@ -199,7 +199,7 @@ impl Drop for Running {
 
 fn process(words: &[String], env: &Environment, scratch: &Path) -> Process {
     let mut process = Process::new(program(&words[0], env));
-    // Whatever it was found as, it sees the name that the pipeline gave it.
+    // Its argv[0] is the name in the pipeline, however it was found.
     #[cfg(unix)]
     std::os::unix::process::CommandExt::arg0(&mut process, &words[0]);
     process
@@ -233,13 +233,13 @@ fn cannot_start(words: &[String], error: &std::io::Error) -> Error {
         .help("give an absolute path, or set PATH under `env:`; the environment is cleared")
 }
 
-/// The program's own path, as the PATH that it will have leads to it. Handed a bare name and a PATH, the
-/// standard library copies this whole process to look the name up in; a path is started without a copy.
+/// The program's path, looked up in the PATH that it will have. With a bare name and a PATH, the standard
+/// library forks this whole process for the lookup; a path is started with `posix_spawn`.
 #[cfg(unix)]
 fn program(name: &str, env: &Environment) -> PathBuf {
     let path = env.get("PATH").map_or(ENVIRONMENT[0].1, String::as_str);
     let on_path = || {
-        // What a relative folder is relative to is the system's to say.
+        // Relative folders are left to the system.
         let folders = path.split(':').take_while(|folder| folder.starts_with('/'));
         folders.map(|folder| Path::new(folder).join(name)).find(|file| fs::is_executable(file))
     };

@@ -1,5 +1,4 @@
-//! `${inputs.…}` and `${outputs.…}` in a command, and how a path is written so that it stays one word
-//! where a shell reads it.
+//! `${inputs.…}` and `${outputs.…}` in a command, and the quoting of paths in shell scripts.
 
 use std::path::Path;
 
@@ -33,8 +32,7 @@ pub fn pieces(text: &str) -> Vec<Piece<'_>> {
     pieces
 }
 
-/// `text` with each reference replaced by what `look_up` gives; in a `script` each is quoted as the place
-/// where it stands needs it.
+/// `text` with each reference replaced by `look_up`; in a `script` each is quoted for its context.
 pub fn expand(text: &str, script: bool, look_up: impl Fn(&str, &str) -> Result<String>) -> Result<String> {
     let (mut out, mut shell) = (String::new(), Shell::default());
     for piece in pieces(text) {
@@ -53,7 +51,7 @@ pub fn expand(text: &str, script: bool, look_up: impl Fn(&str, &str) -> Result<S
     Ok(out)
 }
 
-/// Which word of a command is a script for a shell: the one behind `-c`, as in `sh -c` and `bash -euc`.
+/// The index of a shell script in a command: the word after `-c`, as in `sh -c` and `bash -euc`.
 pub fn script(words: &[String]) -> Option<usize> {
     const SHELLS: [&str; 7] = ["sh", "bash", "dash", "zsh", "ksh", "mksh", "ash"];
     let is_shell = |word: &String| {
@@ -64,7 +62,7 @@ pub fn script(words: &[String]) -> Option<usize> {
     let mut at = shell + 1;
     while let Some(word) = words.get(at).filter(|word| word.starts_with(['-', '+'])) {
         let letters = word.strip_prefix('-').filter(|letters| !letters.starts_with('-'));
-        // `-o pipefail` has a word of its own behind it.
+        // `-o pipefail` takes a further word.
         at += if word.ends_with('o') && !word.starts_with("--") { 2 } else { 1 };
         if letters.is_some_and(|letters| letters.contains('c')) {
             return (at < words.len()).then_some(at);
@@ -73,7 +71,7 @@ pub fn script(words: &[String]) -> Option<usize> {
     None
 }
 
-/// Where in a script of the POSIX shell reading has arrived.
+/// The quoting context within a POSIX shell script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum In {
     Reference,
@@ -87,12 +85,12 @@ enum In {
     Comment,
 }
 
-/// Follows the quotes of a script.
+/// Tracks the quoting context of a script.
 #[derive(Default)]
 struct Shell {
     /// The innermost last; plain when empty.
     open: Vec<In>,
-    /// The last character was a backslash that takes the next one's meaning.
+    /// The last character was a backslash that escapes the next one.
     escaped: bool,
     /// The last character, to tell `$(` and the beginning of a word.
     last: Option<char>,
@@ -113,7 +111,7 @@ impl Shell {
         }
     }
 
-    /// A reference was written: what follows is no beginning of a word.
+    /// After a reference, which no beginning of a word follows.
     fn within_word(&mut self) {
         self.escaped = false;
         self.last = Some('x');

@@ -1,10 +1,10 @@
-//! Byte-pair encoding: the most frequent pair of neighbouring tokens becomes a token, again and again
-//! (Sennrich, Haddow and Birch, 2016, <https://arxiv.org/abs/1508.07909>).
+//! Byte-pair encoding: the most frequent pair of adjacent tokens becomes a token, repeatedly (Sennrich,
+//! Haddow and Birch, 2016, <https://arxiv.org/abs/1508.07909>).
 //!
-//! Why not the trainer of the `tokenizers` library: it cannot be stopped, gives the pieces of
-//! WordPiece ids in the order of a hash map, and would let text that spells a special token merge
-//! into it. The result is otherwise the same (a test compares them): among pairs of equal count the
-//! one with the smaller ids comes first. Nothing here depends on the order of a map.
+//! Not the trainer of the `tokenizers` library: it cannot be cancelled, numbers the pieces of WordPiece in
+//! the order of a hash map, and would let text that spells a special token merge into it. The result is
+//! otherwise the same (a test compares them): among pairs of equal count the one with the smaller ids comes
+//! first. Nothing here depends on the order of a map.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap};
@@ -16,17 +16,17 @@ use crate::base::{Monitor, Result};
 
 /// What to train.
 pub struct Plan<'a> {
-    /// The tokens that there are from the start, in the order of their ids: special tokens, bytes,
-    /// characters. A character in the inside of a word is looked up behind `prefix`.
+    /// The initial tokens, in the order of their ids: special tokens, bytes, characters. A character inside a
+    /// word is looked up with `prefix`.
     pub alphabet: Vec<String>,
     /// What marks a token inside a word: `##` for WordPiece, else empty.
     pub prefix: &'a str,
-    /// No merge makes one of these.
+    /// Tokens that no merge may make.
     pub reserved: &'a BTreeSet<String>,
     pub vocab_size: usize,
     /// A pair that occurs less often is not merged.
     pub min_frequency: u64,
-    /// Of a token, in characters without the prefix.
+    /// The longest token, in characters without the prefix.
     pub max_length: usize,
 }
 
@@ -41,7 +41,7 @@ pub struct Trained {
 /// Two token ids side by side.
 type Pair = (u32, u32);
 
-/// How often a pair occurs, and the words that it occurs in, or once did.
+/// How often a pair occurs, and the words that it occurs in or occurred in.
 #[derive(Default)]
 struct Stat {
     count: i64,
@@ -60,20 +60,20 @@ struct Trainer<'a> {
     plan: &'a Plan<'a>,
     tokens: Vec<String>,
     ids: HashMap<String, u32, FixedState>,
-    /// The tokens of all words end to end, so that merging moves no memory but a word's own.
+    /// The tokens of all words in one buffer; a merge shortens a word in place.
     symbols: Vec<u32>,
     words: Vec<Span>,
-    /// For each pair, which of `stats` is its.
+    /// The index in `stats` of each pair.
     pairs: HashMap<Pair, u32, FixedState>,
     stats: Vec<Stat>,
-    /// Pairs by count; entries may be out of date, which is seen when they come up.
+    /// Pairs by count; outdated entries are recognized when they are popped.
     queue: BinaryHeap<(i64, Reverse<Pair>)>,
 }
 
 /// Learns merges from `words`, until the vocabulary is full or no pair is frequent enough.
 ///
 /// # Errors
-/// When somebody asked to stop.
+/// On cancellation.
 pub fn train(words: &[Word], plan: &Plan, monitor: &dyn Monitor) -> Result<Trained> {
     let mut trainer = Trainer::new(words, plan);
     trainer.count_pairs();
@@ -108,7 +108,7 @@ impl<'a> Trainer<'a> {
         trainer
     }
 
-    /// The ids of single characters behind `prefix`.
+    /// The ids of single characters with `prefix`.
     fn letters(&self, prefix: &str) -> HashMap<char, u32, FixedState> {
         let letter = |(token, id): (&String, u32)| {
             let mut chars = token.strip_prefix(prefix)?.chars();
@@ -117,8 +117,8 @@ impl<'a> Trainer<'a> {
         self.tokens.iter().zip(0..).filter_map(letter).collect()
     }
 
-    /// A character that is not in the alphabet cuts a word in two; a word that is looked up whole
-    /// (with a prefix) is then unknown and teaches nothing.
+    /// A character that is not in the alphabet cuts a word in two; a word that is looked up whole (with a
+    /// prefix) is then unknown and is not used.
     fn add_word(
         &mut self,
         word: &Word,
@@ -140,8 +140,7 @@ impl<'a> Trainer<'a> {
         self.end_piece(start, word.count);
     }
 
-    /// What was added since `start` is a word, if there is something in it to merge. Says where the
-    /// next begins.
+    /// Makes the symbols since `start` a word, if it has pairs. Gives the start of the next.
     fn end_piece(&mut self, start: usize, count: u64) -> usize {
         let len = self.symbols.len() - start;
         if len > 1 {
@@ -200,7 +199,7 @@ impl<'a> Trainer<'a> {
         (self.tokens[pair.0 as usize].clone(), self.tokens[pair.1 as usize].clone())
     }
 
-    /// The token that a pair makes.
+    /// The token of a merged pair.
     fn token(&self, pair: Pair) -> String {
         let (left, right) = (&self.tokens[pair.0 as usize], &self.tokens[pair.1 as usize]);
         left.clone() + right.strip_prefix(self.plan.prefix).unwrap_or(right)
@@ -209,7 +208,7 @@ impl<'a> Trainer<'a> {
     /// Replaces `pair` by its token wherever it occurs.
     fn merge(&mut self, pair: Pair) {
         let token = self.token(pair);
-        // Two ways of merging may spell the same token; it then keeps its id.
+        // Two pairs may give the same token; it keeps its id.
         let new = *self.ids.entry(token).or_insert_with_key(|token| {
             self.tokens.push(token.clone());
             self.tokens.len() as u32 - 1
@@ -229,8 +228,7 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Replaces `pair` by `new` in one word, from left to right, and counts the pairs that come and
-    /// go with it.
+    /// Replaces `pair` by `new` in one word, from left to right, and updates the counts of pairs.
     fn merge_in(&mut self, word: u32, pair: Pair, new: u32, changed: &mut Vec<Pair>) {
         let Span { start, len, count } = self.words[word as usize];
         let end = start + len as usize;

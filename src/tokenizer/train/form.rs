@@ -1,9 +1,9 @@
 //! What each algorithm's `tokenizer.json` looks like around its vocabulary: normalizer,
 //! pre-tokenizer, decoder, model.
 //!
-//! Every form keeps `<` apart from what follows, so that no text can be encoded to a special token
-//! or to a byte token, whichever program loads the file; but for those tokens that are to be found in
-//! text, which are added tokens not marked as special.
+//! Every pre-tokenizer cuts after `<`, so that no text can be encoded to a special token or to a byte
+//! token, whichever program loads the file; except added tokens that are not special and are matched in
+//! text.
 
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ use crate::base::{Error, Result};
 use crate::tokenizer::cut::{PIECES, SPACE};
 use crate::tokenizer::known::pieces_decoder;
 
-/// The form around a model that is still to be trained.
+/// The parts of a `tokenizer.json` around its model.
 pub struct Form {
     pub normalizer: Value,
     pub pre_tokenizer: Value,
@@ -23,7 +23,7 @@ impl Form {
     pub fn of(algorithm: Algorithm, lowercase: bool) -> Self {
         let lower = if lowercase { json!({"type": "Lowercase"}) } else { Value::Null };
         let words = json!({"type": "BertPreTokenizer"});
-        // Joins by spaces, but for the signs that stand behind a word.
+        // Joins with spaces, except before punctuation that follows a word.
         let joined = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
         match algorithm {
             Algorithm::ByteBpe => {
@@ -54,7 +54,7 @@ impl Form {
     /// order of ids.
     ///
     /// # Errors
-    /// When the library does not take it, which would be a mistake here.
+    /// When the library refuses it, which would be a bug.
     pub fn write(&self, model: Value, special: &[SpecialToken]) -> Result<Vec<u8>> {
         let library = self.library(model, special)?;
         let text = library

@@ -1,5 +1,5 @@
 //! Trains a tokenizer on documents and conversations: counts words, learns a vocabulary, writes a
-//! `tokenizer.json` and says how well it does.
+//! `tokenizer.json` and measures it.
 //!
 //! The bytes depend on the texts and the options alone: words are counted in a map and then sorted,
 //! every tie is broken by the text, and sums of floats are made in a fixed order.
@@ -49,12 +49,12 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// Whether it spells what it does not know in bytes.
+    /// Whether it spells unknown text in bytes.
     pub fn has_bytes(self) -> bool {
         matches!(self, Algorithm::ByteBpe | Algorithm::SentencepieceBpe | Algorithm::Unigram)
     }
 
-    /// Whether lower-casing goes with it: it does not promise to give the text back.
+    /// Whether it allows lower-casing, since it does not give the text back anyway.
     pub fn may_lowercase(self) -> bool {
         matches!(self, Algorithm::Wordpiece | Algorithm::Word | Algorithm::Char)
     }
@@ -64,15 +64,15 @@ impl Algorithm {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a token, or `{ token: \"<name>\", in_text: true }`")]
 pub enum SpecialToken {
-    /// Whatever is spelled like it in a text is text.
-    Apart(String),
-    /// With whether it is that token where a text spells it.
-    Said(SaidToken),
+    /// Never matched in text.
+    Plain(String),
+    /// With the option to be matched in text.
+    WithOptions(SpecialTokenOptions),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct SaidToken {
+pub struct SpecialTokenOptions {
     pub token: String,
     /// Whether a text that spells it has this token there, rather than ordinary ones.
     #[serde(default)]
@@ -82,13 +82,13 @@ pub struct SaidToken {
 impl SpecialToken {
     pub fn as_str(&self) -> &str {
         match self {
-            SpecialToken::Apart(token) => token,
-            SpecialToken::Said(said) => &said.token,
+            SpecialToken::Plain(token) => token,
+            SpecialToken::WithOptions(options) => &options.token,
         }
     }
 
     pub fn in_text(&self) -> bool {
-        matches!(self, SpecialToken::Said(SaidToken { in_text: true, .. }))
+        matches!(self, SpecialToken::WithOptions(SpecialTokenOptions { in_text: true, .. }))
     }
 }
 
@@ -140,16 +140,16 @@ impl Default for Options {
 impl Options {
     /// Every special token, by id.
     fn special_tokens(&self) -> Vec<SpecialToken> {
-        let named = Special::ALL.iter().map(|s| SpecialToken::Apart(s.as_str().to_string()));
+        let named = Special::ALL.iter().map(|s| SpecialToken::Plain(s.as_str().to_string()));
         named.chain(self.special_tokens.iter().cloned()).collect()
     }
 
-    /// [`Options::special_tokens`] as they are spelled.
+    /// The spellings of [`Options::special_tokens`].
     pub fn special(&self) -> Vec<String> {
         self.special_tokens().iter().map(|token| token.as_str().to_string()).collect()
     }
 
-    /// What finds those of them that stand in text; `None` when none does.
+    /// The matcher of those that are matched in text; `None` when none is.
     fn in_text(&self) -> Result<Option<InText>> {
         let all = self.special_tokens();
         InText::of(all.iter().zip(0..).map(|(token, id)| (token.as_str(), id, !token.in_text())))
@@ -216,7 +216,7 @@ impl Options {
     }
 }
 
-/// How well a tokenizer does on a text.
+/// Figures of a tokenizer on a text.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Score {
     pub documents: u64,
@@ -224,7 +224,7 @@ pub struct Score {
     pub bytes: u64,
     pub tokens: u64,
     pub bytes_per_token: f64,
-    /// The share of tokens that stand for unknown text.
+    /// The share of unknown tokens.
     pub unknown_rate: f64,
     /// The share of tokens that spell a character in bytes; `null` where single bytes are ordinary.
     pub byte_rate: Option<f64>,
@@ -238,7 +238,7 @@ pub struct Report {
     pub vocab_size: usize,
     pub vocab_size_asked: usize,
     pub special_tokens: Vec<String>,
-    /// Those of them that are found in text, with how often they were in the text trained on.
+    /// Those of them that are matched in text, with their counts in the text trained on.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub in_text: BTreeMap<String, u64>,
     /// Bytes of text that came in; more than `train` and `held_out` together when it was sampled.
@@ -252,7 +252,7 @@ pub struct Report {
     pub longest_tokens: Vec<String>,
 }
 
-/// A trained tokenizer and how well it does.
+/// A trained tokenizer and its report.
 pub struct Trained {
     pub tokenizer: Tokenizer,
     pub report: Report,
@@ -307,7 +307,7 @@ fn learn(words: &[Word], options: &Options, monitor: &dyn Monitor) -> Result<Val
         }
         Algorithm::Unigram => learn_unigram(words, options, monitor),
         Algorithm::Word => Ok(form::word_level(&most_frequent(words, options), unknown)),
-        // Characters that never merge: a model of pairs without pairs.
+        // Characters without merges: a BPE model with an empty list of them.
         Algorithm::Char => Ok(form::bpe(&most_frequent(words, options), &[], Some(unknown), false)),
     }
 }
@@ -320,7 +320,7 @@ fn learn_bpe(
     monitor: &dyn Monitor,
 ) -> Result<bpe::Trained> {
     let special = options.special();
-    // An ordinary token may be spelled like none of these: text could then forge it.
+    // No ordinary token may be spelled like one of these, or text could forge it.
     let reserved: BTreeSet<String> = special.iter().cloned().chain(byte_names()).collect();
     let alphabet: Vec<String> = special.into_iter().chain(initial).collect();
     fits(&alphabet, options)?;
@@ -347,7 +347,7 @@ fn learn_unigram(words: &[Word], options: &Options, monitor: &dyn Monitor) -> Re
         max_length: options.max_token_length,
     };
     let pieces = unigram::train(&frequent, &plan, monitor)?;
-    // Special tokens and bytes never match text, so that their scores mean nothing.
+    // Special tokens and bytes never match text, so that their scores do not matter.
     let all: Vec<(String, f64)> = fixed.into_iter().map(|token| (token, 0.0)).chain(pieces).collect();
     Ok(form::unigram(&all, Special::Unk as usize))
 }
@@ -409,7 +409,7 @@ fn pieces_of(words: &[Word], letters: &[char]) -> impl Iterator<Item = String> {
     pieces.into_iter().map(|(inside, c)| if inside { format!("##{c}") } else { c.to_string() })
 }
 
-/// The tokens that there are before anything is learned fit into the vocabulary.
+/// Fails when the initial tokens exceed the vocabulary.
 fn fits(initial: &[String], options: &Options) -> Result<()> {
     if initial.len() <= options.vocab_size {
         return Ok(());

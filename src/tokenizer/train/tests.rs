@@ -25,7 +25,7 @@ fn options(algorithm: Algorithm, vocab_size: usize) -> Options {
         algorithm,
         vocab_size,
         min_frequency: 2,
-        special_tokens: vec![SpecialToken::Apart("<tool>".to_string())],
+        special_tokens: vec![SpecialToken::Plain("<tool>".to_string())],
         lowercase: false,
         character_coverage: 1.0,
         max_token_length: 32,
@@ -121,7 +121,8 @@ fn text_cannot_forge_a_special_token_or_a_byte() {
 /// A token that is to stand in text: learned around, found, counted, shown; others stay text.
 #[test]
 fn a_token_that_is_to_stand_in_text_is_found_there() {
-    let think = SpecialToken::Said(SaidToken { token: "<think>".to_string(), in_text: true });
+    let think =
+        SpecialToken::WithOptions(SpecialTokenOptions { token: "<think>".to_string(), in_text: true });
     let texts: Vec<String> = corpus().iter().map(|text| format!("<think>{text} <think><tool>")).collect();
     let folder = tempfile::tempdir().unwrap();
     for algorithm in ALL {

@@ -1,10 +1,10 @@
-//! The unigram language model: start from many substrings, keep the ones without which the words
-//! become least likely (Kudo, 2018, <https://arxiv.org/abs/1804.10959>; the steps and constants are
-//! those of SentencePiece's `unigram_model_trainer.cc`).
+//! The unigram language model: start from many substrings, prune those that lower the likelihood of the
+//! words least (Kudo, 2018, <https://arxiv.org/abs/1804.10959>; the steps and constants are those of
+//! SentencePiece's `unigram_model_trainer.cc`).
 //!
-//! Why not the trainer of the `tokenizers` library: its sums depend on the number of threads and on
-//! the order of hash maps, and it cannot be stopped. Here words are summed in fixed chunks in a
-//! fixed order. Characters are never dropped: every word of the alphabet stays spellable.
+//! Not the trainer of the `tokenizers` library: its sums depend on the number of threads and on the order
+//! of hash maps, and it cannot be cancelled. Here words are summed in fixed chunks in a fixed order.
+//! Characters are never dropped, so every word over the alphabet has a segmentation.
 
 use std::collections::HashMap;
 
@@ -17,20 +17,20 @@ use crate::base::{Monitor, Result};
 
 /// What to train.
 pub struct Plan {
-    /// Each becomes a piece, whatever its probability.
+    /// The alphabet: each becomes a piece, whatever its probability.
     pub alphabet: Vec<char>,
-    /// How many pieces to end with, the alphabet included.
+    /// The final number of pieces, the alphabet included.
     pub pieces: usize,
-    /// Of a piece, in characters.
+    /// The longest piece, in characters.
     pub max_length: usize,
 }
 
 /// A piece and its log probability.
 pub type Piece = (String, f64);
 
-/// Substrings to begin with.
+/// The number of initial substrings.
 const SEEDS: usize = 1_000_000;
-/// What is kept of the pieces in each round.
+/// The share of pieces that a pruning keeps.
 const SHRINK: f64 = 0.75;
 /// Rounds of expectation and maximization between two prunings.
 const ROUNDS: usize = 2;
@@ -55,20 +55,20 @@ struct Edge {
     piece: u32,
 }
 
-struct Model {
+struct UnigramModel {
     pieces: Vec<Piece>,
     /// The first pieces are single characters and stay.
     letters: usize,
     lattices: Vec<Lattice>,
 }
 
-/// The most useful pieces of `words`, the most probable first.
+/// The pieces learned from `words`, the most probable first.
 ///
 /// # Errors
-/// When somebody asked to stop.
+/// On cancellation.
 pub fn train(words: &[Word], plan: &Plan, monitor: &dyn Monitor) -> Result<Vec<Piece>> {
     let words = segments(words, &plan.alphabet);
-    let mut model = Model::new(&words, plan, monitor)?;
+    let mut model = UnigramModel::new(&words, plan, monitor)?;
     let start = model.pieces.len();
     let goal = (plan.pieces * 11 / 10).max(plan.alphabet.len());
     loop {
@@ -98,7 +98,7 @@ fn segments(words: &[Word], alphabet: &[char]) -> Vec<(Vec<char>, u64)> {
     all.into_iter().collect()
 }
 
-impl Model {
+impl UnigramModel {
     fn new(words: &[(Vec<char>, u64)], plan: &Plan, monitor: &dyn Monitor) -> Result<Self> {
         let mut letters: HashMap<char, u64> = plan.alphabet.iter().map(|c| (*c, 1)).collect();
         for (word, count) in words {
@@ -118,7 +118,7 @@ impl Model {
             .par_iter()
             .map(|(word, count)| Lattice::of(word, *count as f64, &ids, plan.max_length))
             .collect();
-        Ok(Model { pieces, letters: plan.alphabet.len(), lattices })
+        Ok(UnigramModel { pieces, letters: plan.alphabet.len(), lattices })
     }
 
     fn chunk(&self) -> usize {
@@ -166,8 +166,8 @@ impl Model {
         total
     }
 
-    /// Probabilities from expected counts; what is expected too rarely goes. The digamma makes it
-    /// the mean of a Dirichlet process, which favours fewer pieces (Liang and Klein, 2007).
+    /// Probabilities from expected counts; pieces with too low counts are dropped. The digamma makes it the
+    /// variational estimate of a Dirichlet process, which favours fewer pieces (Liang and Klein, 2007).
     fn maximize(&mut self, expected: &[f64]) {
         let kept = |id: usize| id < self.letters || expected[id] >= RARE;
         let total: f64 = (0..self.pieces.len()).filter(|id| kept(*id)).map(|id| expected[id].max(RARE)).sum();
@@ -178,7 +178,7 @@ impl Model {
         self.keep(&keep);
     }
 
-    /// Drops the pieces that the words can best do without, down to `goal` at most.
+    /// Drops the pieces with the smallest loss of likelihood, down to `goal` at most.
     fn prune(&mut self, goal: usize, monitor: &dyn Monitor) -> Result<()> {
         let counts = self.best(monitor)?;
         let sum: f64 = counts.iter().sum();
@@ -200,8 +200,7 @@ impl Model {
         Ok(())
     }
 
-    /// By how much the log likelihood falls when a piece is replaced by the best way to spell it
-    /// with others.
+    /// By how much the log likelihood falls when a piece is replaced by its best segmentation into others.
     fn loss(&self, id: usize, ids: &HashMap<&str, u32>, counts: &[f64], sum: f64) -> f64 {
         let letters: Vec<char> = self.pieces[id].0.chars().collect();
         let lattice = Lattice::of(&letters, 1.0, ids, letters.len());
@@ -212,7 +211,7 @@ impl Model {
         count * (log(count) - log(sum) - spelled)
     }
 
-    /// Leaves only some pieces, and renumbers them everywhere.
+    /// Keeps only some pieces, and renumbers them everywhere.
     fn keep(&mut self, keep: &[bool]) {
         let mut next = 0;
         let new: Vec<Option<u32>> = keep
@@ -239,7 +238,7 @@ impl Model {
 
     /// The `size` most probable pieces, the alphabet among them in any case.
     fn finish(mut self, size: usize) -> Vec<Piece> {
-        // More digits decide nothing and are long to read.
+        // More digits do not change segmentations.
         for piece in &mut self.pieces {
             piece.1 = (piece.1 * 1e6).round() / 1e6;
         }
@@ -285,7 +284,7 @@ impl Lattice {
             let end = &mut forward[edge.end as usize];
             *end = log_add(*end, here);
         }
-        // Sorted by end, so that when an edge's turn comes everything behind its end is summed.
+        // In reverse order of ends, so that everything after an edge's end is already summed.
         for edge in self.edges.iter().rev() {
             let behind = backward[edge.end as usize] + score(edge);
             let start = &mut backward[edge.start as usize];

@@ -1,4 +1,4 @@
-//! Counts the words of a corpus as the tokenizer to be trained will cut it, held-out documents apart.
+//! Counts the words of a corpus as the tokenizer to be trained will cut it, of held-out documents separately.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -28,7 +28,7 @@ pub struct Word {
 #[derive(Debug, Clone, Default)]
 pub struct Words {
     pub words: Vec<Word>,
-    /// Special tokens that the text holds, by id, and how often; they are in no word.
+    /// Special tokens matched in the text, by id, with their counts; they are in no word.
     pub in_text: BTreeMap<u32, u64>,
     pub documents: u64,
     /// Of text.
@@ -44,7 +44,7 @@ impl Words {
     }
 }
 
-/// What a corpus is cut into.
+/// The words of a corpus.
 #[derive(Debug, Clone, Default)]
 pub struct Counted {
     pub train: Words,
@@ -53,13 +53,13 @@ pub struct Counted {
     pub total_bytes: u64,
 }
 
-/// How often each word occurs. The order of the map is seen nowhere: what leaves it is sorted.
+/// How often each word occurs. Results are sorted, so that the order of the map does not matter.
 type Counts = HashMap<Box<str>, u64, FixedState>;
 
 /// Special tokens in text, by id.
 type InTextCounts = BTreeMap<u32, u64>;
 
-/// What one thread has counted: documents to train on, and held-out ones.
+/// The counts of one thread: of documents to train on, and of held-out ones.
 type Tally = [Counts; 2];
 
 /// The documents to train on, or those held out.
@@ -81,7 +81,7 @@ impl Side {
             .map(|(word, count)| Word { text: cutter.spell(word.into_string()), count })
             .collect();
         words.par_sort_unstable();
-        // What differs in the text may be one word to the model: a space is `▁`.
+        // Different texts may have one spelling in the vocabulary: a space is `▁`.
         words.dedup_by(|next, word| {
             let same = next.text == word.text;
             word.count += if same { next.count } else { 0 };
@@ -91,7 +91,7 @@ impl Side {
     }
 }
 
-/// All in one; the largest takes the others in.
+/// Merges all; into the largest.
 fn together(mut tallies: Vec<Counts>) -> Counts {
     tallies.sort_by_key(HashMap::len);
     let mut all = tallies.pop().unwrap_or_default();
@@ -101,9 +101,9 @@ fn together(mut tallies: Vec<Counts>) -> Counts {
     all
 }
 
-/// How a text is cut into words, as the tokenizer to be trained will do it.
+/// The pre-tokenizer of the tokenizer to be trained.
 pub enum Cutter {
-    /// A way that needs no library.
+    /// Without the library.
     Quick(Cut),
     /// The library's normalizer, then each character.
     Characters(Box<tokenizers::Tokenizer>),
@@ -113,7 +113,7 @@ pub enum Cutter {
 
 impl Cutter {
     /// # Errors
-    /// When the library does not take our form, which would be a mistake here.
+    /// When the library refuses our `tokenizer.json`, which would be a bug.
     pub fn of(options: &Options) -> Result<Self> {
         let form = Form::of(options.algorithm, options.lowercase);
         let unknown = Special::Unk.as_str();
@@ -128,7 +128,7 @@ impl Cutter {
         })
     }
 
-    /// What a text may be cut into for several threads to count.
+    /// Parts of a text that several threads may count.
     fn parts(&self, text: &str) -> Vec<Range<usize>> {
         match self {
             Cutter::Quick(cut) => cut.parts(text),
@@ -165,7 +165,7 @@ impl Cutter {
         Ok(())
     }
 
-    /// A counted word as the model is to see it.
+    /// A counted word in the vocabulary's spelling.
     fn spell(&self, word: String) -> String {
         match self {
             Cutter::Quick(cut) => cut.spell(&word),
@@ -186,7 +186,7 @@ fn uncut(error: &dyn std::fmt::Display) -> Error {
     Error::input("a text cannot be cut into words").cause(error)
 }
 
-/// A point in 0..1 that only the id decides, so that a document keeps its fate when others come.
+/// A point in 0..1 from the id alone, so that a document stays held out or not when others are added.
 fn point(label: &str, id: &str) -> f64 {
     let digest = Digest::of(format!("{label}\0{id}").as_bytes());
     let bits = u64::from_be_bytes(digest.bytes()[..8].try_into().expect("a digest has 32 bytes"));
@@ -196,7 +196,7 @@ fn point(label: &str, id: &str) -> f64 {
 /// Counts the words of all texts, or of a sample where there are more than `options.sample_bytes`.
 ///
 /// # Errors
-/// When an input cannot be read, there is no text, or somebody asked to stop.
+/// When an input cannot be read, there is no text, or on cancellation.
 pub fn count(inputs: &Inputs, cutter: &Cutter, options: &Options, monitor: &dyn Monitor) -> Result<Counted> {
     let total_bytes = size(inputs, monitor)?;
     if total_bytes == 0 {
@@ -281,8 +281,8 @@ fn segments<'a>(
     segments
 }
 
-/// Counts the words of texts, each with whether it is held out, in parallel. A thread takes a tally
-/// that is free, so that there are as many as threads.
+/// Counts the words of texts, each with whether it is held out, in parallel. A thread takes a free tally,
+/// so that there are as many as threads.
 fn tally(
     texts: &[(&str, bool)],
     cutter: &Cutter,
