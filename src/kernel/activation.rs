@@ -1,6 +1,8 @@
 //! The activation of a feed-forward part, plain or gated: `activation(hidden)`, or `activation(gate) · input`
 //! (GLU; Shazeer, 2020), where a row of the hidden layer is gate and input side by side.
 
+use std::ops::Range;
+
 use super::math::{normal, sigmoid};
 use super::simd::{F, LANES, Simd, simd};
 use super::team::{Parts, Team};
@@ -64,13 +66,7 @@ pub fn forward(
     let n = out.len() / out_stride;
     let out = Parts::new(out);
     team.ranges(n, GRAIN.div_ceil(mlp.width), |rows| {
-        for i in rows {
-            let hidden = &hidden[i * hidden_stride..][..mlp.hidden_width()];
-            // SAFETY: each row has one task.
-            let out = unsafe { out.take(i * out_stride..i * out_stride + mlp.width) };
-            let (gate, input) = hidden.split_at(mlp.width);
-            of_type!(mlp.activation, forward_row(team.isa, gate, mlp.gated.then_some(input), out));
-        }
+        of_type!(mlp.activation, forward_rows(team.isa, mlp, rows, hidden, hidden_stride, out, out_stride));
     });
 }
 
@@ -83,12 +79,7 @@ pub fn backward(team: &Team, mlp: Mlp, hidden: &mut [f32], dout: &mut [f32], str
     let n = hidden.len() / stride;
     let (hidden, dout) = (Parts::new(hidden), Parts::new(dout));
     team.ranges(n, GRAIN.div_ceil(mlp.width), |rows| {
-        for i in rows {
-            let own = i * stride..i * stride + mlp.hidden_width();
-            // SAFETY: each row has one task.
-            let (hidden, dout) = unsafe { (hidden.take(own.clone()), dout.take(own)) };
-            of_type!(mlp.activation, backward_row(team.isa, mlp.width, hidden, dout));
-        }
+        of_type!(mlp.activation, backward_rows(team.isa, mlp, rows, hidden, dout, stride));
     });
 }
 
@@ -185,39 +176,75 @@ impl Function for Silu {
 }
 
 simd! {
-    fn forward_row<S, A: Function>(gate: &[f32], input: Option<&[f32]>, out: &mut [f32]) {
-        let vectors = gate.chunks(LANES).zip(out.chunks_mut(LANES));
-        match input {
-            None => vectors.for_each(|(x, out)| A::value(F::<S>::load_some(x, 0.0)).store_some(out)),
-            Some(input) => {
-                for ((x, out), input) in vectors.zip(input.chunks(LANES)) {
-                    (A::value(F::<S>::load_some(x, 0.0)) * F::load_some(input, 0.0)).store_some(out);
-                }
+    fn forward_rows<S, A: Function>(
+        mlp: Mlp,
+        rows: Range<usize>,
+        hidden: &[f32],
+        hidden_stride: usize,
+        out: Parts,
+        out_stride: usize,
+    ) {
+        for i in rows {
+            let (gate, input) = hidden[i * hidden_stride..][..mlp.hidden_width()].split_at(mlp.width);
+            // SAFETY: each row has one task.
+            let out = unsafe { out.take(i * out_stride..i * out_stride + mlp.width) };
+            if mlp.gated {
+                gated::<S, A>(gate, input, out);
+            } else {
+                plain::<S, A>(gate, out);
             }
         }
     }
 
-    /// Of `width` columns, or twice as many: gate and input.
-    fn backward_row<S, A: Function>(width: usize, hidden: &mut [f32], dout: &mut [f32]) {
-        let (gate, input) = hidden.split_at_mut(width);
-        let (dgate, dinput) = dout.split_at_mut(width);
-        let vectors = gate.chunks_mut(LANES).zip(dgate.chunks_mut(LANES));
-        if input.is_empty() {
-            for (x, d) in vectors {
-                let (y, gradient) = A::with_gradient(F::<S>::load_some(x, 0.0));
-                (F::load_some(d, 0.0) * gradient).store_some(d);
-                y.store_some(x);
+    fn backward_rows<S, A: Function>(mlp: Mlp, rows: Range<usize>, hidden: Parts, dout: Parts, stride: usize) {
+        for i in rows {
+            let own = i * stride..i * stride + mlp.hidden_width();
+            // SAFETY: each row has one task.
+            let (hidden, dout) = unsafe { (hidden.take(own.clone()), dout.take(own)) };
+            if mlp.gated {
+                gated_backward::<S, A>(mlp.width, hidden, dout);
+            } else {
+                plain_backward::<S, A>(hidden, dout);
             }
-            return;
         }
-        // With `out = a(gate) · input`: `dgate = dout · input · a'(gate)`, `dinput = dout · a(gate)`.
-        for (((x, d), input), dinput) in vectors.zip(input.chunks(LANES)).zip(dinput.chunks_mut(LANES)) {
-            let (y, gradient) = A::with_gradient(F::<S>::load_some(x, 0.0));
-            let (input, dout) = (F::load_some(input, 0.0), F::load_some(d, 0.0));
-            (dout * input * gradient).store_some(d);
-            (dout * y).store_some(dinput);
-            (y * input).store_some(x);
-        }
+    }
+}
+
+#[inline(always)]
+fn plain<S: Simd, A: Function>(x: &[f32], out: &mut [f32]) {
+    for (x, out) in x.chunks(LANES).zip(out.chunks_mut(LANES)) {
+        A::value(F::<S>::load_some(x, 0.0)).store_some(out);
+    }
+}
+
+#[inline(always)]
+fn gated<S: Simd, A: Function>(gate: &[f32], input: &[f32], out: &mut [f32]) {
+    for ((x, input), out) in gate.chunks(LANES).zip(input.chunks(LANES)).zip(out.chunks_mut(LANES)) {
+        (A::value(F::<S>::load_some(x, 0.0)) * F::load_some(input, 0.0)).store_some(out);
+    }
+}
+
+#[inline(always)]
+fn plain_backward<S: Simd, A: Function>(x: &mut [f32], d: &mut [f32]) {
+    for (x, d) in x.chunks_mut(LANES).zip(d.chunks_mut(LANES)) {
+        let (y, gradient) = A::with_gradient(F::<S>::load_some(x, 0.0));
+        (F::load_some(d, 0.0) * gradient).store_some(d);
+        y.store_some(x);
+    }
+}
+
+/// With `out = a(gate) · input`: `dgate = dout · input · a'(gate)`, `dinput = dout · a(gate)`.
+#[inline(always)]
+fn gated_backward<S: Simd, A: Function>(width: usize, hidden: &mut [f32], dout: &mut [f32]) {
+    let (gate, input) = hidden.split_at_mut(width);
+    let (dgate, dinput) = dout.split_at_mut(width);
+    let vectors = gate.chunks_mut(LANES).zip(dgate.chunks_mut(LANES));
+    for (((x, d), input), dinput) in vectors.zip(input.chunks(LANES)).zip(dinput.chunks_mut(LANES)) {
+        let (y, gradient) = A::with_gradient(F::<S>::load_some(x, 0.0));
+        let (input, dout) = (F::load_some(input, 0.0), F::load_some(d, 0.0));
+        (dout * input * gradient).store_some(d);
+        (dout * y).store_some(dinput);
+        (y * input).store_some(x);
     }
 }
 
@@ -230,7 +257,7 @@ mod tests {
         [Activation::GeluTanh, Activation::Gelu, Activation::Relu2, Activation::Silu];
 
     /// The definition in f64.
-    fn plain(activation: Activation, x: f64) -> f64 {
+    fn definition(activation: Activation, x: f64) -> f64 {
         match activation {
             Activation::GeluTanh => {
                 let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
@@ -245,7 +272,7 @@ mod tests {
     fn rows_of(mlp: Mlp, hidden: &[f64], stride: usize) -> Vec<f64> {
         let f = mlp.width;
         let row = |row: &[f64]| -> Vec<f64> {
-            let gate = |j: usize| plain(mlp.activation, row[j]);
+            let gate = |j: usize| definition(mlp.activation, row[j]);
             (0..f).map(|j| if mlp.gated { gate(j) * row[f + j] } else { gate(j) }).collect()
         };
         hidden.chunks_exact(stride).flat_map(row).collect()
@@ -305,7 +332,7 @@ mod tests {
                 vec![out, gradient]
             });
             let [out, gradient] = &found[..] else { unreachable!() };
-            let expected: Vec<f64> = x[..6].iter().map(|x| plain(activation, f64::from(*x))).collect();
+            let expected: Vec<f64> = x[..6].iter().map(|x| definition(activation, f64::from(*x))).collect();
             near(&format!("{activation:?}"), &out[..6], &expected, 1e-6);
             assert!(gradient[..6].iter().all(|d| d.is_finite()), "{activation:?}: {gradient:?}");
             assert!(out[6].is_nan() && gradient[6].is_nan(), "{activation:?}");

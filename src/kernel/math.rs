@@ -53,7 +53,7 @@ pub fn tanh<S: Simd>(x: F<S>) -> F<S> {
     let p = p.mul_add(square, c(2.063_908_8e-2));
     let p = p.mul_add(square, c(-5.373_971_6e-2));
     let p = p.mul_add(square, c(1.333_144_2e-1));
-    let p = p.mul_add(square, c(-3.333_328_2e-1));
+    let p = p.mul_add(square, c(-3.333_328e-1));
     let small = (p * square).mul_add(x, x);
     let size = x.abs();
     let large = c(1.0) - c(2.0) / (exp(size + size) + c(1.0));

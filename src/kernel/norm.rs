@@ -114,14 +114,11 @@ macro_rules! with_or_without {
 
 simd! {
     fn forward_rows<S>(norm: Norm, c: usize, x: &[f32], y: &mut [f32], stats: &mut [f32]) {
-        for (x, stats) in x.chunks_exact(c).zip(stats.chunks_exact_mut(2)) {
-            (stats[0], stats[1]) = stats_of::<S>(norm, x);
-        }
-        with_or_without!(norm.weight, norm.bias, normalize::<S>(norm, c, x, stats, y));
+        with_or_without!(norm.weight, norm.bias, forward_of::<S>(norm, c, x, y, stats));
     }
 
     fn recompute_rows<S>(norm: Norm, c: usize, x: &[f32], stats: &[f32], y: &mut [f32]) {
-        with_or_without!(norm.weight, norm.bias, normalize::<S>(norm, c, x, stats, y));
+        with_or_without!(norm.weight, norm.bias, recompute_of::<S>(norm, c, x, stats, y));
     }
 
     fn input_rows<S>(norm: Norm, c: usize, x: &[f32], stats: &[f32], dy: &[f32], dx: &mut [f32]) {
@@ -170,7 +167,21 @@ fn stats_of<S: Simd>(norm: Norm, x: &[f32]) -> (f32, f32) {
 }
 
 #[inline(always)]
-fn normalize<S: Simd, const WEIGHT: bool, const BIAS: bool>(
+fn forward_of<S: Simd, const WEIGHT: bool, const BIAS: bool>(
+    norm: Norm,
+    c: usize,
+    x: &[f32],
+    y: &mut [f32],
+    stats: &mut [f32],
+) {
+    for ((x, y), stats) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)).zip(stats.chunks_exact_mut(2)) {
+        (stats[0], stats[1]) = stats_of::<S>(norm, x);
+        normalize::<S, WEIGHT, BIAS>(norm, x, stats, y);
+    }
+}
+
+#[inline(always)]
+fn recompute_of<S: Simd, const WEIGHT: bool, const BIAS: bool>(
     norm: Norm,
     c: usize,
     x: &[f32],
@@ -178,21 +189,38 @@ fn normalize<S: Simd, const WEIGHT: bool, const BIAS: bool>(
     y: &mut [f32],
 ) {
     for ((x, y), stats) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)).zip(stats.chunks_exact(2)) {
-        let (mean, rstd) = (F::<S>::splat(stats[0]), F::<S>::splat(stats[1]));
-        // What is not there is not read either: x stands in for it, which has the same length.
-        let (weight, bias) = (norm.weight.unwrap_or(x), norm.bias.unwrap_or(x));
-        let vectors = x.chunks(LANES).zip(weight.chunks(LANES)).zip(bias.chunks(LANES));
-        for (((x, w), b), y) in vectors.zip(y.chunks_mut(LANES)) {
-            let n = (F::<S>::load_some(x, 0.0) - mean) * rstd;
-            let all = match (WEIGHT, BIAS) {
-                (true, true) => n.mul_add(F::load_some(w, 0.0), F::load_some(b, 0.0)),
-                (true, false) => n * F::load_some(w, 0.0),
-                (false, true) => n + F::load_some(b, 0.0),
-                (false, false) => n,
-            };
-            all.store_some(y);
-        }
+        normalize::<S, WEIGHT, BIAS>(norm, x, stats, y);
     }
+}
+
+/// One row.
+#[inline(always)]
+fn normalize<S: Simd, const WEIGHT: bool, const BIAS: bool>(
+    norm: Norm,
+    x: &[f32],
+    stats: &[f32],
+    y: &mut [f32],
+) {
+    let (mean, rstd) = (F::<S>::splat(stats[0]), F::<S>::splat(stats[1]));
+    let (weight, bias) = (of_row(norm.weight, x), of_row(norm.bias, x));
+    let vectors = x.chunks(LANES).zip(weight.chunks(LANES)).zip(bias.chunks(LANES));
+    for (((x, w), b), y) in vectors.zip(y.chunks_mut(LANES)) {
+        let n = (F::<S>::load_some(x, 0.0) - mean) * rstd;
+        let all = match (WEIGHT, BIAS) {
+            (true, true) => n.mul_add(F::load_some(w, 0.0), F::load_some(b, 0.0)),
+            (true, false) => n * F::load_some(w, 0.0),
+            (false, true) => n + F::load_some(b, 0.0),
+            (false, false) => n,
+        };
+        all.store_some(y);
+    }
+}
+
+/// A parameter cut to the length of a row, which spares its loops checks of two lengths. Where there is none,
+/// the row itself, as a placeholder that is not read.
+#[inline(always)]
+fn of_row<'a>(parameter: Option<&'a [f32]>, x: &'a [f32]) -> &'a [f32] {
+    &parameter.unwrap_or(x)[..x.len()]
 }
 
 /// With `n = (x - mean) · rstd` and `h = dy · weight`: `dx += rstd (h - mean(h) - n mean(h n))`, without
@@ -209,7 +237,7 @@ fn input_of<S: Simd, const WEIGHT: bool>(
     let rows = x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c));
     for (((x, dy), dx), stats) in rows.zip(stats.chunks_exact(2)) {
         let (mean, rstd) = (F::<S>::splat(stats[0]), F::<S>::splat(stats[1]));
-        let weight = norm.weight.unwrap_or(x);
+        let weight = of_row(norm.weight, x);
         let (mut sum, mut products) = (F::<S>::splat(0.0), F::<S>::splat(0.0));
         for ((x, dy), w) in x.chunks(LANES).zip(dy.chunks(LANES)).zip(weight.chunks(LANES)) {
             let h = weighted::<S, WEIGHT>(dy, w);

@@ -11,7 +11,8 @@
 //!  executor    batches on all threads: loss, gradient, predictions
 //!  decode      reading on with cached keys and values
 //!  reference   the same model on candle, written to be read, which tests compare with
-//!  format/     config.json and names of tensors as other programs have them
+//!  format/     config.json and names of tensors as Hugging Face's types have them, a file a type
+//!  describe    an architecture in words
 //!  files       a model's folder
 //! ```
 //!

@@ -12,6 +12,9 @@ use super::*;
 use crate::base::fs;
 use crate::kernel::Team;
 
+/// Folders of fixtures.
+const MODELS: [&str; 6] = ["gpt2", "gpt2_untied", "llama", "llama_yarn", "llama_bias", "qwen3"];
+
 /// What is computed of a model and sequences.
 struct Computed {
     /// `[B*T, V]`
@@ -84,14 +87,14 @@ fn agrees(name: &str, compute: impl Fn(&Transformer, Sequences) -> Computed) {
 
 #[test]
 fn the_plain_twin_agrees_with_transformers() {
-    for name in ["gpt2", "gpt2_untied", "llama", "llama_yarn", "llama_bias", "qwen3"] {
+    for name in MODELS {
         agrees(name, by_reference);
     }
 }
 
 #[test]
 fn the_kernels_agree_with_transformers() {
-    for name in ["gpt2"] {
+    for name in MODELS {
         agrees(name, by_kernels);
     }
 }
@@ -99,7 +102,7 @@ fn the_kernels_agree_with_transformers() {
 /// What `transformers` wrote is what we write, to the byte.
 #[test]
 fn weights_of_transformers_are_written_as_they_were() {
-    for name in ["gpt2", "gpt2_untied", "llama", "llama_yarn", "llama_bias", "qwen3"] {
+    for name in MODELS {
         let bytes = fs::read(&folder(name).join(WEIGHTS_FILE)).unwrap();
         assert!(load(&folder(name)).to_safetensors().unwrap() == bytes, "{name}");
     }

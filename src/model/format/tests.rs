@@ -1,5 +1,5 @@
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -173,12 +173,7 @@ fn what_cannot_be_computed_is_refused_by_its_key() {
         (llama, "partial_rotary_factor", json!(0.5), "`partial_rotary_factor` is 0.5"),
         (llama, "sliding_window", json!(64), "`sliding_window` is 64"),
         (llama, "quantization_config", json!({"bits": 4}), "`quantization_config` is"),
-        (
-            llama,
-            "num_key_value_heads",
-            json!(3),
-            "`num_key_value_heads` is 3, which does not divide the 8 heads",
-        ),
+        (llama, "num_key_value_heads", json!(3), "`num_key_value_heads` is 3, which does not divide"),
         (llama, "rope_theta", json!(5.0), "`rope_parameters.rope_theta` is 10000.0: the file has another"),
         (
             llama,
@@ -209,7 +204,7 @@ fn what_cannot_be_computed_is_refused_by_its_key() {
     }
     let record = preset("record-1.5m").unwrap();
     assert!(error(&with(record, "norm", json!("batch"))).contains("`norm` is \"batch\": unknown variant"));
-    assert!(error(&with(record, "logit_cap", json!(0.5))).contains("`logit_cap`: must be at least 1"));
+    assert!(error(&with(record, "logit_cap", json!(0.5))).contains("`logit_cap` must be at least 1"));
     let mut less = record.to_json(None, None).unwrap();
     less.as_object_mut().unwrap().remove("qk_norm");
     assert!(error(&less).contains("`qk_norm` is missing"));
@@ -291,7 +286,7 @@ fn weights_of_every_type_read_back_and_save_to_the_same_bytes() {
 type Tensors = Vec<(String, safetensors::Dtype, Vec<usize>, Vec<u8>)>;
 
 /// Writes the file again with what `change` makes of its tensors.
-fn rewrite(weights: &PathBuf, change: impl FnOnce(&mut Tensors)) {
+fn rewrite(weights: &Path, change: impl FnOnce(&mut Tensors)) {
     let bytes = fs::read(weights).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let owned = |(name, view): (String, safetensors::tensor::TensorView)| {

@@ -23,9 +23,8 @@ impl Transformer {
     /// When one does not read, a key asks for what can't be computed, or a tensor is missing or of another
     /// shape or type.
     pub fn load(config: &Path, weights: &Path) -> Result<Self> {
-        let description = describe(config)?;
-        description.notes.iter().for_each(|note| tracing::warn!("{note}"));
-        let Description { format, config, .. } = description;
+        let Description { format, config, notes } = description(config)?;
+        notes.iter().for_each(|note| tracing::warn!("{note}"));
         let (name, bytes) = (weights.display().to_string(), fs::read(weights)?);
         let tensors = SafeTensors::deserialize(&bytes)
             .map_err(|e| Error::input(format!("`{name}` is not a whole safetensors file: {e}")))?;
@@ -37,7 +36,7 @@ impl Transformer {
             file.tensor(tensor)?;
         }
         file.expect_tied(&layout, &stored)?;
-        file.warn_of_unused(&stored);
+        file.unused(&stored).iter().for_each(|note| tracing::warn!("{note}"));
         let mut gpt = Transformer::zeros(&config);
         for tensor in &stored {
             let places = tensor.places(&layout);
@@ -61,7 +60,7 @@ impl Transformer {
 }
 
 /// What the `config.json` at `path` says.
-fn describe(path: &Path) -> Result<Description> {
+fn description(path: &Path) -> Result<Description> {
     let name = path.display().to_string();
     let text = fs::read_text(path)?;
     let body = text.strip_prefix('\u{FEFF}').unwrap_or(&text);
@@ -158,7 +157,8 @@ impl<'a> File<'a> {
             .help("set \"tie_word_embeddings\": false in `config.json`, or remove the tensor"))
     }
 
-    fn warn_of_unused(&self, stored: &[Stored]) {
+    /// What is said of tensors that are not part of the model, should there be any.
+    fn unused(&self, stored: &[Stored]) -> Option<String> {
         let prefix = self.format.prefix();
         let used = |name: &str| {
             name == HEAD || stored.iter().any(|s| s.name == name || s.name.strip_prefix(prefix) == Some(name))
@@ -167,13 +167,11 @@ impl<'a> File<'a> {
         let names = self.tensors.names().into_iter();
         let mut unused: Vec<&str> = names.filter(|name| !used(name) && !constant(name)).collect();
         unused.sort_unstable();
-        if unused.is_empty() {
-            return;
-        }
-        let what = if unused.len() == 1 { "tensor is" } else { "tensors are" };
         let (all, some) = (unused.len(), suggest::list(unused.iter().take(8).copied()));
+        let what = if all == 1 { "tensor is" } else { "tensors are" };
         let more = if all > 8 { format!(" and {} more", all - 8) } else { String::new() };
-        tracing::warn!("`{}`: {all} {what} not part of the model and not used: {some}{more}", self.name);
+        let file = self.name;
+        (all > 0).then(|| format!("`{file}`: {all} {what} not part of the model and not used: {some}{more}"))
     }
 }
 
@@ -211,7 +209,8 @@ fn f16(bits: u16) -> f32 {
 mod tests {
     use candle_core::{DType, Device, Tensor};
 
-    use super::f16;
+    use super::*;
+    use crate::model::gpt2;
 
     #[test]
     fn every_half_is_widened_as_candle_does() {
@@ -222,5 +221,25 @@ mod tests {
             let found = f16(bits);
             assert!(found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan(), "{bits:x}");
         }
+    }
+    #[test]
+    fn tensors_that_no_one_needs_are_counted_and_named() {
+        let config = gpt2(5, 4, 1, 1, 3);
+        let (gpt, format) = (Transformer::fresh(&config, 1), super::super::of(&config));
+        let stored = format.tensors(&gpt.layout);
+        let unused = |others: &[&str]| {
+            let mut names: Vec<String> = stored.iter().map(|s| s.name.clone()).collect();
+            names.extend(others.iter().map(|name| name.to_string()));
+            let views =
+                names.iter().map(|name| (name, TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap()));
+            let bytes = safetensors::serialize(views, None).unwrap();
+            File { name: "w", tensors: SafeTensors::deserialize(&bytes).unwrap(), format }.unused(&stored)
+        };
+        assert_eq!(unused(&[]), None);
+        assert_eq!(unused(&["transformer.h.0.attn.bias", "h.0.attn.masked_bias", "lm_head.weight"]), None);
+        let found = unused(&["transformer.h.1.ln_1.weight", "score.weight"]).unwrap();
+        let expected = "2 tensors are not part of the model and not used: \
+                        `score.weight`, `transformer.h.1.ln_1.weight`";
+        assert_eq!(found, format!("`w`: {expected}"));
     }
 }
