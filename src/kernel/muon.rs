@@ -1,8 +1,10 @@
 //! Muon (Jordan et al., 2024): momentum, made orthogonal by Newton and Schulz's iteration.
 //!
-//! Of `X = U S Vᵀ`, scaled so that no singular value is above 1, five steps `X ← (a + b X Xᵀ + c (X Xᵀ)²) X`
-//! bring all singular values that are not tiny near 1, and leave `U` and `Vᵀ` as they are. The products are
-//! f32 whatever those of the layers are: they are a small part of a step, and bits of bf16 would be amplified.
+//! Of `X = U S Vᵀ`, scaled so that no singular value is above 1, five steps `X ← P X` with
+//! `P = a + b X Xᵀ + c (X Xᵀ)²` bring all singular values that are not tiny near 1, and leave `U` and `Vᵀ` as
+//! they are. All P are polynomials of the first `A = X Xᵀ`, so they commute: the iteration runs on symmetric
+//! squares of the smaller side alone, `A ← P A P` and `Q ← P Q`, and X is multiplied once, by Q. The products
+//! are f32 whatever those of the layers are: A has the squares of the singular values, and needs the digits.
 
 use std::cell::RefCell;
 
@@ -31,10 +33,43 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// Numbers of the iteration's memory: two matrices like this, two squares of its smaller side.
+    /// Numbers of the iteration's memory: a matrix like this, four squares of its smaller side.
     fn scratch(&self) -> usize {
         let small = self.rows.min(self.columns);
-        2 * (self.rows * self.columns + small * small)
+        self.rows * self.columns + 4 * small * small
+    }
+}
+
+/// Whether matrices at these places share no number.
+fn are_apart((a, at): (&Matrix, usize), (b, bt): (&Matrix, usize)) -> bool {
+    let end = |m: &Matrix, start: usize| start + (m.rows - 1) * m.stride + m.columns;
+    // One behind the other, or columns of one tensor.
+    let behind = end(a, at) <= bt;
+    behind || a.stride == b.stride && at + a.columns <= bt && bt + b.columns <= at + a.stride
+}
+
+/// Matrices of which no two share a number, the largest first: so threads are done at about one time.
+#[derive(Debug, Clone)]
+pub struct Matrices(Vec<Matrix>);
+
+impl Matrices {
+    /// # Panics
+    /// When one is empty, or two overlap.
+    pub fn new(mut all: Vec<Matrix>) -> Self {
+        assert!(
+            all.iter().all(|m| m.rows > 0 && m.columns > 0 && m.columns <= m.stride),
+            "matrices of numbers"
+        );
+        let starts: [fn(&Matrix) -> usize; 2] = [|m| m.start, |m| m.momentum];
+        for start in starts {
+            all.sort_by_key(start);
+            for (i, a) in all.iter().enumerate() {
+                let mut later = all[i + 1..].iter();
+                assert!(later.all(|b| are_apart((a, start(a)), (b, start(b)))), "{a:?} shares numbers");
+            }
+        }
+        all.sort_by_key(|m| std::cmp::Reverse(m.rows * m.columns * m.rows.min(m.columns)));
+        Matrices(all)
     }
 }
 
@@ -63,9 +98,9 @@ thread_local! {
     static SCRATCH: RefCell<Buffer> = RefCell::new(Buffer::new(0));
 }
 
-/// Updates the matrices, which must not overlap. Each is one thread's work where there are enough of them,
-/// else all of the team's, one after the other.
-pub fn update(team: &Team, how: Update, matrices: &[Matrix], state: State) {
+/// Updates the matrices. Each is one thread's work where there are enough of them, else all of the team's,
+/// one after the other.
+pub fn update(team: &Team, how: Update, Matrices(matrices): &Matrices, state: State) {
     let state = [state.weights, state.gradient, state.momentum].map(Parts::new);
     let one = |i: usize| {
         SCRATCH.with_borrow_mut(|scratch| {
@@ -86,58 +121,66 @@ pub fn update(team: &Team, how: Update, matrices: &[Matrix], state: State) {
 
 fn update_one(team: &Team, how: Update, at: Matrix, state: [Parts; 3], scratch: &mut [f32]) {
     let [weights, gradient, momentum] = state;
-    let (mut x, rest) = scratch.split_at_mut(at.rows * at.columns);
-    let row = |start: usize, i: usize| start + i * at.stride..start + i * at.stride + at.columns;
-    for (i, x) in x.chunks_mut(at.columns).enumerate() {
+    let Matrix { rows, columns, stride, .. } = at;
+    let (x, squares) = scratch.split_at_mut(rows * columns);
+    let row = |start: usize, i: usize| start + i * stride..start + i * stride + columns;
+    for (i, x) in x.chunks_mut(columns).enumerate() {
         // SAFETY: matrices do not overlap, and each is worked on by one task.
         let [g, m] = [(gradient, at.start), (momentum, at.momentum)]
             .map(|(part, start)| unsafe { part.take(row(start, i)) });
         nesterov(team.isa, how, g, m, x);
     }
-    let (y, rest) = rest.split_at_mut(at.rows * at.columns);
-    x = orthogonalize(team, (at.rows, at.columns), x, y, rest);
+    let factor = orthogonalizer(team, (rows, columns), x, squares);
     // As wide matrices change by their rows, high ones change by their columns: what a step does to the
     // output is alike (Jordan's scale, where our matrices are transposed).
-    let step = how.rate * (at.columns as f64 / at.rows as f64).max(1.0).sqrt();
-    for (i, x) in x.chunks(at.columns).enumerate() {
+    let step = how.rate * (columns as f64 / rows as f64).max(1.0).sqrt();
+    multiply(team.isa, -step as f32, factor);
+    for i in 0..rows {
         // SAFETY: as above.
-        apply(team.isa, how.keep, step as f32, unsafe { weights.take(row(at.start, i)) }, x);
+        multiply(team.isa, how.keep, unsafe { weights.take(row(at.start, i)) });
     }
+    let small = rows.min(columns);
+    let (x, factor) = (View::new(x, columns), View::new(factor, small));
+    let (a, b) = if rows > columns { (x, factor) } else { (factor, x) };
+    let product = Product { a, b, k: small, start: Start::Add, c: weights.from(at.start), stride };
+    team.ranges(columns, 3 * LANES, |columns| product.part(team.isa, 0..rows, columns));
 }
 
-/// `x` with its singular values near 1, in its own memory or that of `y`, which is as long. `squares` holds
-/// two squares of the smaller side.
-fn orthogonalize<'a>(
+/// The symmetric matrix that brings the singular values of `x` near 1: from the left of a wide matrix, from
+/// the right of a high one. It lies in `squares`, which hold four of that size. `x` is scaled.
+fn orthogonalizer<'a>(
     team: &Team,
     (rows, columns): (usize, usize),
-    mut x: &'a mut [f32],
-    mut y: &'a mut [f32],
-    squares: &mut [f32],
+    x: &mut [f32],
+    squares: &'a mut [f32],
 ) -> &'a mut [f32] {
     // Frobenius' norm is no less than the greatest singular value.
     let norm = x.chunks(columns).map(|row| f64::from(squares_part(team.isa, row))).sum::<f64>().sqrt();
     multiply(team.isa, (1.0 / (norm + 1e-7)) as f32, x);
-    let small = rows.min(columns);
-    let (gram, square) = squares.split_at_mut(small * small);
-    for _ in 0..STEPS {
-        let view = View::new(x, columns);
-        let (left, right) = if rows > columns { (view.t(), view) } else { (view, view.t()) };
-        symmetric(team, small, rows.max(columns), left, right, gram);
-        symmetric(team, small, small, View::new(gram, small), View::new(gram, small), square);
-        polynomial(team.isa, gram, square);
-        square.iter_mut().step_by(small + 1).for_each(|diagonal| *diagonal += POLYNOMIAL[0]);
-        let factor = View::new(square, small);
-        let (left, right) = if rows > columns { (view, factor) } else { (factor, view) };
-        product(team, (rows, columns, small), left, right, y);
-        std::mem::swap(&mut x, &mut y);
+    let (small, x) = (rows.min(columns), View::new(x, columns));
+    let mut squares = squares.chunks_mut(small * small);
+    let [gram, p, mut q, mut t] = std::array::from_fn(|_| squares.next().expect("four squares"));
+    let (left, right) = if rows > columns { (x.t(), x) } else { (x, x.t()) };
+    symmetric(team, small, rows.max(columns), left, right, gram);
+    let times = |a: &[f32], b: &[f32], c: &mut [f32]| {
+        symmetric(team, small, small, View::new(a, small), View::new(b, small), c);
+    };
+    for step in 0..STEPS {
+        times(gram, gram, p);
+        polynomial(team.isa, gram, p);
+        p.iter_mut().step_by(small + 1).for_each(|diagonal| *diagonal += POLYNOMIAL[0]);
+        if step == 0 {
+            q.copy_from_slice(p);
+        } else {
+            times(p, q, t);
+            std::mem::swap(&mut q, &mut t);
+        }
+        if step + 1 < STEPS {
+            times(p, gram, t);
+            times(t, p, gram);
+        }
     }
-    x
-}
-
-/// `c[m, n] = a[m, k] · b[k, n]` in f32.
-fn product(team: &Team, (m, n, k): (usize, usize, usize), a: View, b: View, c: &mut [f32]) {
-    let product = Product { a, b, k, start: Start::Zero, c: Parts::new(c), stride: n };
-    team.ranges(n, 3 * LANES, |columns| product.part(team.isa, 0..m, columns));
+    q
 }
 
 /// Rows that a symmetric product is made of at a time.
@@ -184,13 +227,6 @@ simd! {
         for (gram, square) in gram.chunks(LANES).zip(square.chunks_mut(LANES)) {
             let value = F::load_some(square, 0.0) * c;
             F::load_some(gram, 0.0).mul_add(b, value).store_some(square);
-        }
-    }
-
-    fn apply<S>(keep: f32, step: f32, w: &mut [f32], x: &[f32]) {
-        for (w, x) in w.chunks_mut(LANES).zip(x.chunks(LANES)) {
-            let weight = F::<S>::load_some(w, 0.0) * F::splat(keep);
-            (weight - F::splat(step) * F::load_some(x, 0.0)).store_some(w);
         }
     }
 }
@@ -263,14 +299,18 @@ mod tests {
         for (rows, columns) in [(40, 40), (20, 130), (130, 20), (110, 100), (1, 7)] {
             let start = normal(rows * columns, "x");
             let small = rows.min(columns);
-            let (mut x, mut y) = (start.clone(), vec![0.0; start.len()]);
-            let mut squares = vec![0.0; 2 * small * small];
-            let found = orthogonalize(&Team::new(2), (rows, columns), &mut x, &mut y, &mut squares);
+            let (mut x, mut squares) = (start.clone(), vec![0.0; 4 * small * small]);
+            let factor = orthogonalizer(&Team::new(2), (rows, columns), &mut x, &mut squares);
+            let [x, factor] = [&x, &*factor].map(|all| all.iter().map(|x| f64::from(*x)).collect::<Vec<_>>());
+            let found = if rows > columns {
+                times(&x, &factor, rows, small, columns)
+            } else {
+                times(&factor, &x, rows, small, columns)
+            };
             let plain: Vec<f64> = start.iter().map(|x| f64::from(*x)).collect();
             let expected = newton_schulz(&plain, rows, columns);
-            let far = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+            let far = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
             assert!(far < 1e-4, "{rows} x {columns}: {far} from the definition");
-            let found: Vec<f64> = found.iter().map(|x| f64::from(*x)).collect();
             let within = |s: &f64| (0.6..1.3).contains(&s.sqrt());
             let values = squared_singular_values(&found, rows, columns);
             // A random square matrix has one or two values so small that five steps do not lift them.
@@ -280,15 +320,20 @@ mod tests {
         }
     }
 
+    #[test]
+    #[should_panic(expected = "shares numbers")]
+    fn matrices_that_overlap_are_refused() {
+        let one = Matrix { start: 0, momentum: 0, rows: 3, columns: 4, stride: 8 };
+        Matrices::new(vec![one, Matrix { start: 3, momentum: 4, ..one }]);
+    }
+
     /// Two matrices side by side: momentum, scale and decay, on any threads and instructions.
     #[test]
     fn a_step_is_jordans_and_the_same_bits_everywhere() {
         let (rows, columns) = (6, [9, 4]);
-        let matrices: Vec<Matrix> = [0, 9]
-            .into_iter()
-            .zip(columns)
-            .map(|(start, columns)| Matrix { start: 2 + start, momentum: start, rows, columns, stride: 13 })
-            .collect();
+        let matrix =
+            |(start, columns)| Matrix { start: 2 + start, momentum: start, rows, columns, stride: 13 };
+        let matrices = Matrices::new([0, 9].into_iter().zip(columns).map(matrix).collect());
         let how = Update { scale: 0.5, momentum: 0.95, rate: 0.1, keep: 0.99 };
         let run = |threads: usize, isa: Isa| {
             let (mut w, mut m) = (normal(2 + 13 * rows, "w"), normal(13 * rows, "m"));
@@ -300,7 +345,7 @@ mod tests {
         let (w, g, m) = run(1, Isa::best());
         let (before, gradient, momentum) = (normal(w.len(), "w"), normal(w.len(), "g"), normal(m.len(), "m"));
         assert!(g[..2] == gradient[..2] && g[2..].iter().all(|g| *g == 0.0) && w[..2] == before[..2]);
-        for at in &matrices {
+        for at in &matrices.0 {
             let index = |i: usize, start: usize| start + i / at.columns * at.stride + i % at.columns;
             let number = |all: &[f32], i: usize| f64::from(all[i]);
             let numbers = 0..at.rows * at.columns;

@@ -152,7 +152,9 @@ fn load(params: &Params, ctx: &Context) -> Result<Model> {
             transformer.config.vocab_size,
             tokenizer.vocab_size()
         );
-        transformer = transformer.extended(tokenizer.vocab_size(), ctx.seed)?;
+        let rows = |id| (id < transformer.config.vocab_size).then_some(id);
+        let rows: Vec<Option<usize>> = (0..tokenizer.vocab_size()).map(rows).collect();
+        transformer = transformer.with_rows(&rows, ctx.seed);
     }
     if let Some(dropout) = params.dropout {
         transformer.config.dropout = dropout;
@@ -269,6 +271,27 @@ mod tests {
         }
         let metrics = String::from_utf8(one.read("model", "metrics.jsonl")).unwrap();
         assert!(metrics.contains("\"step\":3") && metrics.contains("val_loss"), "{metrics}");
+    }
+
+    #[test]
+    fn the_loss_is_on_the_assistant_or_on_all() {
+        let mut packing =
+            Packing { rows: vec![(vec![2, 4, 9], vec![false, false, true])], ..Packing::default() };
+        let assistant = packing.rows.clone();
+        LossOn::Assistant.apply(&mut packing);
+        assert_eq!(packing.rows, assistant);
+        LossOn::All.apply(&mut packing);
+        assert_eq!(packing.rows[0].1, [true; 3]);
+
+        let dir = tempfile::tempdir().unwrap();
+        let own = ("tokenizer", tokenizer("byte_bpe.json"));
+        let inputs = [("model", model(dir.path())), own, ("chats", fixtures::chats(20))];
+        let tune = |params: &str| {
+            let tuned = harness::run::<Finetune>(&format!("{{ steps: 1, {params} }}"), &inputs, 1).unwrap();
+            tuned.read("model", WEIGHTS_FILE)
+        };
+        assert_eq!(tune("epochs: null"), tune("loss_on: assistant"));
+        assert_ne!(tune("loss_on: all"), tune("loss_on: assistant"));
     }
 
     #[test]

@@ -235,25 +235,20 @@ impl Given {
     }
 
     pub fn optimizer(&self) -> optimizer::Options {
-        let (decay, momentum) = match self.optimizer {
-            Algorithm::AdamW => (0.1, 0.0),
-            Algorithm::Muon => (0.0, 0.95),
-            Algorithm::Sgd => (0.0, 0.0),
-        };
+        let default = optimizer::Options::new(self.optimizer, self.learning_rate);
         optimizer::Options {
-            algorithm: self.optimizer,
-            learning_rate: self.learning_rate,
-            muon_learning_rate: self.muon_learning_rate.unwrap_or(0.02),
-            embedding_learning_rate: self.embedding_learning_rate.unwrap_or(self.learning_rate),
-            vector_learning_rate: self.vector_learning_rate.unwrap_or(self.learning_rate),
-            weight_decay: self.weight_decay.unwrap_or(decay),
-            muon_weight_decay: self.muon_weight_decay.unwrap_or(0.05),
+            embedding_learning_rate: self.embedding_learning_rate.unwrap_or(default.embedding_learning_rate),
+            vector_learning_rate: self.vector_learning_rate.unwrap_or(default.vector_learning_rate),
+            muon_learning_rate: self.muon_learning_rate.unwrap_or(default.muon_learning_rate),
+            weight_decay: self.weight_decay.unwrap_or(default.weight_decay),
+            muon_weight_decay: self.muon_weight_decay.unwrap_or(default.muon_weight_decay),
             decay: self.decay,
-            momentum: self.momentum.unwrap_or(momentum),
-            beta1: self.beta1.unwrap_or(0.9),
-            beta2: self.beta2.unwrap_or(0.95),
-            eps: self.eps.unwrap_or(1e-8),
+            momentum: self.momentum.unwrap_or(default.momentum),
+            beta1: self.beta1.unwrap_or(default.beta1),
+            beta2: self.beta2.unwrap_or(default.beta2),
+            eps: self.eps.unwrap_or(default.eps),
             clip: self.clip,
+            ..default
         }
     }
 

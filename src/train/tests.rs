@@ -17,21 +17,7 @@ fn config(dropout: f64) -> Config {
 }
 
 fn adamw() -> optimizer::Options {
-    optimizer::Options {
-        algorithm: Algorithm::AdamW,
-        learning_rate: 0.01,
-        embedding_learning_rate: 0.01,
-        vector_learning_rate: 0.01,
-        muon_learning_rate: 0.02,
-        weight_decay: 0.1,
-        muon_weight_decay: 0.05,
-        decay: Decay::Matrices,
-        momentum: 0.95,
-        beta1: 0.9,
-        beta2: 0.95,
-        eps: 1e-8,
-        clip: 1.0,
-    }
+    optimizer::Options::new(Algorithm::AdamW, 0.01)
 }
 
 fn options(steps: u64) -> Options {

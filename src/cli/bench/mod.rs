@@ -24,7 +24,7 @@ pub struct Bench {
 
 #[derive(Subcommand)]
 enum What {
-    /// Training steps: forward, loss, backward, clipping and AdamW, on made-up tokens.
+    /// Training steps: forward, loss, backward, clipping and the update, on made-up tokens.
     Train(train::Train),
     /// Generation: the time to the first token behind a prompt, and tokens a second after it.
     Generate(generate::Generate),

@@ -13,11 +13,14 @@ use crate::cli::{DtypeArg, flag_error};
 use crate::kernel::{Dtype, Team, instructions, peak};
 use crate::model::reference::Reference;
 use crate::model::{self, Config, Executor, Sequences, Transformer};
-use crate::train::optimizer::{self, Algorithm, Decay, Optimizer};
+use crate::train::optimizer::{Algorithm, Optimizer, Options};
+
+/// The learning rate.
+const RATE: f64 = 1e-3;
 
 #[derive(Args)]
 pub struct Train {
-    /// The model's shape.
+    /// The model's architecture.
     #[arg(long, default_value = "tinylm-1.5m")]
     preset: String,
     /// Numbers that products are made of.
@@ -35,8 +38,9 @@ pub struct Train {
     /// Default: as many as the machine has.
     #[arg(long)]
     threads: Option<usize>,
-    #[arg(long, default_value_t = 0.1)]
-    dropout: f64,
+    /// Default: the preset's.
+    #[arg(long)]
+    dropout: Option<f64>,
     /// What makes an update of the gradient.
     #[arg(long, value_enum, default_value_t = OptimizerArg::Adamw)]
     optimizer: OptimizerArg,
@@ -137,7 +141,8 @@ impl Train {
     fn config(&self) -> Result<Config> {
         let preset = model::preset(&self.preset)?;
         let seq_len = self.seq.unwrap_or(preset.seq_len);
-        let config = Config { seq_len, dropout: self.dropout, ..preset.clone() };
+        let dropout = self.dropout.unwrap_or(preset.dropout);
+        let config = Config { seq_len, dropout, ..preset.clone() };
         config.validate().map_err(|invalid| match invalid.param.as_str() {
             "seq_len" => flag_error(Invalid { param: "seq".into(), ..invalid }),
             _ => flag_error(invalid),
@@ -166,7 +171,7 @@ impl Train {
         let all = Sequences { ids: &ids, targets: &targets, length: config.seq_len };
         let mut transformer = Transformer::fresh(config, 1);
         let mut executor = Executor::training(config, self.team(threads));
-        let mut optimizer = Optimizer::new(&transformer, &options(self.optimizer.into()));
+        let mut optimizer = Optimizer::new(&transformer, &Options::new(self.optimizer.into(), RATE));
         let mut loss = 0.0;
         let step = |i: usize| {
             let begun = Instant::now();
@@ -186,7 +191,7 @@ impl Train {
         let all = Sequences { ids: &ids, targets: &targets, length: config.seq_len };
         let mut transformer = Transformer::fresh(config, 1);
         let team = self.team(1);
-        let mut optimizer = Optimizer::new(&transformer, &options(self.optimizer.into()));
+        let mut optimizer = Optimizer::new(&transformer, &Options::new(self.optimizer.into(), RATE));
         let math = |e: candle_core::Error| Error::bug(format!("candle: {e}"));
         let (mut times, mut last) = (Vec::new(), 0.0);
         for i in 0..self.steps + 2 {
@@ -206,30 +211,8 @@ impl Train {
 /// Floating-point operations of the products of one token: 2 for each weight of a matrix forward, twice
 /// that backward, and the causal half of attention's two products.
 fn flops(config: &Config) -> f64 {
-    let (c, f) = (config.d_model, config.d_ff);
-    let weights = config.n_layer * (4 * c * c + 2 * c * f) + config.vocab_size * c;
-    let attention = config.n_layer * c * config.seq_len;
-    (6 * (weights + attention)) as f64
+    let c = config.d_model;
+    let attention = c * config.qkv_width() + config.q_width() * c + config.q_width() * config.seq_len;
+    let feed_forward = c * config.hidden_width() + config.d_ff * c;
+    (6 * (config.n_layer * (attention + feed_forward) + config.vocab_size * c)) as f64
 }
-
-/// Those of `pretrain`, at a constant rate.
-fn options(algorithm: Algorithm) -> optimizer::Options {
-    let is_muon = algorithm == Algorithm::Muon;
-    optimizer::Options {
-        algorithm,
-        learning_rate: RATE,
-        embedding_learning_rate: RATE,
-        vector_learning_rate: RATE,
-        muon_learning_rate: 0.02,
-        weight_decay: if is_muon { 0.0 } else { 0.1 },
-        muon_weight_decay: 0.05,
-        decay: Decay::Matrices,
-        momentum: 0.95,
-        beta1: 0.9,
-        beta2: 0.95,
-        eps: 1e-8,
-        clip: 1.0,
-    }
-}
-
-const RATE: f64 = 1e-3;

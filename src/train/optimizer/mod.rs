@@ -67,6 +67,32 @@ pub struct Options {
     pub clip: f64,
 }
 
+impl Options {
+    /// The defaults of an algorithm, one rate for all groups but Muon's.
+    pub fn new(algorithm: Algorithm, learning_rate: f64) -> Self {
+        let (weight_decay, momentum) = match algorithm {
+            Algorithm::AdamW => (0.1, 0.0),
+            Algorithm::Muon => (0.0, 0.95),
+            Algorithm::Sgd => (0.0, 0.0),
+        };
+        Options {
+            algorithm,
+            learning_rate,
+            embedding_learning_rate: learning_rate,
+            vector_learning_rate: learning_rate,
+            muon_learning_rate: 0.02,
+            weight_decay,
+            muon_weight_decay: 0.05,
+            decay: Decay::Matrices,
+            momentum,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            clip: 1.0,
+        }
+    }
+}
+
 /// A parameter group: neighbouring parameters that are treated alike.
 #[derive(Debug, Clone, PartialEq)]
 struct Group {

@@ -1,14 +1,13 @@
 //! Muon, for hidden matrices: each of those that lie side by side in a tensor for itself.
 
 use super::{Options, Rule, Step};
-use crate::kernel::muon::{Matrix, State, Update, update};
+use crate::kernel::muon::{Matrices, Matrix, State, Update, update};
 use crate::kernel::{Buffer, Team};
 use crate::model::Parameter;
 
 /// Its state holds the tensors end to end.
 pub(super) struct Muon {
-    /// The largest first, so that threads are done at about one time.
-    matrices: Vec<Matrix>,
+    matrices: Matrices,
     momenta: Buffer,
     momentum: f64,
     /// Its learning rate over that of the schedule.
@@ -29,9 +28,8 @@ impl Muon {
             }));
             end += tensor.range.len();
         }
-        matrices.sort_by_key(|m| std::cmp::Reverse(m.rows * m.columns * m.rows.min(m.columns)));
         Muon {
-            matrices,
+            matrices: Matrices::new(matrices),
             momenta: Buffer::new(end),
             momentum: options.momentum,
             ratio: options.muon_learning_rate / options.learning_rate,

@@ -8,21 +8,7 @@ fn config(dropout: f64) -> Config {
 }
 
 fn options(algorithm: Algorithm) -> Options {
-    Options {
-        algorithm,
-        learning_rate: 0.01,
-        embedding_learning_rate: 0.01,
-        vector_learning_rate: 0.01,
-        muon_learning_rate: 0.02,
-        weight_decay: 0.1,
-        muon_weight_decay: 0.05,
-        decay: Decay::Matrices,
-        momentum: 0.9,
-        beta1: 0.9,
-        beta2: 0.95,
-        eps: 1e-8,
-        clip: 0.0,
-    }
+    Options { weight_decay: 0.1, momentum: 0.9, clip: 0.0, ..Options::new(algorithm, 0.01) }
 }
 
 /// The update against its definition, in f64, over a matrix that decays and a bias that doesn't.
