@@ -317,12 +317,14 @@ impl Given {
                 &[Decline::Cosine, Decline::Linear, Decline::Wsd],
             ),
         ];
-        let optimizers = of_optimizer.into_iter().filter_map(|(name, is_given, of)| {
-            (is_given && !of.contains(&self.optimizer)).then(|| without_effect(name, "optimizer", of))
-        });
-        let schedules = of_schedule.into_iter().filter_map(|(name, is_given, of)| {
-            (is_given && !of.contains(&self.schedule)).then(|| without_effect(name, "schedule", of))
-        });
+        let optimizers = of_optimizer
+            .into_iter()
+            .filter(|(_, is_given, of)| *is_given && !of.contains(&self.optimizer))
+            .map(|(name, _, of)| without_effect(name, "optimizer", of));
+        let schedules = of_schedule
+            .into_iter()
+            .filter(|(_, is_given, of)| *is_given && !of.contains(&self.schedule))
+            .map(|(name, _, of)| without_effect(name, "schedule", of));
         optimizers.chain(schedules).collect()
     }
 }
