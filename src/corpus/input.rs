@@ -98,7 +98,7 @@ impl InputFile {
     }
 }
 
-/// The bytes of a file that are read and not yet consumed. It grows as long as its user asks for more.
+/// The bytes of a file that are read and not yet consumed. It grows on request.
 pub struct Window {
     file: File,
     path: PathBuf,

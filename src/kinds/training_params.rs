@@ -318,11 +318,11 @@ impl Given {
             ),
         ];
         let optimizers = of_optimizer
-            .iter()
+            .into_iter()
             .filter(|(_, is_given, of)| *is_given && !of.contains(&self.optimizer))
             .map(|(name, _, of)| without_effect(name, "optimizer", of));
         let schedules = of_schedule
-            .iter()
+            .into_iter()
             .filter(|(_, is_given, of)| *is_given && !of.contains(&self.schedule))
             .map(|(name, _, of)| without_effect(name, "schedule", of));
         optimizers.chain(schedules).collect()

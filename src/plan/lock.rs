@@ -260,7 +260,7 @@ fn stage_difference(
     Some(format!("stage `{name}`: {what} (locked {}, found {})", locked.key.short(), key.short()))
 }
 
-/// No past: [`verify`] asks for fingerprints, not for what is in the store.
+/// No records: [`verify`] computes fingerprints and does not look into the store.
 struct Nothing;
 
 impl Records for Nothing {

@@ -1,9 +1,8 @@
 //! Text to token ids and back, over a `tokenizer.json` in the format of Hugging Face `tokenizers`.
 //!
 //! Only [`Tokenizer`] calls that library. Content is data: the text `<user>` inside a document never
-//! becomes the role token, whoever made the tokenizer. Truncation, padding and templates of special tokens,
-//! which a `tokenizer.json` may configure, are deliberately not applied here: they belong to making
-//! batches.
+//! becomes the role token, with any tokenizer. Truncation, padding and templates of special tokens, which a
+//! `tokenizer.json` may configure, are deliberately not applied here: they belong to making batches.
 
 mod bpe;
 mod cache;

@@ -20,7 +20,7 @@ const SPECIAL_TOKENS_FILE: &str = "special_tokens_map.json";
 /// Our key in [`TOKENIZER_CONFIG_FILE`]: the token that begins a turn of each role.
 const ROLES: &str = "role_tokens";
 
-/// The tokens of a vocabulary that are to stand for special tokens, where somebody says so.
+/// Names of special tokens, as given by a user or a file; `None` where not given.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Names {
