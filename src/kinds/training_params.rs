@@ -2,7 +2,7 @@
 //! struct and refuse unknown keys at one time.
 
 use crate::stage::Issue;
-use crate::train::{Algorithm, Decline, Length, Options, Schedule, optimizer};
+use crate::train::{Algorithm, ScheduleKind, Length, Options, Schedule, optimizer};
 
 /// Defines a params struct with the shared fields, the given own fields, and defaults for all.
 macro_rules! training_params {
@@ -38,7 +38,7 @@ macro_rules! training_params {
             pub vector_learning_rate: Option<f64>,
             /// How the learning rate falls behind the warm-up: by half a `cosine`, by a `linear` line, not at
             /// all (`constant`), or first `constant` and then by a line (`wsd`: warm-up, stable, decay).
-            pub schedule: crate::train::Decline,
+            pub schedule: crate::train::ScheduleKind,
             /// The share of all steps in which `wsd` falls. Default: 0.5.
             pub decay_fraction: Option<f64>,
             /// What the learning rate falls to. Default: a tenth of `learning_rate` with `cosine`, else 0.
@@ -102,7 +102,7 @@ macro_rules! training_params {
                     muon_learning_rate: None,
                     embedding_learning_rate: None,
                     vector_learning_rate: None,
-                    schedule: crate::train::Decline::Cosine,
+                    schedule: crate::train::ScheduleKind::Cosine,
                     decay_fraction: None,
                     min_learning_rate: None,
                     warmup_steps: $warmup,
@@ -197,7 +197,7 @@ pub(super) struct Given {
     pub muon_learning_rate: Option<f64>,
     pub embedding_learning_rate: Option<f64>,
     pub vector_learning_rate: Option<f64>,
-    pub schedule: Decline,
+    pub schedule: ScheduleKind,
     pub decay_fraction: Option<f64>,
     pub min_learning_rate: Option<f64>,
     pub warmup_steps: u64,
@@ -223,7 +223,7 @@ impl Given {
     }
 
     pub fn schedule(&self) -> Schedule {
-        let floor = if self.schedule == Decline::Cosine { self.learning_rate / 10.0 } else { 0.0 };
+        let floor = if self.schedule == ScheduleKind::Cosine { self.learning_rate / 10.0 } else { 0.0 };
         Schedule {
             decline: self.schedule,
             peak: self.learning_rate,
@@ -309,12 +309,12 @@ impl Given {
             ("beta2", self.beta2.is_some(), &[AdamW, Muon]),
             ("eps", self.eps.is_some(), &[AdamW, Muon]),
         ];
-        let of_schedule: [(&str, bool, &[Decline]); 2] = [
-            ("decay_fraction", self.decay_fraction.is_some(), &[Decline::Wsd]),
+        let of_schedule: [(&str, bool, &[ScheduleKind]); 2] = [
+            ("decay_fraction", self.decay_fraction.is_some(), &[ScheduleKind::Wsd]),
             (
                 "min_learning_rate",
                 self.min_learning_rate.is_some(),
-                &[Decline::Cosine, Decline::Linear, Decline::Wsd],
+                &[ScheduleKind::Cosine, ScheduleKind::Linear, ScheduleKind::Wsd],
             ),
         ];
         let optimizers = of_optimizer

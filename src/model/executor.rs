@@ -161,9 +161,9 @@ impl Executor {
             let (first, part) = parts[micro_batch.index];
             let pass = pass_of(micro_batch.team, model, part, first, DropoutSites::NONE, false);
             forward(&pass, workspace, part);
-            let targets = workspace.counted(c, part.targets);
             let Workspace { scratch, logits, .. } = workspace;
-            head::loss(&pass, 0.0, logits, &scratch.a[..targets.len() * c], &targets)
+            let counted = Counted::of(scratch, c, part.targets);
+            head::loss(&pass, 0.0, logits, counted.rows(scratch, c), &counted.targets)
         })
     }
 
@@ -198,10 +198,11 @@ impl Executor {
         for (first, part) in split(all, sequences_of(all.length)) {
             let pass = pass_of(team, model, part, first, DropoutSites::NONE, false);
             forward(&pass, &mut workspace, part);
-            let targets = workspace.counted(c, part.targets);
-            for (x, targets) in workspace.scratch.a.chunks(CHUNK * c).zip(targets.chunks(CHUNK)) {
+            let counted = Counted::of(&mut workspace.scratch, c, part.targets);
+            let x = counted.rows(&workspace.scratch, c);
+            for (x, targets) in x.chunks(CHUNK * c).zip(counted.targets.chunks(CHUNK)) {
                 let logits = &mut rows[..targets.len() * v];
-                loss::logits(team, model.output(), &x[..targets.len() * c], logits);
+                loss::logits(team, model.output(), x, logits);
                 f(team, logits, targets);
             }
         }
@@ -253,7 +254,7 @@ fn pass_of<'a>(
     Pass { team, model, rows, first_row, first_sequence, dropout, keep }
 }
 
-/// Up to the last norm, whose output goes into `scratch.b`.
+/// Up to the last norm, whose output goes into `scratch.a`.
 fn forward(pass: &Pass, workspace: &mut Workspace, part: Sequences) {
     let mut spans = [Span { rows: 0..pass.rows, length: part.length, start: 0, cache: None }];
     blocks_forward(pass, workspace, part.ids, &mut spans, |_, _| {});
@@ -261,7 +262,7 @@ fn forward(pass: &Pass, workspace: &mut Workspace, part: Sequences) {
     let scratch = &mut workspace.scratch;
     pass.copy(&scratch.x[..n], &mut scratch.last[..n]);
     let stats = &mut scratch.stats[..2 * pass.rows];
-    norm::forward(pass, &pass.model.layout.norm, &scratch.x[..n], &mut scratch.b[..n], stats);
+    norm::forward(pass, &pass.model.layout.norm, &scratch.x[..n], &mut scratch.a[..n], stats);
 }
 
 /// The embedding and all blocks: what comes out is in `scratch.x`. `before` is called before each block, for
@@ -286,16 +287,26 @@ pub(super) fn blocks_forward<'s>(
     }
 }
 
-impl Workspace {
-    /// Moves the rows of `scratch.b` whose target counts to the beginning of `scratch.a`; gives their targets.
-    fn counted(&mut self, c: usize, targets: &[u32]) -> Vec<u32> {
-        let scratch = &mut self.scratch;
+/// Rows whose target counts.
+struct Counted {
+    targets: Vec<u32>,
+    /// Whether those are all of them.
+    all: bool,
+}
+
+impl Counted {
+    /// Of the rows in `scratch.a`: if some don't count, the others are copied to the beginning of `scratch.b`.
+    fn of(scratch: &mut Scratch, c: usize, targets: &[u32]) -> Self {
         if targets.iter().all(|target| *target != IGNORE) {
-            let n = targets.len() * c;
-            scratch.a[..n].copy_from_slice(&scratch.b[..n]);
-            return targets.to_vec();
+            return Counted { targets: targets.to_vec(), all: true };
         }
-        gather(&scratch.b, c, targets, &mut scratch.a)
+        Counted { targets: gather(&scratch.a, c, targets, &mut scratch.b), all: false }
+    }
+
+    /// Where they lie, `[N, C]`.
+    fn rows<'a>(&self, scratch: &'a Scratch, c: usize) -> &'a [f32] {
+        let all = if self.all { &scratch.a } else { &scratch.b };
+        &all[..self.targets.len() * c]
     }
 }
 
@@ -308,15 +319,14 @@ fn loss_and_backward(
     turns: &mut Turns,
 ) -> f64 {
     let (c, n) = (pass.config().d_model, pass.rows);
-    let counted = workspace.counted(c, targets);
     let Workspace { scratch, logits, .. } = workspace;
-    let all = counted.len() == n;
-    let x = &scratch.a[..counted.len() * c];
-    let dx = if all { &mut scratch.b } else { &mut scratch.wide };
-    let dx = &mut dx[..counted.len() * c];
-    let nats = head::loss_and_backward(pass, smoothing, logits, x, &counted, dx, turns);
-    if !all {
-        scatter(&scratch.wide[..counted.len() * c], c, targets, &mut scratch.b[..n * c]);
+    let counted = Counted::of(scratch, c, targets);
+    let len = counted.targets.len() * c;
+    let Scratch { a, b, wide, .. } = scratch;
+    let (x, dx) = if counted.all { (&a[..len], &mut b[..len]) } else { (&b[..len], &mut wide[..len]) };
+    let nats = head::loss_and_backward(pass, smoothing, logits, x, &counted.targets, dx, turns);
+    if !counted.all {
+        scatter(&wide[..len], c, targets, &mut b[..n * c]);
     }
     nats
 }

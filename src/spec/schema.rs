@@ -10,7 +10,7 @@ pub fn schema(kinds: &Kinds) -> Value {
     let mut definitions = Map::new();
     for kind in kinds.iter() {
         let mut params = kind.schema();
-        lift_definitions(&mut params, &mut definitions);
+        lift_definitions(kind.info().name, &mut params, &mut definitions);
         if let Some(object) = params.as_object_mut() {
             object.remove("$schema");
         }
@@ -43,11 +43,29 @@ pub fn schema(kinds: &Kinds) -> Value {
     })
 }
 
-/// schemars puts shared types below each schema's own `$defs`; references start at the root.
-fn lift_definitions(params: &mut Value, definitions: &mut Map<String, Value>) {
+/// schemars puts shared types below each schema's own `$defs`, while references start at the root. There they
+/// have the kind's name before their own: types of two kinds may be called alike.
+fn lift_definitions(kind: &str, params: &mut Value, definitions: &mut Map<String, Value>) {
     let own = params.as_object_mut().and_then(|o| o.remove("$defs"));
+    rename_references(kind, params);
     if let Some(Value::Object(own)) = own {
-        definitions.extend(own);
+        for (name, mut definition) in own {
+            rename_references(kind, &mut definition);
+            definitions.insert(format!("{kind}.{name}"), definition);
+        }
+    }
+}
+
+fn rename_references(kind: &str, value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            if let Some(Value::String(reference)) = fields.get_mut("$ref") {
+                *reference = reference.replace("#/$defs/", &format!("#/$defs/{kind}."));
+            }
+            fields.values_mut().for_each(|value| rename_references(kind, value));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|value| rename_references(kind, value)),
+        _ => {}
     }
 }
 

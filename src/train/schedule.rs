@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// How the learning rate falls behind the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Decline {
+pub enum ScheduleKind {
     /// Half a cosine, down to the floor (Loshchilov and Hutter, 2017).
     #[default]
     Cosine,
@@ -20,14 +20,14 @@ pub enum Decline {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
-    pub decline: Decline,
+    pub decline: ScheduleKind,
     pub peak: f64,
     pub floor: f64,
     /// Steps of the warm-up.
     pub warmup: u64,
     /// What the warm-up begins with, as a share of the peak.
     pub warmup_start: f64,
-    /// The share of all steps in which [`Decline::Wsd`] falls.
+    /// The share of all steps in which [`ScheduleKind::Wsd`] falls.
     pub decay_fraction: f64,
 }
 
@@ -41,13 +41,13 @@ impl Schedule {
         }
         let behind = steps.saturating_sub(warmup).max(1);
         match self.decline {
-            Decline::Cosine => {
+            ScheduleKind::Cosine => {
                 let done = ((step - warmup) as f64 / behind as f64).min(1.0);
                 floor + (peak - floor) * 0.5 * (1.0 + libm::cos(std::f64::consts::PI * done))
             }
-            Decline::Linear => floor + (peak - floor) * left(step, steps, behind as f64),
-            Decline::Constant => peak,
-            Decline::Wsd => {
+            ScheduleKind::Linear => floor + (peak - floor) * left(step, steps, behind as f64),
+            ScheduleKind::Constant => peak,
+            ScheduleKind::Wsd => {
                 floor + (peak - floor) * left(step, steps, (self.decay_fraction * steps as f64).max(1.0))
             }
         }
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     const COSINE: Schedule = Schedule {
-        decline: Decline::Cosine,
+        decline: ScheduleKind::Cosine,
         peak: 1.0,
         floor: 0.1,
         warmup: 10,
@@ -88,12 +88,12 @@ mod tests {
             let schedule = Schedule { decline, floor, warmup_start: 0.5, warmup: 4, ..COSINE };
             [2, 4, 5, 8, 9, 10, 12].map(|step| schedule.rate(step, 12))
         };
-        assert_eq!(rates(Decline::Constant, 0.0), [0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
-        assert_eq!(rates(Decline::Linear, 0.0), [0.75, 1.0, 1.0, 0.625, 0.5, 0.375, 0.125]);
-        assert_eq!(rates(Decline::Linear, 0.5)[4], 0.75);
+        assert_eq!(rates(ScheduleKind::Constant, 0.0), [0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]);
+        assert_eq!(rates(ScheduleKind::Linear, 0.0), [0.75, 1.0, 1.0, 0.625, 0.5, 0.375, 0.125]);
+        assert_eq!(rates(ScheduleKind::Linear, 0.5)[4], 0.75);
         // Half of the twelve steps fall: those from the seventh on.
-        assert_eq!(rates(Decline::Wsd, 0.0), [0.75, 1.0, 1.0, 5.0 / 6.0, 4.0 / 6.0, 0.5, 1.0 / 6.0]);
+        assert_eq!(rates(ScheduleKind::Wsd, 0.0), [0.75, 1.0, 1.0, 5.0 / 6.0, 4.0 / 6.0, 0.5, 1.0 / 6.0]);
         // A floor above the peak is risen to.
-        assert_eq!(rates(Decline::Wsd, 2.0)[6], 2.0 - 1.0 / 6.0);
+        assert_eq!(rates(ScheduleKind::Wsd, 2.0)[6], 2.0 - 1.0 / 6.0);
     }
 }
