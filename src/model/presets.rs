@@ -126,8 +126,8 @@ pub static PRESETS: [Preset; 21] = [
     },
     Preset {
         name: "modern-1.5m",
-        about: "RMSNorm, RoPE, QK-norm and SwiGLU, 1.25 M; leaves as Qwen3",
-        config: modern(5_000, 128, 3, 4, 352, 128),
+        about: "RMSNorm, RoPE, QK-norm and SwiGLU, 1.24 M; leaves as Qwen3",
+        config: modern(4_096, 128, 3, 4, 448, 128),
     },
     Preset { name: "modern-small", about: "the same, 4.4 M", config: modern(5_000, 256, 4, 4, 704, 256) },
     Preset { name: "modern-medium", about: "the same, 24 M", config: modern(10_200, 512, 6, 8, 1_376, 256) },
