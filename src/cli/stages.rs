@@ -6,7 +6,8 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{Format, out, print_json};
-use crate::base::{Error, Result, suggest};
+use crate::base::{Error, Result, suggest, units};
+use crate::model::{PRESETS, Preset};
 use crate::report::style::{Style, table};
 use crate::stage::{Port, Stage};
 
@@ -67,7 +68,20 @@ fn describe(kind: &dyn Stage) -> String {
         out += "\nInputs and outputs are declared by the pipeline.\n";
     }
     out += &format!("\n{}\n{}", s.bold("params"), params(&kind.schema(), s));
+    if kind.info().name == "pretrain" {
+        out += &format!("\n{}\n{}", s.bold("presets"), presets(s));
+    }
     out
+}
+
+/// The named architectures, their parameters, and what they are.
+fn presets(s: Style) -> String {
+    let row = |preset: &Preset| {
+        let parameters = units::count(preset.config.parameters() as u64);
+        vec![format!("  {}", preset.name), parameters, preset.about.to_string()]
+    };
+    let rows: Vec<Vec<String>> = PRESETS.iter().map(row).collect();
+    table(&rows, |_, column, cell| if column == 0 { s.cyan(cell) } else { cell })
 }
 
 fn port_row(port: &Port) -> Vec<String> {

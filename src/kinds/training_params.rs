@@ -2,7 +2,7 @@
 //! struct and refuse unknown keys at one time.
 
 use crate::stage::Issue;
-use crate::train::{Algorithm, ScheduleKind, Length, Options, Schedule, optimizer};
+use crate::train::{Algorithm, Length, Options, Schedule, ScheduleKind, optimizer};
 
 /// Defines a params struct with the shared fields, the given own fields, and defaults for all.
 macro_rules! training_params {

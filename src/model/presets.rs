@@ -133,18 +133,8 @@ pub static PRESETS: [Preset; 21] = [
     Preset { name: "modern-medium", about: "the same, 24 M", config: modern(10_200, 512, 6, 8, 1_376, 256) },
     Preset {
         name: "record-1.5m",
-        about: "what learned best of 1.25 M in equal time; no foreign format holds it",
-        config: Config {
-            norm_weight: false,
-            qk_norm: true,
-            embed_norm: true,
-            residual_mix: true,
-            activation: Activation::Relu2,
-            gated: false,
-            logit_cap: Some(15.0),
-            init: Init::ZeroOutput,
-            ..llama(5_000, 128, 3, 4, 128)
-        },
+        about: "the same with a norm of the embedding and a mix of it into each block; no foreign format holds it",
+        config: Config { embed_norm: true, residual_mix: true, ..modern(4_096, 128, 3, 4, 448, 128) },
     },
     Preset {
         name: "stories-260k",

@@ -32,7 +32,7 @@ pub use metrics::{Metric, Metrics, Sample, json_lines};
 pub use objective::{Loss, NextToken, Objective, dropout_key, evaluate};
 pub use optimizer::{Algorithm, Decay, Optimizer};
 pub use run::run;
-pub use schedule::{ScheduleKind, Schedule};
+pub use schedule::{Schedule, ScheduleKind};
 pub use warm_start::{Embedding, WarmStart, warm_start};
 
 use crate::kernel::Dtype;
