@@ -91,7 +91,7 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
-    use crate::model::{Config, Yarn, preset};
+    use crate::model::{Activation, Config, Yarn, preset};
 
     #[test]
     fn the_parts_are_named() {
@@ -103,8 +103,20 @@ mod tests {
         );
         assert_eq!(
             of("record-1.5m"),
-            "RMSNorm without weights, rotary positions (base 10,000), normalized embeddings, embeddings \
-             mixed into each block, QK-norm, ReLU², 4 heads, tied, logits capped at 15"
+            "RMSNorm, rotary positions (base 10,000), normalized embeddings, embeddings mixed into each \
+             block, QK-norm, SwiGLU, 4 heads, tied"
+        );
+        let capped = Config {
+            norm_weight: false,
+            activation: Activation::Relu2,
+            gated: false,
+            logit_cap: Some(15.0),
+            ..preset("modern-1.5m").unwrap().clone()
+        };
+        assert_eq!(
+            capped.describe(),
+            "RMSNorm without weights, rotary positions (base 10,000), QK-norm, ReLU², 4 heads, tied, \
+             logits capped at 15"
         );
         assert_eq!(
             of("conversational"),

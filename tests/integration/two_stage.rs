@@ -64,7 +64,7 @@ fn the_result_generates_chats_and_can_be_looked_into() {
         assert_eq!((twice[0].code, &twice[0].stdout), (0, &twice[1].stdout), "{}", twice[0].stderr);
     }
     let shown = p.tinylm(&["inspect", "two_stage:chat"]).stdout;
-    assert!(shown.contains("transformer.wte.weight"), "{shown}");
+    assert!(shown.contains("model.embed_tokens.weight"), "{shown}");
     assert!(p.tinylm(&["inspect", "two_stage:shards"]).stdout.contains("decoded"));
     let counted =
         p.tinylm(&["query", "two_stage:docs", "SELECT COUNT(*) AS n FROM docs", "--format", "json"]);
