@@ -154,7 +154,7 @@ fn orthogonalizer<'a>(
     x: &mut [f32],
     squares: &'a mut [f32],
 ) -> &'a mut [f32] {
-    // Frobenius' norm is no less than the greatest singular value.
+    // Frobenius' norm is at least the max singular value.
     let norm = x.chunks(columns).map(|row| f64::from(squares_part(team.isa, row))).sum::<f64>().sqrt();
     multiply(team.isa, (1.0 / (norm + 1e-7)) as f32, x);
     let (small, x) = (rows.min(columns), View::new(x, columns));

@@ -83,7 +83,7 @@ impl Isa {
 /// As of [`Simd`].
 pub trait Tiles: Copy {
     type F: Copy;
-    /// The greatest width of a tile, in vectors: 1 or 3.
+    /// The max width of a tile, in vectors: 1 or 3.
     const VECTORS: usize;
     /// The height of the next tile when this many rows are left.
     fn height(left: usize) -> usize;

@@ -116,7 +116,7 @@ fn logits(gpt: &Transformer, ids: &[u32]) -> Vec<Vec<f32>> {
     rows
 }
 
-/// The greatest difference, as a share of the greatest value.
+/// The max difference, as a share of the max of the values.
 fn gap(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     assert!(a.iter().all(|x| x.is_finite()), "not a number, which no maximum shows");
