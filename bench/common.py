@@ -28,8 +28,8 @@ PRESETS = {
     "medium": gpt2(10200, 512, 6, 8, 256, 8),
     "slm": gpt2(50257, 384, 6, 6, 128, 8),
     "modern-1.5m": qwen3(4096, 128, 3, 4, 4, 448, 128, 16),
-    "modern-small": qwen3(4096, 256, 4, 4, 4, 768, 256, 16),
-    "modern-medium": qwen3(8192, 512, 6, 8, 8, 1536, 256, 8),
+    "modern-small": qwen3(5000, 256, 4, 4, 4, 704, 256, 16),
+    "modern-medium": qwen3(10200, 512, 6, 8, 8, 1376, 256, 8),
 }
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 

@@ -65,7 +65,8 @@ def pytorch(preset, dtype, compiled, steps):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - begun)
-    print(json.dumps({"tokens_per_s": batch * length / statistics.median(seconds[3:])}))
+    params = sum(parameter.numel() for parameter in model.parameters())
+    print(json.dumps({"tokens_per_s": batch * length / statistics.median(seconds[3:]), "params": params}))
 
 
 def product(dtype):
@@ -140,6 +141,7 @@ def main():
             if figures is None:
                 continue
             found[name].append(figures)
+            check_same_model(found)
             what = " ".join(f"{key} {value:,.0f}" for key, value in figures.items() if key in ["tokens_per_s", "gflops"])
             print(f"round {number + 1}: {name:22} {what}", file=sys.stderr)
     middle = lambda name, key: statistics.median(f[key] for f in found[name])
@@ -147,6 +149,14 @@ def main():
     if found["tinylm f32"] and found["peak f32"]:
         own, peak = middle("tinylm f32", "gflops"), middle("peak f32", "gflops")
         print(f"\nProducts of a step: {own:.0f} GFLOP/s, {100 * own / peak:.0f} % of the {peak:.0f} of PyTorch's large product")
+
+
+def check_same_model(found):
+    """Speeds of models of different sizes are no comparison."""
+    sizes = {name: figures[0]["params"] for name, figures in found.items() if figures and "params" in figures[0]}
+    if len(set(sizes.values())) > 1:
+        named = ", ".join(f"{name}: {size:,}" for name, size in sizes.items())
+        sys.exit(f"the models differ in their parameters ({named}): bring bench/common.py up to date")
 
 
 def table(args, medians):

@@ -68,10 +68,15 @@ fn describe(kind: &dyn Stage) -> String {
         out += "\nInputs and outputs are declared by the pipeline.\n";
     }
     out += &format!("\n{}\n{}", s.bold("params"), params(&kind.schema(), s));
-    if kind.info().name == "pretrain" {
+    if takes_preset(kind) {
         out += &format!("\n{}\n{}", s.bold("presets"), presets(s));
     }
     out
+}
+
+/// Whether one of its params is the name of an architecture.
+fn takes_preset(kind: &dyn Stage) -> bool {
+    kind.schema()["properties"].get("preset").is_some()
 }
 
 /// The named architectures, their parameters, and what they are.
@@ -161,7 +166,7 @@ fn to_json(kind: &dyn Stage) -> Value {
             })
             .collect()
     };
-    json!({
+    let mut json = json!({
         "kind": info.name,
         "version": info.version,
         "summary": info.summary,
@@ -169,5 +174,10 @@ fn to_json(kind: &dyn Stage) -> Value {
         "outputs": ports(&info.outputs),
         "open": info.open,
         "params": kind.schema(),
-    })
+    });
+    if takes_preset(kind) {
+        let preset = |p: &Preset| json!({ "name": p.name, "parameters": p.config.parameters(), "about": p.about, "config": p.config });
+        json["presets"] = PRESETS.iter().map(preset).collect();
+    }
+    json
 }

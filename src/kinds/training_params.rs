@@ -132,29 +132,17 @@ macro_rules! training_params {
         impl $name {
             /// What of the shared params is given.
             fn given(&self) -> crate::kinds::training_params::Given {
+                let $name {
+                    steps, epochs, optimizer, learning_rate, muon_learning_rate,
+                    embedding_learning_rate, vector_learning_rate, schedule, decay_fraction,
+                    min_learning_rate, warmup_steps, warmup_start, weight_decay, muon_weight_decay,
+                    decay, momentum, beta1, beta2, eps, clip, dropout, label_smoothing, ..
+                } = *self;
                 crate::kinds::training_params::Given {
-                    steps: self.steps,
-                    epochs: self.epochs,
-                    optimizer: self.optimizer,
-                    learning_rate: self.learning_rate,
-                    muon_learning_rate: self.muon_learning_rate,
-                    embedding_learning_rate: self.embedding_learning_rate,
-                    vector_learning_rate: self.vector_learning_rate,
-                    schedule: self.schedule,
-                    decay_fraction: self.decay_fraction,
-                    min_learning_rate: self.min_learning_rate,
-                    warmup_steps: self.warmup_steps,
-                    warmup_start: self.warmup_start,
-                    weight_decay: self.weight_decay,
-                    muon_weight_decay: self.muon_weight_decay,
-                    decay: self.decay,
-                    momentum: self.momentum,
-                    beta1: self.beta1,
-                    beta2: self.beta2,
-                    eps: self.eps,
-                    clip: self.clip,
-                    dropout: self.dropout,
-                    label_smoothing: self.label_smoothing,
+                    steps, epochs, optimizer, learning_rate, muon_learning_rate,
+                    embedding_learning_rate, vector_learning_rate, schedule, decay_fraction,
+                    min_learning_rate, warmup_steps, warmup_start, weight_decay, muon_weight_decay,
+                    decay, momentum, beta1, beta2, eps, clip, dropout, label_smoothing,
                 }
             }
 
@@ -225,7 +213,7 @@ impl Given {
     pub fn schedule(&self) -> Schedule {
         let floor = if self.schedule == ScheduleKind::Cosine { self.learning_rate / 10.0 } else { 0.0 };
         Schedule {
-            decline: self.schedule,
+            kind: self.schedule,
             peak: self.learning_rate,
             floor: self.min_learning_rate.unwrap_or(floor),
             warmup: self.warmup_steps,

@@ -115,60 +115,64 @@ pub static PRESETS: [Preset; 21] = [
         about: "for tests and for looking at: trains in seconds",
         config: gpt2(512, 32, 2, 2, 64),
     },
-    Preset { name: "mini", about: "GPT-2's shape, 0.24 M", config: gpt2(2_048, 64, 2, 2, 128) },
-    Preset { name: "tinylm-1.5m", about: "GPT-2's shape, 1.25 M", config: gpt2(5_000, 128, 3, 4, 128) },
-    Preset { name: "small", about: "GPT-2's shape, 4.5 M", config: gpt2(5_000, 256, 4, 4, 256) },
-    Preset { name: "medium", about: "GPT-2's shape, 24 M", config: gpt2(10_200, 512, 6, 8, 256) },
-    Preset {
-        name: "slm",
-        about: "GPT-2's vocabulary on a small body, 30 M",
-        config: gpt2(50_257, 384, 6, 6, 128),
-    },
+    Preset { name: "mini", about: "GPT-2's shape", config: gpt2(2_048, 64, 2, 2, 128) },
+    Preset { name: "tinylm-1.5m", about: "GPT-2's shape", config: gpt2(5_000, 128, 3, 4, 128) },
+    Preset { name: "small", about: "GPT-2's shape", config: gpt2(5_000, 256, 4, 4, 256) },
+    Preset { name: "medium", about: "GPT-2's shape", config: gpt2(10_200, 512, 6, 8, 256) },
+    Preset { name: "slm", about: "GPT-2's vocabulary on a small body", config: gpt2(50_257, 384, 6, 6, 128) },
     Preset {
         name: "modern-1.5m",
-        about: "RMSNorm, RoPE, QK-norm and SwiGLU, 1.24 M; leaves as Qwen3",
+        about: "RMSNorm, RoPE, QK-norm and SwiGLU; saved as Qwen3",
         config: modern(4_096, 128, 3, 4, 448, 128),
     },
-    Preset { name: "modern-small", about: "the same, 4.4 M", config: modern(5_000, 256, 4, 4, 704, 256) },
-    Preset { name: "modern-medium", about: "the same, 24 M", config: modern(10_200, 512, 6, 8, 1_376, 256) },
+    Preset {
+        name: "modern-small",
+        about: "as `modern-1.5m`, larger",
+        config: modern(5_000, 256, 4, 4, 704, 256),
+    },
+    Preset {
+        name: "modern-medium",
+        about: "as `modern-1.5m`, larger",
+        config: modern(10_200, 512, 6, 8, 1_376, 256),
+    },
     Preset {
         name: "record-1.5m",
-        about: "the same with a norm of the embedding and a mix of it into each block; no foreign format holds it",
+        about: "as `modern-1.5m`, with a norm of the embedding and a mix of it into each block",
         config: Config { embed_norm: true, residual_mix: true, ..modern(4_096, 128, 3, 4, 448, 128) },
     },
     Preset {
         name: "stories-260k",
-        about: "karpathy's TinyStories model in Llama's shape, 0.26 M",
+        about: "karpathy's TinyStories model, in Llama's shape",
         config: Config { n_kv_head: 4, d_ff: 172, ..llama(512, 64, 5, 8, 512) },
     },
     Preset {
         name: "conversational",
-        about: "post-norm, sinusoidal positions, an output of its own with a bias, 35.7 M",
+        about: "post-norm, sinusoidal positions, an untied output with a bias",
         config: Config { head_bias: true, ..post_norm(10_200, 512, 8, 8, 256) },
     },
     Preset {
         name: "transformer-tiny",
-        about: "post-norm, sinusoidal positions, scaled embeddings, 0.65 M",
+        about: "post-norm, sinusoidal positions, scaled embeddings, an untied output",
         config: Config { embed_scale: true, ..post_norm(1_000, 128, 2, 4, 256) },
     },
     Preset {
         name: "transformer-small",
-        about: "the same, 5.7 M",
+        about: "as `transformer-tiny`, larger",
         config: Config { embed_scale: true, ..post_norm(5_000, 256, 4, 4, 512) },
     },
     Preset {
         name: "transformer-medium",
-        about: "the same, 29 M",
+        about: "as `transformer-tiny`, larger",
         config: Config { embed_scale: true, ..post_norm(10_000, 512, 6, 8, 1_024) },
     },
     Preset {
         name: "transformer-large",
-        about: "the same, 162 M",
+        about: "as `transformer-tiny`, larger",
         config: Config { embed_scale: true, ..post_norm(50_000, 768, 12, 12, 2_048) },
     },
     Preset {
         name: "gqa-26m",
-        about: "grouped queries, RoPE of base 1e6 and SwiGLU, 26 M",
+        about: "grouped queries, RoPE of base 1e6, SwiGLU",
         config: Config {
             n_kv_head: 2,
             d_ff: 1_408,
@@ -179,7 +183,7 @@ pub static PRESETS: [Preset; 21] = [
     },
     Preset {
         name: "gqa-104m",
-        about: "the same, 104 M",
+        about: "as `gqa-26m`, larger",
         config: Config {
             n_kv_head: 2,
             d_ff: 2_048,
@@ -190,15 +194,15 @@ pub static PRESETS: [Preset; 21] = [
     },
     Preset {
         name: "go-tiny",
-        about: "nine words, one layer of width 4; attention without biases, an output of its own",
+        about: "nine words, one layer of width 4; attention without biases, an untied output",
         config: Config { d_ff: 4, dropout: 0.0, attn_bias: false, tied: false, ..gpt2(9, 4, 1, 2, 6) },
     },
     Preset {
         name: "slm-50m",
-        about: "GPT-2's shape with exact GELU and an output of its own, 49 M",
+        about: "GPT-2's shape with exact GELU and an untied output",
         config: Config { tied: false, ..SLM_50M },
     },
-    Preset { name: "slm-50m-tied", about: "the same with a tied output, 30 M", config: SLM_50M },
+    Preset { name: "slm-50m-tied", about: "as `slm-50m`, with a tied output", config: SLM_50M },
 ];
 
 /// nanoGPT's shape for stories.

@@ -145,6 +145,16 @@ fn loss_and_gradients_are_those_of_the_plain_twin() {
             let difference = gap(&gradient[p.range.clone()], &gradients[p.range.clone()]);
             assert!(difference < 1e-4, "{name}: {}: {difference} of its max", p.name);
         }
+        let mut smoothed = vec![0.0; gpt.weights.len()];
+        let loss = pass.gradient(&gpt, all, 99, 0.1, &mut smoothed);
+        let plain = plain.with_smoothing(0.1);
+        let (expected, gradients) = plain.gradient(&gpt, all, Some(99)).unwrap();
+        assert!((loss - expected).abs() < 1e-5 * expected, "{name}, smoothed: {loss}, plainly {expected}");
+        for p in gpt.parameters() {
+            let difference = gap(&smoothed[p.range.clone()], &gradients[p.range.clone()]);
+            assert!(difference < 1e-4, "{name}, smoothed: {}: {difference} of its max", p.name);
+        }
+        let plain = plain.with_smoothing(0.0);
         let without = plain.loss(&gpt, all, None).unwrap().to_scalar::<f32>().unwrap();
         let found = pass.loss(&gpt, all);
         assert!((found - f64::from(without)).abs() < 1e-5 * found, "{found}, plainly {without}");

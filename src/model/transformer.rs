@@ -41,9 +41,9 @@ impl Transformer {
 
     /// A new model, each tensor drawn from a stream of `seed` and its own name.
     pub fn fresh(config: &Config, seed: u64) -> Self {
-        let mut gpt = Self::zeros(config);
-        for (p, begin) in gpt.layout.parameters.iter().zip(&gpt.layout.begin) {
-            let values = &mut gpt.weights[p.range.clone()];
+        let mut model = Self::zeros(config);
+        for (p, begin) in model.layout.parameters.iter().zip(&model.layout.begin) {
+            let values = &mut model.weights[p.range.clone()];
             match *begin {
                 Begin::Fill(value) => values.fill(value),
                 Begin::Mix => values.copy_from_slice(&[1.0, 0.0]),
@@ -57,7 +57,7 @@ impl Transformer {
                 }
             }
         }
-        gpt
+        model
     }
 
     /// All numbers 0, to be read from a file.

@@ -20,7 +20,7 @@ pub enum ScheduleKind {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Schedule {
-    pub decline: ScheduleKind,
+    pub kind: ScheduleKind,
     pub peak: f64,
     pub floor: f64,
     /// Steps of the warm-up.
@@ -40,7 +40,7 @@ impl Schedule {
             return start + (peak - start) * step as f64 / warmup as f64;
         }
         let behind = steps.saturating_sub(warmup).max(1);
-        match self.decline {
+        match self.kind {
             ScheduleKind::Cosine => {
                 let done = ((step - warmup) as f64 / behind as f64).min(1.0);
                 floor + (peak - floor) * 0.5 * (1.0 + libm::cos(std::f64::consts::PI * done))
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     const COSINE: Schedule = Schedule {
-        decline: ScheduleKind::Cosine,
+        kind: ScheduleKind::Cosine,
         peak: 1.0,
         floor: 0.1,
         warmup: 10,
@@ -84,8 +84,8 @@ mod tests {
 
     #[test]
     fn the_others_fall_when_they_should() {
-        let rates = |decline, floor| {
-            let schedule = Schedule { decline, floor, warmup_start: 0.5, warmup: 4, ..COSINE };
+        let rates = |kind, floor| {
+            let schedule = Schedule { kind, floor, warmup_start: 0.5, warmup: 4, ..COSINE };
             [2, 4, 5, 8, 9, 10, 12].map(|step| schedule.rate(step, 12))
         };
         assert_eq!(rates(ScheduleKind::Constant, 0.0), [0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]);

@@ -26,7 +26,7 @@ fn options(steps: u64) -> Options {
         batch_size: 4,
         accumulate: 1,
         schedule: Schedule {
-            decline: ScheduleKind::Cosine,
+            kind: ScheduleKind::Cosine,
             peak: 0.01,
             floor: 0.001,
             warmup: 2,

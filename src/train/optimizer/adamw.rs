@@ -1,6 +1,6 @@
 //! AdamW: moving means of gradients and of their squares.
 
-use super::{Group, Options, Rule, Step};
+use super::{Group, Options, Rule, Step, end_to_end, numbers};
 use crate::kernel::adamw::{State, Update, update};
 use crate::kernel::{Buffer, Team};
 
@@ -17,7 +17,7 @@ pub(super) struct AdamW {
 
 impl AdamW {
     pub(super) fn new(groups: Vec<Group>, options: &Options) -> Self {
-        let n = groups.iter().map(|group| group.range.len()).sum();
+        let n = numbers(&groups);
         AdamW {
             groups,
             first: Buffer::new(n),
@@ -34,10 +34,8 @@ impl Rule for AdamW {
         let ([beta1, beta2], [power1, power2]) = (self.betas, &mut self.powers);
         *power1 *= beta1;
         *power2 *= beta2;
-        let mut start = 0;
-        for Group { range, ratio, weight_decay } in &self.groups {
-            let (own, rate) = (start..start + range.len(), step.rate * ratio);
-            start = own.end;
+        for (own, Group { range, ratio, weight_decay }) in end_to_end(&self.groups) {
+            let rate = step.rate * ratio;
             let how = Update {
                 scale: step.scale as f32,
                 beta1: beta1 as f32,

@@ -103,6 +103,19 @@ struct Group {
     weight_decay: f64,
 }
 
+/// Numbers of all groups.
+fn numbers(groups: &[Group]) -> usize {
+    groups.iter().map(|group| group.range.len()).sum()
+}
+
+/// Each group with its place in a state that holds the groups end to end.
+fn end_to_end(groups: &[Group]) -> impl Iterator<Item = (Range<usize>, &Group)> {
+    groups.iter().scan(0, |end, group| {
+        *end += group.range.len();
+        Some((*end - group.range.len()..*end, group))
+    })
+}
+
 /// One step.
 #[derive(Debug, Clone, Copy)]
 struct Step {

@@ -1,6 +1,6 @@
 //! Stochastic gradient descent; with momentum, the velocity is `v ← momentum · v + gradient`.
 
-use super::{Group, Options, Rule, Step};
+use super::{Group, Options, Rule, Step, end_to_end, numbers};
 use crate::kernel::sgd::{Update, update};
 use crate::kernel::{Buffer, Team};
 
@@ -13,7 +13,7 @@ pub(super) struct Sgd {
 
 impl Sgd {
     pub(super) fn new(groups: Vec<Group>, options: &Options) -> Self {
-        let n = groups.iter().map(|group| group.range.len()).sum();
+        let n = numbers(&groups);
         let velocity = Buffer::new(if options.momentum > 0.0 { n } else { 0 });
         Sgd { groups, velocity, momentum: options.momentum }
     }
@@ -21,10 +21,8 @@ impl Sgd {
 
 impl Rule for Sgd {
     fn update(&mut self, team: &Team, step: Step, weights: &mut [f32], gradient: &mut [f32]) {
-        let mut start = 0;
-        for Group { range, ratio, weight_decay } in &self.groups {
-            let (own, rate) = (start..start + range.len(), step.rate * ratio);
-            start = own.end;
+        for (own, Group { range, ratio, weight_decay }) in end_to_end(&self.groups) {
+            let rate = step.rate * ratio;
             let how = Update {
                 scale: step.scale as f32,
                 rate: rate as f32,
