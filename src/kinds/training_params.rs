@@ -132,18 +132,7 @@ macro_rules! training_params {
         impl $name {
             /// What of the shared params is given.
             fn given(&self) -> crate::kinds::training_params::Given {
-                let $name {
-                    steps, epochs, optimizer, learning_rate, muon_learning_rate,
-                    embedding_learning_rate, vector_learning_rate, schedule, decay_fraction,
-                    min_learning_rate, warmup_steps, warmup_start, weight_decay, muon_weight_decay,
-                    decay, momentum, beta1, beta2, eps, clip, dropout, label_smoothing, ..
-                } = *self;
-                crate::kinds::training_params::Given {
-                    steps, epochs, optimizer, learning_rate, muon_learning_rate,
-                    embedding_learning_rate, vector_learning_rate, schedule, decay_fraction,
-                    min_learning_rate, warmup_steps, warmup_start, weight_decay, muon_weight_decay,
-                    decay, momentum, beta1, beta2, eps, clip, dropout, label_smoothing,
-                }
+                crate::kinds::training_params::Given::of(self)
             }
 
             fn options(&self, seed: u64) -> crate::train::Options {
@@ -177,6 +166,7 @@ macro_rules! training_params {
 pub(super) use training_params;
 
 /// The recipe as it was given, defaults that depend on other params not yet filled in.
+#[derive(serde::Deserialize)]
 pub(super) struct Given {
     pub steps: Option<u64>,
     pub epochs: Option<u64>,
@@ -203,6 +193,15 @@ pub(super) struct Given {
 }
 
 impl Given {
+    /// Those of a kind's params that it shares with the others.
+    ///
+    /// # Panics
+    /// When `params` lacks one of them.
+    pub fn of(params: &impl serde::Serialize) -> Self {
+        let given = serde_json::to_value(params).and_then(serde_json::from_value);
+        given.expect("params of a training kind have all that the kinds share")
+    }
+
     pub fn length(&self, default: u64) -> Length {
         match (self.steps, self.epochs) {
             (None, Some(epochs)) => Length::Epochs(epochs),

@@ -84,7 +84,7 @@ impl Executor {
         &self.team
     }
 
-    /// Adds to `gradient`, laid out like the weights, that of the summed loss, which it gives in nats. `key`
+    /// Adds to `gradient`, laid out like [`Transformer::trained`], that of the summed loss, which it gives in nats. `key`
     /// decides what dropout drops. The loss is the cross-entropy with the targets, of which the share
     /// `smoothing` is spread over all ids (Szegedy et al., 2016).
     ///

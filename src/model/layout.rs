@@ -90,6 +90,8 @@ pub struct Layout {
     pub head_bias: Option<Range<usize>>,
     /// Numbers in all.
     pub len: usize,
+    /// Those that training changes.
+    pub trained: Range<usize>,
     pub(super) begin: Vec<Begin>,
 }
 
@@ -220,6 +222,19 @@ impl Layout {
         let head_bias =
             config.head_bias.then(|| b.tensor("lm_head.bias".into(), &[v], Role::Vector, Begin::Fill(0.0)));
         let Builder { parameters, begin, len, .. } = b;
-        Layout { parameters, tokens, positions, embed_norm, blocks, norm, head, head_bias, len, begin }
+        let trained = 0..len;
+        Layout {
+            parameters,
+            tokens,
+            positions,
+            embed_norm,
+            blocks,
+            norm,
+            head,
+            head_bias,
+            len,
+            trained,
+            begin,
+        }
     }
 }

@@ -89,6 +89,27 @@ impl Transformer {
         &self.layout.parameters
     }
 
+    /// The parameters that training changes, by their ranges in [`Transformer::trained`].
+    pub fn trained_parameters(&self) -> Vec<Parameter> {
+        let trained = &self.layout.trained;
+        let inside =
+            self.parameters().iter().filter(|p| trained.start <= p.range.start && p.range.end <= trained.end);
+        let shifted = |p: &Parameter| Parameter {
+            range: p.range.start - trained.start..p.range.end - trained.start,
+            ..p.clone()
+        };
+        inside.map(shifted).collect()
+    }
+
+    /// The weights that training changes. Gradients and all that an optimizer keeps are laid out like these.
+    pub fn trained(&self) -> &[f32] {
+        &self.weights[self.layout.trained.clone()]
+    }
+
+    pub fn trained_mut(&mut self) -> &mut [f32] {
+        &mut self.weights[self.layout.trained.clone()]
+    }
+
     /// A matrix as products read it.
     pub(super) fn weight(&self, range: &Range<usize>) -> Weight<'_> {
         let weight = &self.weights[range.clone()];

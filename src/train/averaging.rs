@@ -26,8 +26,8 @@ impl Average {
     }
 
     /// Changes `weights` for the average, and back when called again.
-    pub fn swap(&mut self, weights: &mut Buffer) {
-        std::mem::swap(&mut self.weights, weights);
+    pub fn swap(&mut self, weights: &mut [f32]) {
+        self.weights.swap_with_slice(weights);
     }
 }
 

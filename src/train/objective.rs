@@ -29,7 +29,8 @@ impl std::ops::AddAssign for Loss {
 
 /// Something to learn from batches.
 pub trait Objective {
-    /// Adds the gradient of the sum of the batch's losses to `into`, which is laid out like the weights.
+    /// Adds the gradient of the sum of the batch's losses to `into`, which is laid out like
+    /// [`Transformer::trained`].
     /// `key` decides what dropout drops.
     fn gradient(
         &mut self,

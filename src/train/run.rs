@@ -105,7 +105,7 @@ impl<'a> Run<'a> {
             executor: Executor::training(&model.transformer.config, team),
             batch: Batch::default(),
             optimizer: Optimizer::new(&model.transformer, &options.optimizer),
-            average: options.average.map(|decay| Average::new(decay, &model.transformer.weights)),
+            average: options.average.map(|decay| Average::new(decay, model.transformer.trained())),
             model,
             objective,
             train,
@@ -202,7 +202,7 @@ impl<'a> Run<'a> {
     fn update(&mut self, rate: f64, targets: u64) -> Result<f64> {
         let norm = self.optimizer.norm(self.executor.team(), targets);
         self.finite("norm of the gradient", norm)?;
-        let (team, weights) = (self.executor.team(), &mut self.model.transformer.weights);
+        let (team, weights) = (self.executor.team(), self.model.transformer.trained_mut());
         self.optimizer.update(team, weights, rate, targets, norm);
         if let Some(average) = &mut self.average {
             average.add(team, weights);
@@ -242,7 +242,7 @@ impl<'a> Run<'a> {
     /// Changes the weights for their average, if there is one, and back when called again.
     fn swap_average(&mut self) {
         if let Some(average) = &mut self.average {
-            average.swap(&mut self.model.transformer.weights);
+            average.swap(self.model.transformer.trained_mut());
         }
     }
 
@@ -258,7 +258,7 @@ impl<'a> Run<'a> {
         let loss =
             evaluate(self.objective, executor, transformer, self.validation, rows, self.monitor)?.mean();
         self.finite("validation loss", loss)?;
-        self.early_stop.add(loss, &self.model.transformer.weights);
+        self.early_stop.add(loss, self.model.transformer.trained());
         self.swap_average();
         Ok(Some(loss))
     }
@@ -295,10 +295,10 @@ impl<'a> Run<'a> {
         let seconds = self.begun.elapsed().as_secs_f64();
         self.swap_average();
         if let Some(weights) = self.early_stop.best_weights() {
-            self.model.transformer.weights.copy_from_slice(weights);
+            self.model.transformer.trained_mut().copy_from_slice(weights);
         }
         // Without validation, what the last update made was looked at by nobody yet.
-        let odd = self.model.transformer.weights.iter().find(|w| !w.is_finite());
+        let odd = self.model.transformer.trained().iter().find(|w| !w.is_finite());
         self.finite("last update's weight", odd.map_or(0.0, |w| f64::from(*w)))?;
         self.sample()?;
         self.metrics.save(folder)?;

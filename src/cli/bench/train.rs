@@ -177,7 +177,7 @@ impl Train {
             let begun = Instant::now();
             loss = executor.gradient(&transformer, all, i as u64, 0.0, &mut optimizer.gradient);
             let norm = optimizer.norm(executor.team(), ids.len() as u64);
-            optimizer.update(executor.team(), &mut transformer.weights, RATE, ids.len() as u64, norm);
+            optimizer.update(executor.team(), transformer.trained_mut(), RATE, ids.len() as u64, norm);
             begun.elapsed()
         };
         let times = (0..self.steps + 2).map(step).skip(2).collect();
@@ -200,7 +200,7 @@ impl Train {
             let (loss, gradient) = plain.gradient(&transformer, all, Some(i as u64)).map_err(math)?;
             optimizer.gradient.copy_from_slice(&gradient);
             let norm = optimizer.norm(&team, ids.len() as u64);
-            optimizer.update(&team, &mut transformer.weights, RATE, ids.len() as u64, norm);
+            optimizer.update(&team, transformer.trained_mut(), RATE, ids.len() as u64, norm);
             times.push(begun.elapsed());
             last = loss;
         }

@@ -133,7 +133,7 @@ trait Rule: Send {
 
 /// A gradient, and what makes an update of it.
 pub struct Optimizer {
-    /// Laid out like the weights.
+    /// Laid out like [`Transformer::trained`], as are the weights that it updates.
     pub gradient: Buffer,
     rules: Vec<Box<dyn Rule>>,
     clip: f64,
@@ -141,7 +141,8 @@ pub struct Optimizer {
 
 impl Optimizer {
     pub fn new(transformer: &Transformer, options: &Options) -> Self {
-        let all: Vec<&Parameter> = transformer.parameters().iter().collect();
+        let parameters = transformer.trained_parameters();
+        let all: Vec<&Parameter> = parameters.iter().collect();
         let rules: Vec<Box<dyn Rule>> = match options.algorithm {
             Algorithm::AdamW => vec![Box::new(adamw::AdamW::new(groups(&all, options), options))],
             Algorithm::Sgd => vec![Box::new(sgd::Sgd::new(groups(&all, options), options))],
@@ -153,7 +154,7 @@ impl Optimizer {
                 ]
             }
         };
-        Optimizer { gradient: Buffer::new(transformer.weights.len()), rules, clip: options.clip }
+        Optimizer { gradient: Buffer::new(transformer.trained().len()), rules, clip: options.clip }
     }
 
     /// The norm of the mean gradient, where `gradient` is a sum over `targets`.
