@@ -133,5 +133,8 @@ pub fn run_in_state<K: Kind>(
         .build()
         .map_err(|e| Error::input(format!("no threads: {e}")))?;
     pool.install(|| stage.run(&params, &ctx))?;
+    if let Some(state) = &ctx.state {
+        stage.committed(&params, seed, state);
+    }
     Ok(Outcome { folder })
 }

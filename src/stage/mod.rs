@@ -199,6 +199,10 @@ pub trait Kind: Send + Sync + 'static {
         None
     }
 
+    /// Removes from the folder `state` what no later stage would go on from. Called once the outputs of
+    /// [`Kind::run`] are kept: until then they may still be lost, so `run` leaves its last state there.
+    fn committed(_: &Self::Params, _seed: u64, _state: &Path) {}
+
     /// What is known of the artifact at output `port` before it exists.
     fn facts(_: &Self::Params, _: &Connected, _port: &str) -> Facts {
         Facts::new()
@@ -233,6 +237,8 @@ pub trait Stage: Send + Sync {
     fn outputs(&self, params: &Value) -> Result<Vec<Port>>;
     /// [`Kind::resumes`].
     fn resumes(&self, params: &Value, seed: u64, state: &Path) -> Option<Resume>;
+    /// [`Kind::committed`].
+    fn committed(&self, params: &Value, seed: u64, state: &Path);
     /// [`Kind::validate`], and [`Kind::facts`] of each of the output `ports`.
     fn examine(&self, params: &Value, inputs: &Connected, ports: &[&str]) -> Examined;
     /// # Errors
@@ -289,6 +295,12 @@ impl<K: Kind> Stage for Erased<K> {
 
     fn resumes(&self, params: &Value, seed: u64, state: &Path) -> Option<Resume> {
         K::resumes(&self.params(params).ok()?, seed, state)
+    }
+
+    fn committed(&self, params: &Value, seed: u64, state: &Path) {
+        if let Ok(params) = self.params(params) {
+            K::committed(&params, seed, state);
+        }
     }
 
     fn examine(&self, params: &Value, inputs: &Connected, ports: &[&str]) -> Examined {
