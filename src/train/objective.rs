@@ -2,12 +2,14 @@
 //!
 //! The loop ([`super::run`]) knows an [`Objective`] only; what is compared with what is the objective's.
 
+use serde::{Deserialize, Serialize};
+
 use super::data::{Batch, Data};
 use crate::base::{Monitor, Result, Rng};
 use crate::model::{Executor, Transformer, round_of};
 
 /// A sum of losses.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Loss {
     pub nats: f64,
     pub targets: u64,
