@@ -268,7 +268,8 @@ impl<'a> Run<'a> {
     /// Says how many parameters, how many tokens and about how long, from one gradient whose result
     /// is thrown away.
     fn announce(&mut self) -> Result<()> {
-        let tokens = (self.options.rows_per_step() * self.train.length()) as u64;
+        let row = self.train.sequences() * self.train.length();
+        let tokens = (self.options.rows_per_step() * row) as u64;
         let rows = self.train.rows();
         self.batch.fill(self.train, (0..self.options.batch_size).map(|i| i % rows));
         let mut took = Duration::ZERO;
@@ -392,7 +393,7 @@ impl<'a> Run<'a> {
 
     fn log(&mut self, evaluate: bool) -> Result<()> {
         // First what may be stopped: then the state is still that behind the update.
-        let val_loss = if evaluate { self.evaluate()? } else { None };
+        let (val_loss, further) = if evaluate { self.evaluate()? } else { Default::default() };
         let loss = std::mem::take(&mut self.since);
         // One NaN for all kinds of CPU: that of 0 / 0 differs.
         self.last_loss = if loss.targets == 0 { f64::NAN } else { loss.mean() };
@@ -403,9 +404,15 @@ impl<'a> Run<'a> {
             val_loss,
             learning_rate: self.options.schedule.rate(self.step, self.steps),
             grad_norm: self.grad_norm,
+            further,
         };
         match val_loss {
-            Some(v) => tracing::info!("step {}: loss {:.4}, validation {v:.4}", self.step, self.last_loss),
+            Some(v) => tracing::info!(
+                "step {}: loss {:.4}, validation {v:.4}{}",
+                self.step,
+                self.last_loss,
+                metric.further.iter().map(|(name, x)| format!(", {name} {x:.4}")).collect::<String>()
+            ),
             None => tracing::debug!("step {}: loss {:.4}", self.step, self.last_loss),
         }
         self.metrics.rows.push(metric);
@@ -419,11 +426,12 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The validation loss; keeps the best weights and counts what is no better.
-    fn evaluate(&mut self) -> Result<Option<f64>> {
+    /// The validation loss and what else the objective reports; keeps the best weights and counts what is no
+    /// better.
+    fn evaluate(&mut self) -> Result<(Option<f64>, BTreeMap<String, f64>)> {
         let rows = self.validation.rows().min(self.options.eval_rows);
         if rows == 0 {
-            return Ok(None);
+            return Ok(Default::default());
         }
         self.swap_average();
         let loss = self.validated(rows);
@@ -434,7 +442,12 @@ impl<'a> Run<'a> {
                 self.save();
                 Err(e)
             }
-            best => best.map(Some),
+            Err(e) => Err(e),
+            Ok(loss) => {
+                let named =
+                    |(name, x): (&str, f64)| (name.to_string(), if x.is_nan() { f64::NAN } else { x });
+                Ok((Some(loss), self.objective.report().into_iter().map(named).collect()))
+            }
         }
     }
 
