@@ -7,6 +7,8 @@ mod own_text;
 mod project;
 mod shipped;
 mod spec;
+#[cfg(unix)]
+mod states;
 mod store;
 mod structure;
 mod two_stage;
