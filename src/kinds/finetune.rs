@@ -253,6 +253,7 @@ fn warn_of_trained(chats: &[(String, Rendered)], given: &[(String, Rendered)]) {
 mod tests {
     use super::super::texts::fixtures;
     use super::*;
+    use crate::corpus::held_out;
     use crate::model::{Config, gpt2};
     use crate::stage::{Artifact, harness};
 
@@ -272,7 +273,7 @@ mod tests {
     fn run(tokenizer: Artifact, threads: usize) -> Result<harness::Outcome> {
         let dir = tempfile::tempdir().unwrap();
         let inputs = [("model", model(dir.path())), ("tokenizer", tokenizer), ("chats", fixtures::chats(60))];
-        let params = "{ steps: 3, batch_size: 4, eval_every: 2 }";
+        let params = "{ steps: 3, batch_size: 4, eval_every: 2, keep_checkpoints: [2] }";
         harness::run_with::<Finetune>(params, &inputs, 1, threads, &crate::base::Quiet)
     }
 
@@ -285,6 +286,10 @@ mod tests {
         {
             assert_eq!(one.read("model", file), two.read("model", file), "{file}");
         }
+        let checkpoint = one.read("step-2", WEIGHTS_FILE);
+        assert_eq!(checkpoint, two.read("step-2", WEIGHTS_FILE));
+        assert_ne!(checkpoint, one.read("model", WEIGHTS_FILE));
+        assert_eq!(one.read("step-2", held_out::FILE_NAME), one.read("model", held_out::FILE_NAME));
         let metrics = String::from_utf8(one.read("model", "metrics.jsonl")).unwrap();
         assert!(metrics.contains("\"step\":3") && metrics.contains("val_loss"), "{metrics}");
     }
