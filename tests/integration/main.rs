@@ -5,6 +5,8 @@ mod engine;
 mod errors;
 mod own_text;
 mod project;
+#[cfg(unix)]
+mod resume;
 mod shipped;
 mod spec;
 #[cfg(unix)]
