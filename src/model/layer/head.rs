@@ -42,7 +42,8 @@ pub fn loss(pass: &Pass, smoothing: f32, logits: &mut Logits, x: &[f32], targets
     chunks.map(|(x, targets)| head.loss(pass.team, &x[..targets.len() * head.c], targets, false)).sum()
 }
 
-/// The summed loss of `x: [N, C]`, whose gradient goes into `dx`; accumulates that of the projection.
+/// The summed loss of `x: [N, C]`, whose gradient goes into `dx`; accumulates that of the projection where it
+/// is trained.
 pub fn loss_and_backward(
     pass: &Pass,
     smoothing: f32,
@@ -54,7 +55,7 @@ pub fn loss_and_backward(
 ) -> f64 {
     let (layout, team, v) = (&pass.model.layout, pass.team, pass.config().vocab_size);
     let mut head = head(pass.model, smoothing, logits);
-    let c = head.c;
+    let (c, is_trained) = (head.c, turns.is_trained(&layout.head));
     let (mut nats, mut left) = (0.0, targets.len());
     let chunks = x.chunks(CHUNK * c).zip(dx.chunks_mut(CHUNK * c)).zip(targets.chunks(CHUNK));
     for ((x, dx), targets) in chunks {
@@ -63,6 +64,9 @@ pub fn loss_and_backward(
         for (block, ids) in loss::blocks(v).enumerate() {
             head.gradient(team, targets, ids.clone());
             head.input(team, ids.clone(), dx);
+            if !is_trained {
+                continue;
+            }
             // All chunks of a micro-batch are one addition to each block, made with the last of them.
             turns.wait(if left == 0 { 0 } else { block });
             head.weights(team, ids.clone(), x, &mut turns.tensor(layout.head.start + ids.start * c));
@@ -74,7 +78,7 @@ pub fn loss_and_backward(
             }
         }
     }
-    if targets.is_empty() {
+    if targets.is_empty() && is_trained {
         loss::blocks(v).for_each(|_| {
             turns.wait(0);
             turns.done();
