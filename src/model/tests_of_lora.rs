@@ -29,7 +29,7 @@ fn gradient(gpt: &Transformer, all: Sequences, team: Team) -> (f64, Vec<f32>) {
 /// Tensor by tensor, of the adapters.
 fn agrees_with_the_twin(name: &str, gpt: &Transformer) {
     let (ids, targets) = batch(&gpt.config, 3, 4);
-    let all = Sequences { ids: &ids, targets: &targets, length: gpt.config.seq_len };
+    let all = Sequences::new(&ids, &targets, gpt.config.seq_len);
     let (nats, found) = gradient(gpt, all, Team::new(2));
     let (expected, gradients) =
         Reference::new(gpt, &Device::Cpu).unwrap().gradient(gpt, all, Some(99)).unwrap();
@@ -69,7 +69,7 @@ fn the_bytes_depend_on_neither_threads_nor_instructions() {
     for (name, config) in architectures() {
         let gpt = adapted(&config, &lora(&config));
         let (ids, targets) = batch(&config, 4, 6);
-        let all = Sequences { ids: &ids, targets: &targets, length: config.seq_len };
+        let all = Sequences::new(&ids, &targets, config.seq_len);
         let first = gradient(&gpt, all, Team::with(1, Isa::best()));
         for isa in Isa::available() {
             for threads in [1, 3] {
