@@ -219,7 +219,15 @@ impl Transformer {
 
     /// The model that computes the same without adapters, all of which is trained: `W += alpha/rank · A·B`.
     pub fn merged(self) -> Self {
-        let Some(lora) = self.lora.clone() else { return self };
+        if self.lora.is_some() { self.merged_copy() } else { self }
+    }
+
+    /// As [`Transformer::merged`].
+    ///
+    /// # Panics
+    /// When it has no adapters.
+    pub fn merged_copy(&self) -> Self {
+        let lora = self.lora.as_ref().expect("a model with adapters");
         let mut merged = self.base();
         let team = Team::new(1);
         for block in &self.layout.blocks {
@@ -242,7 +250,7 @@ impl Transformer {
     }
 
     /// The weights as bf16 once more, where they are kept as such, after they changed.
-    fn in_dtype_again(self) -> Self {
+    pub(super) fn in_dtype_again(self) -> Self {
         let dtype = self.dtype();
         self.in_dtype(dtype)
     }

@@ -45,6 +45,7 @@ pub use config::{Activation, Config, Init, Norm, Placement, Position, Yarn};
 pub use decode::{Cache, Decoder, Reading};
 pub use executor::{Executor, Sequences, mean_top_k, round_of};
 pub use files::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
+pub use format::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
 pub use layout::{Layout, Parameter, Role};
 pub use lora::{Lora, Target};
 pub use presets::{PRESETS, Preset, gpt2, llama, modern, post_norm, preset};
