@@ -199,6 +199,18 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(|e| Error::io("move a file to", to, &e))
 }
 
+/// Has the file or folder at `path` on the disk, not only in the system's memory, so that it outlasts a loss
+/// of power.
+pub fn sync(path: &Path) -> Result<()> {
+    let is_dir = path.is_dir();
+    if is_dir && !cfg!(unix) {
+        // Elsewhere folders cannot be opened.
+        return Ok(());
+    }
+    let opened = File::options().read(true).write(!is_dir).open(path);
+    opened.and_then(|opened| opened.sync_all()).map_err(|e| Error::io("write", path, &e))
+}
+
 /// Swaps the folder `fresh` with the one at `place` atomically, or moves it there if there is none. Readers
 /// see the old folder or the new, also when other processes do the same.
 pub fn swap_folder(fresh: &Path, place: &Path) -> Result<()> {

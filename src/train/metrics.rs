@@ -6,18 +6,19 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, RecordBatch, UInt64Array};
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::base::{Error, Result, fs};
 use crate::corpus::parquet_io;
 
 /// One logged step.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Metric {
     pub step: u64,
     /// Seen so far, without padding.
     pub tokens: u64,
-    /// Mean since the last row, nats a target.
+    /// Mean since the last row, nats a target; NaN without a target.
+    #[serde(deserialize_with = "nan_if_null")]
     pub loss: f64,
     pub val_loss: Option<f64>,
     pub learning_rate: f64,
@@ -29,14 +30,19 @@ pub struct Metric {
 }
 
 /// What the model said along the way.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
     pub step: u64,
     pub prompt: String,
     pub text: String,
 }
 
-#[derive(Debug, Default)]
+/// JSON has no NaN: it is written as null.
+fn nan_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     pub rows: Vec<Metric>,
     pub samples: Vec<Sample>,
