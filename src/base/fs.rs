@@ -118,12 +118,27 @@ pub fn open_exclusive(path: &Path) -> Result<Option<File>> {
 
 /// Locks the file at `path`, which is created when absent and `create`; `None` when there is none.
 pub fn lock(path: &Path, create: bool) -> Result<Option<Lock>> {
+    lock_with(path, create, File::try_lock)
+}
+
+/// Locks the file at `path`, created when absent, together with others that do so: while one of them holds
+/// it, [`lock`] finds it taken.
+pub fn lock_shared(path: &Path) -> Result<Lock> {
+    create_parent(path)?;
+    Ok(lock_with(path, true, File::try_lock_shared)?.unwrap_or(Lock::Taken))
+}
+
+fn lock_with(
+    path: &Path,
+    create: bool,
+    try_lock: impl Fn(&File) -> std::result::Result<(), TryLockError>,
+) -> Result<Option<Lock>> {
     loop {
         let file = match File::options().read(true).append(true).create(create).open(path) {
             Err(e) if e.kind() == ErrorKind::NotFound && !create => return Ok(None),
             file => file.map_err(|e| Error::io("open", path, &e))?,
         };
-        let known = match file.try_lock() {
+        let known = match try_lock(&file) {
             Ok(()) => true,
             Err(TryLockError::WouldBlock) => return Ok(Some(Lock::Taken)),
             Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => false,

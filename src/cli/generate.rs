@@ -93,18 +93,18 @@ impl Decoding {
     }
 }
 
-/// The files of the model or adapter that a target names.
-fn files_of(text: &str) -> Result<Artifact> {
+/// The files of the artifact of type `ty` that a target names.
+fn files_of(text: &str, ty: &str) -> Result<Artifact> {
     let path = std::path::Path::new(text);
     // A weights file: the other files are beside it.
     let beside = path.is_file().then(|| path.parent().map(|p| p.to_string_lossy().into_owned())).flatten();
     let folder = beside.map(|b| if b.is_empty() { ".".to_string() } else { b });
-    target::resolve(folder.as_deref().unwrap_or(text))
+    target::resolve_as(folder.as_deref().unwrap_or(text), ty)
 }
 
 /// The model that a target names, with the `adapter` of another merged into it.
 pub fn load_model(text: &str, adapter: Option<&str>, dtype: DtypeArg) -> Result<Model> {
-    let artifact = files_of(text)?;
+    let artifact = files_of(text, "model")?;
     let file = |name: &str| {
         artifact.file(name).map_err(|e| {
             e.context(format!("`{text}` is not a model")).blame(crate::base::error::Fault::Input)
@@ -114,7 +114,7 @@ pub fn load_model(text: &str, adapter: Option<&str>, dtype: DtypeArg) -> Result<
     let (config, weights, tokenizer) = (file(CONFIG_FILE)?, file(WEIGHTS_FILE)?, file(TOKENIZER_FILE)?);
     let mut model = Model::load(config, weights, Tokenizer::load_with(tokenizer, &names)?)?;
     if let Some(adapter) = adapter {
-        model.transformer = adapters::merged(model.transformer, &files_of(adapter)?)?;
+        model.transformer = adapters::merged(model.transformer, &files_of(adapter, adapters::ADAPTER)?)?;
     }
     Ok(Model { transformer: model.transformer.in_dtype(dtype.into()), ..model })
 }

@@ -25,7 +25,7 @@ pub struct Metric {
     /// Of the mean gradient, before clipping.
     pub grad_norm: f64,
     /// What the objective reports of a validation, by name: further columns.
-    #[serde(flatten)]
+    #[serde(flatten, deserialize_with = "further")]
     pub further: BTreeMap<String, f64>,
 }
 
@@ -40,6 +40,11 @@ pub struct Sample {
 /// JSON has no NaN: it is written as null.
 fn nan_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+fn further<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    let all: BTreeMap<String, Option<f64>> = BTreeMap::deserialize(deserializer)?;
+    Ok(all.into_iter().map(|(name, x)| (name, x.unwrap_or(f64::NAN))).collect())
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -96,4 +101,36 @@ pub fn json_lines<T: Serialize>(rows: &[T]) -> Result<Vec<u8>> {
         out.push(b'\n');
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a state holds of the metrics is what they were.
+    #[test]
+    fn rows_read_back_to_the_bit_from_json() {
+        let row = |loss, val_loss, further: &[(&str, f64)]| Metric {
+            step: u64::MAX,
+            tokens: 7,
+            loss,
+            val_loss,
+            learning_rate: 0.1 + 0.2,
+            grad_norm: f64::MIN_POSITIVE / 3.0,
+            further: further.iter().map(|(name, x)| (name.to_string(), *x)).collect(),
+        };
+        let rows = vec![
+            row(1.0 / 3.0, Some(2.0 / 3.0), &[("accuracy", 0.1), ("margin", f64::NAN)]),
+            row(f64::NAN, None, &[]),
+        ];
+        let metrics = Metrics { rows, samples: Vec::new() };
+        let json = serde_json::to_string(&metrics).unwrap();
+        let back: Metrics = serde_json::from_str(&json).unwrap();
+        assert_eq!(serde_json::to_string(&back).unwrap(), json);
+        assert_eq!(back.rows[0].loss.to_bits(), (1.0f64 / 3.0).to_bits());
+        assert_eq!(back.rows[0].learning_rate.to_bits(), (0.1f64 + 0.2).to_bits());
+        assert_eq!(back.rows[0].grad_norm.to_bits(), metrics.rows[0].grad_norm.to_bits());
+        assert_eq!(back.rows[0].further["accuracy"], 0.1);
+        assert!(back.rows[0].further["margin"].is_nan() && back.rows[1].loss.is_nan());
+    }
 }
