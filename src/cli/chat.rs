@@ -21,7 +21,8 @@ pub struct Chat {
     /// The model: a folder, `PIPELINE:STAGE` or `PIPELINE:STAGE.PORT`.
     #[arg(long, value_name = "TARGET")]
     model: String,
-    /// Low-rank adapters (LoRA) that are merged into the model: a folder, `PIPELINE:STAGE.adapter`.
+    /// Low-rank adapters (LoRA) that are merged into the model: a folder, `PIPELINE:STAGE` or
+    /// `PIPELINE:STAGE.PORT`.
     #[arg(long, value_name = "TARGET")]
     adapter: Option<String>,
     /// What the model is told before the conversation.

@@ -23,7 +23,8 @@ pub struct Generate {
     /// The model: a folder, `PIPELINE:STAGE` or `PIPELINE:STAGE.PORT`.
     #[arg(long, value_name = "TARGET")]
     model: String,
-    /// Low-rank adapters (LoRA) that are merged into the model: a folder, `PIPELINE:STAGE.adapter`.
+    /// Low-rank adapters (LoRA) that are merged into the model: a folder, `PIPELINE:STAGE` or
+    /// `PIPELINE:STAGE.PORT`.
     #[arg(long, value_name = "TARGET")]
     adapter: Option<String>,
     /// What the text begins with.

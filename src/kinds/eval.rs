@@ -295,6 +295,26 @@ mod tests {
     }
 
     #[test]
+    fn an_adapter_is_judged_on_its_model_as_merged() {
+        let fixed = [("tokenizer", tokenizer()), ("docs", docs(20))];
+        let (_shards, shards) = make::<Shard>("", &fixed, "shards");
+        let (_base, base) = make::<Pretrain>(TINY, &[("shards", shards), fixed[0].clone()], "model");
+        let inputs = [("model", base.clone()), ("tokenizer", tokenizer()), ("chats", chats(20))];
+        let params = "steps: 3, batch_size: 2, learning_rate: 0.1, lora: { rank: 2 }";
+        let (tuned, merged) = make::<Finetune>(params, &inputs, "model");
+        let scored = |model: &Artifact, adapter: Option<Artifact>| {
+            let mut inputs = vec![("model", model.clone()), ("tokenizer", tokenizer()), ("chats", chats(20))];
+            inputs.extend(adapter.map(|adapter| ("adapter", adapter)));
+            let (made, _) = make::<Eval>("", &inputs, "report");
+            json(&made, "report", "report.json")["chats"].clone()
+        };
+        let adapted = scored(&base, Some(tuned.artifact("adapter").unwrap()));
+        assert!(adapted["tokens"].as_u64().unwrap() > 0);
+        assert_eq!(adapted, scored(&merged, None), "the same split, too");
+        assert_ne!(adapted, scored(&base, None));
+    }
+
+    #[test]
     fn a_gate_on_what_is_not_measured_is_found_before_anything_runs() {
         let fails = |gate: &str| {
             let params = format!("gates: {{ {gate} }}");

@@ -87,7 +87,8 @@ impl Module {
 
     /// Whether some of its matrices has an adapter.
     fn is_adapted(&self) -> bool {
-        self.linear.adapters.is_some()
+        let is_there = |target| self.linear.adapters.as_ref().is_some_and(|a| a.targets.contains(target));
+        self.parts.iter().any(|(target, _)| is_there(target))
     }
 }
 
