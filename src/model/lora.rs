@@ -123,12 +123,11 @@ impl Layout {
         for i in 0..self.blocks.len() {
             let linears = linears(config, &self.blocks[i]);
             // Behind the sites of the blocks, see `DropoutSites`.
-            let site = 3 * config.n_layer + 1 + linears.len() * i;
-            let adapters =
-                linears.map(|(linear, targets)| (self.adapters_of(&linear, targets, lora), targets));
+            let site = 3 * config.n_layer + 1 + 4 * i;
+            let adapters = linears.map(|(linear, targets)| self.adapters_of(&linear, targets, lora));
             let block = &mut self.blocks[i];
             let linears = [&mut block.qkv, &mut block.attn_proj, &mut block.up, &mut block.down];
-            for (j, (linear, (adapters, _))) in linears.into_iter().zip(adapters).enumerate() {
+            for (j, (linear, adapters)) in linears.into_iter().zip(adapters).enumerate() {
                 linear.adapters = adapters.map(|adapters| AdapterLayout { site: site + j, ..adapters });
             }
         }

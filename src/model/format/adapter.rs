@@ -8,10 +8,11 @@
 //! for each of the matrices.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::Path;
 
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors, View};
 use serde_json::{Map, Value, json};
 
@@ -187,8 +188,7 @@ impl Transformer {
             .map_err(|e| Error::input(format!("`{name}` is not a whole safetensors file: {e}")))?;
         let file = File { name: &name, tensors, declared: &declared };
         let found = file.adapters(&modules(&self.config, &self.layout))?;
-        let targets =
-            found.iter().flat_map(|adapter| adapter.targets()).collect::<std::collections::BTreeSet<_>>();
+        let targets = found.iter().flat_map(|adapter| adapter.targets()).collect::<BTreeSet<_>>();
         let lora = Lora { targets: targets.into_iter().collect(), ..declared.lora };
         let mut model = self.with_zero_adapters(&lora)?;
         for (module, adapter) in modules(&model.config, &model.layout).iter().zip(&found) {
@@ -408,31 +408,23 @@ impl File<'_> {
         self.expect_known(modules)?;
         self.declared.expect_modules(modules)?;
         let mut all = modules.iter().map(|module| self.adapter(module)).collect::<Result<Vec<_>>>()?;
-        // A matrix has an adapter in all blocks or in none; zeros stand for one that is in other blocks only.
-        for target in Target::ALL {
-            let own = || all.iter().zip(modules).filter(|(a, _)| a.parts.iter().any(|(t, _)| *t == target));
-            let is_there = |a: &Adapter| a.targets().any(|t| t == target);
-            let lacking = own().find(|(a, _)| a.rows == 0).map(|(_, module)| module.tensor('A'));
-            if own().any(|(a, _)| is_there(a))
-                && let Some(lacking) = lacking
-            {
-                let what = format!("`{}` has no tensor `{lacking}`", self.name);
-                return Err(
-                    Error::input(what).help(format!("other blocks have an adapter for `{}`", target.name()))
-                );
-            }
-        }
+        Target::ALL.into_iter().try_for_each(|target| self.expect_in_all_blocks(target, modules, &all))?;
         if all.iter().all(|adapter| adapter.targets().next().is_none()) {
             // Nothing but zeros: whichever matrices they are of, they change nothing.
-            all.iter_mut().filter(|a| a.rows > 0).for_each(|a| {
-                let rank = self.declared.lora.rank;
-                a.parts
-                    .iter_mut()
-                    .enumerate()
-                    .for_each(|(i, part)| part.1 = Some((i * rank).min(a.rows - rank)));
-            });
+            all.iter_mut().filter(|adapter| adapter.rows > 0).for_each(|a| a.parts[0].1 = Some(0));
         }
         Ok(all)
+    }
+
+    /// A matrix has an adapter in all blocks or in none. That of some blocks may be all 0.
+    fn expect_in_all_blocks(&self, target: Target, modules: &[Module], all: &[Adapter]) -> Result<()> {
+        let own = || all.iter().zip(modules).filter(|(a, _)| a.parts.iter().any(|(t, _)| *t == target));
+        if !own().any(|(adapter, _)| adapter.targets().any(|t| t == target)) {
+            return Ok(());
+        }
+        let Some((_, module)) = own().find(|(adapter, _)| adapter.rows == 0) else { return Ok(()) };
+        let what = format!("`{}` has no tensor `{}`", self.name, module.tensor('A'));
+        Err(Error::input(what).help(format!("other blocks have an adapter for `{}`", target.name())))
     }
 
     /// Each tensor is A or B of a module of the model.
@@ -445,11 +437,7 @@ impl File<'_> {
             Some(name) => {
                 Err(Error::input(format!("`{}`: the model has no place for the tensor `{name}`", self.name))
                     .suggest(suggest::closest(name, known.iter().map(String::as_str)))
-                    .help(
-                        "is the adapter of another model? Its tensors would be such as `".to_string()
-                            + &known[0]
-                            + "`",
-                    ))
+                    .help(format!("an adapter of this model has tensors such as `{}`", known[0])))
             }
             None if names.is_empty() => Err(Error::input(format!("`{}` has no tensors", self.name))),
             None => Ok(()),
@@ -485,12 +473,7 @@ impl File<'_> {
         Ok(adapter)
     }
 
-    fn numbers(
-        &self,
-        name: &str,
-        view: &safetensors::tensor::TensorView,
-        shape: [usize; 2],
-    ) -> Result<Vec<f32>> {
+    fn numbers(&self, name: &str, view: &TensorView, shape: [usize; 2]) -> Result<Vec<f32>> {
         let lora = &self.declared.lora;
         if view.shape() != shape {
             let what =
