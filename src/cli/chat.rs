@@ -21,6 +21,10 @@ pub struct Chat {
     /// The model: a folder, `PIPELINE:STAGE` or `PIPELINE:STAGE.PORT`.
     #[arg(long, value_name = "TARGET")]
     model: String,
+    /// Low-rank adapters (LoRA) that are merged into the model: a folder, `PIPELINE:STAGE` or
+    /// `PIPELINE:STAGE.PORT`.
+    #[arg(long, value_name = "TARGET")]
+    adapter: Option<String>,
     /// What the model is told before the conversation.
     #[arg(long)]
     system: Option<String>,
@@ -31,7 +35,7 @@ pub struct Chat {
 impl Chat {
     pub fn run(self, format: Format) -> Result<ExitCode> {
         let mut options = self.decoding.options()?;
-        let model = load_model(&self.model, self.decoding.dtype)?;
+        let model = load_model(&self.model, self.adapter.as_deref(), self.decoding.dtype)?;
         let mut chat = ChatSession::new(&model, self.system.as_deref());
         let stdin = std::io::stdin();
         let live = stdin.is_terminal();

@@ -12,8 +12,10 @@ use crate::base::text::visible;
 use crate::base::{Error, Result, machine};
 use crate::corpus::clean;
 use crate::generate::{self, Options, Session, Strategy};
+use crate::kinds::adapters;
 use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
 use crate::report::style::Style;
+use crate::stage::Artifact;
 use crate::tokenizer::{Names, Tokenizer};
 
 #[derive(Args)]
@@ -21,6 +23,10 @@ pub struct Generate {
     /// The model: a folder, `PIPELINE:STAGE` or `PIPELINE:STAGE.PORT`.
     #[arg(long, value_name = "TARGET")]
     model: String,
+    /// Low-rank adapters (LoRA) that are merged into the model: a folder, `PIPELINE:STAGE` or
+    /// `PIPELINE:STAGE.PORT`.
+    #[arg(long, value_name = "TARGET")]
+    adapter: Option<String>,
     /// What the text begins with.
     #[arg(long)]
     prompt: String,
@@ -88,13 +94,18 @@ impl Decoding {
     }
 }
 
-/// The model that a target names.
-pub fn load_model(text: &str, dtype: DtypeArg) -> Result<Model> {
+/// The files of the artifact of type `ty` that a target names.
+fn files_of(text: &str, ty: &str) -> Result<Artifact> {
     let path = std::path::Path::new(text);
-    // A weights file: the other files of the model are beside it.
+    // A weights file: the other files are beside it.
     let beside = path.is_file().then(|| path.parent().map(|p| p.to_string_lossy().into_owned())).flatten();
     let folder = beside.map(|b| if b.is_empty() { ".".to_string() } else { b });
-    let artifact = target::resolve_as(folder.as_deref().unwrap_or(text), "model")?;
+    target::resolve_as(folder.as_deref().unwrap_or(text), ty)
+}
+
+/// The model that a target names, with the `adapter` of another merged into it.
+pub fn load_model(text: &str, adapter: Option<&str>, dtype: DtypeArg) -> Result<Model> {
+    let artifact = files_of(text, "model")?;
     let file = |name: &str| {
         artifact.file(name).map_err(|e| {
             e.context(format!("`{text}` is not a model")).blame(crate::base::error::Fault::Input)
@@ -102,14 +113,17 @@ pub fn load_model(text: &str, dtype: DtypeArg) -> Result<Model> {
     };
     let names = Names::beside(|name| artifact.find(name))?;
     let (config, weights, tokenizer) = (file(CONFIG_FILE)?, file(WEIGHTS_FILE)?, file(TOKENIZER_FILE)?);
-    let model = Model::load(config, weights, Tokenizer::load_with(tokenizer, &names)?)?;
+    let mut model = Model::load(config, weights, Tokenizer::load_with(tokenizer, &names)?)?;
+    if let Some(adapter) = adapter {
+        model.transformer = adapters::merged(model.transformer, &files_of(adapter, adapters::ADAPTER)?)?;
+    }
     Ok(Model { transformer: model.transformer.in_dtype(dtype.into()), ..model })
 }
 
 impl Generate {
     pub fn run(self, format: Format) -> Result<ExitCode> {
         let options = self.decoding.options()?;
-        let model = load_model(&self.model, self.decoding.dtype)?;
+        let model = load_model(&self.model, self.adapter.as_deref(), self.decoding.dtype)?;
         let prompt = clean::prompt(&self.prompt);
         let ids = generate::prompt_ids(&model, &prompt)?;
         if ids.is_empty() {

@@ -20,7 +20,7 @@ use serde_json::Value;
 
 pub use self::json::Document;
 pub use self::lines::{Curve, Lines};
-pub use self::model::{ModelSummary, Tensor, Tied};
+pub use self::model::{Adapter, ModelSummary, Tensor, Tied};
 pub use self::parquet::{Column, Parquet};
 pub use self::text::{InvalidUtf8, TextSummary};
 pub use self::tokenizer::{Token, TokenizerSummary};
@@ -28,6 +28,7 @@ pub use self::tokenizer::{Token, TokenizerSummary};
 use crate::base::table::{Table, shorten};
 use crate::base::{Error, Result, fs, units};
 use crate::corpus::binary;
+use crate::model::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
 
 /// Token ids to text; `None` when they are not of this tokenizer.
 pub type Decode<'a> = dyn Fn(&[u32]) -> Option<String> + 'a;
@@ -155,7 +156,9 @@ pub fn inspect_files(name: &str, files: &[(String, PathBuf)], options: &Options)
     }
     let main = match main {
         Some((_, i)) => {
-            let config = files.iter().find(|(name, _)| name == model::CONFIG).map(|(_, path)| path.clone());
+            let is_adapter = files[i].0 == ADAPTER_WEIGHTS_FILE;
+            let beside = if is_adapter { ADAPTER_CONFIG_FILE } else { model::CONFIG };
+            let config = files.iter().find(|(name, _)| name == beside).map(|(_, path)| path.clone());
             let config = options.config.clone().or(config);
             Some(Box::new(inspect(&files[i].1, &files[i].0, &Options { config, ..*options })?))
         }

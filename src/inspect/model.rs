@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::{Options, Page, json, plain};
 use crate::base::table::Table;
 use crate::base::{Error, Result, fs, units};
-use crate::model::Config;
+use crate::model::{ADAPTER_CONFIG_FILE, Config};
 
 #[derive(Debug, Clone, Serialize)]
 pub struct ModelSummary {
@@ -31,8 +31,37 @@ pub struct ModelSummary {
     pub metadata: BTreeMap<String, String>,
     /// `config.json`.
     pub config: Option<Value>,
+    /// What of a model it adapts, and how: low-rank adapters, instead of a model.
+    pub adapter: Option<Adapter>,
     /// What the model is made of, where `config.json` says it in a way that is known.
     pub architecture: Option<String>,
+}
+
+/// What the `adapter_config.json` of low-rank adapters (LoRA) says.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Adapter {
+    pub rank: Option<u64>,
+    pub alpha: Option<f64>,
+    pub dropout: Option<f64>,
+    /// Names of modules, or an expression for them.
+    pub targets: Vec<String>,
+}
+
+impl Adapter {
+    fn of(config: &Value) -> Self {
+        let targets = match &config["target_modules"] {
+            Value::Array(all) => all.iter().filter_map(|t| t.as_str().map(str::to_string)).collect(),
+            Value::String(expression) => vec![expression.clone()],
+            _ => Vec::new(),
+        };
+        let float = |key: &str| config[key].as_f64();
+        Adapter {
+            rank: config["r"].as_u64(),
+            alpha: float("lora_alpha"),
+            dropout: float("lora_dropout"),
+            targets,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -83,7 +112,8 @@ pub(super) fn read(path: &Path, options: &Options) -> Result<ModelSummary> {
     let tied = tied(&mut file, path, data, &tensors)?;
     let twice = tied.as_ref().and_then(|tied| tensors.iter().find(|t| t.name == tied.output));
     let parameters = tensors.iter().map(Tensor::elements).sum::<u64>() - twice.map_or(0, Tensor::elements);
-    let beside = path.with_file_name(CONFIG);
+    let is_adapter = tensors.iter().any(|tensor| tensor.name.contains(".lora_A."));
+    let beside = path.with_file_name(if is_adapter { ADAPTER_CONFIG_FILE } else { CONFIG });
     let config = options.config.as_deref().or(Some(beside.as_path()).filter(|p| p.is_file()));
     let config = config.map(json::read).transpose()?;
     // Of a type that tinylm does not compute, the keys alone are shown.
@@ -95,6 +125,7 @@ pub(super) fn read(path: &Path, options: &Options) -> Result<ModelSummary> {
         tied,
         metadata,
         architecture: architecture.map(|config| config.describe()),
+        adapter: config.as_ref().filter(|_| is_adapter).map(Adapter::of),
         config,
     })
 }
@@ -201,7 +232,12 @@ impl Tensor {
 
 impl ModelSummary {
     pub(super) fn summary(&self) -> String {
-        format!("model of {} parameters in {} tensors", units::count(self.parameters), self.tensors.len())
+        let what = match &self.adapter {
+            Some(Adapter { rank: Some(rank), .. }) => format!("adapter of rank {rank}, "),
+            Some(_) => "adapter of ".to_string(),
+            None => "model of ".to_string(),
+        };
+        format!("{what}{} parameters in {} tensors", units::count(self.parameters), self.tensors.len())
     }
 
     pub(super) fn render(&self, page: &mut Page) {
@@ -211,6 +247,12 @@ impl ModelSummary {
             self.tied.as_ref().map(|tied| format!("{} = {}, counted once", tied.output, tied.embedding));
         page.field("tied", tied);
         page.field("architecture", self.architecture.as_ref());
+        if let Some(adapter) = &self.adapter {
+            page.field("rank", adapter.rank);
+            page.field("alpha", adapter.alpha);
+            page.field("dropout", adapter.dropout);
+            page.field("targets", Some(adapter.targets.join(", ")).filter(|targets| !targets.is_empty()));
+        }
         page.pairs(&self.metadata);
         if let Some(Value::Object(config)) = &self.config {
             let pairs: Vec<String> =

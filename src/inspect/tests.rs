@@ -163,6 +163,26 @@ fn a_model_counts_tied_weights_once() {
 }
 
 #[test]
+fn an_adapter_is_told_by_its_rank_and_targets() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/adapter/qwen3");
+    let report = look(&folder, "adapter");
+    let main = |report: &Report| match &report.content {
+        Content::Files(files) => files.main.clone().unwrap(),
+        _ => panic!("{report}"),
+    };
+    let Content::Model(model) = main(&report).content else { panic!("{report}") };
+    // Two blocks with A and B each of 16 -> 24 queries, 16 -> 12 values, 24 -> 16 behind the activation.
+    assert_eq!(model.parameters, 2 * 8 * (16 + 24 + 16 + 12 + 24 + 16));
+    let adapter = model.adapter.unwrap();
+    assert_eq!((adapter.rank, adapter.alpha, adapter.dropout), (Some(8), Some(4.0), Some(0.05)));
+    assert_eq!(adapter.targets, ["down_proj", "q_proj", "v_proj"]);
+    shows(&report, &["adapter of rank 8, 1,728 parameters in 12 tensors", "down_proj, q_proj, v_proj"]);
+    // Of the file alone, too.
+    let file = look(&folder.join("adapter_model.safetensors"), "adapter_model.safetensors");
+    shows(&file, &["rank            8", "alpha           4"]);
+}
+
+#[test]
 fn the_parts_of_an_architecture_are_named() {
     let files = Files::new();
     let path = files.model("blob");

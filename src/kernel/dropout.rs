@@ -3,6 +3,9 @@
 //! No mask is kept. Whether a number is dropped is a hash of its row and column, so that the backward pass drops
 //! the same ones, whatever the threads and the order of work.
 
+use std::ops::Range;
+
+use super::matmul::View;
 use super::simd::{F, LANES, Simd, U, simd};
 use super::team::{Parts, Team};
 
@@ -92,6 +95,29 @@ pub fn apply(
         // SAFETY: the ranges of rows are disjoint.
         let y = unsafe { y.take(all.clone()) };
         apply_rows(team.isa, dropout, columns, first + rows.start, &x[all], y, add);
+    });
+}
+
+/// As [`apply`] for `rows` of the batch, of which `x` has the numbers, both with rows that need not lie end to
+/// end: those of y begin every `stride`.
+#[allow(clippy::too_many_arguments)]
+pub fn rows(
+    team: &Team,
+    dropout: Dropout,
+    columns: usize,
+    rows: Range<usize>,
+    x: View,
+    y: &mut [f32],
+    stride: usize,
+    add: bool,
+) {
+    let y = Parts::new(y);
+    team.ranges(rows.len(), 16, |some| {
+        for i in some {
+            // SAFETY: each row has one task.
+            let y = unsafe { y.take(i * stride..i * stride + columns) };
+            apply_rows(team.isa, dropout, columns, rows.start + i, &x.row(i)[..columns], y, add);
+        }
     });
 }
 

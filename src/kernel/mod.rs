@@ -12,6 +12,7 @@
 //!  embedding   token embeddings, and positions that are added to them
 //!  norm        LayerNorm, RMSNorm
 //!  linear      y = x·W + b
+//!  lora        low-rank adapters of that
 //!  rotary      normalized and rotated queries and keys
 //!  attention   causal, multi-head, grouped-query and multi-query
 //!  activation  GELU, SiLU, ReLU², plain or gated
@@ -59,6 +60,7 @@ pub mod dropout;
 mod dtype;
 pub mod embedding;
 pub mod linear;
+pub mod lora;
 pub mod loss;
 mod math;
 pub mod matmul;

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{texts, tokenizers};
+use super::{adapters, texts, tokenizers};
 use crate::base::{Error, Invalid, Result, fs, machine};
 use crate::corpus::conversation::{Message, Role};
+use crate::corpus::held_out;
 use crate::eval::{self, Gate, Scored};
 use crate::generate;
 use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
@@ -63,6 +64,7 @@ impl Kind for Eval {
             Port::new("model", "model", "What is judged."),
             Port::new("tokenizer", "tokenizer", "The model's tokenizer.")
                 .or_source(&["tokenizer.json", ".json"]),
+            Port::new("adapter", adapters::ADAPTER, "What is merged into the model before.").optional(),
         ];
         inputs.extend(texts::ports());
         inputs.push(Port::new("validation_docs", "documents", KEPT_APART).optional().many());
@@ -109,14 +111,20 @@ impl Kind for Eval {
         if let Ok(own) = input.file(TOKENIZER_FILE) {
             Tokenizer::load_with(own, &names)?.is_part_of(&tokenizer)?;
         }
-        let model = Model::load(input.file(CONFIG_FILE)?, input.file(WEIGHTS_FILE)?, tokenizer)?;
+        let mut model = Model::load(input.file(CONFIG_FILE)?, input.file(WEIGHTS_FILE)?, tokenizer)?;
+        let adapter = ctx.optional("adapter");
+        if let Some(adapter) = adapter {
+            model.transformer = adapters::merged(model.transformer, adapter)?;
+        }
+        // An adapter that was trained here says what was held out from the model, too.
+        let trained = adapter.filter(|adapter| adapter.find(held_out::FILE_NAME).is_some());
         let texts = eval::Texts {
             split: texts::inputs(ctx)?,
             validation: texts::inputs_at(ctx, "validation_docs", "validation_chats")?,
         };
         let options = eval::Options {
             scored: params.split,
-            held_out: texts::held_out_by(input)?,
+            held_out: texts::held_out_by(trained.unwrap_or(input))?,
             validation_fraction: params.validation_fraction,
             max_tokens: params.max_tokens,
             completions: params.completions,
@@ -284,6 +292,26 @@ mod tests {
             [("model", tuned_model), tokenizer, ("validation_docs", apart), ("validation_chats", chats(5))];
         let (documents, conversations, _) = scored("", &inputs);
         assert_eq!((documents, conversations), (7.into(), 5.into()));
+    }
+
+    #[test]
+    fn an_adapter_is_judged_on_its_model_as_merged() {
+        let fixed = [("tokenizer", tokenizer()), ("docs", docs(20))];
+        let (_shards, shards) = make::<Shard>("", &fixed, "shards");
+        let (_base, base) = make::<Pretrain>(TINY, &[("shards", shards), fixed[0].clone()], "model");
+        let inputs = [("model", base.clone()), ("tokenizer", tokenizer()), ("chats", chats(20))];
+        let params = "steps: 3, batch_size: 2, learning_rate: 0.1, lora: { rank: 2 }";
+        let (tuned, merged) = make::<Finetune>(params, &inputs, "model");
+        let scored = |model: &Artifact, adapter: Option<Artifact>| {
+            let mut inputs = vec![("model", model.clone()), ("tokenizer", tokenizer()), ("chats", chats(20))];
+            inputs.extend(adapter.map(|adapter| ("adapter", adapter)));
+            let (made, _) = make::<Eval>("", &inputs, "report");
+            json(&made, "report", "report.json")["chats"].clone()
+        };
+        let adapted = scored(&base, Some(tuned.artifact("adapter").unwrap()));
+        assert!(adapted["tokens"].as_u64().unwrap() > 0);
+        assert_eq!(adapted, scored(&merged, None), "the same split, too");
+        assert_ne!(adapted, scored(&base, None));
     }
 
     #[test]

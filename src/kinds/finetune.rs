@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use super::adapters::{ADAPTER, Adapters};
 use super::texts::held_out_by;
 use super::tokenizers;
 use super::training;
@@ -34,6 +35,9 @@ training_params! {
         /// The tokens that are learned: what the `assistant` says, where the weight of its message is not 0;
         /// or `all` of a conversation, openings of turns and what others say among them.
         loss_on: LossOn = LossOn::Assistant,
+        /// Trains low-rank adapters (LoRA) instead of the weights: `{ rank: 8, alpha: 16 }`. They become the
+        /// output `adapter`. Default: the weights are trained.
+        lora: Option<Adapters> = None,
     }
 }
 
@@ -79,11 +83,19 @@ impl Kind for Finetune {
                 .optional()
                 .many(),
             ],
-            outputs: vec![Port::new(
-                "model",
-                "model",
-                "`model.safetensors`, `config.json`, `tokenizer.json`; `held_out.json`, metrics and samples.",
-            )],
+            outputs: vec![
+                Port::new(
+                    "model",
+                    "model",
+                    "`model.safetensors`, `config.json`, `tokenizer.json`; `held_out.json`, metrics and samples.",
+                ),
+                Port::new(
+                    "adapter",
+                    ADAPTER,
+                    "With `lora`: `adapter_model.safetensors`, `adapter_config.json`, as PEFT has them; \
+                     `held_out.json`.",
+                ),
+            ],
             open: false,
             seeded: true,
             parallel: true,
@@ -93,8 +105,12 @@ impl Kind for Finetune {
     }
 
     fn outputs(params: &Params) -> Vec<Port> {
+        let is_there = |port: &Port| match port.name.as_str() {
+            "adapter" => params.lora.is_some(),
+            _ => params.merges(),
+        };
         let checkpoints = training::checkpoints(&params.keep_checkpoints);
-        Self::info().outputs.into_iter().chain(checkpoints).collect()
+        Self::info().outputs.into_iter().filter(is_there).chain(checkpoints).collect()
     }
 
     fn resumes(params: &Params, seed: u64, state: &Path) -> Option<Resume> {
@@ -110,6 +126,24 @@ impl Kind for Finetune {
         if !(0.0..1.0).contains(&params.validation_fraction) {
             let found = params.validation_fraction;
             issues.push(Issue::param("validation_fraction", format!("expected 0 to below 1, found {found}")));
+        }
+        if let Some(lora) = &params.lora {
+            issues.extend(lora.validate());
+            let frozen = [
+                ("embedding_learning_rate", params.embedding_learning_rate),
+                ("vector_learning_rate", params.vector_learning_rate),
+            ];
+            let given = frozen.into_iter().filter(|(_, rate)| rate.is_some());
+            issues.extend(given.map(|(name, _)| {
+                let what = "it changes nothing here: with `lora` the matrices of adapters alone are trained";
+                Issue::param(name, what).help("leave it or `lora` away")
+            }));
+            let size = |port| inputs.number(port, "vocab_size").map(|(_, n)| n);
+            if let (Some(model), Some(tokens)) = (size("model"), size("tokenizer"))
+                && tokens > model
+            {
+                issues.push(Issue::input("tokenizer", new_tokens(tokens, model)).help(WITHOUT_NEW_TOKENS));
+            }
         }
         if let Some((up, len)) = inputs.number("model", "seq_len").filter(|(_, len)| *len < SHORTEST) {
             let what = format!("`{}` holds {len} tokens, too few for an exchange", up.label);
@@ -141,7 +175,10 @@ impl Kind for Finetune {
                 .help(format!("pretrain with `seq_len: {shortest}` or more")));
         }
         let (train, validation, rule) = rows(params, ctx, &model)?;
-        let places = training::places(ctx, "model")?;
+        if let Some(lora) = &params.lora {
+            model.transformer = lora.begin(model.transformer, ctx.seed)?;
+        }
+        let places = training::places(ctx, if params.merges() { "model" } else { "adapter" })?;
         let mut objective = NextToken { label_smoothing: params.label_smoothing };
         let options = params.options(ctx.seed);
         let outcome =
@@ -149,10 +186,32 @@ impl Kind for Finetune {
         let mut held_out = held_out_by(ctx.input("model")?)?;
         held_out.conversations.push(rule);
         held_out.save(places.output)?;
-        model.save(places.output)?;
+        if params.lora.is_some() {
+            let folder = ctx.output("adapter")?;
+            held_out.save(folder)?;
+            model.transformer.save_adapter(folder)?;
+        }
+        if params.merges() {
+            model.save(places.output)?;
+        }
         training::save_checkpoints(ctx, &mut model, &outcome, &held_out)
     }
 }
+
+impl Params {
+    /// Whether a whole model comes out.
+    fn merges(&self) -> bool {
+        self.lora.as_ref().is_none_or(|lora| lora.merge)
+    }
+}
+
+fn new_tokens(tokens: u64, room: u64) -> String {
+    format!(
+        "{tokens} tokens for a model of {room}: with `lora` the embedding is frozen, and learns no new ones"
+    )
+}
+
+const WITHOUT_NEW_TOKENS: &str = "connect the model's own tokenizer, or leave `lora` away";
 
 /// The model with the tokenizer that is connected, its embedding extended where that has new tokens.
 fn load(params: &Params, ctx: &Context) -> Result<Model> {
@@ -164,7 +223,12 @@ fn load(params: &Params, ctx: &Context) -> Result<Model> {
     let names = params.special_tokens.clone().or(names);
     let tokenizer = tokenizers::load(connected, names)?;
     own.is_part_of(&tokenizer)?;
-    if tokenizer.vocab_size() > transformer.config.vocab_size {
+    let (tokens, room) = (tokenizer.vocab_size(), transformer.config.vocab_size);
+    if tokens > room && params.lora.is_some() {
+        let what = format!("`{}`: {}", connected.label, new_tokens(tokens as u64, room as u64));
+        return Err(Error::input(what).help(WITHOUT_NEW_TOKENS));
+    }
+    if tokens > room {
         tracing::info!(
             "the embedding grows from {} to {} tokens",
             transformer.config.vocab_size,
@@ -251,10 +315,11 @@ fn warn_of_trained(chats: &[(String, Rendered)], given: &[(String, Rendered)]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::adapters;
     use super::super::texts::fixtures;
     use super::*;
     use crate::corpus::held_out;
-    use crate::model::{Config, gpt2};
+    use crate::model::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, Config, gpt2};
     use crate::stage::{Artifact, harness};
 
     fn tokenizer(name: &str) -> Artifact {
@@ -271,10 +336,14 @@ mod tests {
     }
 
     fn run(tokenizer: Artifact, threads: usize) -> Result<harness::Outcome> {
+        run_with("", tokenizer, threads)
+    }
+
+    fn run_with(params: &str, tokenizer: Artifact, threads: usize) -> Result<harness::Outcome> {
         let dir = tempfile::tempdir().unwrap();
         let inputs = [("model", model(dir.path())), ("tokenizer", tokenizer), ("chats", fixtures::chats(60))];
-        let params = "{ steps: 3, batch_size: 4, eval_every: 2, keep_checkpoints: [2] }";
-        harness::run_with::<Finetune>(params, &inputs, 1, threads, &crate::base::Quiet)
+        let params = format!("{{ steps: 3, batch_size: 4, eval_every: 2, keep_checkpoints: [2], {params} }}");
+        harness::run_with::<Finetune>(&params, &inputs, 1, threads, &crate::base::Quiet)
     }
 
     #[test]
@@ -328,9 +397,75 @@ mod tests {
             "normalized": false, "special": true
         }));
         crate::base::fs::write(&path, json.to_string().as_bytes()).unwrap();
-        let tuned = run(harness::artifact("wider", &path).unwrap(), 2).unwrap();
+        let wider = || harness::artifact("wider", &path).unwrap();
+        let frozen = run_with("lora: {}", wider(), 2).err().unwrap().to_string();
+        assert!(frozen.contains("with `lora` the embedding is frozen, and learns no new ones"), "{frozen}");
+        let tuned = run(wider(), 2).unwrap();
         let config = String::from_utf8(tuned.read("model", CONFIG_FILE)).unwrap();
         assert!(config.contains(&format!("\"vocab_size\": {}", size + 1)), "{config}");
+    }
+
+    /// Base model, tokenizer and conversations.
+    fn inputs(folder: &Path) -> [(&'static str, Artifact); 3] {
+        [("model", model(folder)), ("tokenizer", tokenizer("byte_bpe.json")), ("chats", fixtures::chats(60))]
+    }
+
+    #[test]
+    fn adapters_are_trained_to_the_same_bytes_and_merged() {
+        let dir = tempfile::tempdir().unwrap();
+        let tune = |params: &str, threads: usize| {
+            let params =
+                format!("{{ steps: 4, batch_size: 4, eval_every: 2, keep_checkpoints: [2], {params} }}");
+            let inputs = inputs(dir.path());
+            harness::run_with::<Finetune>(&params, &inputs, 1, threads, &crate::base::Quiet).unwrap()
+        };
+        let lora = "lora: { rank: 2, targets: [v, q, down] }";
+        let (one, two) = (tune(lora, 1), tune(lora, 2));
+        for (port, file) in [
+            ("model", WEIGHTS_FILE),
+            ("model", "metrics.jsonl"),
+            ("step-2", WEIGHTS_FILE),
+            ("adapter", ADAPTER_WEIGHTS_FILE),
+            ("adapter", ADAPTER_CONFIG_FILE),
+        ] {
+            assert_eq!(one.read(port, file), two.read(port, file), "{port}, {file}");
+        }
+        // The adapters on the base are the model; they alone were trained.
+        let base = inputs(dir.path())[0].1.clone();
+        let load = |a: &Artifact| {
+            Transformer::load(a.file(CONFIG_FILE).unwrap(), a.file(WEIGHTS_FILE).unwrap()).unwrap()
+        };
+        let adapted = adapters::merged(load(&base), &one.artifact("adapter").unwrap()).unwrap();
+        assert_eq!(adapted.to_safetensors().unwrap(), one.read("model", WEIGHTS_FILE));
+        let (base, tuned) = (load(&base), load(&one.artifact("model").unwrap()));
+        for p in base.parameters() {
+            let changes = p.name.ends_with("c_attn.weight") || p.name.ends_with("mlp.c_proj.weight");
+            let same = base.weights[p.range.clone()] == tuned.weights[p.range.clone()];
+            assert_ne!(changes, same, "{}", p.name);
+        }
+        assert_ne!(one.read("step-2", WEIGHTS_FILE), one.read("model", WEIGHTS_FILE));
+
+        let apart = tune("lora: { rank: 2, targets: [q, v, down], merge: false }", 2);
+        assert!(apart.artifact("model").is_err());
+        for file in [ADAPTER_WEIGHTS_FILE, ADAPTER_CONFIG_FILE, held_out::FILE_NAME] {
+            assert_eq!(apart.read("adapter", file), one.read("adapter", file), "{file}");
+        }
+        assert_eq!(apart.read("adapter", "metrics.jsonl"), one.read("model", "metrics.jsonl"));
+    }
+
+    #[test]
+    fn adapters_that_cannot_be_trained_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = |params: &str| {
+            let found = harness::run::<Finetune>(&format!("{{ {params} }}"), &inputs(dir.path()), 1);
+            found.err().unwrap().to_string()
+        };
+        assert!(error("lora: { rank: 0 }").contains("`lora.rank`: must be 1 to"));
+        assert!(error("lora: { targets: [q, q] }").contains("`lora.targets`: `q` stands twice"));
+        assert!(error("lora: { targets: [k, gate] }").contains("the model has no `gate`, only"));
+        assert!(error("lora: { targets: [qkv] }").contains("unknown value `qkv`"));
+        let found = error("lora: {}, vector_learning_rate: 0.1");
+        assert!(found.contains("`vector_learning_rate`: it changes nothing here"), "{found}");
     }
 
     #[test]

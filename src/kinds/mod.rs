@@ -11,6 +11,7 @@ pub mod shard;
 pub mod synthesize;
 pub mod train_tokenizer;
 
+pub mod adapters;
 mod texts;
 mod tokenizers;
 mod training;

@@ -62,7 +62,7 @@ impl Activations {
 pub fn forward(pass: &Pass, i: usize, kept: &mut Activations, scratch: &mut Scratch, spans: &mut [Span]) {
     let block = &pass.model.layout.blocks[i];
     let n = pass.rows * pass.config().d_model;
-    let Scratch { x, x0, a, qk, wide, .. } = scratch;
+    let Scratch { x, x0, a, qk, wide, adapters, .. } = scratch;
     let (x, a) = (&mut x[..n], &mut a[..n]);
     if let Some(mix) = pass.model.mix(block) {
         if pass.keep {
@@ -72,28 +72,31 @@ pub fn forward(pass: &Pass, i: usize, kept: &mut Activations, scratch: &mut Scra
     }
     let Activations { attn, attn_residual, mlp, mlp_residual, .. } = kept;
     sublayer(pass, &block.attn_norm, 3 * i + 2, attn_residual, x, a, |a| {
-        attention::forward(pass, block, 3 * i + 1, attn, a, qk, spans)
+        attention::forward(pass, block, 3 * i + 1, attn, a, qk, adapters, spans)
     });
     sublayer(pass, &block.mlp_norm, 3 * i + 3, mlp_residual, x, a, |a| {
-        mlp::forward(pass, block, mlp, a, wide)
+        mlp::forward(pass, block, mlp, a, wide, adapters)
     });
 }
 
-/// Block `i` backwards: the gradient of the residual stream behind it, in `scratch.x`, becomes that before it.
-/// With a mix, the gradient of x0 is accumulated in `scratch.dx0`.
+/// Block `i` backwards: the gradient of the residual stream behind it, in `scratch.x`, becomes that before it, if
+/// it is needed for what is `below`. With a mix that is trained, the gradient of x0 is accumulated in
+/// `scratch.dx0`.
 pub fn backward(
     pass: &Pass,
     i: usize,
     length: usize,
     kept: &mut Activations,
     scratch: &mut Scratch,
+    below: bool,
     turns: &mut Turns,
 ) {
     let block = &pass.model.layout.blocks[i];
     let n = pass.rows * pass.config().d_model;
-    let Scratch { x: dx, x0, dx0, a, b, qk, wide, .. } = scratch;
+    let Scratch { x: dx, x0, dx0, a, b, qk, wide, adapters, .. } = scratch;
     let (dx, a) = (&mut dx[..n], &mut a[..n]);
     let Activations { attn, attn_residual, mlp, mlp_residual, mixed } = kept;
+    let below_mlp = below || turns.trains(&block.qkv) || turns.trains(&block.attn_proj);
     sublayer_backward(
         pass,
         &block.mlp_norm,
@@ -102,9 +105,13 @@ pub fn backward(
         dx,
         a,
         b,
+        below_mlp,
         turns,
-        |da, _, input, turns| mlp::backward(pass, block, mlp, da, wide, input, turns),
+        |da, _, input, turns| mlp::backward(pass, block, mlp, da, wide, adapters, input, below_mlp, turns),
     );
+    if !below_mlp {
+        return;
+    }
     sublayer_backward(
         pass,
         &block.attn_norm,
@@ -113,12 +120,16 @@ pub fn backward(
         dx,
         a,
         b,
+        below,
         turns,
         |da, b, input, turns| {
-            let scratch = attention::Scratch { qk, dout: b, dqkv: wide };
-            attention::backward(pass, block, 3 * i + 1, attn, length, da, scratch, input, turns)
+            let scratch = attention::Scratch { qk, dout: b, dqkv: wide, adapters };
+            attention::backward(pass, block, 3 * i + 1, attn, length, da, scratch, input, below, turns)
         },
     );
+    if !below {
+        return;
+    }
     mix_backward(pass, block, &mixed[..n.min(mixed.len())], x0, dx, dx0, turns);
 }
 
@@ -152,8 +163,8 @@ fn sublayer(
     }
 }
 
-/// `backward` turns dL/d(the layer's output) into dL/d(its input), in place; it is given a scratch and what
-/// writes the layer's input once more.
+/// `backward` turns dL/d(the layer's output) into dL/d(its input), in place, if that is needed for what is
+/// `below`; it is given a scratch and what writes the layer's input once more.
 #[allow(clippy::too_many_arguments)]
 fn sublayer_backward(
     pass: &Pass,
@@ -163,6 +174,7 @@ fn sublayer_backward(
     dx: &mut [f32],
     a: &mut [f32],
     b: &mut [f32],
+    below: bool,
     turns: &mut Turns,
     backward: impl FnOnce(&mut [f32], &mut [f32], &dyn Fn(&mut [f32]), &mut Turns),
 ) {
@@ -172,7 +184,9 @@ fn sublayer_backward(
         Placement::Pre => {
             pass.dropped(site, dx, a);
             backward(a, b, &|a| norm::recompute(pass, layout, input, stats, a), turns);
-            norm::backward(pass, layout, input, stats, a, dx, turns);
+            if below {
+                norm::backward(pass, layout, input, stats, a, dx, turns);
+            }
         }
         Placement::Post => {
             a.fill(0.0);
@@ -180,7 +194,9 @@ fn sublayer_backward(
             pass.copy(a, dx);
             pass.dropped(site, dx, a);
             backward(a, b, &|a| pass.copy(input, a), turns);
-            pass.add(a, dx);
+            if below {
+                pass.add(a, dx);
+            }
         }
     }
 }
@@ -194,10 +210,14 @@ fn mix_backward(
     dx0: &mut [f32],
     turns: &mut Turns,
 ) {
-    let Some(mix) = pass.model.mix(block) else { return };
+    let (Some(mix), Some(range)) = (pass.model.mix(block), &block.mix) else { return };
     let n = dx.len();
+    if !turns.is_trained(range) {
+        // The embedding is frozen, too, and needs no gradient.
+        return residual::mix(pass.team, [mix[0], 0.0], dx, &x0[..n]);
+    }
     let gradient = residual::mix_backward(pass.team, mix, mixed, &x0[..n], dx, &mut dx0[..n]);
-    turns.add([block.mix.as_ref()], |[to]| {
+    turns.add([Some(range)], |[to]| {
         let to = to.expect("a block with a mix has its weights");
         to.iter_mut().zip(gradient).for_each(|(to, from)| *to += from);
     });

@@ -123,17 +123,18 @@ impl Executor {
     ) -> f64 {
         assert!(self.backward, "an executor for training");
         self.check(all);
-        let dropout = DropoutSites { p: model.config.dropout, key };
+        let dropout = DropoutSites::of(model, key);
         let (c, length) = (model.config.d_model, all.length);
+        let trains_embeddings = model.layout.is_trained(&model.layout.tokens);
         let mut nats = 0.0;
         for (first, round) in split(all, round_of(length)) {
-            let n = round.ids.len();
-            if self.embeddings.len() < n * c {
-                self.embeddings = Buffer::new(n * c);
+            let len = if trains_embeddings { round.ids.len() * c } else { 0 };
+            if self.embeddings.len() < len {
+                self.embeddings = Buffer::new(len);
             }
             let mut embeddings = std::mem::replace(&mut self.embeddings, Buffer::new(0));
-            let own = embeddings[..n * c].chunks_mut(sequences_of(length) * length * c).map(Mutex::new);
-            let parts: Vec<_> = split(round, sequences_of(length)).zip(own).collect();
+            let mut own = embeddings[..len].chunks_mut(sequences_of(length) * length * c).map(Mutex::new);
+            let parts: Vec<_> = split(round, sequences_of(length)).map(|part| (part, own.next())).collect();
             let ordered = OrderedGradient::new(&model.layout, c, gradient, parts.len());
             let count = self.prepare(parts.len(), length);
             nats += ordered::side_by_side(
@@ -148,12 +149,16 @@ impl Executor {
                     forward(&pass, workspace, *part);
                     let nats = loss_and_backward(&pass, workspace, *part, smoothing, &mut turns);
                     backward(&pass, workspace, length, &mut turns);
-                    lock(embeddings).copy_from_slice(&workspace.scratch.x[..part.ids.len() * c]);
+                    if let Some(embeddings) = embeddings {
+                        lock(embeddings).copy_from_slice(&workspace.scratch.x[..part.ids.len() * c]);
+                    }
                     nats
                 },
             );
             drop(parts);
-            self.add_embeddings(model, round, &embeddings[..n * c], gradient);
+            if trains_embeddings {
+                self.add_embeddings(model, round, &embeddings[..len], gradient);
+            }
             self.embeddings = embeddings;
         }
         nats
@@ -197,7 +202,7 @@ impl Executor {
     /// As [`Executor::loss`].
     pub fn sequence_nats(&mut self, model: &Transformer, all: Sequences, key: Option<u64>) -> Vec<f64> {
         self.check(all);
-        let dropout = key.map_or(DropoutSites::NONE, |key| DropoutSites { p: model.config.dropout, key });
+        let dropout = key.map_or(DropoutSites::NONE, |key| DropoutSites::of(model, key));
         let (c, length, some) = (model.config.d_model, all.length, sequences_of(all.length));
         let mut sums = vec![0.0; all.ids.len().div_ceil(length)];
         let parts: Vec<_> = split(all, some).zip(sums.chunks_mut(some).map(Mutex::new)).collect();
@@ -498,9 +503,11 @@ fn loss_and_backward(
     nats
 }
 
-/// From the gradient in `scratch.b` down to that of the embeddings, in `scratch.x`.
+/// From the gradient in `scratch.b` down to the lowest parameter that is trained: to the embeddings, whose gradient
+/// is then in `scratch.x`, or to the first block.
 fn backward(pass: &Pass, workspace: &mut Workspace, length: usize, turns: &mut Turns) {
     let n = pass.rows * pass.config().d_model;
+    let to_embeddings = turns.is_trained(&pass.model.layout.tokens);
     let Workspace { kept, embed, scratch, .. } = workspace;
     scratch.x[..n].fill(0.0);
     let Scratch { x, last, stats, b, .. } = scratch;
@@ -510,7 +517,11 @@ fn backward(pass: &Pass, workspace: &mut Workspace, length: usize, turns: &mut T
         scratch.dx0[..n].fill(0.0);
     }
     for i in (0..pass.config().n_layer).rev() {
-        block::backward(pass, i, length, &mut kept[i], scratch, turns);
+        let below = i > 0 || to_embeddings;
+        block::backward(pass, i, length, &mut kept[i], scratch, below, turns);
+    }
+    if !to_embeddings {
+        return;
     }
     if pass.config().residual_mix {
         pass.add(&scratch.dx0[..n], &mut scratch.x[..n]);

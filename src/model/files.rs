@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::{Config, Transformer};
+use super::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, Config, Transformer};
 use crate::base::{Error, Result, fs};
 use crate::tokenizer::{Special, TOKENIZER_CONFIG_FILE, Tokenizer};
 
@@ -31,7 +31,7 @@ impl Model {
         Ok(Model { transformer: gpt, tokenizer })
     }
 
-    /// Writes the files into `folder`; the same model gives the same bytes.
+    /// Writes the files into `folder`, adapters merged; the same model gives the same bytes.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -45,6 +45,18 @@ impl Model {
             fs::write(&folder.join(TOKENIZER_CONFIG_FILE), &json)?;
         }
         fs::write(&folder.join(WEIGHTS_FILE), &self.transformer.to_safetensors()?)
+    }
+}
+
+impl Transformer {
+    /// Writes the two files of its adapters into `folder`, as PEFT has them.
+    ///
+    /// # Errors
+    /// When a file cannot be written, or there are no adapters.
+    pub fn save_adapter(&self, folder: &Path) -> Result<()> {
+        let (config, weights) = self.adapter_files()?;
+        fs::write(&folder.join(ADAPTER_CONFIG_FILE), &config)?;
+        fs::write(&folder.join(ADAPTER_WEIGHTS_FILE), &weights)
     }
 }
 

@@ -52,6 +52,22 @@ pub struct LinearLayout {
     /// `[out]`
     pub bias: Option<Range<usize>>,
     pub out: usize,
+    pub adapters: Option<AdapterLayout>,
+}
+
+/// The low-rank adapters of a linear layer.
+#[derive(Debug, Clone)]
+pub struct AdapterLayout {
+    /// Side by side, `[in, parts · rank]`.
+    pub a: Range<usize>,
+    /// Side by side, `[rank, Σ columns]`.
+    pub b: Range<usize>,
+    /// Columns of the layer's output that an adapter is added to, in ascending order.
+    pub parts: Vec<Range<usize>>,
+    /// What each part is.
+    pub targets: Vec<super::Target>,
+    /// Where its input is dropped.
+    pub site: usize,
 }
 
 /// A block's parameters.
@@ -160,7 +176,7 @@ impl Builder<'_> {
         });
         self.parameters.last_mut().expect("just pushed").columns = ends.collect();
         let mut bias_of = || self.tensor(format!("{name}.bias"), &[out], Role::Vector, Begin::Fill(0.0));
-        LinearLayout { weight, bias: bias.then(&mut bias_of), out }
+        LinearLayout { weight, bias: bias.then(&mut bias_of), out, adapters: None }
     }
 
     /// `adds`: to the residual stream.
@@ -198,6 +214,11 @@ impl Builder<'_> {
 }
 
 impl Layout {
+    /// Whether training changes it.
+    pub fn is_trained(&self, range: &Range<usize>) -> bool {
+        self.trained.start <= range.start && range.end <= self.trained.end
+    }
+
     pub fn new(config: &Config) -> Self {
         let (v, c) = (config.vocab_size, config.d_model);
         let mut b = Builder { config, parameters: Vec::new(), begin: Vec::new(), len: 0 };

@@ -4,7 +4,8 @@
 //!  config      the architecture: sizes, and which parts            presets   architectures with a name
 //!  layout      parameters: name, shape, place, how each begins
 //!  transformer a config with its weights
-//!  layer/      norm, attention, mlp, embed, head: what each keeps, forward and backward side by side
+//!  lora        low-rank adapters, which are trained instead of the rest
+//!  layer/      norm, attention, mlp, embed, head, adapter: what each keeps, forward and backward side by side
 //!  block       how sublayers, norms and residual connections are put together: the only place
 //!  workspace   activations and scratch of a micro-batch
 //!  ordered     gradients that are added up in a fixed order
@@ -33,6 +34,7 @@ mod files;
 pub mod format;
 mod layer;
 mod layout;
+mod lora;
 mod ordered;
 mod presets;
 pub mod reference;
@@ -43,7 +45,9 @@ pub use config::{Activation, Config, Init, Norm, Placement, Position, Yarn};
 pub use decode::{Cache, Decoder, Reading};
 pub use executor::{Executor, Sequences, mean_top_k, round_of};
 pub use files::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
+pub use format::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
 pub use layout::{Layout, Parameter, Role};
+pub use lora::{Lora, Target};
 pub use presets::{PRESETS, Preset, gpt2, llama, modern, post_norm, preset};
 pub use transformer::Transformer;
 
@@ -65,5 +69,7 @@ fn dropout_at(p: f64, key: u64, site: usize) -> Dropout {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_lora;
 #[cfg(test)]
 mod tests_with_transformers;

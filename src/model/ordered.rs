@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Layout;
+use super::layout::LinearLayout;
 use crate::kernel::{Team, loss};
 
 /// Locks whatever happened to the thread that held it before: that panic is reported elsewhere.
@@ -21,15 +22,17 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct OrderedGradient<'a> {
     /// A tensor each, by where it begins; the output projection by blocks of ids.
     tensors: Vec<(usize, Mutex<&'a mut [f32]>)>,
+    layout: &'a Layout,
     /// Additions that each micro-batch has made.
     made: Vec<AtomicUsize>,
     failed: AtomicBool,
 }
 
 impl<'a> OrderedGradient<'a> {
-    pub fn new(layout: &Layout, c: usize, gradient: &'a mut [f32], micro_batches: usize) -> Self {
+    /// `gradient` is laid out like the trained parameters; the others have none.
+    pub fn new(layout: &'a Layout, c: usize, gradient: &'a mut [f32], micro_batches: usize) -> Self {
         let (mut tensors, mut rest) = (Vec::new(), gradient);
-        for p in &layout.parameters {
+        for p in layout.parameters.iter().filter(|p| layout.is_trained(&p.range)) {
             let (own, behind) = rest.split_at_mut(p.range.len());
             rest = behind;
             let len = if p.range == layout.head {
@@ -43,7 +46,7 @@ impl<'a> OrderedGradient<'a> {
             tensors.extend(starts.zip(own.chunks_mut(len).map(Mutex::new)));
         }
         let made = (0..micro_batches).map(|_| AtomicUsize::new(0)).collect();
-        OrderedGradient { tensors, made, failed: AtomicBool::new(false) }
+        OrderedGradient { tensors, layout, made, failed: AtomicBool::new(false) }
     }
 
     pub fn turns<'b>(&'b self, micro_batch: &'b MicroBatch<'b>) -> Turns<'b, 'a> {
@@ -62,13 +65,24 @@ pub struct Turns<'b, 'a> {
 const SPINS: usize = 1000;
 
 impl<'b, 'a> Turns<'b, 'a> {
-    /// Adds to some tensors, each given by its range, of which some may be absent. Without any it does
-    /// nothing.
+    /// Whether a parameter is trained: of the others no gradient is computed.
+    pub fn is_trained(&self, range: &Range<usize>) -> bool {
+        self.gradient.layout.is_trained(range)
+    }
+
+    /// Whether something of a linear layer is trained.
+    pub fn trains(&self, linear: &LinearLayout) -> bool {
+        linear.adapters.is_some() || self.is_trained(&linear.weight)
+    }
+
+    /// Adds to some tensors, each given by its range, of which some may be absent or not trained. Without any it
+    /// does nothing.
     pub fn add<const N: usize>(
         &mut self,
         tensors: [Option<&Range<usize>>; N],
         add: impl FnOnce([Option<&mut [f32]>; N]),
     ) {
+        let tensors = tensors.map(|range| range.filter(|range| self.is_trained(range)));
         if tensors.iter().all(Option::is_none) {
             return;
         }

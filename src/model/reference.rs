@@ -12,9 +12,9 @@ use candle_nn::ops::{log_softmax, softmax};
 
 use super::config::{Activation, Norm, Placement, Position};
 use super::executor::Sequences;
-use super::layout::{BlockLayout, LinearLayout, NormLayout};
+use super::layout::{AdapterLayout, BlockLayout, LinearLayout, NormLayout};
 use super::transformer::Transformer;
-use super::{Config, dropout_at};
+use super::{Config, Lora, dropout_at};
 use crate::kernel::IGNORE;
 use crate::kernel::loss::Soft;
 
@@ -27,6 +27,7 @@ pub struct Reference {
     starts: Vec<usize>,
     device: Device,
     smoothing: f64,
+    lora: Option<Lora>,
 }
 
 /// What is the same for all layers of one pass.
@@ -54,6 +55,7 @@ impl Reference {
             starts: gpt.parameters().iter().map(|p| p.range.start).collect(),
             device: device.clone(),
             smoothing: 0.0,
+            lora: gpt.lora.clone(),
         })
     }
 
@@ -80,7 +82,8 @@ impl Reference {
             x = self.sublayer(&pass, 3 * i + 2, &block.attn_norm, x, |x| {
                 self.attention(block, x, &pass, 3 * i + 1)
             })?;
-            x = self.sublayer(&pass, 3 * i + 3, &block.mlp_norm, x, |x| self.feed_forward(block, x))?;
+            x =
+                self.sublayer(&pass, 3 * i + 3, &block.mlp_norm, x, |x| self.feed_forward(block, x, &pass))?;
         }
         let mut logits = self.norm(&layout.norm, &x)?.matmul(&self.at(&layout.head).t()?)?;
         if let Some(bias) = &layout.head_bias {
@@ -224,7 +227,7 @@ impl Reference {
     fn attention(&self, block: &BlockLayout, x: &Tensor, pass: &Pass, site: usize) -> Result<Tensor> {
         let Config { n_head, n_kv_head, d_head, .. } = self.config;
         let (b, t) = (pass.sequences, pass.length);
-        let qkv = self.linear(&block.qkv, x)?.reshape((b, t, n_head + 2 * n_kv_head, d_head))?;
+        let qkv = self.linear(&block.qkv, x, pass)?.reshape((b, t, n_head + 2 * n_kv_head, d_head))?;
         // `[B, heads, T, D]`
         let heads = |from: usize, n: usize| qkv.narrow(2, from, n)?.transpose(1, 2)?.contiguous();
         let q = self.query_or_key(&block.q_norm, heads(0, n_head)?, pass)?;
@@ -234,7 +237,7 @@ impl Reference {
         let scores = (q.matmul(&k.t()?)? / (d_head as f64).sqrt())?.broadcast_add(&pass.mask)?;
         let weights = self.drop(pass.dropout, site, softmax(&scores, D::Minus1)?)?;
         let mixed = weights.matmul(&v)?.transpose(1, 2)?.reshape((b * t, n_head * d_head))?;
-        self.linear(&block.attn_proj, &mixed)
+        self.linear(&block.attn_proj, &mixed, pass)
     }
 
     /// Normalized and rotated, as far as the architecture does that.
@@ -257,15 +260,15 @@ impl Reference {
         each.contiguous()?.reshape((b, n_head, t, d_head))
     }
 
-    fn feed_forward(&self, block: &BlockLayout, x: &Tensor) -> Result<Tensor> {
-        let hidden = self.linear(&block.up, x)?;
+    fn feed_forward(&self, block: &BlockLayout, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let hidden = self.linear(&block.up, x, pass)?;
         let f = self.config.d_ff;
         let hidden = if self.config.gated {
             (self.activation(&hidden.narrow(1, 0, f)?)? * hidden.narrow(1, f, f)?)?
         } else {
             self.activation(&hidden)?
         };
-        self.linear(&block.down, &hidden)
+        self.linear(&block.down, &hidden, pass)
     }
 
     fn activation(&self, x: &Tensor) -> Result<Tensor> {
@@ -297,16 +300,47 @@ impl Reference {
         }
     }
 
-    fn linear(&self, layout: &LinearLayout, x: &Tensor) -> Result<Tensor> {
-        let y = x.matmul(self.at(&layout.weight))?;
-        match &layout.bias {
-            Some(bias) => y.broadcast_add(self.at(bias)),
-            None => Ok(y),
+    fn linear(&self, layout: &LinearLayout, x: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let mut y = x.matmul(self.at(&layout.weight))?;
+        if let Some(bias) = &layout.bias {
+            y = y.broadcast_add(self.at(bias))?;
+        }
+        match (&self.lora, &layout.adapters) {
+            (Some(lora), Some(adapters)) => self.adapted(lora, adapters, x, y, pass),
+            _ => Ok(y),
         }
     }
 
+    /// `y[:, part] += alpha/rank · dropout(x)·A·B` for each part.
+    fn adapted(
+        &self,
+        lora: &Lora,
+        layout: &AdapterLayout,
+        x: &Tensor,
+        y: Tensor,
+        pass: &Pass,
+    ) -> Result<Tensor> {
+        let x = self.drop_share(lora.dropout, pass.dropout, layout.site, x.clone())?;
+        let (a, b) = (self.at(&layout.a), self.at(&layout.b));
+        let (mut all, mut end, mut column) = (Vec::new(), 0, 0);
+        for (i, part) in layout.parts.iter().enumerate() {
+            let (a, b) = (a.narrow(1, i * lora.rank, lora.rank)?, b.narrow(1, column, part.len())?);
+            let own = (x.matmul(&a.contiguous()?)?.matmul(&b.contiguous()?)? * f64::from(lora.scale()))?;
+            all.push(y.narrow(1, end, part.start - end)?);
+            all.push((y.narrow(1, part.start, part.len())? + own)?);
+            (end, column) = (part.end, column + part.len());
+        }
+        all.push(y.narrow(1, end, y.dim(1)? - end)?);
+        all.retain(|part| part.elem_count() > 0);
+        Tensor::cat(&all, 1)
+    }
+
     fn drop(&self, key: Option<u64>, site: usize, x: Tensor) -> Result<Tensor> {
-        let dropout = key.map(|key| dropout_at(self.config.dropout, key, site));
+        self.drop_share(self.config.dropout, key, site, x)
+    }
+
+    fn drop_share(&self, p: f64, key: Option<u64>, site: usize, x: Tensor) -> Result<Tensor> {
+        let dropout = key.map(|key| dropout_at(p, key, site));
         let Some(dropout) = dropout.filter(|d| !d.is_none()) else { return Ok(x) };
         let columns = x.dim(D::Minus1)?;
         let factor = |i: usize| {

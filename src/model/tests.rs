@@ -15,12 +15,12 @@ fn tiny() -> Config {
 }
 
 /// Odd sizes, so that no vector, panel or step comes out even, and several pieces in a batch.
-fn odd() -> Config {
+pub(super) fn odd() -> Config {
     Config { d_ff: 101, dropout: 0.2, ..gpt2(77, 54, 2, 3, 150) }
 }
 
 /// Architectures that between them have every part, in odd sizes.
-fn architectures() -> Vec<(&'static str, Config)> {
+pub(super) fn architectures() -> Vec<(&'static str, Config)> {
     let llama = Config { d_ff: 37, dropout: 0.2, ..llama(77, 54, 2, 3, 150) };
     let post = Config { d_ff: 101, dropout: 0.2, ..post_norm(77, 54, 2, 3, 150) };
     vec![
@@ -89,7 +89,7 @@ fn long() -> Config {
 
 /// Fresh weights, GPT-2's larger than a fresh model's, so that every part matters but no softmax is nearly
 /// one-hot, which f32 computes badly.
-fn model(config: &Config, seed: u64) -> Transformer {
+pub(super) fn model(config: &Config, seed: u64) -> Transformer {
     let mut gpt = Transformer::fresh(config, seed);
     let mut rng = Rng::new(seed, "more");
     let scale = if config.init == Init::Gpt2 { 4.0 } else { 1.0 };
@@ -98,7 +98,7 @@ fn model(config: &Config, seed: u64) -> Transformer {
 }
 
 /// `n` sequences, a fifth of whose targets don't count.
-fn batch(config: &Config, n: usize, seed: u64) -> (Vec<u32>, Vec<u32>) {
+pub(super) fn batch(config: &Config, n: usize, seed: u64) -> (Vec<u32>, Vec<u32>) {
     let mut rng = Rng::new(seed, "batch");
     let mut id = || rng.index(config.vocab_size) as u32;
     let ids: Vec<u32> = (0..n * config.seq_len).map(|_| id()).collect();
@@ -138,7 +138,7 @@ impl SoftTargets {
     }
 }
 
-fn logits(gpt: &Transformer, ids: &[u32]) -> Vec<Vec<f32>> {
+pub(super) fn logits(gpt: &Transformer, ids: &[u32]) -> Vec<Vec<f32>> {
     let mut pass = Executor::forward_only(&gpt.config, Team::new(2));
     let mut rows = Vec::new();
     let every = vec![0; ids.len()];
@@ -150,7 +150,7 @@ fn logits(gpt: &Transformer, ids: &[u32]) -> Vec<Vec<f32>> {
 }
 
 /// The max difference, as a share of the max of the values.
-fn gap(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn gap(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     assert!(a.iter().all(|x| x.is_finite()), "not a number, which no maximum shows");
     let size = b.iter().fold(0f32, |m, x| m.max(x.abs()));

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::config::Position;
 use super::layout::{Begin, BlockLayout};
-use super::{Config, Layout, Parameter};
+use super::{Config, Layout, Lora, Parameter};
 use crate::base::{Error, Result, Rng};
 use crate::kernel::loss::Output;
 use crate::kernel::rotary::{self, Rope};
@@ -17,6 +17,8 @@ pub struct Transformer {
     pub layout: Layout,
     /// All parameters, laid out as [`Layout`] says.
     pub weights: Buffer,
+    /// Its adapters, which are then all that is trained.
+    pub lora: Option<Lora>,
     /// The weights as bf16, laid out alike, when all matrices were rounded to that.
     bf16: Option<Vec<u16>>,
     /// Rotary angles of all positions.
@@ -37,6 +39,10 @@ impl Transformer {
         }
         self.bf16 = Some(self.weights.iter().map(|x| to_bf16(*x)).collect());
         self
+    }
+
+    pub(super) fn dtype(&self) -> Dtype {
+        if self.bf16.is_some() { Dtype::Bf16 } else { Dtype::F32 }
     }
 
     /// A new model, each tensor drawn from a stream of `seed` and its own name.
@@ -65,7 +71,7 @@ impl Transformer {
         let layout = Layout::new(config);
         let weights = Buffer::new(layout.len);
         let (rope, sinusoid) = position_tables(config);
-        Transformer { config: config.clone(), layout, weights, bf16: None, rope, sinusoid }
+        Transformer { config: config.clone(), layout, weights, lora: None, bf16: None, rope, sinusoid }
     }
 
     /// The same weights for sequences of another length, with rotary frequencies scaled for it.
@@ -92,8 +98,7 @@ impl Transformer {
     /// The parameters that training changes, by their ranges in [`Transformer::trained`].
     pub fn trained_parameters(&self) -> Vec<Parameter> {
         let trained = &self.layout.trained;
-        let inside =
-            self.parameters().iter().filter(|p| trained.start <= p.range.start && p.range.end <= trained.end);
+        let inside = self.parameters().iter().filter(|p| self.layout.is_trained(&p.range));
         let shifted = |p: &Parameter| Parameter {
             range: p.range.start - trained.start..p.range.end - trained.start,
             ..p.clone()

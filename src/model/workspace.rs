@@ -2,7 +2,7 @@
 
 use super::Config;
 use super::block::Activations;
-use super::layer::{attention, embed, mlp};
+use super::layer::{adapter, attention, embed, mlp};
 use crate::kernel::Buffer;
 use crate::kernel::loss::Logits;
 
@@ -36,6 +36,7 @@ pub struct Scratch {
     pub qk: Buffer,
     /// The hidden layer behind its activation, or gradients of queries, keys and values, or `[N, C]`.
     pub wide: Buffer,
+    pub adapters: adapter::Scratch,
 }
 
 impl Workspace {
@@ -64,6 +65,7 @@ impl Workspace {
                 b: of(true, c.max(config.q_width())),
                 qk: of(attention::is_encoded(config), config.q_width() + config.kv_width()),
                 wide: of(true, wide),
+                adapters: adapter::Scratch::new(),
             },
             logits: Logits::new(rows, config.vocab_size, backward),
         }

@@ -12,7 +12,7 @@ use crate::base::{Error, Invalid, Result, Rng, machine};
 use crate::cli::{DtypeArg, flag_error};
 use crate::kernel::{Dtype, Team, instructions, peak};
 use crate::model::reference::Reference;
-use crate::model::{self, Config, Executor, Sequences, Transformer};
+use crate::model::{self, Config, Executor, Lora, Parameter, Role, Sequences, Target, Transformer};
 use crate::train::optimizer::{Algorithm, Optimizer, Options};
 
 /// The learning rate.
@@ -44,6 +44,9 @@ pub struct Train {
     /// What makes an update of the gradient.
     #[arg(long, value_enum, default_value_t = OptimizerArg::Adamw)]
     optimizer: OptimizerArg,
+    /// Train low-rank adapters (LoRA) of this rank, of all matrices, instead of the weights. 0: the weights.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    lora_rank: usize,
     /// What computes: our kernels, or their plain twin on candle.
     #[arg(long, value_enum, default_value_t = Backend::Kernels)]
     backend: Backend,
@@ -80,6 +83,12 @@ pub struct TrainFigures {
     dtype: &'static str,
     optimizer: Algorithm,
     params: usize,
+    /// The rank of adapters; 0 where the weights are trained.
+    lora_rank: usize,
+    /// Parameters that are trained.
+    trained: usize,
+    /// Of the gradient and of what the optimizer keeps.
+    gradient_and_moments_mib: f64,
     batch: usize,
     seq: usize,
     tokens_per_s: f64,
@@ -101,21 +110,26 @@ pub struct TrainFigures {
 impl Train {
     pub fn measure(&self) -> Result<TrainFigures> {
         let config = self.config()?;
+        let transformer = self.transformer(&config)?;
+        let (trained, memory) = (transformer.trained().len(), self.gradient_and_moments(&transformer));
         let threads = self.threads.unwrap_or_else(machine::threads).max(1);
         let (times, loss) = match self.backend {
-            Backend::Kernels => self.kernels(&config, threads),
-            Backend::Candle => self.candle(&config)?,
+            Backend::Kernels => self.kernels(transformer, threads),
+            Backend::Candle => self.candle(transformer)?,
         };
         let peak_rss_mib = peak_rss_mib();
         let tokens = self.batch * config.seq_len;
         let step_ms = median_ms(times);
-        let gflops = flops(&config) * tokens as f64 / step_ms / 1e6;
+        let gflops = flops(&config, self.lora_rank > 0) * tokens as f64 / step_ms / 1e6;
         let peak_gflops = self.peak.then(|| peak(&self.team(threads)));
         Ok(TrainFigures {
             preset: self.preset.clone(),
             dtype: self.dtype().name(),
             optimizer: self.optimizer.into(),
             params: config.parameters(),
+            lora_rank: self.lora_rank,
+            trained,
+            gradient_and_moments_mib: rounded(memory as f64 / f64::from(1 << 20)),
             batch: self.batch,
             seq: config.seq_len,
             tokens_per_s: rounded(tokens as f64 / step_ms * 1e3),
@@ -128,6 +142,27 @@ impl Train {
             share_of_peak: peak_gflops.map(|p| rounded(gflops / p)),
             loss: rounded(loss / tokens as f64),
         })
+    }
+
+    fn transformer(&self, config: &Config) -> Result<Transformer> {
+        let transformer = Transformer::fresh(config, 1);
+        if self.lora_rank == 0 {
+            return Ok(transformer);
+        }
+        let (rank, targets) = (self.lora_rank, Target::of(config));
+        let lora = Lora { rank, alpha: 2.0 * rank as f64, dropout: 0.05, targets };
+        lora.validate()
+            .map_err(|i| flag_error(Invalid { param: format!("lora-{}", i.param).into(), ..i }))?;
+        transformer.with_adapters(&lora, 1)
+    }
+
+    /// Bytes of the gradient and of the optimizer's moments: AdamW keeps two numbers a parameter, Muon one of a
+    /// hidden matrix.
+    fn gradient_and_moments(&self, transformer: &Transformer) -> usize {
+        let is_muon = self.optimizer == OptimizerArg::Muon;
+        let moments = |p: &Parameter| if is_muon && p.role == Role::Matrix { 1 } else { 2 };
+        let numbers = |p: &Parameter| p.range.len() * (1 + moments(p));
+        transformer.trained_parameters().iter().map(numbers).sum::<usize>() * size_of::<f32>()
     }
 
     fn team(&self, threads: usize) -> Team {
@@ -166,10 +201,10 @@ impl Train {
     }
 
     /// The times of the steps, and the last one's loss.
-    fn kernels(&self, config: &Config, threads: usize) -> (Vec<Duration>, f64) {
+    fn kernels(&self, mut transformer: Transformer, threads: usize) -> (Vec<Duration>, f64) {
+        let config = &transformer.config.clone();
         let [ids, targets] = self.tokens(config);
         let all = Sequences::new(&ids, &targets, config.seq_len);
-        let mut transformer = Transformer::fresh(config, 1);
         let mut executor = Executor::training(config, self.team(threads));
         let mut optimizer = Optimizer::new(&transformer, &Options::new(self.optimizer.into(), RATE));
         let mut loss = 0.0;
@@ -186,10 +221,10 @@ impl Train {
 
     /// The same steps with the gradient of the plain twin and the same dropout masks: a reference for the
     /// last loss.
-    fn candle(&self, config: &Config) -> Result<(Vec<Duration>, f64)> {
+    fn candle(&self, mut transformer: Transformer) -> Result<(Vec<Duration>, f64)> {
+        let config = &transformer.config.clone();
         let [ids, targets] = self.tokens(config);
         let all = Sequences::new(&ids, &targets, config.seq_len);
-        let mut transformer = Transformer::fresh(config, 1);
         let team = self.team(1);
         let mut optimizer = Optimizer::new(&transformer, &Options::new(self.optimizer.into(), RATE));
         let math = |e: candle_core::Error| Error::bug(format!("candle: {e}"));
@@ -198,7 +233,7 @@ impl Train {
             let begun = Instant::now();
             let plain = Reference::new(&transformer, &Device::Cpu).map_err(math)?;
             let (loss, gradient) = plain.gradient(&transformer, all, Some(i as u64)).map_err(math)?;
-            optimizer.gradient.copy_from_slice(&gradient);
+            optimizer.gradient.copy_from_slice(&gradient[transformer.layout.trained.clone()]);
             let norm = optimizer.norm(&team, ids.len() as u64);
             optimizer.update(&team, transformer.trained_mut(), RATE, ids.len() as u64, norm);
             times.push(begun.elapsed());
@@ -209,10 +244,12 @@ impl Train {
 }
 
 /// Floating-point operations of the products of one token: 2 for each weight of a matrix forward, twice
-/// that backward, and the causal half of attention's two products.
-fn flops(config: &Config) -> f64 {
+/// that backward, or as many as forward where the weights are `frozen`; and the causal half of attention's two
+/// products. Those of adapters are not counted.
+fn flops(config: &Config, frozen: bool) -> f64 {
     let c = config.d_model;
-    let attention = c * config.qkv_width() + config.q_width() * c + config.q_width() * config.seq_len;
-    let feed_forward = c * config.hidden_width() + config.d_ff * c;
-    (6 * (config.n_layer * (attention + feed_forward) + config.vocab_size * c)) as f64
+    let attention = config.q_width() * config.seq_len;
+    let weights = c * config.qkv_width() + config.q_width() * c + c * config.hidden_width() + config.d_ff * c;
+    let weights = config.n_layer * weights + config.vocab_size * c;
+    (if frozen { 4 } else { 6 } * weights + 6 * config.n_layer * attention) as f64
 }

@@ -70,6 +70,11 @@ impl<'a, N: Number> View<'a, N> {
         View { data: &self.data[rows * self.row..], ..self }
     }
 
+    /// Without the first `columns`.
+    pub fn from_column(self, columns: usize) -> Self {
+        View { data: &self.data[columns * self.column..], ..self }
+    }
+
     /// A row and what follows it in memory. Not of a transpose.
     pub fn row(self, row: usize) -> &'a [N] {
         debug_assert!(self.column == 1);

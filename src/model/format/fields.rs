@@ -72,6 +72,11 @@ impl<'a> Fields<'a> {
         Fields { file, path, map, asked: RefCell::default(), notes: RefCell::default() }
     }
 
+    /// The name of the file.
+    pub fn file(&self) -> &'a str {
+        self.file
+    }
+
     /// The error that `name` has a value that is not as `expected` says.
     pub fn wrong(&self, name: &str, expected: impl Display) -> Error {
         let found = self.map.get(name).map_or("missing".to_string(), Value::to_string);

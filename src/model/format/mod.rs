@@ -5,6 +5,7 @@
 //! written as `tinylm`. What a type has no key for and what only training needs (how weights were
 //! initialized) stands in an object `tinylm`, which other programs pass over.
 
+mod adapter;
 mod fields;
 mod gpt2;
 mod llama;
@@ -16,6 +17,7 @@ mod weights;
 
 use serde_json::{Value, json};
 
+pub use self::adapter::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
 use self::fields::Fields;
 pub use self::stored::Stored;
 use super::{Activation, Config, Layout};
@@ -186,3 +188,5 @@ fn activation(fields: &Fields, key: &'static str, default: &'static str) -> Resu
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_adapters;

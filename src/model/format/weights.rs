@@ -6,6 +6,7 @@ use std::path::Path;
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors, View};
+use serde_json::Value;
 
 use super::{Description, Format, Stored};
 use crate::base::{Error, Result, fs, suggest};
@@ -45,11 +46,15 @@ impl Transformer {
         Ok(gpt)
     }
 
-    /// The weights as the type of file that holds the architecture has them, f32, little endian.
+    /// The weights as the type of file that holds the architecture has them, f32, little endian; adapters are
+    /// merged into them.
     ///
     /// # Errors
     /// When they can't be laid out.
     pub fn to_safetensors(&self) -> Result<Vec<u8>> {
+        if self.lora.is_some() {
+            return self.merged_copy().to_safetensors();
+        }
         let stored = super::of(&self.config).tensors(&self.layout);
         let tensors = stored.iter().map(|stored| (&stored.name, Written { stored, gpt: self }));
         // What `transformers` asks for before it reads a file.
@@ -61,13 +66,30 @@ impl Transformer {
 
 /// What the `config.json` at `path` says.
 fn description(path: &Path) -> Result<Description> {
+    let (name, value) = read_json(path)?;
+    super::read(&name, &value)
+}
+
+/// The JSON of a file, and what the file is called in messages.
+pub(super) fn read_json(path: &Path) -> Result<(String, Value)> {
     let name = path.display().to_string();
     let text = fs::read_text(path)?;
     let body = text.strip_prefix('\u{FEFF}').unwrap_or(&text);
     let value = json::parse_json(body, (text.len() - body.len()) as u64).map_err(|bad| {
         bad.into_error(&InputFile { name: name.clone(), path: path.to_path_buf(), size: text.len() as u64 })
     })?;
-    super::read(&name, &value)
+    Ok((name, value))
+}
+
+/// # Errors
+/// When a tensor's numbers are of a type that is not read.
+pub(super) fn expect_numbers(file: &str, name: &str, view: &TensorView) -> Result<()> {
+    if matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+        return Ok(());
+    }
+    let what = format!("is {:?}, expected F32, F16 or BF16", view.dtype());
+    Err(Error::input(format!("`{file}`: tensor `{name}` {what}"))
+        .help("convert the weights to one of these types first"))
 }
 
 /// A tensor whose bytes are made when they are written.
@@ -114,15 +136,12 @@ impl<'a> File<'a> {
     fn tensor(&self, stored: &Stored) -> Result<TensorView<'a>> {
         let (file, name, shape) = (self.name, &stored.name, &stored.shape);
         let view = self.find(name).ok_or_else(|| self.missing(name))?;
-        let wrong = |what: String| Error::input(format!("`{file}`: tensor `{name}` {what}"));
         if view.shape() != shape {
             let what = format!("has shape {:?}, expected {shape:?}", view.shape());
-            return Err(wrong(what).help("`config.json` and the weights must be of the same model"));
+            return Err(Error::input(format!("`{file}`: tensor `{name}` {what}"))
+                .help("`config.json` and the weights must be of the same model"));
         }
-        if !matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            let what = format!("is {:?}, expected F32, F16 or BF16", view.dtype());
-            return Err(wrong(what).help("convert the weights to one of these types first"));
-        }
+        expect_numbers(file, name, &view)?;
         Ok(view)
     }
 
@@ -176,7 +195,7 @@ impl<'a> File<'a> {
 }
 
 /// Puts the numbers of a tensor to their places.
-fn widen(view: &TensorView, places: impl Iterator<Item = usize>, weights: &mut [f32]) {
+pub(super) fn widen(view: &TensorView, places: impl Iterator<Item = usize>, weights: &mut [f32]) {
     let data = view.data();
     match view.dtype() {
         Dtype::F16 => {

@@ -3,11 +3,11 @@
 
 use std::ops::Range;
 
-use super::Pass;
+use super::{Pass, adapter};
+use crate::kernel::Buffer;
 use crate::kernel::attention::{self, Back, Rows, Shape};
 use crate::kernel::matmul::View;
 use crate::kernel::rotary::{self, Heads, QkGradients, QkNorm};
-use crate::kernel::{Buffer, linear};
 use crate::model::Config;
 use crate::model::config::Position;
 use crate::model::decode::KeysValues;
@@ -33,6 +33,8 @@ pub struct Activations {
     attended: Buffer,
     /// Row max and inverse sum of the attention weights, `[N·H, 2]`.
     stats: Buffer,
+    qkv_adapters: adapter::Hidden,
+    proj_adapters: adapter::Hidden,
 }
 
 impl Activations {
@@ -41,6 +43,8 @@ impl Activations {
             qkv: Buffer::new(rows * config.qkv_width()),
             attended: Buffer::new(rows * config.q_width()),
             stats: Buffer::new(2 * rows * config.n_head),
+            qkv_adapters: adapter::Hidden::new(),
+            proj_adapters: adapter::Hidden::new(),
         }
     }
 }
@@ -77,6 +81,7 @@ fn shape(pass: &Pass, span: &Span) -> Shape {
 }
 
 /// `x: [N, C]` becomes the layer's output. `qk: [N, (H + K)·D]` is a scratch for encoded queries and keys.
+#[allow(clippy::too_many_arguments)]
 pub fn forward(
     pass: &Pass,
     block: &BlockLayout,
@@ -84,12 +89,13 @@ pub fn forward(
     kept: &mut Activations,
     x: &mut [f32],
     qk: &mut [f32],
+    adapters: &mut adapter::Scratch,
     spans: &mut [Span],
 ) {
     let (config, n) = (pass.config(), pass.rows);
     let (c, q_width, qkv_width) = (config.d_model, config.q_width(), config.qkv_width());
     let qkv = &mut kept.qkv[..n * qkv_width];
-    linear::forward(pass.team, pass.linear(&block.qkv), View::new(x, c), qkv, qkv_width);
+    pass.linear_forward(&block.qkv, View::new(x, c), &mut kept.qkv_adapters, adapters, qkv, qkv_width);
     for span in spans {
         let shape = shape(pass, span);
         let (qkv, qk) = (&qkv[span.rows.start * qkv_width..span.rows.end * qkv_width], &mut *qk);
@@ -104,7 +110,7 @@ pub fn forward(
         attention::forward(pass.team, shape, q, k, v, pass.dropout.at(site), out, stats);
     }
     let attended = View::new(&kept.attended[..n * q_width], q_width);
-    linear::forward(pass.team, pass.linear(&block.attn_proj), attended, x, c);
+    pass.linear_forward(&block.attn_proj, attended, &mut kept.proj_adapters, adapters, x, c);
 }
 
 /// Where queries, keys and values of sequences of this `length` lie: in `qkv`, or encoded in `qk`.
@@ -135,9 +141,11 @@ pub struct Scratch<'a> {
     pub dout: &'a mut [f32],
     /// `[N, (H + 2K)·D]`
     pub dqkv: &'a mut [f32],
+    pub adapters: &'a mut adapter::Scratch,
 }
 
-/// `dx: [N, C]`, dL/d(output), becomes dL/d(input). `input` writes the layer's input, `[N, C]`, once more.
+/// `dx: [N, C]`, dL/d(output), becomes dL/d(input), if that is needed for what is `below`. `input` writes the
+/// layer's input, `[N, C]`, once more.
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
     pass: &Pass,
@@ -148,15 +156,21 @@ pub fn backward(
     dx: &mut [f32],
     scratch: Scratch,
     input: impl FnOnce(&mut [f32]),
+    below: bool,
     turns: &mut Turns,
 ) {
     let (config, n) = (pass.config(), pass.rows);
     let (c, q_width, width) = (config.d_model, config.q_width(), config.qkv_width());
-    let Scratch { qk, dout, dqkv } = scratch;
+    let Scratch { qk, dout, dqkv, adapters } = scratch;
     let (dout, dqkv) = (&mut dout[..n * q_width], &mut dqkv[..n * width]);
     let (qkv, attended) = (&kept.qkv[..n * width], &kept.attended[..n * q_width]);
-    pass.linear_backward(&block.attn_proj, View::new(attended, q_width), View::new(dx, c), turns);
-    linear::input(pass.team, pass.linear(&block.attn_proj), View::new(dx, c), dout, q_width);
+    let (proj, of_proj, dy) = (&block.attn_proj, &kept.proj_adapters, View::new(dx, c));
+    pass.begin_linear_backward(proj, dy, adapters);
+    pass.linear_backward(proj, View::new(attended, q_width), dy, of_proj, adapters, turns);
+    if !below && !turns.trains(&block.qkv) {
+        return;
+    }
+    pass.linear_input(proj, dy, dout, q_width, adapters);
     let [q, k, v] = queries_keys_values(pass, block, length, 0, qkv, qk);
     let span = Span { rows: 0..n, length, start: 0, cache: None };
     let back = Back { out: attended, stats: &kept.stats[..2 * n * config.n_head], dout };
@@ -166,10 +180,15 @@ pub fn backward(
         let mut encode = |q: Option<&mut [f32]>, k: Option<&mut [f32]>| {
             rotary::backward(pass.team, heads, length, qkv, width, dqkv, width, QkGradients { q, k });
         };
-        let (q, k) = (block.q_norm.weight.as_ref(), block.k_norm.weight.as_ref());
+        let [q, k] =
+            [&block.q_norm, &block.k_norm].map(|n| n.weight.as_ref().filter(|range| turns.is_trained(range)));
         if q.is_none() && k.is_none() { encode(None, None) } else { turns.add([q, k], |[q, k]| encode(q, k)) }
     }
     input(dx);
-    pass.linear_backward(&block.qkv, View::new(dx, c), View::new(dqkv, width), turns);
-    linear::input(pass.team, pass.linear(&block.qkv), View::new(dqkv, width), dx, c);
+    let (of_qkv, dy) = (&kept.qkv_adapters, View::new(dqkv, width));
+    pass.begin_linear_backward(&block.qkv, dy, adapters);
+    pass.linear_backward(&block.qkv, View::new(dx, c), dy, of_qkv, adapters, turns);
+    if below {
+        pass.linear_input(&block.qkv, dy, dx, c, adapters);
+    }
 }

@@ -61,7 +61,8 @@ fn chunks(n: usize) -> impl Iterator<Item = Range<usize>> {
     (0..n).step_by(CHUNK).map(move |first| first..(first + CHUNK).min(n))
 }
 
-/// The summed loss of `x: [N, C]`, whose gradient goes into `dx`; accumulates that of the projection.
+/// The summed loss of `x: [N, C]`, whose gradient goes into `dx`; accumulates that of the projection where it
+/// is trained.
 pub fn loss_and_backward(
     pass: &Pass,
     smoothing: f32,
@@ -73,7 +74,7 @@ pub fn loss_and_backward(
 ) -> f64 {
     let (layout, team, v) = (&pass.model.layout, pass.team, pass.config().vocab_size);
     let mut head = head(pass.model, smoothing, logits);
-    let c = head.c;
+    let (c, is_trained) = (head.c, turns.is_trained(&layout.head));
     let (mut nats, all) = (0.0, targets.ids.len());
     for rows in chunks(all) {
         let (left, of) = (all - rows.end, rows.start * c..rows.end * c);
@@ -82,6 +83,9 @@ pub fn loss_and_backward(
         for (block, ids) in loss::blocks(v).enumerate() {
             head.gradient(team, targets, ids.clone());
             head.input(team, ids.clone(), dx);
+            if !is_trained {
+                continue;
+            }
             // All chunks of a micro-batch are one addition to each block, made with the last of them.
             turns.wait(if left == 0 { 0 } else { block });
             head.weights(team, ids.clone(), x, &mut turns.tensor(layout.head.start + ids.start * c));
@@ -93,7 +97,7 @@ pub fn loss_and_backward(
             }
         }
     }
-    if all == 0 {
+    if all == 0 && is_trained {
         loss::blocks(v).for_each(|_| {
             turns.wait(0);
             turns.done();

@@ -4,6 +4,7 @@
 //! its gradients through [`Turns`]. All memory is the caller's: [`Activations`](super::block::Activations)
 //! are kept for the backward pass, a [`Workspace`](super::workspace::Workspace) holds the rest.
 
+pub mod adapter;
 pub mod attention;
 pub mod embed;
 pub mod head;
@@ -66,8 +67,8 @@ impl<'a> Pass<'a> {
         Linear { weight: self.model.weight(&layout.weight), bias, out: layout.out }
     }
 
-    /// Accumulates the gradients of a linear layer's parameters, given its input and dL/d(output).
-    fn linear_backward(&self, layout: &LinearLayout, x: View, dy: View, turns: &mut Turns) {
+    /// Accumulates the gradients of a linear layer's own parameters, given its input and dL/d(output).
+    fn weights_backward(&self, layout: &LinearLayout, x: View, dy: View, turns: &mut Turns) {
         turns.add([Some(&layout.weight), layout.bias.as_ref()], |[weight, bias]| {
             let weight = weight.expect("a linear layer has a weight");
             linear::weights(self.team, self.rows, x, dy, layout.out, weight, bias);
@@ -76,16 +77,28 @@ impl<'a> Pass<'a> {
 }
 
 /// Where activations are dropped: the embedding is site 0; block i has sites 3i + 1 (attention weights), 3i + 2
-/// and 3i + 3 (what its sublayers add).
+/// and 3i + 3 (what its sublayers add); behind those of all blocks, each linear layer with adapters has one for
+/// what they read.
 #[derive(Clone, Copy)]
 pub struct DropoutSites {
     pub p: f64,
+    /// Of what adapters read.
+    pub adapters: f64,
     /// Of this step.
     pub key: u64,
 }
 
 impl DropoutSites {
-    pub const NONE: DropoutSites = DropoutSites { p: 0.0, key: 0 };
+    pub const NONE: DropoutSites = DropoutSites { p: 0.0, adapters: 0.0, key: 0 };
+
+    /// Those of a model that is trained.
+    pub fn of(model: &Transformer, key: u64) -> Self {
+        DropoutSites {
+            p: model.config.dropout,
+            adapters: model.lora.as_ref().map_or(0.0, |lora| lora.dropout),
+            key,
+        }
+    }
 
     pub fn at(self, site: usize) -> Dropout {
         super::dropout_at(self.p, self.key, site)

@@ -29,7 +29,7 @@ pub fn recompute(pass: &Pass, layout: &NormLayout, x: &[f32], stats: &[f32], y: 
     norm::recompute(pass.team, pass.norm(layout), pass.config().d_model, x, stats, y);
 }
 
-/// Accumulates dL/dx into `dx: [N, C]`, and the gradients of the parameters.
+/// Accumulates dL/dx into `dx: [N, C]`, and the gradients of the parameters that are trained.
 pub fn backward(
     pass: &Pass,
     layout: &NormLayout,
@@ -40,7 +40,7 @@ pub fn backward(
     turns: &mut Turns,
 ) {
     let (norm, c) = (pass.norm(layout), pass.config().d_model);
-    if layout.weight.is_none() && layout.bias.is_none() {
+    if ![&layout.weight, &layout.bias].into_iter().flatten().any(|range| turns.is_trained(range)) {
         let none = Gradients { weight: None, bias: None };
         return norm::backward(pass.team, norm, c, x, stats, dy, dx, none);
     }
