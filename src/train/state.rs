@@ -321,8 +321,8 @@ impl<'a> States<'a> {
             Err(e) => {
                 self.warned = true;
                 tracing::warn!(
-                    "the state of step {} can't be saved; training goes on, and would begin anew if it were \
-                     killed: {e}",
+                    "the state of step {} can't be saved; if this training is stopped, the steps since the \
+                     last state are lost: {e}",
                     state.step
                 );
             }

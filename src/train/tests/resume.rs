@@ -225,7 +225,7 @@ fn a_cosine_of_another_length_begins_anew() {
     assert!(resumes(&short, folder.path()).is_some(), "what the other left is not touched");
     remove_used(&long, folder.path());
     remove_used(&short, folder.path());
-    assert_eq!(states(folder.path()), [PathBuf::new(); 0], "nothing is left that no one needs");
+    assert!(states(folder.path()).is_empty(), "nothing is left that no one needs");
 }
 
 /// Data of so many rows gives so many steps, which the plan knows from the state.
@@ -335,4 +335,26 @@ fn few_states_of_other_trainings_stay() {
     }
     assert_eq!(states(folder.path()).len(), 9);
     assert!(resumes(&all_at_once(34), folder.path()).is_some());
+}
+
+/// Each may find the other's states, and lose them again.
+#[test]
+fn trainings_in_one_folder_at_one_time_do_not_disturb_each_other() {
+    let all: Vec<(Options, Given)> = [20, 12, 20]
+        .map(|steps| with(ScheduleKind::Constant, all_at_once(steps)))
+        .map(|options| (options.clone(), undisturbed(&options)))
+        .into();
+    let folder = tempfile::tempdir().unwrap();
+    for _ in 0..3 {
+        std::thread::scope(|scope| {
+            for (options, expected) in &all {
+                let folder = folder.path();
+                scope.spawn(move || {
+                    let given = train(options, Some(folder), &Watch::default()).unwrap();
+                    is_same(&given, expected, "beside others");
+                    remove_used(options, folder);
+                });
+            }
+        });
+    }
 }
