@@ -157,6 +157,7 @@ fn attempt(
         threads,
         monitor: &monitor,
         scratch,
+        state: None,
         inputs: connected?,
         outputs: outputs.iter().map(|(port, (_, path))| (port.clone(), path.clone())).collect(),
         types: stage.outputs.clone(),

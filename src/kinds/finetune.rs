@@ -86,6 +86,7 @@ impl Kind for Finetune {
             seeded: true,
             parallel: true,
             not_in_key: &[],
+            not_in_state: &[],
         }
     }
 

@@ -234,6 +234,7 @@ impl Kind for Pretrain {
             seeded: true,
             parallel: true,
             not_in_key: &[],
+            not_in_state: &[],
         }
     }
 

@@ -28,6 +28,7 @@ fn info(name: &'static str, inputs: Vec<Port>, outputs: Vec<Port>) -> Info {
         seeded: false,
         parallel: false,
         not_in_key: &[],
+        not_in_state: &[],
     }
 }
 
