@@ -8,7 +8,10 @@ use crate::train::{Algorithm, Length, Options, Schedule, ScheduleKind, optimizer
 macro_rules! training_params {
     (
         $(#[$doc:meta])* $name:ident;
-        defaults { steps: $steps:expr, learning_rate: $rate:expr, warmup_steps: $warmup:expr }
+        defaults {
+            steps: $steps:expr, learning_rate: $rate:expr, warmup_steps: $warmup:expr
+            $(, $other:ident: $value:expr)*
+        }
         own { $($(#[$field_doc:meta])* $field:ident: $type:ty = $default:expr,)* }
     ) => {
         $(#[$doc])*
@@ -20,7 +23,7 @@ macro_rules! training_params {
             pub steps: Option<u64>,
             /// Times over the training data, instead of `steps`.
             pub epochs: Option<u64>,
-            /// Rows (sequences of `seq_len` tokens) of a forward and backward pass.
+            /// Rows of a forward and backward pass: sequences of `seq_len` tokens, or pairs of answers.
             pub batch_size: usize,
             /// Batches whose gradients are added up before an update.
             pub accumulate: usize,
@@ -64,10 +67,11 @@ macro_rules! training_params {
             pub eps: Option<f64>,
             /// The gradient's norm is scaled down to this. 0 leaves it as it is.
             pub clip: f64,
-            /// The share of activations dropped. Default: the model's.
+            /// The share of activations dropped; `null`: the model's.
             pub dropout: Option<f64>,
-            /// The share of a target's probability that all tokens divide among themselves. The training
-            /// loss contains it, the validation loss does not.
+            /// The share of a target's probability that all tokens divide among themselves; of pairs of answers,
+            /// the share whose labels are taken to be wrong. The training loss contains it, the validation loss
+            /// does not.
             pub label_smoothing: f64,
             /// The decay of an exponential moving average of the weights, such as 0.999, which is then what is
             /// validated, sampled from and saved. 0: no average.
@@ -91,7 +95,8 @@ macro_rules! training_params {
 
         impl Default for $name {
             fn default() -> Self {
-                $name {
+                #[allow(unused_mut)] // where a kind has no other defaults
+                let mut params = $name {
                     $($field: $default,)*
                     steps: None,
                     epochs: None,
@@ -125,7 +130,9 @@ macro_rules! training_params {
                     dtype: crate::kernel::Dtype::F32,
                     prompts: Vec::new(),
                     keep: crate::train::Keep::Best,
-                }
+                };
+                $(params.$other = $value;)*
+                params
             }
         }
 
