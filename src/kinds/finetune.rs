@@ -1,16 +1,18 @@
 //! `finetune`: a pretrained model learns to answer. Loss on the assistant's tokens, or on all.
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use super::texts::held_out_by;
 use super::tokenizers;
-use super::training_params::training_params;
+use super::training;
+use super::training_params::{NOT_IN_KEY, NOT_IN_STATE, training_params};
 use crate::base::{Error, Result, units};
 use crate::corpus::conversation::Role;
 use crate::corpus::conversation::{self, ConversationReader};
 use crate::corpus::held_out::{Rule, Split};
 use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE, Transformer, WEIGHTS_FILE};
-use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port};
+use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port, Resume};
 use crate::tokenizer::chat::{self, Rendered};
 use crate::tokenizer::{Names, Special, Tokenizer};
 use crate::train::{self, NextToken, Packed, Packing, pack, shortest_row};
@@ -85,9 +87,22 @@ impl Kind for Finetune {
             open: false,
             seeded: true,
             parallel: true,
-            not_in_key: &[],
-            not_in_state: &[],
+            not_in_key: NOT_IN_KEY,
+            not_in_state: NOT_IN_STATE,
         }
+    }
+
+    fn outputs(params: &Params) -> Vec<Port> {
+        let checkpoints = training::checkpoints(&params.keep_checkpoints);
+        Self::info().outputs.into_iter().chain(checkpoints).collect()
+    }
+
+    fn resumes(params: &Params, seed: u64, state: &Path) -> Option<Resume> {
+        training::resumes(&params.options(seed), state)
+    }
+
+    fn committed(params: &Params, seed: u64, state: &Path) {
+        train::remove_used(&params.options(seed), state);
     }
 
     fn validate(params: &Params, inputs: &Connected) -> Vec<Issue> {
@@ -121,14 +136,16 @@ impl Kind for Finetune {
         let mut model = load(params, ctx)?;
         check_room(&model)?;
         let (train, validation, rule) = rows(params, ctx, &model)?;
-        let folder = ctx.output("model")?;
+        let places = training::places(ctx, "model")?;
         let mut objective = NextToken { label_smoothing: params.label_smoothing };
         let options = params.options(ctx.seed);
-        train::run(&mut model, &mut objective, &train, &validation, &options, folder, ctx.monitor)?;
+        let outcome =
+            train::run(&mut model, &mut objective, &train, &validation, &options, places, ctx.monitor)?;
         let mut held_out = held_out_by(ctx.input("model")?)?;
         held_out.conversations.push(rule);
-        held_out.save(folder)?;
-        model.save(folder)
+        held_out.save(places.output)?;
+        model.save(places.output)?;
+        training::save_checkpoints(ctx, &mut model, &outcome, &held_out)
     }
 }
 
@@ -240,8 +257,6 @@ fn warn_of_trained(chats: &[(String, Rendered)], given: &[(String, Rendered)]) {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::super::texts::fixtures;
     use super::*;
     use crate::model::{Config, gpt2};

@@ -14,6 +14,7 @@ pub mod train_tokenizer;
 
 mod texts;
 mod tokenizers;
+mod training;
 mod training_params;
 
 use crate::stage::{Kinds, Stage, erase};

@@ -8,14 +8,15 @@ use serde::Serialize;
 use super::finetune::check_room;
 use super::texts::held_out_by;
 use super::tokenizers;
-use super::training_params::training_params;
+use super::training;
+use super::training_params::{NOT_IN_KEY, NOT_IN_STATE, training_params};
 use crate::base::{Error, Result, fs, units};
 use crate::corpus::held_out::{self, Rule};
 use crate::corpus::preference::{self, PreferenceReader};
 use crate::eval::sign_test;
 use crate::kernel::Team;
 use crate::model::{CONFIG_FILE, Executor, Model, TOKENIZER_FILE, Transformer, WEIGHTS_FILE};
-use crate::stage::{Artifact, Connected, Context, Facts, Info, Issue, Kind, Port};
+use crate::stage::{Artifact, Connected, Context, Facts, Info, Issue, Kind, Port, Resume};
 use crate::tokenizer::{Special, Tokenizer};
 use crate::train::{self, Compared, Data, Dpo, PairNats, Pairs, Preference, RenderedPair};
 
@@ -28,15 +29,15 @@ training_params! {
     /// How preferences are learned.
     Params;
     defaults {
-        steps: 200, learning_rate: 0.0003, warmup_steps: 20,
+        steps: 200, learning_rate: 0.0001, warmup_steps: 20,
         dropout: Some(0.0), weight_decay: Some(0.0), eval_every: 20, eval_rows: 512
     }
     own {
         /// How much the model may come to differ from what it was: the higher, the less. The `β` of DPO.
         beta: f64 = 0.1,
-        /// The weight of the chosen answer's own cross-entropy, nats a token, beside DPO's loss: above 0 it
-        /// keeps the chosen answers likely (RPO). The validation loss does not contain it.
-        nll_weight: f64 = 0.0,
+        /// The weight of the chosen answer's own cross-entropy, nats a token, beside DPO's loss: it keeps small
+        /// models fluent (RPO). 0: plain DPO. The validation loss does not contain it.
+        nll_weight: f64 = 1.0,
         /// The share of prompts whose pairs are held out for validation, by the digest of the prompt. Above 0,
         /// at least one is when there are two. With pairs connected to `validation`, none is.
         validation_fraction: f64 = 0.1,
@@ -79,9 +80,23 @@ impl Kind for Prefer {
             open: false,
             seeded: true,
             parallel: true,
-            not_in_key: &[],
-            not_in_state: &[],
+            not_in_key: NOT_IN_KEY,
+            not_in_state: NOT_IN_STATE,
         }
+    }
+
+    fn outputs(params: &Params) -> Vec<Port> {
+        let checkpoints = training::checkpoints(&params.keep_checkpoints);
+        Self::info().outputs.into_iter().chain(checkpoints).collect()
+    }
+
+    fn resumes(params: &Params, seed: u64, state: &Path) -> Option<Resume> {
+        training::resumes(&params.options(seed), state)
+    }
+
+    fn committed(params: &Params, seed: u64, state: &Path) {
+        train::remove_used(&params.options(seed), state);
+        train::remove_kept_pair_nats(state);
     }
 
     fn validate(params: &Params, inputs: &Connected) -> Vec<Issue> {
@@ -118,19 +133,20 @@ impl Kind for Prefer {
     fn run(params: &Params, ctx: &Context) -> Result<()> {
         let mut model = load(params, ctx)?;
         check_room(&model)?;
-        let data = Split::read(params, ctx, &model)?;
-        let reference = |pairs| reference(params, ctx, &model.transformer, pairs);
-        let (of_train, before) = (reference(&data.train)?, reference(&data.held_out)?);
+        let (data, places) = (Split::read(params, ctx, &model)?, training::places(ctx, "model")?);
+        let (of_train, before) = reference(params, ctx, &model.transformer, &data)?;
         let mut objective = Preference::new(params.dpo(), of_train, before.clone());
-        let (options, folder) = (params.options(ctx.seed), ctx.output("model")?);
-        train::run(&mut model, &mut objective, &data.train, &data.held_out, &options, folder, ctx.monitor)?;
+        let (train, held_out, options) = (&data.train, &data.held_out, params.options(ctx.seed));
+        let outcome = train::run(&mut model, &mut objective, train, held_out, &options, places, ctx.monitor)?;
         let mut executor = executor(params, &model.transformer);
-        let after = train::pair_nats(&mut executor, &model.transformer, &data.held_out, ctx.monitor)?;
+        let after = train::pair_nats(&mut executor, &model.transformer, held_out, ctx.monitor)?;
         let report = Report::new(params, &data, &before, &after);
         report.announce();
-        fs::write_json(&folder.join(REPORT_NAME), &report)?;
-        held_out_by(ctx.input("model")?)?.save(folder)?;
-        model.save(folder)
+        fs::write_json(&places.output.join(REPORT_NAME), &report)?;
+        let earlier = held_out_by(ctx.input("model")?)?;
+        earlier.save(places.output)?;
+        model.save(places.output)?;
+        training::save_checkpoints(ctx, &mut model, &outcome, &earlier)
     }
 }
 
@@ -175,14 +191,17 @@ fn executor(params: &Params, transformer: &Transformer) -> Executor {
     Executor::forward_only(&transformer.config, team)
 }
 
-/// What the reference, which is the model as it came in, gives the answers: computed once, also where the
-/// training is stopped and goes on.
-fn reference(params: &Params, ctx: &Context, model: &Transformer, pairs: &Pairs) -> Result<Vec<PairNats>> {
-    let mut executor = executor(params, model);
-    match &ctx.state {
-        Some(folder) => train::kept_pair_nats(folder, &mut executor, model, pairs, ctx.monitor),
-        None => train::pair_nats(&mut executor, model, pairs, ctx.monitor),
-    }
+/// What the reference, which is the model as it came in, gives the answers that are trained on and those held
+/// out.
+fn reference(
+    params: &Params,
+    ctx: &Context,
+    model: &Transformer,
+    data: &Split,
+) -> Result<(Vec<PairNats>, Vec<PairNats>)> {
+    let (places, mut executor) = (training::places(ctx, "model")?, executor(params, model));
+    let mut nats = |pairs| train::kept_pair_nats(places, &mut executor, model, pairs, ctx.monitor);
+    Ok((nats(&data.train)?, nats(&data.held_out)?))
 }
 
 /// A pair as token ids, with the id of its prompt.

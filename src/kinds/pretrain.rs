@@ -1,15 +1,16 @@
 //! `pretrain`: a new model, or one to go on from, trained to continue the documents of token shards.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::texts::held_out_by;
 use super::tokenizers;
-use super::training_params::training_params;
+use super::training;
+use super::training_params::{NOT_IN_KEY, NOT_IN_STATE, training_params};
 use crate::base::{Error, Result, units};
 use crate::corpus::held_out::{self, HeldOut, Split};
 use crate::model::{self, CONFIG_FILE, Config, Model, Transformer, WEIGHTS_FILE};
 use crate::shard::{Shards, TokenStream};
-use crate::stage::{Artifact, Connected, Context, Facts, Info, Issue, Kind, Port};
+use crate::stage::{Artifact, Connected, Context, Facts, Info, Issue, Kind, Port, Resume};
 use crate::tokenizer::{Names, Special, Tokenizer};
 use crate::train::{self, Embedding, NextToken, Windows};
 
@@ -233,9 +234,22 @@ impl Kind for Pretrain {
             open: false,
             seeded: true,
             parallel: true,
-            not_in_key: &[],
-            not_in_state: &[],
+            not_in_key: NOT_IN_KEY,
+            not_in_state: NOT_IN_STATE,
         }
+    }
+
+    fn outputs(params: &Params) -> Vec<Port> {
+        let checkpoints = training::checkpoints(&params.keep_checkpoints);
+        Self::info().outputs.into_iter().chain(checkpoints).collect()
+    }
+
+    fn resumes(params: &Params, seed: u64, state: &Path) -> Option<Resume> {
+        training::resumes(&params.options(seed), state)
+    }
+
+    fn committed(params: &Params, seed: u64, state: &Path) {
+        train::remove_used(&params.options(seed), state);
     }
 
     fn validate(params: &Params, inputs: &Connected) -> Vec<Issue> {
@@ -299,13 +313,16 @@ impl Kind for Pretrain {
         let mut model = Model { transformer, tokenizer };
         let windows = |stream| Windows::new(stream, seq_len, pad);
         let train = windows(&train).every(params.stride.unwrap_or(seq_len));
-        let folder = ctx.output("model")?;
+        let places = training::places(ctx, "model")?;
         let mut objective = NextToken { label_smoothing: params.label_smoothing };
         let options = params.options(ctx.seed);
         let validation = windows(&validation);
-        train::run(&mut model, &mut objective, &train, &validation, &options, folder, ctx.monitor)?;
-        held_out(ctx)?.save(folder)?;
-        model.save(folder)
+        let outcome =
+            train::run(&mut model, &mut objective, &train, &validation, &options, places, ctx.monitor)?;
+        let held_out = held_out(ctx)?;
+        held_out.save(places.output)?;
+        model.save(places.output)?;
+        training::save_checkpoints(ctx, &mut model, &outcome, &held_out)
     }
 }
 

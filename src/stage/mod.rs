@@ -8,6 +8,7 @@
 pub mod harness;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::base::yaml::{self, Node};
-use crate::base::{Digest, Error, Invalid, Monitor, Result};
+use crate::base::{Digest, Error, Invalid, Monitor, Result, units};
 
 /// The name of an artifact type. A connection is refused when the names differ.
 pub type TypeName = &'static str;
@@ -172,6 +173,13 @@ pub struct Resume {
     pub step: u64,
     /// The steps in all, where they are known before it runs.
     pub steps: Option<u64>,
+}
+
+impl fmt::Display for Resume {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "goes on from step {}", units::count(self.step))?;
+        self.steps.map_or(Ok(()), |steps| write!(f, " of {}", units::count(steps)))
+    }
 }
 
 /// A stage kind as its author writes it. See `kinds/` for examples.

@@ -8,14 +8,16 @@ mod reference;
 
 pub use next_token::NextToken;
 pub use preference::{Compared, Dpo, Preference};
-pub use reference::{PairNats, kept_pair_nats, pair_nats};
+pub use reference::{PairNats, kept_pair_nats, pair_nats, remove_kept_pair_nats};
+
+use serde::{Deserialize, Serialize};
 
 use super::data::{Batch, Data};
 use crate::base::{Monitor, Result, Rng};
 use crate::model::{Executor, Transformer, round_of};
 
 /// A sum of losses.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Loss {
     pub nats: f64,
     pub targets: u64,

@@ -1,12 +1,12 @@
 //! What a model gives both answers of pairs: computed once for the reference, and kept for a training that goes
 //! on after it was stopped.
 
-use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::base::digest::Hasher;
-use crate::base::{Digest, Error, Monitor, Result, fs};
+use crate::base::{Digest, Monitor, Result, fs};
 use crate::model::{Executor, Transformer, round_of};
+use crate::train::Places;
 use crate::train::data::{Batch, Data, Pairs};
 
 /// `−log π` of a chosen and a rejected answer, in nats.
@@ -38,21 +38,23 @@ pub(super) fn by_pairs(nats: &[f64]) -> Vec<PairNats> {
     nats.chunks_exact(2).map(|pair| [pair[0], pair[1]]).collect()
 }
 
-/// [`pair_nats`] of the reference, from `folder` where they were computed before: in a file named by the
-/// digest of all that they depend on, with a digest of its content. A damaged file is computed anew.
+/// [`pair_nats`] of the reference, from the folder of the training's states where they were computed before: in a
+/// file named by the digest of all that they depend on, with a digest of its content. A damaged file is
+/// computed anew; one that can't be written is done without.
 ///
 /// # Errors
-/// As [`pair_nats`]; when the file cannot be read or written.
+/// As [`pair_nats`].
 pub fn kept_pair_nats(
-    folder: &Path,
+    places: Places,
     executor: &mut Executor,
     transformer: &Transformer,
     data: &Pairs,
     monitor: &dyn Monitor,
 ) -> Result<Vec<PairNats>> {
+    let Some(folder) = places.state else { return pair_nats(executor, transformer, data, monitor) };
     let key = key(executor, transformer, data);
     let path = folder.join(format!("{PREFIX}{}", &key.hex()[..16]));
-    if let Some(bytes) = fs::read_if_there(&path)? {
+    if let Some(bytes) = fs::read_if_there(&path).ok().flatten() {
         if let Some(nats) = decode(&bytes, key.bytes()) {
             tracing::info!("what the reference gives {} pairs was computed before", nats.len());
             return Ok(nats);
@@ -60,7 +62,14 @@ pub fn kept_pair_nats(
         tracing::warn!("`{}` is damaged: it is computed anew", path.display());
     }
     let nats = pair_nats(executor, transformer, data, monitor)?;
-    write_whole(folder, &path, &encode(&nats, key.bytes()))?;
+    // Moved there when it is whole, as another process may read it.
+    let fresh = places.scratch.join("reference");
+    let written = fs::write(&fresh, &encode(&nats, key.bytes())).and_then(|()| fs::rename(&fresh, &path));
+    if let Err(e) = written {
+        tracing::warn!(
+            "what the reference gives the pairs can't be kept, and is computed again if need be: {e}"
+        );
+    }
     Ok(nats)
 }
 
@@ -106,14 +115,15 @@ fn decode(bytes: &[u8], key: &[u8; 32]) -> Option<Vec<PairNats>> {
     })
 }
 
-/// Under its name the file is whole or absent, also for another process.
-fn write_whole(folder: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(bytes)?;
-        file.persist(path).map(drop).map_err(|e| e.error)
-    };
-    write().map_err(|e| Error::io("write", path, &e))
+/// Removes what [`kept_pair_nats`] left in `folder`, unless there is something else: states that a longer training
+/// begins with. That it stays, in a folder that can't be written to, is no reason to fail.
+pub fn remove_kept_pair_nats(folder: &Path) {
+    let all = fs::children(folder).unwrap_or_default();
+    let is_kept =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX));
+    if all.iter().all(is_kept) {
+        all.iter().for_each(|path| drop(fs::remove(path)));
+    }
 }
 
 /// A file with other numbers, and the digests that belong to them.

@@ -11,6 +11,7 @@ use crate::base::fs;
 use crate::kernel::Team;
 use crate::model::{CONFIG_FILE, Config, WEIGHTS_FILE, gpt2};
 use crate::tokenizer::chat::Rendered;
+use crate::train::Places;
 use crate::train::data::{Pairs, RenderedPair};
 
 /// A prompt, which ends with the opening of the answer, and its answers.
@@ -218,10 +219,12 @@ fn preferences_agree_with_pytorch() {
 
 #[test]
 fn the_reference_is_kept_for_its_model_and_pairs_alone() {
-    let folder = tempfile::tempdir().unwrap();
+    let (folder, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let files = || fs::children(folder.path()).unwrap();
+    let places = |state| Places { output: scratch.path(), scratch: scratch.path(), state };
     let kept = |transformer: &Transformer, pairs: &Pairs| {
-        kept_pair_nats(folder.path(), &mut executor(transformer, 2), transformer, pairs, &Quiet).unwrap()
+        let places = places(Some(folder.path()));
+        kept_pair_nats(places, &mut executor(transformer, 2), transformer, pairs, &Quiet).unwrap()
     };
     let (first, pairs) = (model(0.1, 2), some_pairs(30));
     let expected = nats(&first, &pairs);
@@ -245,4 +248,23 @@ fn the_reference_is_kept_for_its_model_and_pairs_alone() {
     assert_ne!(kept(&model(0.1, 3), &pairs), expected);
     assert_eq!(kept(&first, &some_pairs(29)).len(), 29);
     assert_eq!(files().len(), 3);
+
+    // As long as there are states that a longer training begins with, they stay.
+    let state = folder.path().join("step-7");
+    std::fs::create_dir(&state).unwrap();
+    remove_kept_pair_nats(folder.path());
+    assert_eq!(files().len(), 4);
+    std::fs::remove_dir(&state).unwrap();
+    remove_kept_pair_nats(folder.path());
+    assert_eq!(files().len(), 0);
+
+    // Where nobody keeps states, or they can't be written, the numbers are the same.
+    let gone = folder.path().join("gone");
+    for state in [None, Some(&gone)] {
+        let places = places(state.map(std::path::PathBuf::as_path));
+        assert_eq!(
+            kept_pair_nats(places, &mut executor(&first, 1), &first, &pairs, &Quiet).unwrap(),
+            expected
+        );
+    }
 }
