@@ -441,10 +441,14 @@ impl Likelihood {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
     use serde_json::Value;
 
     use super::super::texts::fixtures;
     use super::*;
+    use crate::base::yaml::{self, Limits};
+    use crate::base::{Monitor, Progress};
     use crate::corpus::conversation::{Message, Role};
     use crate::corpus::preference::PreferenceWriter;
     use crate::model::{Config, gpt2};
@@ -529,6 +533,77 @@ mod tests {
         let best = metrics.split(|b| *b == b'\n').filter(|line| !line.is_empty());
         let best = best.filter_map(|line| json(line)["val_loss"].as_f64()).fold(f64::INFINITY, f64::min);
         assert!((best - number("loss")).abs() < 1e-9, "{best}, {held_out}");
+    }
+
+    /// Asks to stop behind step 12; says whether the reference was computed.
+    #[derive(Default)]
+    struct Stopping {
+        stop: AtomicBool,
+        compared: AtomicBool,
+    }
+
+    impl Monitor for Stopping {
+        fn progress(&self, progress: Progress) {
+            self.compared.fetch_or(progress.phase == "comparing answers", Ordering::Relaxed);
+            self.stop.fetch_or(progress.phase == "training" && progress.done >= 12, Ordering::Relaxed);
+        }
+
+        fn measure(&self, _: &str, _: f64, _: &str) {}
+
+        fn cancelled(&self) -> bool {
+            self.stop.load(Ordering::Relaxed)
+        }
+    }
+
+    #[test]
+    fn stopped_and_run_again_it_gives_the_same_bytes_and_computes_the_reference_once() {
+        let folders = [0; 3].map(|_| tempfile::tempdir().unwrap());
+        let [base, some, state] = folders.each_ref().map(tempfile::TempDir::path);
+        let inputs = [("model", model(base)), ("preferences", pairs(some, 30, kind_answer))];
+        let params = format!("{{ {FEW}, dropout: 0.1, keep_checkpoints: [5, 30] }}");
+        let whole = harness::run::<Prefer>(&params, &inputs, 1).unwrap();
+        let run = |monitor: &Stopping| {
+            harness::run_in_state::<Prefer>(&params, &inputs, 1, 2, monitor, Some(state))
+        };
+        let stopping = Stopping::default();
+        assert!(run(&stopping).err().unwrap().is_cancelled() && stopping.compared.into_inner());
+        let files = || fs::children(state).unwrap().len();
+        assert_eq!(files(), 3, "a state, and the reference of the pairs to train on and of those held out");
+
+        let params_of =
+            |text: &str| serde_json::from_value(yaml::parse("", text, Limits::default()).unwrap().to_json());
+        let resumes = Prefer::resumes(&params_of(&params).unwrap(), 1, state).unwrap();
+        assert!(resumes.step >= 12 && resumes.steps == Some(40), "{resumes:?}");
+        // What compares answers once more is the report.
+        let watching = Watching::default();
+        let again = harness::run_in_state::<Prefer>(&params, &inputs, 1, 3, &watching, Some(state)).unwrap();
+        assert_eq!(watching.0.into_inner(), 1);
+        for (port, file) in [
+            ("model", WEIGHTS_FILE),
+            ("model", REPORT_NAME),
+            ("model", "metrics.parquet"),
+            ("step-5", WEIGHTS_FILE),
+            ("step-30", WEIGHTS_FILE),
+        ] {
+            assert!(again.read(port, file) == whole.read(port, file), "{port}, {file}");
+        }
+        assert_eq!(files(), 0, "cosine: no longer training begins with a state of this one");
+    }
+
+    /// Counts the batches of answers that are compared.
+    #[derive(Default)]
+    struct Watching(AtomicUsize);
+
+    impl Monitor for Watching {
+        fn progress(&self, progress: Progress) {
+            self.0.fetch_add(usize::from(progress.phase == "comparing answers"), Ordering::Relaxed);
+        }
+
+        fn measure(&self, _: &str, _: f64, _: &str) {}
+
+        fn cancelled(&self) -> bool {
+            false
+        }
     }
 
     #[test]
