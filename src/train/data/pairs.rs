@@ -143,10 +143,10 @@ fn shortened(side: &Rendered, prompt: usize, room: usize) -> Vec<u32> {
     let head = if side.head <= room / 2 { side.head } else { 1 };
     let room = room - head;
     let opening = |turn: usize| &side.ids[side.turns[turn].start..][..side.openings[turn]];
-    let turns = (0..prompt).filter(|turn| side.turns[*turn].start >= side.head);
+    let mut turns = (0..prompt).filter(|turn| side.turns[*turn].start >= side.head);
     let asks = |turn: &usize| opening(*turn) != opening(prompt);
     let first = turns.clone().filter(asks).find(|turn| end - side.turns[*turn].start <= room);
-    let rest = match (first, turns.last()) {
+    let rest = match (first, turns.next_back()) {
         (Some(first), _) => side.ids[side.turns[first].start..end].to_vec(),
         (None, Some(last)) => {
             let content = side.turns[last].start + side.openings[last];
