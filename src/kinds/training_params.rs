@@ -50,8 +50,8 @@ macro_rules! training_params {
             pub warmup_steps: u64,
             /// What it rises from, as a share of `learning_rate`.
             pub warmup_start: f64,
-            /// Decoupled decay: the share of a weight, times the learning rate, that a step takes away.
-            /// Default: 0.1 with `adamw`, else 0.
+            /// Decoupled decay: the share of a weight, times the learning rate, that a step takes away;
+            /// `null`: 0.1 with `adamw`, else 0.
             pub weight_decay: Option<f64>,
             /// The same of the matrices that Muon updates. Default: 0.05.
             pub muon_weight_decay: Option<f64>,
