@@ -131,13 +131,17 @@ impl Kind for Prefer {
     }
 
     fn run(params: &Params, ctx: &Context) -> Result<()> {
-        let mut model = load(params, ctx)?;
+        let mut model = load(ctx)?;
         check_room(&model)?;
         let (data, places) = (Split::read(params, ctx, &model)?, training::places(ctx, "model")?);
         let (of_train, before) = reference(params, ctx, &model.transformer, &data)?;
+        let own_dropout = model.transformer.config.dropout;
+        model.transformer.config.dropout = params.dropout.unwrap_or(own_dropout);
         let mut objective = Preference::new(params.dpo(), of_train, before.clone());
         let (train, held_out, options) = (&data.train, &data.held_out, params.options(ctx.seed));
         let outcome = train::run(&mut model, &mut objective, train, held_out, &options, places, ctx.monitor)?;
+        // That of this training is no property of the model.
+        model.transformer.config.dropout = own_dropout;
         let mut executor = executor(params, &model.transformer);
         let after = train::pair_nats(&mut executor, &model.transformer, held_out, ctx.monitor)?;
         let report = Report::new(params, &data, &before, &after);
@@ -157,9 +161,9 @@ impl Params {
 }
 
 /// The model with its own tokenizer, or the one that is connected.
-fn load(params: &Params, ctx: &Context) -> Result<Model> {
+fn load(ctx: &Context) -> Result<Model> {
     let input = ctx.input("model")?;
-    let mut transformer = Transformer::load(input.file(CONFIG_FILE)?, input.file(WEIGHTS_FILE)?)?;
+    let transformer = Transformer::load(input.file(CONFIG_FILE)?, input.file(WEIGHTS_FILE)?)?;
     // The special tokens are those that the model was trained with.
     let names = tokenizers::names(input)?;
     let own = input.find(TOKENIZER_FILE).map(|path| Tokenizer::load_with(path, &names)).transpose()?;
@@ -178,9 +182,6 @@ fn load(params: &Params, ctx: &Context) -> Result<Model> {
             "the tokenizer has {tokens} tokens, the model has room for {room}"
         ))
         .help("fine-tune with this tokenizer first, which extends the embedding"));
-    }
-    if let Some(dropout) = params.dropout {
-        transformer.config.dropout = dropout;
     }
     Ok(Model { transformer, tokenizer })
 }
@@ -514,6 +515,8 @@ mod tests {
             assert!(one.read("model", file) == two.read("model", file), "{file}");
             assert!(one.read("model", file) == three.read("model", file), "{file}");
         }
+        let [config, weights] = [CONFIG_FILE, WEIGHTS_FILE].map(|file| one.path("model").join(file));
+        assert_eq!(Transformer::load(&config, &weights).unwrap().config.dropout, 0.1, "as it came in");
         let report = json(&one.read("model", REPORT_NAME));
         let (counts, held_out) = (&report["pairs"], &report["held_out"]);
         let count = |name: &str| counts[name].as_u64().unwrap();
