@@ -71,6 +71,11 @@ impl Preference {
             }),
         }
     }
+
+    /// The id of the prompt, which all pairs with this prompt have.
+    pub fn prompt_id(&self) -> String {
+        id_of(&[&self.prompt])
+    }
 }
 
 /// Writes pairs as they come.

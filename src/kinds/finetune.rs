@@ -168,12 +168,7 @@ impl Kind for Finetune {
 
     fn run(params: &Params, ctx: &Context) -> Result<()> {
         let mut model = load(params, ctx)?;
-        let seq_len = model.transformer.config.seq_len;
-        let shortest = shortest_row(longest_opening(&model.tokenizer)?).max(SHORTEST as usize);
-        if seq_len < shortest {
-            return Err(Error::input(format!("a model of {seq_len} positions holds no exchange"))
-                .help(format!("pretrain with `seq_len: {shortest}` or more")));
-        }
+        check_room(&model)?;
         let (train, validation, rule) = rows(params, ctx, &model)?;
         if let Some(lora) = &params.lora {
             model.transformer = lora.begin(model.transformer, ctx.seed)?;
@@ -242,6 +237,17 @@ fn load(params: &Params, ctx: &Context) -> Result<Model> {
         transformer.config.dropout = dropout;
     }
     Ok(Model { transformer, tokenizer })
+}
+
+/// An error where a model is too short for an exchange.
+pub(super) fn check_room(model: &Model) -> Result<()> {
+    let seq_len = model.transformer.config.seq_len;
+    let shortest = shortest_row(longest_opening(&model.tokenizer)?).max(SHORTEST as usize);
+    if seq_len >= shortest {
+        return Ok(());
+    }
+    Err(Error::input(format!("a model of {seq_len} positions holds no exchange"))
+        .help(format!("pretrain with `seq_len: {shortest}` or more")))
 }
 
 /// How many ids begin a turn at most.

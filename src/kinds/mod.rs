@@ -6,6 +6,7 @@ pub mod eval;
 pub mod finetune;
 pub mod ingest;
 pub mod ingest_chat;
+pub mod prefer;
 pub mod pretrain;
 pub mod shard;
 pub mod synthesize;
@@ -27,6 +28,7 @@ pub fn all() -> Vec<Box<dyn Stage>> {
         erase::<finetune::Finetune>(),
         erase::<ingest::Ingest>(),
         erase::<ingest_chat::IngestChat>(),
+        erase::<prefer::Prefer>(),
         erase::<pretrain::Pretrain>(),
         erase::<shard::Shard>(),
         erase::<synthesize::Synthesize>(),

@@ -8,7 +8,10 @@ use crate::train::{Algorithm, Length, Options, Schedule, ScheduleKind, optimizer
 macro_rules! training_params {
     (
         $(#[$doc:meta])* $name:ident;
-        defaults { steps: $steps:expr, learning_rate: $rate:expr, warmup_steps: $warmup:expr }
+        defaults {
+            steps: $steps:expr, learning_rate: $rate:expr, warmup_steps: $warmup:expr
+            $(, $other:ident: $value:expr)*
+        }
         own { $($(#[$field_doc:meta])* $field:ident: $type:ty = $default:expr,)* }
     ) => {
         $(#[$doc])*
@@ -20,7 +23,7 @@ macro_rules! training_params {
             pub steps: Option<u64>,
             /// Times over the training data, instead of `steps`.
             pub epochs: Option<u64>,
-            /// Rows (sequences of `seq_len` tokens) of a forward and backward pass.
+            /// Rows of a forward and backward pass: sequences of `seq_len` tokens, or pairs of answers.
             pub batch_size: usize,
             /// Batches whose gradients are added up before an update.
             pub accumulate: usize,
@@ -47,8 +50,8 @@ macro_rules! training_params {
             pub warmup_steps: u64,
             /// What it rises from, as a share of `learning_rate`.
             pub warmup_start: f64,
-            /// Decoupled decay: the share of a weight, times the learning rate, that a step takes away.
-            /// Default: 0.1 with `adamw`, else 0.
+            /// Decoupled decay: the share of a weight, times the learning rate, that a step takes away;
+            /// `null`: 0.1 with `adamw`, else 0.
             pub weight_decay: Option<f64>,
             /// The same of the matrices that Muon updates. Default: 0.05.
             pub muon_weight_decay: Option<f64>,
@@ -64,10 +67,11 @@ macro_rules! training_params {
             pub eps: Option<f64>,
             /// The gradient's norm is scaled down to this. 0 leaves it as it is.
             pub clip: f64,
-            /// The share of activations dropped. Default: the model's.
+            /// The share of activations dropped; `null`: the model's.
             pub dropout: Option<f64>,
-            /// The share of a target's probability that all tokens divide among themselves. The training
-            /// loss contains it, the validation loss does not.
+            /// The share of a target's probability that all tokens divide among themselves; of pairs of answers,
+            /// the share whose labels are taken to be wrong. The training loss contains it, the validation loss
+            /// does not.
             pub label_smoothing: f64,
             /// The decay of an exponential moving average of the weights, such as 0.999, which is then what is
             /// validated, sampled from and saved. 0: no average.
@@ -100,7 +104,8 @@ macro_rules! training_params {
 
         impl Default for $name {
             fn default() -> Self {
-                $name {
+                #[allow(unused_mut)] // where a kind has no other defaults
+                let mut params = $name {
                     $($field: $default,)*
                     steps: None,
                     epochs: None,
@@ -137,7 +142,9 @@ macro_rules! training_params {
                     keep_checkpoints: Vec::new(),
                     save_every: 0,
                     save_minutes: 1.0,
-                }
+                };
+                $(params.$other = $value;)*
+                params
             }
         }
 

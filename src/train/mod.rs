@@ -1,7 +1,7 @@
 //! Training: rows of tokens in, a better model out.
 //!
 //! ```text
-//! data         rows, batches, their order; packing of conversations
+//! data         rows, batches, their order; packing of conversations; pairs of answers
 //! objective    the loss of a batch and its gradient
 //! optimizer    from a gradient to better weights
 //! schedule     the learning rate of each step
@@ -33,9 +33,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use averaging::Average;
-pub use data::{Batch, Data, Order, Packed, Packing, Windows, pack, shortest_row};
+pub use data::{Batch, Data, Order, Packed, Packing, Pairs, RenderedPair, Windows, pack, shortest_row};
 pub use metrics::{Metric, Metrics, Sample, json_lines};
-pub use objective::{Loss, NextToken, Objective, dropout_key, evaluate};
+pub use objective::{
+    Compared, Dpo, Loss, NextToken, Objective, PairNats, Preference, dropout_key, evaluate, kept_pair_nats,
+    pair_nats, remove_kept_pair_nats,
+};
 pub use optimizer::{Algorithm, Decay, Optimizer};
 pub use run::{load_kept, run};
 pub use schedule::{Schedule, ScheduleKind};

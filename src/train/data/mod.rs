@@ -1,8 +1,10 @@
 //! Rows of tokens to learn from, the order in which they come, and batches of them.
 
 mod packing;
+mod pairs;
 
 pub use packing::{Packing, pack, shortest_row};
+pub use pairs::{Pairs, RenderedPair};
 
 use crate::base::Rng;
 use crate::model::{IGNORE, Sequences};
@@ -74,15 +76,14 @@ impl Data for Windows<'_> {
 
 /// Rows that were packed beforehand.
 pub struct Packed {
-    /// Ids with whether each is a target.
-    rows: Vec<(Vec<u32>, Vec<bool>)>,
+    rows: Vec<Sequence>,
     seq_len: usize,
     pad: u32,
 }
 
 impl Packed {
     /// `rows`: ids with whether each is a target, at most `seq_len + 1` long; shorter ones are padded.
-    pub fn new(mut rows: Vec<(Vec<u32>, Vec<bool>)>, seq_len: usize, pad: u32) -> Self {
+    pub fn new(mut rows: Vec<Sequence>, seq_len: usize, pad: u32) -> Self {
         rows.retain(|(ids, _)| ids.len() > 1);
         Packed { rows, seq_len, pad }
     }
@@ -98,16 +99,23 @@ impl Data for Packed {
     }
 
     fn fill(&self, i: usize, ids: &mut [u32], targets: &mut [u32]) -> usize {
-        let (row, learn) = &self.rows[i];
-        let tokens = row.len() - 1;
-        ids[..tokens].copy_from_slice(&row[..tokens]);
-        ids[tokens..].fill(self.pad);
-        targets[tokens..].fill(IGNORE);
-        for (target, (id, learn)) in targets.iter_mut().zip(row[1..].iter().zip(&learn[1..])) {
-            *target = if *learn { *id } else { IGNORE };
-        }
-        tokens
+        fill_sequence(&self.rows[i], self.pad, ids, targets)
     }
+}
+
+/// Ids with whether each is a target.
+type Sequence = (Vec<u32>, Vec<bool>);
+
+/// Writes one sequence, padded; gives how many ids are not padding.
+fn fill_sequence((row, learn): &Sequence, pad: u32, ids: &mut [u32], targets: &mut [u32]) -> usize {
+    let tokens = row.len() - 1;
+    ids[..tokens].copy_from_slice(&row[..tokens]);
+    ids[tokens..].fill(pad);
+    targets[tokens..].fill(IGNORE);
+    for (target, (id, learn)) in targets.iter_mut().zip(row[1..].iter().zip(&learn[1..])) {
+        *target = if *learn { *id } else { IGNORE };
+    }
+    tokens
 }
 
 /// Rows of one length, end to end, in memory that is used again for the next batch.

@@ -3,8 +3,12 @@
 //! The loop ([`super::run`]) knows an [`Objective`] only; what is compared with what is the objective's.
 
 mod next_token;
+mod preference;
+mod reference;
 
 pub use next_token::NextToken;
+pub use preference::{Compared, Dpo, Preference};
+pub use reference::{PairNats, kept_pair_nats, pair_nats, remove_kept_pair_nats};
 
 use serde::{Deserialize, Serialize};
 
@@ -84,3 +88,6 @@ pub fn evaluate(
     }
     Ok(loss)
 }
+
+#[cfg(test)]
+mod tests_of_preference;
