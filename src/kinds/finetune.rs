@@ -342,7 +342,7 @@ mod tests {
     fn run_with(params: &str, tokenizer: Artifact, threads: usize) -> Result<harness::Outcome> {
         let dir = tempfile::tempdir().unwrap();
         let inputs = [("model", model(dir.path())), ("tokenizer", tokenizer), ("chats", fixtures::chats(60))];
-        let params = format!("{{ steps: 3, batch_size: 4, eval_every: 2, {params} }}");
+        let params = format!("{{ steps: 3, batch_size: 4, eval_every: 2, keep_checkpoints: [2], {params} }}");
         harness::run_with::<Finetune>(&params, &inputs, 1, threads, &crate::base::Quiet)
     }
 
@@ -355,6 +355,10 @@ mod tests {
         {
             assert_eq!(one.read("model", file), two.read("model", file), "{file}");
         }
+        let checkpoint = one.read("step-2", WEIGHTS_FILE);
+        assert_eq!(checkpoint, two.read("step-2", WEIGHTS_FILE));
+        assert_ne!(checkpoint, one.read("model", WEIGHTS_FILE));
+        assert_eq!(one.read("step-2", held_out::FILE_NAME), one.read("model", held_out::FILE_NAME));
         let metrics = String::from_utf8(one.read("model", "metrics.jsonl")).unwrap();
         assert!(metrics.contains("\"step\":3") && metrics.contains("val_loss"), "{metrics}");
     }

@@ -443,6 +443,11 @@ mod tests {
             (json!({ "label_smoothing": 1.0 }), "label_smoothing"),
             (json!({ "average": 1.0 }), "average"),
             (json!({ "weight_decay": -0.1 }), "weight_decay"),
+            (json!({ "keep_checkpoints": [4, 4] }), "keep_checkpoints"),
+            (json!({ "keep_checkpoints": [0] }), "keep_checkpoints"),
+            (json!({ "keep_checkpoints": [601] }), "keep_checkpoints"),
+            (json!({ "keep_checkpoints": [5], "patience": 2 }), "keep_checkpoints"),
+            (json!({ "save_minutes": -1.0 }), "save_minutes"),
         ] {
             let issues = Pretrain::validate(&params(json.clone()), &Connected::default());
             let found: Vec<&str> = issues.iter().map(|issue| issue.at.as_str()).collect();
@@ -518,6 +523,39 @@ mod tests {
         assert!(error.contains("embedding: same"), "{error}");
         let error = go_on("embedding: new, vocab_size: 9", "byte_bpe.json").err().unwrap().to_string();
         assert!(error.contains("room for 9"), "{error}");
+    }
+
+    /// A checkpoint is the model of a shorter training at the same rates, here one that was stopped and went
+    /// on.
+    #[test]
+    fn checkpoints_are_models_of_shorter_trainings() {
+        let shards = shards("byte_bpe.json");
+        let state = tempfile::tempdir().unwrap();
+        let run = |params: &str, state: Option<&Path>| {
+            let params = format!(
+                "{{ {SHAPE}, schedule: constant, keep: last, average: 0.9, batch_size: 4, {params} }}"
+            );
+            let inputs =
+                [("shards", shards.artifact("shards").unwrap()), ("tokenizer", tokenizer("byte_bpe.json"))];
+            harness::run_in_state::<Pretrain>(&params, &inputs, 1, 2, &crate::base::Quiet, state).unwrap()
+        };
+        run("steps: 3, keep_checkpoints: [2]", Some(state.path()));
+        let wanted = "steps: 6, keep_checkpoints: [2, 4]";
+        let typed = params(json!({ "schedule": "constant", "steps": 6, "keep_checkpoints": [2, 4] }));
+        assert_eq!(
+            Pretrain::resumes(&typed, 1, state.path()),
+            Some(Resume { step: 3, steps: Some(6) }),
+            "what the shorter training left"
+        );
+        let long = run(wanted, Some(state.path()));
+        for step in [2, 4] {
+            let short = run(&format!("steps: {step}"), None);
+            let port = format!("step-{step}");
+            for file in [WEIGHTS_FILE, CONFIG_FILE, "tokenizer.json", held_out::FILE_NAME] {
+                assert_eq!(long.read(&port, file), short.read("model", file), "{file} of step {step}");
+            }
+        }
+        assert_eq!(long.read("model", WEIGHTS_FILE), run("steps: 6", None).read("model", WEIGHTS_FILE));
     }
 
     #[test]

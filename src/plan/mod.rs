@@ -1,5 +1,6 @@
 //! What would run, and why: a pure function of a pipeline, its sources' digests and what is known of
-//! earlier actions. `plan`, `run` and `why` all ask [`decide`], so they cannot disagree.
+//! earlier actions and of the states that they left. `plan`, `run` and `why` all ask [`decide`], so they
+//! cannot disagree.
 //!
 //! A fingerprint holds the digests of inputs, so a stage downstream of one that will run is *pending*: its
 //! key is not known yet, and if the upstream stage gives the same bytes again, it is a hit.

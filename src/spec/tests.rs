@@ -249,7 +249,7 @@ stages:
     assert_eq!(port("last@without_roots=true", "more"), "step-500");
     assert_eq!(port("first", "fruit"), "step-1000");
     let (line, column, message) = mistake(&text.replace("more: base.step-500", "more: base.step-50"));
-    assert_eq!((line, column), (4, 48), "{message}");
+    assert_eq!((line, column), (4, 52), "{message}");
     assert!(message.contains("did you mean `step-500`"), "{message}");
     assert!(message.contains("its outputs are `tree`, `roots`, `step-500`, `step-1000`"), "{message}");
     let (.., message) = mistake(&text.replace("true.step-1000", "true.roots"));

@@ -124,8 +124,12 @@ impl StateFolder {
 impl Drop for StateFolder {
     /// The last to leave removes the lock's file, and the folder if nothing is in it.
     fn drop(&mut self) {
-        let fs::Lock::Mine(lock) = &self.lock else { return };
-        if lock.try_lock().is_ok() {
+        let is_last = match &self.lock {
+            fs::Lock::Mine(lock) => lock.try_lock().is_ok(),
+            // Nobody can tell, and a file that locks nothing is of no use.
+            _ => return drop(fs::remove(&self.lock_file)),
+        };
+        if is_last {
             if fs::children(&self.path).is_ok_and(|left| left.is_empty()) {
                 let _ = fs::remove(&self.path);
             }

@@ -110,6 +110,8 @@ struct Run<'a> {
     tokens_before: u64,
     /// Spent on filling batches: what the kernels wait for data.
     waited: Duration,
+    /// Spent on saving states.
+    saving: Duration,
 }
 
 impl<'a> Run<'a> {
@@ -160,6 +162,7 @@ impl<'a> Run<'a> {
             begun: Instant::now(),
             tokens_before: 0,
             waited: Duration::ZERO,
+            saving: Duration::ZERO,
         })
     }
 
@@ -204,7 +207,7 @@ impl<'a> Run<'a> {
         self.best = restored.best();
         self.kept = kept(&restored, &self.options.keep_steps);
         restored.read(&mut tensors)?;
-        self.restore(state);
+        self.restore(state)?;
         tracing::info!(
             "goes on from step {} of {}, saved by an earlier training",
             units::count(self.step),
@@ -214,11 +217,12 @@ impl<'a> Run<'a> {
     }
 
     /// What a state holds beside tensors.
-    fn restore(&mut self, state: State) {
+    fn restore(&mut self, state: State) -> Result<()> {
         let taken = state.step.saturating_mul(self.options.rows_per_step() as u64);
         self.order = Order::after(self.train.rows(), self.options.seed, taken);
         for (name, number) in self.optimizer.numbers() {
-            *number = state.optimizer.get(name).copied().unwrap_or(*number);
+            let missing = || Error::bug(format!("the saved state has no `{name}`"));
+            *number = *state.optimizer.get(name).ok_or_else(missing)?;
         }
         if let Some(average) = &mut self.average {
             *average.state().0 = state.averaged;
@@ -228,6 +232,7 @@ impl<'a> Run<'a> {
         (self.since, self.grad_norm) = (state.since, state.grad_norm);
         (self.early_stop, self.metrics) = (state.early_stop, state.metrics);
         self.saved.0 = state.step;
+        Ok(())
     }
 
     /// Saves the state behind the update of the last step.
@@ -236,6 +241,7 @@ impl<'a> Run<'a> {
         if self.saved.0 == self.step {
             return;
         }
+        let begun = Instant::now();
         let numbers = self.optimizer.numbers().into_iter();
         let state = State {
             step: self.step,
@@ -254,6 +260,7 @@ impl<'a> Run<'a> {
         states.save(&state, &tensors, self.best.as_ref(), &self.kept);
         self.metrics = state.metrics;
         self.saved = (self.step, Instant::now());
+        self.saving += begun.elapsed();
     }
 
     /// Whether it is time to save, or longer trainings would like to begin here.
@@ -501,6 +508,21 @@ impl<'a> Run<'a> {
         });
     }
 
+    /// Figures of the `seconds` that this training took.
+    fn measure(&self, seconds: f64) {
+        let seconds = seconds.max(1e-9);
+        let tokens = self.tokens - self.tokens_before;
+        self.monitor.measure("tokens_per_s", tokens as f64 / seconds, "tok/s");
+        let share = |part: Duration| 100.0 * part.as_secs_f64() / seconds;
+        self.monitor.measure("waiting_for_data", share(self.waited), "%");
+        if self.states.is_some() {
+            self.monitor.measure("saving_states", share(self.saving), "%");
+        }
+        if let Some(peak) = machine::peak_memory() {
+            self.monitor.measure("peak_memory", peak as f64 / f64::from(1 << 20), "MiB");
+        }
+    }
+
     fn finish(mut self) -> Result<Outcome> {
         let seconds = self.begun.elapsed().as_secs_f64();
         self.swap_average();
@@ -513,13 +535,7 @@ impl<'a> Run<'a> {
         self.finite("last update's weight", odd.map_or(0.0, |w| f64::from(*w)))?;
         self.sample()?;
         self.metrics.save(self.places.output)?;
-        let tokens = self.tokens - self.tokens_before;
-        self.monitor.measure("tokens_per_s", tokens as f64 / seconds.max(1e-9), "tok/s");
-        let waited = 100.0 * self.waited.as_secs_f64() / seconds.max(1e-9);
-        self.monitor.measure("waiting_for_data", waited, "%");
-        if let Some(peak) = machine::peak_memory() {
-            self.monitor.measure("peak_memory", peak as f64 / f64::from(1 << 20), "MiB");
-        }
+        self.measure(seconds);
         let stopped_early = self.early_stop.is_due(self.options.patience);
         if stopped_early {
             tracing::info!(

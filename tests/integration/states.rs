@@ -225,11 +225,15 @@ impl Ran {
     }
 
     fn warnings(&self) -> Vec<&str> {
-        let warning = |event| match event {
-            &Event::StageLog { ref level, ref message, .. } if level == "warn" => Some(message.as_str()),
-            _ => None,
-        };
-        self.events.iter().filter_map(warning).collect()
+        let mut warnings = Vec::new();
+        for event in &self.events {
+            if let Event::StageLog { level, message, .. } = event
+                && level == "warn"
+            {
+                warnings.push(message.as_str());
+            }
+        }
+        warnings
     }
 }
 
@@ -325,7 +329,7 @@ fn a_longer_run_of_the_same_trajectory_computes_only_what_is_new() {
 }
 
 #[test]
-fn a_forced_stage_starts_from_nothing_and_so_does_what_was_killed_of_it() {
+fn a_forced_stage_starts_from_nothing() {
     let c = Counting::new("word: a, steps: 4");
     let sum = c.sum();
     c.steps();
@@ -382,7 +386,7 @@ fn wait_until(is_so: impl Fn() -> bool) {
 
 #[test]
 fn processes_with_one_trajectory_do_not_disturb_each_other() {
-    for _ in 0..5 {
+    for _ in 0..3 {
         // Two actions, since their steps differ; the same states.
         let (short, long) = (Counting::new("word: a, steps: 150"), Counting::new("word: a, steps: 300"));
         std::fs::create_dir_all(short.project.path("artifacts")).unwrap();
