@@ -125,7 +125,7 @@ pub(super) fn read(path: &Path, options: &Options) -> Result<ModelSummary> {
         tied,
         metadata,
         architecture: architecture.map(|config| config.describe()),
-        adapter: config.as_ref().filter(|_| is_adapter).map(Adapter::of),
+        adapter: is_adapter.then(|| Adapter::of(config.as_ref().unwrap_or(&Value::Null))),
         config,
     })
 }

@@ -177,7 +177,10 @@ fn an_adapter_is_told_by_its_rank_and_targets() {
     assert_eq!((adapter.rank, adapter.alpha, adapter.dropout), (Some(8), Some(4.0), Some(0.05)));
     assert_eq!(adapter.targets, ["down_proj", "q_proj", "v_proj"]);
     shows(&report, &["adapter of rank 8, 1,728 parameters in 12 tensors", "down_proj, q_proj, v_proj"]);
-    // Of the file alone, too.
+    // Of the file beside its configuration, too, and without.
+    let files = Files::new();
+    let alone = files.write("blob", &fs::read(&folder.join("adapter_model.safetensors")).unwrap());
+    assert_eq!(look(&alone, "blob").content.summary(), "adapter of 1,728 parameters in 12 tensors");
     let file = look(&folder.join("adapter_model.safetensors"), "adapter_model.safetensors");
     shows(&file, &["rank            8", "alpha           4"]);
 }

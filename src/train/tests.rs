@@ -316,7 +316,7 @@ fn rows_of_several_sequences_and_reported_figures_reach_the_metrics() {
     let how = Options { eval_every: 15, ..options(20) };
     let train = |data: &dyn Data, objective: &mut dyn Objective| {
         let mut model = small_model();
-        let outcome = run(&mut model, objective, data, data, &how, folder.path(), &Quiet).unwrap();
+        let outcome = run(&mut model, objective, data, data, &how, places(folder.path()), &Quiet).unwrap();
         let lines = std::fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
         (outcome, lines.lines().map(String::from).collect::<Vec<_>>())
     };

@@ -151,8 +151,7 @@ impl Train {
         }
         let (rank, targets) = (self.lora_rank, Target::of(config));
         let lora = Lora { rank, alpha: 2.0 * rank as f64, dropout: 0.05, targets };
-        lora.validate()
-            .map_err(|i| flag_error(Invalid { param: format!("lora-{}", i.param).into(), ..i }))?;
+        lora.validate().map_err(|i| flag_error(Invalid { param: format!("lora-{}", i.param), ..i }))?;
         transformer.with_adapters(&lora, 1)
     }
 
