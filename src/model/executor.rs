@@ -8,7 +8,7 @@
 //! are fewer than threads, several threads share one.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use super::layer::attention::Span;
 use super::layer::head::{self, gather, scatter};
@@ -29,7 +29,7 @@ const MICRO_BATCH: usize = 256;
 const ROUND: usize = 16;
 
 /// Sequences of a micro-batch.
-fn sequences_of(length: usize) -> usize {
+pub(super) fn sequences_of(length: usize) -> usize {
     (MICRO_BATCH / length).max(1)
 }
 
@@ -73,17 +73,17 @@ impl<'a> Sequences<'a> {
 
 /// Computes losses and gradients of one model architecture, in memory that it keeps.
 pub struct Executor {
-    team: Team,
+    pub(super) team: Team,
     /// The team's threads, divided among the workspaces.
-    teams: Vec<Team>,
-    workspaces: Vec<Mutex<Workspace>>,
+    pub(super) teams: Vec<Team>,
+    pub(super) workspaces: Vec<Mutex<Workspace>>,
     config: Config,
     /// Whether backward passes follow.
     backward: bool,
     /// The gradients at the embeddings of a round, `[N, C]`.
     embeddings: Buffer,
     /// Rows of logits over the whole vocabulary, where they are needed as such.
-    logits: Buffer,
+    pub(super) logits: Buffer,
 }
 
 impl Executor {
@@ -222,24 +222,6 @@ impl Executor {
         sums
     }
 
-    /// The `k` likeliest ids of every position, whether its target counts or not, and their probabilities
-    /// under `softmax(logits / temperature)`: `[N, k]` each, the likeliest first, and of equals the lower id.
-    /// What a teacher gives to a student.
-    ///
-    /// # Panics
-    /// As [`Executor::loss`], and when the outputs have another size or there are no `k` ids.
-    pub fn top_k(
-        &mut self,
-        model: &Transformer,
-        all: Sequences,
-        temperature: f32,
-        k: usize,
-        ids: &mut [u32],
-        probabilities: &mut [f32],
-    ) {
-        mean_top_k(&mut [(self, model)], all, temperature, k, ids, probabilities);
-    }
-
     /// How well each target that counts is predicted, in order.
     ///
     /// # Panics
@@ -279,7 +261,7 @@ impl Executor {
         }
     }
 
-    fn check(&self, all: Sequences) {
+    pub(super) fn check(&self, all: Sequences) {
         let Sequences { ids, targets, length, weights, soft } = all;
         assert!(length <= self.config.seq_len && length > 0, "{length} of {} positions", self.config.seq_len);
         assert_eq!(ids.len(), targets.len(), "a target for each id");
@@ -288,7 +270,8 @@ impl Executor {
         assert!(soft.is_none_or(fits), "k soft targets for each id");
     }
 
-    fn reserve_logits(&mut self, len: usize) {
+    /// Makes room for so many logits.
+    pub(super) fn reserve_logits(&mut self, len: usize) {
         if self.logits.len() < len {
             self.logits = Buffer::new(len);
         }
@@ -296,7 +279,7 @@ impl Executor {
 
     /// Makes workspaces for so many micro-batches of sequences of this length, and their shares of the team;
     /// gives how many.
-    fn prepare(&mut self, micro_batches: usize, length: usize) -> usize {
+    pub(super) fn prepare(&mut self, micro_batches: usize, length: usize) -> usize {
         let threads = self.team.threads();
         let count = threads.min(micro_batches).max(1);
         while self.workspaces.len() < count {
@@ -315,96 +298,16 @@ impl Executor {
     }
 }
 
-/// As [`Executor::top_k`], of the mean of several teachers' distributions.
-///
-/// Beyond the teachers' workspaces it needs rows of their vocabulary: a [`CHUNK`] a thread, and as much again
-/// for several teachers.
-///
-/// # Panics
-/// As [`Executor::top_k`], and when there are no teachers, or they have vocabularies of different sizes.
-pub fn mean_top_k(
-    teachers: &mut [(&mut Executor, &Transformer)],
-    all: Sequences,
-    temperature: f32,
-    k: usize,
-    ids: &mut [u32],
-    probabilities: &mut [f32],
-) {
-    let (several, v) = (teachers.len() > 1, teachers[0].1.config.vocab_size);
-    assert!(k > 0 && k <= v, "{k} of {v} ids");
-    assert!(teachers.iter().all(|(_, model)| model.config.vocab_size == v), "one vocabulary of {v} ids");
-    assert_eq!((ids.len(), probabilities.len()), (all.ids.len() * k, all.ids.len() * k), "k ids a row");
-    let some = sequences_of(all.length);
-    let rows = some * all.length;
-    let outputs = ids.chunks_mut(rows * k).zip(probabilities.chunks_mut(rows * k)).map(Mutex::new);
-    let parts: Vec<_> = split(all, some).zip(outputs).collect();
-    let prepare = |(executor, _): &mut (&mut Executor, &Transformer)| {
-        executor.check(all);
-        executor.prepare(parts.len(), all.length)
-    };
-    let count = teachers.iter_mut().map(prepare).min().unwrap_or(1);
-    let dense = rows.min(CHUNK) * v * if several { 2 } else { 1 };
-    teachers[0].0.reserve_logits(count * dense);
-
-    let mut models: Vec<Vec<(&mut Workspace, &Transformer)>> = (0..count).map(|_| Vec::new()).collect();
-    let mut first = None;
-    for (executor, model) in teachers {
-        let Executor { team, teams, workspaces, logits, .. } = &mut **executor;
-        for (models, workspace) in models.iter_mut().zip(workspaces) {
-            models.push((workspace.get_mut().unwrap_or_else(PoisonError::into_inner), *model));
-        }
-        first.get_or_insert((team, teams, logits));
-    }
-    let (team, teams, logits) = first.expect("a teacher");
-    let mut slots: Vec<_> = models.into_iter().zip(logits.chunks_mut(dense)).map(Mutex::new).collect();
-    ordered::side_by_side(team, teams, &mut slots, parts.len(), |(models, dense), micro_batch| {
-        let ((first, part), outputs) = &parts[micro_batch.index];
-        for (workspace, model) in &mut *models {
-            let pass = pass_of(micro_batch.team, model, *part, *first, DropoutSites::NONE, false);
-            forward(&pass, workspace, *part);
-        }
-        let (ids, probabilities) = &mut *lock(outputs);
-        let chunks = ids.chunks_mut(CHUNK * k).zip(probabilities.chunks_mut(CHUNK * k));
-        for (i, (ids, probabilities)) in chunks.enumerate() {
-            let rows = i * CHUNK..i * CHUNK + ids.len() / k;
-            let sums = sum_of_distributions(micro_batch.team, models, rows, temperature, dense);
-            loss::top_k(micro_batch.team, sums, v, models.len(), k, ids, probabilities);
-        }
-        0.0
-    });
-}
-
-/// Of some rows of the models' last forward pass, `softmax(logits / temperature)` summed over the models, at
-/// the beginning of `dense`.
-fn sum_of_distributions<'a>(
-    team: &Team,
-    models: &[(&mut Workspace, &Transformer)],
-    rows: Range<usize>,
-    temperature: f32,
-    dense: &'a mut [f32],
-) -> &'a [f32] {
-    let v = models[0].1.config.vocab_size;
-    let (sums, other) = dense.split_at_mut(rows.len() * v);
-    for (i, (workspace, model)) in models.iter().enumerate() {
-        let c = model.config.d_model;
-        let x = &workspace.scratch.a[rows.start * c..rows.end * c];
-        let logits = if i == 0 { &mut *sums } else { &mut other[..rows.len() * v] };
-        loss::logits(team, model.output(), x, logits);
-        loss::soften(team, logits, v, temperature);
-        if i > 0 {
-            loss::add_distributions(team, &other[..rows.len() * v], sums);
-        }
-    }
-    sums
-}
-
 /// Some sequences at a time; with each, the number of its first.
-fn split<'a>(all: Sequences<'a>, sequences: usize) -> impl Iterator<Item = (usize, Sequences<'a>)> + use<'a> {
+pub(super) fn split<'a>(
+    all: Sequences<'a>,
+    sequences: usize,
+) -> impl Iterator<Item = (usize, Sequences<'a>)> + use<'a> {
     let (rows, some) = (all.ids.len(), sequences * all.length);
     (0..rows).step_by(some).map(move |first| (first / all.length, all.part(first..(first + some).min(rows))))
 }
 
-fn pass_of<'a>(
+pub(super) fn pass_of<'a>(
     team: &'a Team,
     model: &'a Transformer,
     part: Sequences,
@@ -417,7 +320,7 @@ fn pass_of<'a>(
 }
 
 /// Up to the last norm, whose output goes into `scratch.a`.
-fn forward(pass: &Pass, workspace: &mut Workspace, part: Sequences) {
+pub(super) fn forward(pass: &Pass, workspace: &mut Workspace, part: Sequences) {
     let mut spans = [Span { rows: 0..pass.rows, length: part.length, start: 0, cache: None }];
     blocks_forward(pass, workspace, part.ids, &mut spans, |_, _| {});
     let n = pass.rows * pass.config().d_model;

@@ -10,6 +10,7 @@
 //!  workspace   activations and scratch of a micro-batch
 //!  ordered     gradients that are added up in a fixed order
 //!  executor    batches on all threads: loss, gradient, predictions
+//!  teachers    the likeliest ids, for a student to learn from
 //!  decode      reading on with cached keys and values
 //!  reference   the same model on candle, written to be read, which tests compare with
 //!  format/     config.json and names of tensors as Hugging Face's types have them, a file a type
@@ -38,17 +39,19 @@ mod lora;
 mod ordered;
 mod presets;
 pub mod reference;
+mod teachers;
 mod transformer;
 mod workspace;
 
 pub use config::{Activation, Config, Init, Norm, Placement, Position, Yarn};
 pub use decode::{Cache, Decoder, Reading};
-pub use executor::{Executor, Sequences, mean_top_k, round_of};
+pub use executor::{Executor, Sequences, round_of};
 pub use files::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
 pub use format::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
 pub use layout::{Layout, Parameter, Role};
 pub use lora::{Lora, Target};
 pub use presets::{PRESETS, Preset, gpt2, llama, modern, post_norm, preset};
+pub use teachers::mean_top_k;
 pub use transformer::Transformer;
 
 use crate::kernel::Dropout;

@@ -78,9 +78,10 @@ impl<'a> Soft<'a> {
             let found = (ids.len(), probabilities.len());
             return wrong(format!("{} ids and {} probabilities for {rows} rows of {k}", found.0, found.1));
         }
-        let each = ids.chunks_exact(k).zip(probabilities.chunks_exact(k)).enumerate();
-        each.map(|(i, (ids, p))| check_row(ids, p, v).map_err(|e| Error::input(format!("row {i}: {e}"))))
-            .collect()
+        let mut each = ids.chunks_exact(k).zip(probabilities.chunks_exact(k)).enumerate();
+        each.try_for_each(|(i, (ids, p))| {
+            check_row(ids, p, v).map_err(|e| Error::input(format!("row {i}: {e}")))
+        })
     }
 }
 
