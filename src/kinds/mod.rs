@@ -11,6 +11,8 @@ pub mod shard;
 pub mod synthesize;
 pub mod train_tokenizer;
 
+mod architecture;
+mod streams;
 mod texts;
 mod tokenizers;
 mod training_params;
