@@ -298,7 +298,7 @@ fn score_item(
         let counts = |i: usize| i >= next && item.scored[i];
         let targets: Vec<u32> =
             (start + 1..=end).map(|i| if counts(i) { item.ids[i] } else { IGNORE }).collect();
-        let all = Sequences { ids: &item.ids[start..end], targets: &targets, length: end - start };
+        let all = Sequences::new(&item.ids[start..end], &targets, end - start);
         executor
             .predictions(&model.transformer, all)
             .into_iter()

@@ -7,7 +7,8 @@
 //! their order, see [`super::ordered`], so the bytes are the same for any number of threads. Where micro-batches
 //! are fewer than threads, several threads share one.
 
-use std::sync::Mutex;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use super::layer::attention::Span;
 use super::layer::head::{self, gather, scatter};
@@ -16,7 +17,7 @@ use super::ordered::{self, OrderedGradient, Turns, lock};
 use super::workspace::{Scratch, Workspace};
 use super::{Config, Prediction, Transformer, block};
 use crate::kernel::embedding::{self, Ids};
-use crate::kernel::loss::{self, CHUNK, IGNORE};
+use crate::kernel::loss::{self, CHUNK, IGNORE, Soft, Targets};
 use crate::kernel::{Buffer, Team};
 
 /// Tokens of a micro-batch, or more where one sequence is longer. Small, so that there are micro-batches for all
@@ -37,7 +38,7 @@ pub fn round_of(length: usize) -> usize {
     ROUND * sequences_of(length)
 }
 
-/// Sequences of one length, end to end.
+/// Sequences of one length, end to end, and what is to be learned from them.
 #[derive(Clone, Copy)]
 pub struct Sequences<'a> {
     /// `B*T` ids, each below the vocabulary's size.
@@ -46,6 +47,28 @@ pub struct Sequences<'a> {
     pub targets: &'a [u32],
     /// `T`, at most the model's.
     pub length: usize,
+    /// For each id the factor of its loss, and so of that loss's gradient: of any sign.
+    pub weights: Option<&'a [f32]>,
+    /// For each id what a teacher gives, which is part of the loss where the target is.
+    pub soft: Option<Soft<'a>>,
+}
+
+impl<'a> Sequences<'a> {
+    /// Where the loss is the cross-entropy with the targets.
+    pub fn new(ids: &'a [u32], targets: &'a [u32], length: usize) -> Self {
+        Sequences { ids, targets, length, weights: None, soft: None }
+    }
+
+    /// Some of the rows, which are whole sequences.
+    fn part(self, rows: Range<usize>) -> Self {
+        Sequences {
+            ids: &self.ids[rows.clone()],
+            targets: &self.targets[rows.clone()],
+            length: self.length,
+            weights: self.weights.map(|weights| &weights[rows.clone()]),
+            soft: self.soft.map(|soft| soft.part(rows)),
+        }
+    }
 }
 
 /// Computes losses and gradients of one model architecture, in memory that it keeps.
@@ -123,7 +146,7 @@ impl Executor {
                     let pass = pass_of(micro_batch.team, model, *part, first + skip, dropout, true);
                     let mut turns = ordered.turns(micro_batch);
                     forward(&pass, workspace, *part);
-                    let nats = loss_and_backward(&pass, workspace, part.targets, smoothing, &mut turns);
+                    let nats = loss_and_backward(&pass, workspace, *part, smoothing, &mut turns);
                     backward(&pass, workspace, length, &mut turns);
                     lock(embeddings).copy_from_slice(&workspace.scratch.x[..part.ids.len() * c]);
                     nats
@@ -147,7 +170,7 @@ impl Executor {
         embedding::backward(&self.team, ids, dx, model.embed_scale(), self.config.d_model, tokens, positions);
     }
 
-    /// The sum of cross-entropies in nats, without dropout.
+    /// The sum of losses in nats, without dropout.
     ///
     /// # Panics
     /// When the sequences don't fit the model.
@@ -163,8 +186,53 @@ impl Executor {
             forward(&pass, workspace, part);
             let Workspace { scratch, logits, .. } = workspace;
             let counted = Counted::of(scratch, c, part.targets);
-            head::loss(&pass, 0.0, logits, counted.rows(scratch, c), &counted.targets)
+            head::loss(&pass, 0.0, logits, counted.rows(scratch, c), counted.targets(part))
         })
+    }
+
+    /// For each sequence the sum of `-ln p(target)` over its targets that count. With a `key`, what
+    /// [`Executor::gradient`] drops under that key is dropped here, too.
+    ///
+    /// # Panics
+    /// As [`Executor::loss`].
+    pub fn sequence_nats(&mut self, model: &Transformer, all: Sequences, key: Option<u64>) -> Vec<f64> {
+        self.check(all);
+        let dropout = key.map_or(DropoutSites::NONE, |key| DropoutSites { p: model.config.dropout, key });
+        let (c, length, some) = (model.config.d_model, all.length, sequences_of(all.length));
+        let mut sums = vec![0.0; all.ids.len().div_ceil(length)];
+        let parts: Vec<_> = split(all, some).zip(sums.chunks_mut(some).map(Mutex::new)).collect();
+        let count = self.prepare(parts.len(), length);
+        let workspaces = &mut self.workspaces[..count];
+        ordered::side_by_side(&self.team, &self.teams, workspaces, parts.len(), |workspace, micro_batch| {
+            let ((first, part), sums) = &parts[micro_batch.index];
+            let pass = pass_of(micro_batch.team, model, *part, *first, dropout, false);
+            forward(&pass, workspace, *part);
+            let Workspace { scratch, logits, .. } = workspace;
+            let counted = Counted::of(scratch, c, part.targets);
+            let (x, sequence) = (counted.rows(scratch, c), |i: usize| counted.rows[i] / length);
+            head::add_nats(&pass, logits, x, &counted.ids, sequence, &mut lock(sums));
+            0.0
+        });
+        drop(parts);
+        sums
+    }
+
+    /// The `k` likeliest ids of every position, whether its target counts or not, and their probabilities
+    /// under `softmax(logits / temperature)`: `[N, k]` each, the likeliest first, and of equals the lower id.
+    /// What a teacher gives to a student.
+    ///
+    /// # Panics
+    /// As [`Executor::loss`], and when the outputs have another size or there are no `k` ids.
+    pub fn top_k(
+        &mut self,
+        model: &Transformer,
+        all: Sequences,
+        temperature: f32,
+        k: usize,
+        ids: &mut [u32],
+        probabilities: &mut [f32],
+    ) {
+        mean_top_k(&mut [(self, model)], all, temperature, k, ids, probabilities);
     }
 
     /// How well each target that counts is predicted, in order.
@@ -190,9 +258,7 @@ impl Executor {
         self.check(all);
         let (c, v) = (model.config.d_model, model.config.vocab_size);
         self.prepare(1, all.length);
-        if self.logits.len() < CHUNK * v {
-            self.logits = Buffer::new(CHUNK * v);
-        }
+        self.reserve_logits(CHUNK * v);
         let Executor { team, workspaces, logits: rows, .. } = self;
         let mut workspace = lock(&workspaces[0]);
         for (first, part) in split(all, sequences_of(all.length)) {
@@ -200,7 +266,7 @@ impl Executor {
             forward(&pass, &mut workspace, part);
             let counted = Counted::of(&mut workspace.scratch, c, part.targets);
             let x = counted.rows(&workspace.scratch, c);
-            for (x, targets) in x.chunks(CHUNK * c).zip(counted.targets.chunks(CHUNK)) {
+            for (x, targets) in x.chunks(CHUNK * c).zip(counted.ids.chunks(CHUNK)) {
                 let logits = &mut rows[..targets.len() * v];
                 loss::logits(team, model.output(), x, logits);
                 f(team, logits, targets);
@@ -209,9 +275,17 @@ impl Executor {
     }
 
     fn check(&self, all: Sequences) {
-        let Sequences { ids, targets, length } = all;
+        let Sequences { ids, targets, length, weights, soft } = all;
         assert!(length <= self.config.seq_len && length > 0, "{length} of {} positions", self.config.seq_len);
         assert_eq!(ids.len(), targets.len(), "a target for each id");
+        assert!(weights.is_none_or(|weights| weights.len() == ids.len()), "a weight for each id");
+        assert!(soft.is_none(), "soft targets are not part of the loss yet");
+    }
+
+    fn reserve_logits(&mut self, len: usize) {
+        if self.logits.len() < len {
+            self.logits = Buffer::new(len);
+        }
     }
 
     /// Makes workspaces for so many micro-batches of sequences of this length, and their shares of the team;
@@ -235,11 +309,93 @@ impl Executor {
     }
 }
 
+/// As [`Executor::top_k`], of the mean of several teachers' distributions.
+///
+/// Beyond the teachers' workspaces it needs rows of their vocabulary: a [`CHUNK`] a thread, and as much again
+/// for several teachers.
+///
+/// # Panics
+/// As [`Executor::top_k`], and when there are no teachers, or they have vocabularies of different sizes.
+pub fn mean_top_k(
+    teachers: &mut [(&mut Executor, &Transformer)],
+    all: Sequences,
+    temperature: f32,
+    k: usize,
+    ids: &mut [u32],
+    probabilities: &mut [f32],
+) {
+    let (several, v) = (teachers.len() > 1, teachers[0].1.config.vocab_size);
+    assert!(k > 0 && k <= v, "{k} of {v} ids");
+    assert!(teachers.iter().all(|(_, model)| model.config.vocab_size == v), "one vocabulary of {v} ids");
+    assert_eq!((ids.len(), probabilities.len()), (all.ids.len() * k, all.ids.len() * k), "k ids a row");
+    let some = sequences_of(all.length);
+    let rows = some * all.length;
+    let outputs = ids.chunks_mut(rows * k).zip(probabilities.chunks_mut(rows * k)).map(Mutex::new);
+    let parts: Vec<_> = split(all, some).zip(outputs).collect();
+    let prepare = |(executor, _): &mut (&mut Executor, &Transformer)| {
+        executor.check(all);
+        executor.prepare(parts.len(), all.length)
+    };
+    let count = teachers.iter_mut().map(prepare).min().unwrap_or(1);
+    let dense = rows.min(CHUNK) * v * if several { 2 } else { 1 };
+    teachers[0].0.reserve_logits(count * dense);
+
+    let mut models: Vec<Vec<(&mut Workspace, &Transformer)>> = (0..count).map(|_| Vec::new()).collect();
+    let mut first = None;
+    for (executor, model) in teachers {
+        let Executor { team, teams, workspaces, logits, .. } = &mut **executor;
+        for (models, workspace) in models.iter_mut().zip(workspaces) {
+            models.push((workspace.get_mut().unwrap_or_else(PoisonError::into_inner), *model));
+        }
+        first.get_or_insert((team, teams, logits));
+    }
+    let (team, teams, logits) = first.expect("a teacher");
+    let mut slots: Vec<_> = models.into_iter().zip(logits.chunks_mut(dense)).map(Mutex::new).collect();
+    ordered::side_by_side(team, teams, &mut slots, parts.len(), |(models, dense), micro_batch| {
+        let ((first, part), outputs) = &parts[micro_batch.index];
+        for (workspace, model) in &mut *models {
+            let pass = pass_of(micro_batch.team, model, *part, *first, DropoutSites::NONE, false);
+            forward(&pass, workspace, *part);
+        }
+        let (ids, probabilities) = &mut *lock(outputs);
+        let chunks = ids.chunks_mut(CHUNK * k).zip(probabilities.chunks_mut(CHUNK * k));
+        for (i, (ids, probabilities)) in chunks.enumerate() {
+            let rows = i * CHUNK..i * CHUNK + ids.len() / k;
+            let sums = sum_of_distributions(micro_batch.team, models, rows, temperature, dense);
+            loss::top_k(micro_batch.team, sums, v, models.len(), k, ids, probabilities);
+        }
+        0.0
+    });
+}
+
+/// Of some rows of the models' last forward pass, `softmax(logits / temperature)` summed over the models, at
+/// the beginning of `dense`.
+fn sum_of_distributions<'a>(
+    team: &Team,
+    models: &[(&mut Workspace, &Transformer)],
+    rows: Range<usize>,
+    temperature: f32,
+    dense: &'a mut [f32],
+) -> &'a [f32] {
+    let v = models[0].1.config.vocab_size;
+    let (sums, other) = dense.split_at_mut(rows.len() * v);
+    for (i, (workspace, model)) in models.iter().enumerate() {
+        let c = model.config.d_model;
+        let x = &workspace.scratch.a[rows.start * c..rows.end * c];
+        let logits = if i == 0 { &mut *sums } else { &mut other[..rows.len() * v] };
+        loss::logits(team, model.output(), x, logits);
+        loss::soften(team, logits, v, temperature);
+        if i > 0 {
+            loss::add_distributions(team, &other[..rows.len() * v], sums);
+        }
+    }
+    sums
+}
+
 /// Some sequences at a time; with each, the number of its first.
 fn split<'a>(all: Sequences<'a>, sequences: usize) -> impl Iterator<Item = (usize, Sequences<'a>)> + use<'a> {
-    let Sequences { ids, targets, length } = all;
-    let parts = ids.chunks(sequences * length).zip(targets.chunks(sequences * length));
-    parts.enumerate().map(move |(i, (ids, targets))| (i * sequences, Sequences { ids, targets, length }))
+    let (rows, some) = (all.ids.len(), sequences * all.length);
+    (0..rows).step_by(some).map(move |first| (first / all.length, all.part(first..(first + some).min(rows))))
 }
 
 fn pass_of<'a>(
@@ -289,7 +445,10 @@ pub(super) fn blocks_forward<'s>(
 
 /// Rows whose target counts.
 struct Counted {
-    targets: Vec<u32>,
+    /// Their targets.
+    ids: Vec<u32>,
+    /// Which rows they are.
+    rows: Vec<usize>,
     /// Whether those are all of them.
     all: bool,
 }
@@ -297,16 +456,23 @@ struct Counted {
 impl Counted {
     /// Of the rows in `scratch.a`: if some don't count, the others are copied to the beginning of `scratch.b`.
     fn of(scratch: &mut Scratch, c: usize, targets: &[u32]) -> Self {
-        if targets.iter().all(|target| *target != IGNORE) {
-            return Counted { targets: targets.to_vec(), all: true };
+        let rows: Vec<usize> = (0..targets.len()).filter(|i| targets[*i] != IGNORE).collect();
+        if rows.len() == targets.len() {
+            return Counted { ids: targets.to_vec(), rows, all: true };
         }
-        Counted { targets: gather(&scratch.a, c, targets, &mut scratch.b), all: false }
+        gather(&scratch.a, c, &rows, &mut scratch.b);
+        Counted { ids: rows.iter().map(|i| targets[*i]).collect(), rows, all: false }
     }
 
     /// Where they lie, `[N, C]`.
     fn rows<'a>(&self, scratch: &'a Scratch, c: usize) -> &'a [f32] {
         let all = if self.all { &scratch.a } else { &scratch.b };
-        &all[..self.targets.len() * c]
+        &all[..self.ids.len() * c]
+    }
+
+    /// With the weights and soft targets of all rows.
+    fn targets<'a>(&'a self, part: Sequences<'a>) -> Targets<'a> {
+        Targets { ids: &self.ids, rows: &self.rows, weights: part.weights, soft: part.soft }
     }
 }
 
@@ -314,19 +480,19 @@ impl Counted {
 fn loss_and_backward(
     pass: &Pass,
     workspace: &mut Workspace,
-    targets: &[u32],
+    part: Sequences,
     smoothing: f32,
     turns: &mut Turns,
 ) -> f64 {
     let (c, n) = (pass.config().d_model, pass.rows);
     let Workspace { scratch, logits, .. } = workspace;
-    let counted = Counted::of(scratch, c, targets);
-    let len = counted.targets.len() * c;
+    let counted = Counted::of(scratch, c, part.targets);
+    let len = counted.ids.len() * c;
     let Scratch { a, b, wide, .. } = scratch;
     let (x, dx) = if counted.all { (&a[..len], &mut b[..len]) } else { (&b[..len], &mut wide[..len]) };
-    let nats = head::loss_and_backward(pass, smoothing, logits, x, &counted.targets, dx, turns);
+    let nats = head::loss_and_backward(pass, smoothing, logits, x, counted.targets(part), dx, turns);
     if !counted.all {
-        scatter(&wide[..len], c, targets, &mut b[..n * c]);
+        scatter(&wide[..len], c, &counted.rows, &mut b[..n * c]);
     }
     nats
 }

@@ -41,7 +41,7 @@ mod workspace;
 
 pub use config::{Activation, Config, Init, Norm, Placement, Position, Yarn};
 pub use decode::{Cache, Decoder, Reading};
-pub use executor::{Executor, Sequences, round_of};
+pub use executor::{Executor, Sequences, mean_top_k, round_of};
 pub use files::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
 pub use layout::{Layout, Parameter, Role};
 pub use presets::{PRESETS, Preset, gpt2, llama, modern, post_norm, preset};
@@ -49,7 +49,7 @@ pub use transformer::Transformer;
 
 use crate::kernel::Dropout;
 pub use crate::kernel::IGNORE;
-pub use crate::kernel::loss::Prediction;
+pub use crate::kernel::loss::{Prediction, Soft};
 
 /// What is dropped at one site of the model in the step that `key` stands for.
 fn dropout_at(p: f64, key: u64, site: usize) -> Dropout {

@@ -109,7 +109,8 @@ fn batch(config: &Config, n: usize, seed: u64) -> (Vec<u32>, Vec<u32>) {
 fn logits(gpt: &Transformer, ids: &[u32]) -> Vec<Vec<f32>> {
     let mut pass = Executor::forward_only(&gpt.config, Team::new(2));
     let mut rows = Vec::new();
-    let all = Sequences { ids, targets: &vec![0; ids.len()], length: ids.len() };
+    let every = vec![0; ids.len()];
+    let all = Sequences::new(ids, &every, ids.len());
     pass.each_logits(gpt, all, |_, logits, _| {
         rows.extend(logits.chunks(gpt.config.vocab_size).map(<[f32]>::to_vec));
     });
@@ -134,7 +135,7 @@ fn loss_and_gradients_are_those_of_the_plain_twin() {
     for (name, config, n) in all.chain(others) {
         let gpt = model(&config, 3);
         let (ids, targets) = batch(&config, n, 4);
-        let all = Sequences { ids: &ids, targets: &targets, length: config.seq_len };
+        let all = Sequences::new(&ids, &targets, config.seq_len);
         let mut gradient = vec![0.0; gpt.weights.len()];
         let mut pass = Executor::training(&config, Team::new(2));
         let loss = pass.gradient(&gpt, all, 99, 0.0, &mut gradient);
@@ -174,7 +175,7 @@ fn the_bytes_depend_on_neither_threads_nor_instructions() {
             // Nothing of the third piece counts, and of the fourth so little that it is one chunk.
             targets[700..1200].fill(IGNORE);
         }
-        let all = Sequences { ids: &ids, targets: &targets, length: config.seq_len };
+        let all = Sequences::new(&ids, &targets, config.seq_len);
         let run = |threads: usize, isa: Isa| {
             let mut gradient = vec![0.0; gpt.weights.len()];
             let mut pass = Executor::training(&config, Team::with(threads, isa));
@@ -200,7 +201,7 @@ fn a_panic_in_one_piece_ends_the_batch() {
         targets.iter().enumerate().map(|(i, t)| if i == 310 { 10_000 } else { *t }).collect();
     let mut pass = Executor::training(&config, Team::new(3));
     let mut gradient = |targets: &[u32]| {
-        let all = Sequences { ids: &ids, targets, length: config.seq_len };
+        let all = Sequences::new(&ids, targets, config.seq_len);
         let mut gradient = vec![0.0; gpt.weights.len()];
         pass.gradient(&gpt, all, 7, 0.0, &mut gradient);
         gradient
@@ -277,7 +278,7 @@ fn a_model_in_bf16_is_nearly_the_model() {
 fn dropout_follows_its_key() {
     let gpt = model(&odd(), 1);
     let (ids, targets) = batch(&gpt.config, 1, 1);
-    let all = Sequences { ids: &ids, targets: &targets, length: gpt.config.seq_len };
+    let all = Sequences::new(&ids, &targets, gpt.config.seq_len);
     let mut pass = Executor::training(&gpt.config, Team::new(1));
     let mut loss = |key| pass.gradient(&gpt, all, key, 0.0, &mut vec![0.0; gpt.weights.len()]);
     assert_eq!(loss(1), loss(1));

@@ -68,7 +68,7 @@ fn agrees(name: &str, compute: impl Fn(&Transformer, Sequences) -> Computed) {
     let rows: Vec<Vec<u32>> = serde_json::from_value(expected["ids"].clone()).unwrap();
     let targets: Vec<u32> = rows.iter().flat_map(|row| row[1..].iter().copied().chain([IGNORE])).collect();
     let (ids, length) = (rows.concat(), rows[0].len());
-    let found = compute(&gpt, Sequences { ids: &ids, targets: &targets, length });
+    let found = compute(&gpt, Sequences::new(&ids, &targets, length));
 
     let logits = difference(&found.logits, &numbers(&expected["logits"]));
     assert!(logits < 1e-4, "{name}: logits differ by {logits}");
@@ -132,7 +132,7 @@ fn write_models_for_transformers() {
         let mut gpt = Transformer::fresh(&config, 1);
         gpt.weights.iter_mut().enumerate().for_each(|(i, x)| *x += 0.3 * (i as f32).sin());
         let ids: Vec<u32> = (0..32).map(|i| i * 7 % 41).collect();
-        let all = Sequences { ids: &ids, targets: &ids, length: ids.len() };
+        let all = Sequences::new(&ids, &ids, ids.len());
         let logits = by_reference(&gpt, all).logits;
         let (folder, json) = (into.join(name), config.to_json(Some(2), Some(3)).unwrap());
         std::fs::create_dir_all(&folder).unwrap();

@@ -1,6 +1,7 @@
 //! What training leaves behind to look at: `metrics.jsonl`, the same as `metrics.parquet`, and
 //! `samples.jsonl`. Nothing here depends on the clock.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -22,6 +23,9 @@ pub struct Metric {
     pub learning_rate: f64,
     /// Of the mean gradient, before clipping.
     pub grad_norm: f64,
+    /// What the objective reports of a validation, by name: further columns.
+    #[serde(flatten)]
+    pub further: BTreeMap<String, f64>,
 }
 
 /// What the model said along the way.
@@ -56,15 +60,22 @@ impl Metrics {
         let real = |f: fn(&Metric) -> Option<f64>| {
             Arc::new(self.rows.iter().map(f).collect::<Float64Array>()) as ArrayRef
         };
-        let batch = RecordBatch::try_from_iter([
+        let mut columns = vec![
             ("step", whole(|m| m.step)),
             ("tokens", whole(|m| m.tokens)),
             ("loss", real(|m| Some(m.loss))),
             ("val_loss", real(|m| m.val_loss)),
             ("learning_rate", real(|m| Some(m.learning_rate))),
             ("grad_norm", real(|m| Some(m.grad_norm))),
-        ])
-        .map_err(|e| Error::bug(format!("metrics do not fit their schema: {e}")))?;
+        ];
+        let further: BTreeSet<&str> =
+            self.rows.iter().flat_map(|m| m.further.keys().map(String::as_str)).collect();
+        columns.extend(further.into_iter().map(|name| {
+            let values = self.rows.iter().map(|m| m.further.get(name).copied());
+            (name, Arc::new(values.collect::<Float64Array>()) as ArrayRef)
+        }));
+        let batch = RecordBatch::try_from_iter(columns)
+            .map_err(|e| Error::bug(format!("metrics do not fit their schema: {e}")))?;
         let mut writer = parquet_io::writer(path, batch.schema(), Vec::new())?;
         writer.write(&batch).map_err(|e| parquet_io::unwritable(path, &e))?;
         writer.close().map(drop).map_err(|e| parquet_io::unwritable(path, &e))

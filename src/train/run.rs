@@ -1,6 +1,7 @@
 //! The loop: batches, updates, validations, samples, metrics. It knows objectives and optimizers, no
 //! architectures.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -128,7 +129,8 @@ impl<'a> Run<'a> {
     /// Says how many parameters, how many tokens and about how long, from one gradient whose result
     /// is thrown away.
     fn announce(&mut self) -> Result<()> {
-        let tokens = (self.options.rows_per_step() * self.train.length()) as u64;
+        let row = self.train.sequences() * self.train.length();
+        let tokens = (self.options.rows_per_step() * row) as u64;
         let rows = self.train.rows();
         self.batch.fill(self.train, (0..self.options.batch_size).map(|i| i % rows));
         let mut took = Duration::ZERO;
@@ -222,7 +224,7 @@ impl<'a> Run<'a> {
     fn log(&mut self, rate: f64, norm: f64, evaluate: bool) -> Result<()> {
         let loss = std::mem::take(&mut self.since);
         self.last_loss = loss.mean();
-        let val_loss = if evaluate { self.evaluate()? } else { None };
+        let (val_loss, further) = if evaluate { self.evaluate()? } else { Default::default() };
         let metric = Metric {
             step: self.step,
             tokens: self.tokens,
@@ -230,9 +232,15 @@ impl<'a> Run<'a> {
             val_loss,
             learning_rate: rate,
             grad_norm: norm,
+            further,
         };
         match val_loss {
-            Some(v) => tracing::info!("step {}: loss {:.4}, validation {v:.4}", self.step, self.last_loss),
+            Some(v) => tracing::info!(
+                "step {}: loss {:.4}, validation {v:.4}{}",
+                self.step,
+                self.last_loss,
+                metric.further.iter().map(|(name, x)| format!(", {name} {x:.4}")).collect::<String>()
+            ),
             None => tracing::debug!("step {}: loss {:.4}", self.step, self.last_loss),
         }
         self.metrics.rows.push(metric);
@@ -246,11 +254,12 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The validation loss; keeps the best weights and counts what is no better.
-    fn evaluate(&mut self) -> Result<Option<f64>> {
+    /// The validation loss and what else the objective reports; keeps the best weights and counts what is no
+    /// better.
+    fn evaluate(&mut self) -> Result<(Option<f64>, BTreeMap<String, f64>)> {
         let rows = self.validation.rows().min(self.options.eval_rows);
         if rows == 0 {
-            return Ok(None);
+            return Ok(Default::default());
         }
         self.swap_average();
         let transformer = &self.model.transformer;
@@ -260,7 +269,8 @@ impl<'a> Run<'a> {
         self.finite("validation loss", loss)?;
         self.early_stop.add(loss, self.model.transformer.trained());
         self.swap_average();
-        Ok(Some(loss))
+        let further = self.objective.report().into_iter().map(|(name, x)| (name.to_string(), x)).collect();
+        Ok((Some(loss), further))
     }
 
     fn sample(&mut self) -> Result<()> {

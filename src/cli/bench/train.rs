@@ -168,7 +168,7 @@ impl Train {
     /// The times of the steps, and the last one's loss.
     fn kernels(&self, config: &Config, threads: usize) -> (Vec<Duration>, f64) {
         let [ids, targets] = self.tokens(config);
-        let all = Sequences { ids: &ids, targets: &targets, length: config.seq_len };
+        let all = Sequences::new(&ids, &targets, config.seq_len);
         let mut transformer = Transformer::fresh(config, 1);
         let mut executor = Executor::training(config, self.team(threads));
         let mut optimizer = Optimizer::new(&transformer, &Options::new(self.optimizer.into(), RATE));
@@ -188,7 +188,7 @@ impl Train {
     /// last loss.
     fn candle(&self, config: &Config) -> Result<(Vec<Duration>, f64)> {
         let [ids, targets] = self.tokens(config);
-        let all = Sequences { ids: &ids, targets: &targets, length: config.seq_len };
+        let all = Sequences::new(&ids, &targets, config.seq_len);
         let mut transformer = Transformer::fresh(config, 1);
         let team = self.team(1);
         let mut optimizer = Optimizer::new(&transformer, &Options::new(self.optimizer.into(), RATE));

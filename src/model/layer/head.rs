@@ -1,7 +1,9 @@
 //! The output projection and the loss, for the rows whose target counts.
 
+use std::ops::Range;
+
 use super::Pass;
-use crate::kernel::loss::{self, CHUNK, Head, IGNORE, Logits};
+use crate::kernel::loss::{self, CHUNK, Head, Logits, Targets};
 use crate::model::Transformer;
 use crate::model::ordered::Turns;
 
@@ -11,35 +13,52 @@ pub fn head<'a>(model: &'a Transformer, smoothing: f32, logits: &'a mut Logits) 
     Head { weight: output.weight, bias: output.bias, cap: output.cap, c: output.c, smoothing, logits }
 }
 
-/// Copies the rows of `from: [N, C]` whose target counts to the beginning of `to`; gives their targets.
-pub fn gather(from: &[f32], c: usize, targets: &[u32], to: &mut [f32]) -> Vec<u32> {
-    let counted = targets.iter().enumerate().filter(|(_, target)| **target != IGNORE);
-    let mut found = Vec::with_capacity(targets.len());
-    for (i, target) in counted {
-        let at = found.len() * c;
-        to[at..at + c].copy_from_slice(&from[i * c..(i + 1) * c]);
-        found.push(*target);
+/// Copies some rows of `from: [N, C]`, in their order, to the beginning of `to`.
+pub fn gather(from: &[f32], c: usize, rows: &[usize], to: &mut [f32]) {
+    for (row, to) in rows.iter().zip(to.chunks_exact_mut(c)) {
+        to.copy_from_slice(&from[row * c..(row + 1) * c]);
     }
-    found
 }
 
-/// The inverse of [`gather`]: rows whose target doesn't count become 0.
-pub fn scatter(from: &[f32], c: usize, targets: &[u32], to: &mut [f32]) {
-    let mut rows = from.chunks_exact(c);
-    for (row, target) in to.chunks_exact_mut(c).zip(targets) {
-        if *target == IGNORE {
-            row.fill(0.0);
-        } else {
-            row.copy_from_slice(rows.next().expect("a row for each target that counts"));
-        }
+/// The inverse of [`gather`]: other rows become 0.
+pub fn scatter(from: &[f32], c: usize, rows: &[usize], to: &mut [f32]) {
+    to.fill(0.0);
+    for (row, from) in rows.iter().zip(from.chunks_exact(c)) {
+        to[row * c..(row + 1) * c].copy_from_slice(from);
     }
 }
 
 /// The summed loss of `x: [N, C]`, in nats.
-pub fn loss(pass: &Pass, smoothing: f32, logits: &mut Logits, x: &[f32], targets: &[u32]) -> f64 {
+pub fn loss(pass: &Pass, smoothing: f32, logits: &mut Logits, x: &[f32], targets: Targets) -> f64 {
     let mut head = head(pass.model, smoothing, logits);
-    let chunks = x.chunks(CHUNK * head.c).zip(targets.chunks(CHUNK));
-    chunks.map(|(x, targets)| head.loss(pass.team, &x[..targets.len() * head.c], targets, false)).sum()
+    let c = head.c;
+    chunks(targets.ids.len())
+        .map(|rows| head.loss(pass.team, &x[rows.start * c..rows.end * c], targets.part(rows), false))
+        .sum()
+}
+
+/// Adds the cross-entropy of each row of `x: [N, C]` with its target, in nats, to the sum that `sum_of` gives
+/// of the row.
+pub fn add_nats(
+    pass: &Pass,
+    logits: &mut Logits,
+    x: &[f32],
+    targets: &[u32],
+    mut sum_of: impl FnMut(usize) -> usize,
+    sums: &mut [f64],
+) {
+    let mut head = head(pass.model, 0.0, logits);
+    let c = head.c;
+    for rows in chunks(targets.len()) {
+        let x = &x[rows.start * c..rows.end * c];
+        head.loss(pass.team, x, Targets::new(&targets[rows.clone()]), false);
+        rows.zip(head.row_nats()).for_each(|(row, nats)| sums[sum_of(row)] += nats);
+    }
+}
+
+/// Rows whose logits exist at a time.
+fn chunks(n: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..n).step_by(CHUNK).map(move |first| first..(first + CHUNK).min(n))
 }
 
 /// The summed loss of `x: [N, C]`, whose gradient goes into `dx`; accumulates that of the projection.
@@ -48,17 +67,17 @@ pub fn loss_and_backward(
     smoothing: f32,
     logits: &mut Logits,
     x: &[f32],
-    targets: &[u32],
+    targets: Targets,
     dx: &mut [f32],
     turns: &mut Turns,
 ) -> f64 {
     let (layout, team, v) = (&pass.model.layout, pass.team, pass.config().vocab_size);
     let mut head = head(pass.model, smoothing, logits);
     let c = head.c;
-    let (mut nats, mut left) = (0.0, targets.len());
-    let chunks = x.chunks(CHUNK * c).zip(dx.chunks_mut(CHUNK * c)).zip(targets.chunks(CHUNK));
-    for ((x, dx), targets) in chunks {
-        left -= targets.len();
+    let (mut nats, all) = (0.0, targets.ids.len());
+    for rows in chunks(all) {
+        let (left, of) = (all - rows.end, rows.start * c..rows.end * c);
+        let (x, dx, targets) = (&x[of.clone()], &mut dx[of], targets.part(rows));
         nats += head.loss(team, x, targets, true);
         for (block, ids) in loss::blocks(v).enumerate() {
             head.gradient(team, targets, ids.clone());
@@ -74,7 +93,7 @@ pub fn loss_and_backward(
             }
         }
     }
-    if targets.is_empty() {
+    if all == 0 {
         loss::blocks(v).for_each(|_| {
             turns.wait(0);
             turns.done();

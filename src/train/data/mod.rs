@@ -12,9 +12,15 @@ use crate::shard::TokenStream;
 /// is to be learned.
 pub trait Data: Sync {
     fn rows(&self) -> usize;
-    /// Ids of a row, `T`.
+    /// Ids of a sequence, `T`.
     fn length(&self) -> usize;
-    /// Writes row `i` over `ids` and `targets`, `T` long; gives how many ids are not padding.
+    /// Sequences of that length that each row consists of, end to end: 1, unless several are learned from
+    /// together, as an answer and a worse one.
+    fn sequences(&self) -> usize {
+        1
+    }
+    /// Writes row `i` over `ids` and `targets`, each as long as all its sequences; gives how many ids are not
+    /// padding.
     ///
     /// # Panics
     /// When `i` is not below [`Data::rows`].
@@ -109,27 +115,32 @@ impl Data for Packed {
 pub struct Batch {
     pub ids: Vec<u32>,
     pub targets: Vec<u32>,
+    /// Of a sequence, `T`.
     pub length: usize,
     /// Ids that are not padding.
     pub tokens: u64,
+    /// Which rows of the data these are.
+    pub rows: Vec<usize>,
 }
 
 impl Batch {
     /// The rows of `data` with these numbers.
-    pub fn fill(&mut self, data: &dyn Data, rows: impl ExactSizeIterator<Item = usize>) {
+    pub fn fill(&mut self, data: &dyn Data, rows: impl Iterator<Item = usize>) {
         self.length = data.length();
         self.tokens = 0;
-        let size = rows.len() * self.length;
-        self.ids.resize(size, 0);
-        self.targets.resize(size, IGNORE);
-        let places = self.ids.chunks_exact_mut(self.length).zip(self.targets.chunks_exact_mut(self.length));
-        for (row, (ids, targets)) in rows.zip(places) {
-            self.tokens += data.fill(row, ids, targets) as u64;
+        self.rows.clear();
+        self.rows.extend(rows);
+        let row = data.sequences() * self.length;
+        self.ids.resize(self.rows.len() * row, 0);
+        self.targets.resize(self.rows.len() * row, IGNORE);
+        let places = self.ids.chunks_exact_mut(row).zip(self.targets.chunks_exact_mut(row));
+        for (i, (ids, targets)) in self.rows.iter().zip(places) {
+            self.tokens += data.fill(*i, ids, targets) as u64;
         }
     }
 
     pub fn sequences(&self) -> Sequences<'_> {
-        Sequences { ids: &self.ids, targets: &self.targets, length: self.length }
+        Sequences::new(&self.ids, &self.targets, self.length)
     }
 
     /// Targets that count.

@@ -8,7 +8,13 @@
 //! enough, and is multiplied with both sides at once. Capped logits are kept themselves, since the gradient of
 //! the cap needs them, and their exponentials are recomputed.
 
+mod soft;
+mod top_k;
+
 use std::ops::Range;
+
+pub use soft::Soft;
+pub use top_k::{add as add_distributions, soften, top_k};
 
 use super::Buffer;
 use super::linear::add_rows;
@@ -30,6 +36,36 @@ pub const BLOCK: usize = 384;
 /// The blocks of a vocabulary of `v` ids.
 pub fn blocks(v: usize) -> impl Iterator<Item = Range<usize>> {
     (0..v).step_by(BLOCK).map(move |first| first..(first + BLOCK).min(v))
+}
+
+/// What some rows are to give.
+#[derive(Clone, Copy)]
+pub struct Targets<'a> {
+    /// `[N]`, each an id.
+    pub ids: &'a [u32],
+    /// Which rows of `weights` and `soft` these are, `[N]`; not read where there are neither.
+    pub rows: &'a [usize],
+    /// Factors of the rows' losses, of any sign.
+    pub weights: Option<&'a [f32]>,
+    /// What a teacher gives.
+    pub soft: Option<Soft<'a>>,
+}
+
+impl<'a> Targets<'a> {
+    /// Ids only.
+    pub fn new(ids: &'a [u32]) -> Self {
+        Targets { ids, rows: &[], weights: None, soft: None }
+    }
+
+    /// Some of the rows.
+    pub fn part(self, some: Range<usize>) -> Self {
+        let rows = if self.rows.is_empty() { &[] } else { &self.rows[some.clone()] };
+        Targets { ids: &self.ids[some], rows, ..self }
+    }
+
+    fn weight(&self, i: usize) -> f32 {
+        self.weights.map_or(1.0, |weights| weights[self.rows[i]])
+    }
 }
 
 /// What the loss of up to [`CHUNK`] rows keeps for its backward pass.
@@ -158,15 +194,15 @@ impl<'a> Head<'a> {
         Output { weight: self.weight, bias: self.bias, c: self.c, cap: self.cap }
     }
 
-    /// The sum over `targets` of cross-entropies in nats, of `x: [N, C]`. Keeps what [`Head::gradient`] needs
-    /// if `backward_follows`.
+    /// The sum over `targets` of losses in nats, of `x: [N, C]`. Keeps what [`Head::gradient`] needs if
+    /// `backward_follows`.
     ///
     /// # Panics
     /// When a target is no id, such as [`IGNORE`].
-    pub fn loss(&mut self, team: &Team, x: &[f32], targets: &[u32], backward_follows: bool) -> f64 {
+    pub fn loss(&mut self, team: &Team, x: &[f32], targets: Targets, backward_follows: bool) -> f64 {
         let (output, smoothing) = (self.output(), self.smoothing);
-        let (n, v) = (targets.len(), output.ids());
-        assert!(targets.iter().all(|id| (*id as usize) < v), "a target that is none of {v} ids");
+        let (n, v) = (targets.ids.len(), output.ids());
+        assert!(targets.ids.iter().all(|id| (*id as usize) < v), "a target that is none of {v} ids");
         self.logits.n = n;
         let Logits { values, max, rows, .. } = &mut *self.logits;
         let rows = &mut rows[..n];
@@ -183,19 +219,26 @@ impl<'a> Head<'a> {
                     // SAFETY: each row has one task.
                     let (values, row) =
                         unsafe { (values.take(i * len..(i + 1) * len), &mut rows.take(i..i + 1)[0]) };
-                    let own = (targets[i] as usize).wrapping_sub(ids.start);
+                    let own = (targets.ids[i] as usize).wrapping_sub(ids.start);
                     add_block(team.isa, &output, smoothing, values, own, row);
                     // SAFETY: as above.
                     unsafe { max.take(i..i + 1)[0] = row.max };
                 }
             });
         }
-        rows.iter().map(|row| row.nats(smoothing, v)).sum()
+        let weighted = |(i, row): (usize, &Row)| f64::from(targets.weight(i)) * row.nats(smoothing, v);
+        rows.iter().enumerate().map(weighted).sum()
+    }
+
+    /// The cross-entropy of each row of the last loss with its target, in nats, without weights.
+    pub fn row_nats(&self) -> impl Iterator<Item = f64> {
+        let (smoothing, v) = (self.smoothing, self.output().ids());
+        self.logits.rows[..self.logits.n].iter().map(move |row| row.nats(smoothing, v))
     }
 
     /// What the loss kept of some ids, a block of them, becomes the gradient of `x · weightᵀ + bias`.
-    pub fn gradient(&mut self, team: &Team, targets: &[u32], ids: Range<usize>) {
-        let (n, len, cap) = (targets.len(), ids.len(), self.cap);
+    pub fn gradient(&mut self, team: &Team, targets: Targets, ids: Range<usize>) {
+        let (n, len, cap) = (targets.ids.len(), ids.len(), self.cap);
         let (uniform, onehot) = (self.smoothing / self.output().ids() as f32, 1.0 - self.smoothing);
         let Logits { values, max, rows, .. } = &mut *self.logits;
         let values = Parts::new(&mut values[n * ids.start..n * ids.end]);
@@ -204,13 +247,15 @@ impl<'a> Head<'a> {
             for i in some {
                 // SAFETY: each row has one task.
                 let gradient = unsafe { values.take(i * len..(i + 1) * len) };
-                let own = (targets[i] as usize).wrapping_sub(ids.start);
-                let mut target = onehot;
+                let own = (targets.ids[i] as usize).wrapping_sub(ids.start);
+                // Without weights it is 1, which changes no bit.
+                let weight = targets.weight(i);
+                let mut target = weight * onehot;
                 if let Some(cap) = cap {
                     target *= gradient.get(own).map_or(1.0, |logit| 1.0 - (logit / cap) * (logit / cap));
-                    softmax_capped(team.isa, gradient, rows[i], uniform, cap);
+                    softmax_capped(team.isa, gradient, rows[i], weight, uniform, cap);
                 } else {
-                    softmax(team.isa, gradient, max[i], rows[i], uniform);
+                    softmax(team.isa, gradient, max[i], rows[i], weight, uniform);
                 }
                 if let Some(own) = gradient.get_mut(own) {
                     *own -= target;
@@ -348,22 +393,23 @@ simd! {
         row.add::<S>(max, sum);
     }
 
-    /// `e^(logit - max)` becomes the softmax of a whole row, less `uniform`.
-    fn softmax<S>(exps: &mut [f32], max: f32, row: Row, uniform: f32) {
+    /// `e^(logit - max)` becomes the softmax of a whole row, less `uniform`, times `weight`.
+    fn softmax<S>(exps: &mut [f32], max: f32, row: Row, weight: f32, uniform: f32) {
         let less = exp(F::<S>::splat(max - row.max)).max_lane();
-        let factor = F::<S>::splat((f64::from(less) / row.sum) as f32);
+        let factor = F::<S>::splat((f64::from(weight) * f64::from(less) / row.sum) as f32);
         for x in exps.chunks_mut(LANES) {
-            F::load_some(x, 0.0).mul_add(factor, F::splat(-uniform)).store_some(x);
+            F::load_some(x, 0.0).mul_add(factor, F::splat(-weight * uniform)).store_some(x);
         }
     }
 
-    /// Capped logits become the softmax of a whole row, less `uniform`, times the derivative of the cap,
-    /// `1 - (logit / cap)²`.
-    fn softmax_capped<S>(logits: &mut [f32], row: Row, uniform: f32, cap: f32) {
-        let (factor, inverse) = (F::<S>::splat((1.0 / row.sum) as f32), F::splat(1.0 / cap));
+    /// Capped logits become the softmax of a whole row, less `uniform`, times `weight` and the derivative of
+    /// the cap, `1 - (logit / cap)²`.
+    fn softmax_capped<S>(logits: &mut [f32], row: Row, weight: f32, uniform: f32, cap: f32) {
+        let factor = F::<S>::splat((f64::from(weight) / row.sum) as f32);
+        let inverse = F::splat(1.0 / cap);
         for x in logits.chunks_mut(LANES) {
             let logit = F::load_some(x, 0.0);
-            let gradient = exp(logit - F::splat(row.max)).mul_add(factor, F::splat(-uniform));
+            let gradient = exp(logit - F::splat(row.max)).mul_add(factor, F::splat(-weight * uniform));
             let part = logit * inverse;
             (gradient * (F::splat(1.0) - part * part)).store_some(x);
         }
@@ -437,14 +483,14 @@ mod tests {
             let found = same_everywhere(|team| {
                 let mut small = Logits::new(N, V, false);
                 let head = |logits| Head { weight: &weight, bias: bias_of, c: C, cap, smoothing, logits };
-                let forward_only = head(&mut small).loss(team, &x, &targets, false);
+                let forward_only = head(&mut small).loss(team, &x, Targets::new(&targets), false);
                 let mut kept = Logits::new(N, V, true);
                 let mut head = head(&mut kept);
-                let nats = head.loss(team, &x, &targets, true);
+                let nats = head.loss(team, &x, Targets::new(&targets), true);
                 assert_eq!(nats, forward_only);
                 let (mut dx, mut dw, mut db) = (vec![f32::NAN; N * C], vec![0.5; V * C], vec![0.5; V]);
                 for ids in blocks(V) {
-                    head.gradient(team, &targets, ids.clone());
+                    head.gradient(team, Targets::new(&targets), ids.clone());
                     head.input(team, ids.clone(), &mut dx);
                     head.weights(team, ids.clone(), &x, &mut dw[ids.start * C..ids.end * C]);
                     head.bias(team, ids.clone(), &mut db[ids]);
@@ -504,6 +550,6 @@ mod tests {
     fn an_ignored_target_is_refused() {
         let logits = &mut Logits::new(1, 3, false);
         let mut head = Head { weight: &[1.0; 6], bias: None, c: 2, cap: None, smoothing: 0.0, logits };
-        head.loss(&Team::new(1), &[1.0; 2], &[IGNORE], false);
+        head.loss(&Team::new(1), &[1.0; 2], Targets::new(&[IGNORE]), false);
     }
 }

@@ -2,6 +2,10 @@
 //!
 //! The loop ([`super::run`]) knows an [`Objective`] only; what is compared with what is the objective's.
 
+mod next_token;
+
+pub use next_token::NextToken;
+
 use super::data::{Batch, Data};
 use crate::base::{Monitor, Result, Rng};
 use crate::model::{Executor, Transformer, round_of};
@@ -30,8 +34,7 @@ impl std::ops::AddAssign for Loss {
 /// Something to learn from batches.
 pub trait Objective {
     /// Adds the gradient of the sum of the batch's losses to `into`, which is laid out like
-    /// [`Transformer::trained`].
-    /// `key` decides what dropout drops.
+    /// [`Transformer::trained`]. `key` decides what dropout drops. Called with training batches only.
     fn gradient(
         &mut self,
         executor: &mut Executor,
@@ -41,34 +44,14 @@ pub trait Objective {
         into: &mut [f32],
     ) -> Loss;
 
-    /// The loss that models are compared by, without dropout.
+    /// The loss that models are compared by, without dropout. Called with validation batches only.
     fn loss(&mut self, executor: &mut Executor, transformer: &Transformer, batch: &Batch) -> Loss;
-}
 
-/// Each token is to be followed by its target.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct NextToken {
-    /// The share of a target's probability that all tokens divide among themselves while training
-    /// (Szegedy et al., 2016). The loss that models are compared by has none.
-    pub label_smoothing: f64,
-}
-
-impl Objective for NextToken {
-    fn gradient(
-        &mut self,
-        executor: &mut Executor,
-        transformer: &Transformer,
-        batch: &Batch,
-        key: u64,
-        into: &mut [f32],
-    ) -> Loss {
-        let smoothing = self.label_smoothing as f32;
-        let nats = executor.gradient(transformer, batch.sequences(), key, smoothing, into);
-        Loss { nats, targets: batch.counted() }
-    }
-
-    fn loss(&mut self, executor: &mut Executor, transformer: &Transformer, batch: &Batch) -> Loss {
-        Loss { nats: executor.loss(transformer, batch.sequences()), targets: batch.counted() }
+    /// Further figures of the batches that [`Objective::loss`] was called with since the last report, such as
+    /// an accuracy, by name. They go into the row of metrics that has the validation loss. A name is that of
+    /// no [`Metric`](super::Metric)'s own column.
+    fn report(&mut self) -> Vec<(&'static str, f64)> {
+        Vec::new()
     }
 }
 
@@ -91,7 +74,7 @@ pub fn evaluate(
 ) -> Result<Loss> {
     let mut loss = Loss::default();
     let mut batch = Batch::default();
-    let step = round_of(data.length());
+    let step = (round_of(data.length()) / data.sequences()).max(1);
     for first in (0..rows).step_by(step) {
         monitor.check()?;
         batch.fill(data, first..(first + step).min(rows));
