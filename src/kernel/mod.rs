@@ -17,7 +17,7 @@
 //!  activation  GELU, SiLU, ReLU², plain or gated
 //!  dropout     of activations and attention weights
 //!  residual    x = a·x + b·x0
-//!  loss        the output projection, cross-entropy and its gradient
+//!  loss        the output projection, cross-entropy and divergence from a teacher, their gradients
 //!
 //!  adamw, muon, sgd, average      updates of the weights
 //! ```

@@ -279,7 +279,8 @@ impl Executor {
         assert!(length <= self.config.seq_len && length > 0, "{length} of {} positions", self.config.seq_len);
         assert_eq!(ids.len(), targets.len(), "a target for each id");
         assert!(weights.is_none_or(|weights| weights.len() == ids.len()), "a weight for each id");
-        assert!(soft.is_none(), "soft targets are not part of the loss yet");
+        let fits = |soft: Soft| [soft.ids.len(), soft.probabilities.len()] == [ids.len() * soft.k; 2];
+        assert!(soft.is_none_or(fits), "k soft targets for each id");
     }
 
     fn reserve_logits(&mut self, len: usize) {

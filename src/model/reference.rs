@@ -16,6 +16,7 @@ use super::layout::{BlockLayout, LinearLayout, NormLayout};
 use super::transformer::Transformer;
 use super::{Config, dropout_at};
 use crate::kernel::IGNORE;
+use crate::kernel::loss::Soft;
 
 /// A copy of a model's numbers as candle's variables.
 pub struct Reference {
@@ -91,19 +92,60 @@ impl Reference {
         }
     }
 
-    /// The sum of cross-entropies in nats, a scalar.
+    /// The sum of losses in nats, a scalar.
     ///
     /// # Errors
     /// When candle fails.
     pub fn loss(&self, gpt: &Transformer, all: Sequences, dropout: Option<u64>) -> Result<Tensor> {
-        let logits = log_softmax(&self.logits(gpt, all, dropout)?, D::Minus1)?;
-        let counts: Vec<f32> = all.targets.iter().map(|t| f32::from(*t != IGNORE)).collect();
-        let targets: Vec<u32> = all.targets.iter().map(|t| if *t == IGNORE { 0 } else { *t }).collect();
+        let logits = self.logits(gpt, all, dropout)?;
+        let n = all.targets.len();
+        let mut each = self.cross_entropy(&logits, all.targets)?;
+        if let Some(soft) = all.soft {
+            let (share, t) = (f64::from(soft.share), f64::from(soft.temperature));
+            let divergence = self.divergence(&(logits / t)?, soft)?;
+            each = ((each * (1.0 - share))? + (divergence * (share * t * t))?)?;
+        }
+        let weight = |i: usize| all.weights.map_or(1.0, |weights| weights[i]);
+        let weight = |i: usize| if all.targets[i] == IGNORE { 0.0 } else { weight(i) };
+        let weights: Vec<f32> = (0..n).map(weight).collect();
+        (each * Tensor::from_vec(weights, n, &self.device)?)?.sum_all()
+    }
+
+    /// Of each row of logits with its target, `[N]`; of rows whose target doesn't count, anything.
+    fn cross_entropy(&self, logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+        let logits = log_softmax(logits, D::Minus1)?;
+        let targets: Vec<u32> = targets.iter().map(|t| if *t == IGNORE { 0 } else { *t }).collect();
         let n = targets.len();
         let own = logits.gather(&Tensor::from_vec(targets, (n, 1), &self.device)?, 1)?.squeeze(1)?;
         let any = logits.mean(D::Minus1)?;
-        let each = ((own * (1.0 - self.smoothing))? + (any * self.smoothing)?)?;
-        (each * Tensor::from_vec(counts, n, &self.device)?)?.sum_all()?.neg()
+        ((own * (1.0 - self.smoothing))? + (any * self.smoothing)?)?.neg()
+    }
+
+    /// KL of each row of soft targets with logits that are divided by the temperature, `[N]`.
+    fn divergence(&self, logits: &Tensor, soft: Soft) -> Result<Tensor> {
+        let (n, v) = logits.dims2()?;
+        let k = soft.k;
+        let named = Tensor::from_slice(soft.ids, (n, k), &self.device)?;
+        let logits = log_softmax(logits, D::Minus1)?;
+        // `p ln p - p ln q`, of which the first is 0 where p is.
+        let entropy = |p: &[f32]| p.iter().filter(|p| **p > 0.0).map(|p| p * p.ln()).sum::<f32>();
+        let p = Tensor::from_slice(soft.probabilities, (n, k), &self.device)?;
+        let own = (p * logits.gather(&named, 1)?)?.sum(D::Minus1)?;
+        let entropies: Vec<f32> = soft.probabilities.chunks(k).map(entropy).collect();
+        let divergence = (Tensor::from_vec(entropies, n, &self.device)? - own)?;
+        if k == v {
+            return Ok(divergence);
+        }
+        let mut hidden = vec![0f32; n * v];
+        for (row, ids) in hidden.chunks_mut(v).zip(soft.ids.chunks(k)) {
+            ids.iter().for_each(|id| row[*id as usize] = f32::NEG_INFINITY);
+        }
+        let others = (logits + Tensor::from_vec(hidden, (n, v), &self.device)?)?.log_sum_exp(D::Minus1)?;
+        let rest: Vec<f32> =
+            soft.probabilities.chunks(k).map(|p| (1.0 - p.iter().sum::<f32>()).max(0.0)).collect();
+        let entropies: Vec<f32> = rest.iter().map(|p| entropy(&[*p])).collect();
+        let rest = (Tensor::from_vec(rest, n, &self.device)? * others)?;
+        divergence + (Tensor::from_vec(entropies, n, &self.device)? - rest)?
     }
 
     /// The loss and its gradient, laid out like the weights.

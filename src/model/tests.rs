@@ -106,6 +106,38 @@ fn batch(config: &Config, n: usize, seed: u64) -> (Vec<u32>, Vec<u32>) {
     (ids, targets)
 }
 
+/// Factors of both signs, some of them 0.
+fn weights(n: usize) -> Vec<f32> {
+    (0..n).map(|i| [1.0, 0.5, 0.0, 2.5, -0.3][i % 5]).collect()
+}
+
+/// A teacher's, for `n` rows.
+struct SoftTargets {
+    k: usize,
+    ids: Vec<u32>,
+    probabilities: Vec<f32>,
+}
+
+impl SoftTargets {
+    fn new(config: &Config, n: usize, k: usize) -> Self {
+        let mut rng = Rng::new(k as u64, "teacher");
+        let (mut ids, mut probabilities) = (Vec::new(), Vec::new());
+        for _ in 0..n {
+            let mut all: Vec<u32> = (0..config.vocab_size as u32).collect();
+            rng.shuffle(&mut all);
+            ids.extend_from_slice(&all[..k]);
+            let sizes: Vec<f64> = (0..=k).map(|_| (2.0 * rng.normal()).exp()).collect();
+            let sum: f64 = sizes.iter().sum();
+            probabilities.extend(sizes[1..].iter().map(|x| (x / sum) as f32));
+        }
+        SoftTargets { k, ids, probabilities }
+    }
+
+    fn soft(&self, temperature: f32, share: f32) -> Soft<'_> {
+        Soft { k: self.k, ids: &self.ids, probabilities: &self.probabilities, temperature, share }
+    }
+}
+
 fn logits(gpt: &Transformer, ids: &[u32]) -> Vec<Vec<f32>> {
     let mut pass = Executor::forward_only(&gpt.config, Team::new(2));
     let mut rows = Vec::new();
@@ -136,29 +168,111 @@ fn loss_and_gradients_are_those_of_the_plain_twin() {
         let gpt = model(&config, 3);
         let (ids, targets) = batch(&config, n, 4);
         let all = Sequences::new(&ids, &targets, config.seq_len);
-        let mut gradient = vec![0.0; gpt.weights.len()];
         let mut pass = Executor::training(&config, Team::new(2));
-        let loss = pass.gradient(&gpt, all, 99, 0.0, &mut gradient);
-        let plain = Reference::new(&gpt, &Device::Cpu).unwrap();
-        let (expected, gradients) = plain.gradient(&gpt, all, Some(99)).unwrap();
-        assert!((loss - expected).abs() < 1e-5 * expected, "{name}: {loss}, plainly {expected}");
-        for p in gpt.parameters() {
-            let difference = gap(&gradient[p.range.clone()], &gradients[p.range.clone()]);
-            assert!(difference < 1e-4, "{name}: {}: {difference} of its max", p.name);
-        }
-        let mut smoothed = vec![0.0; gpt.weights.len()];
-        let loss = pass.gradient(&gpt, all, 99, 0.1, &mut smoothed);
-        let plain = plain.with_smoothing(0.1);
-        let (expected, gradients) = plain.gradient(&gpt, all, Some(99)).unwrap();
-        assert!((loss - expected).abs() < 1e-5 * expected, "{name}, smoothed: {loss}, plainly {expected}");
-        for p in gpt.parameters() {
-            let difference = gap(&smoothed[p.range.clone()], &gradients[p.range.clone()]);
-            assert!(difference < 1e-4, "{name}, smoothed: {}: {difference} of its max", p.name);
+        let mut plain = Reference::new(&gpt, &Device::Cpu).unwrap();
+        let (weights, soft) = (weights(ids.len()), SoftTargets::new(&config, ids.len(), 9));
+        let blended = Sequences { weights: Some(&weights), soft: Some(soft.soft(2.0, 0.7)), ..all };
+        for (what, all, smoothing, tolerance) in [
+            ("plain", all, 0.0, 1e-4),
+            ("smoothed", all, 0.1, 1e-4),
+            // Of both signs, so that rounding is a larger part of what is left.
+            ("weights and soft targets", blended, 0.1, 2e-4),
+        ] {
+            let mut gradient = vec![0.0; gpt.weights.len()];
+            let loss = pass.gradient(&gpt, all, 99, smoothing, &mut gradient);
+            plain = plain.with_smoothing(f64::from(smoothing));
+            let (expected, gradients) = plain.gradient(&gpt, all, Some(99)).unwrap();
+            let off = (loss - expected).abs();
+            assert!(off < 1e-5 * expected.abs().max(10.0), "{name}, {what}: {loss}, plainly {expected}");
+            for p in gpt.parameters() {
+                let difference = gap(&gradient[p.range.clone()], &gradients[p.range.clone()]);
+                assert!(difference < tolerance, "{name}, {what}: {}: {difference} of its max", p.name);
+            }
         }
         let plain = plain.with_smoothing(0.0);
         let without = plain.loss(&gpt, all, None).unwrap().to_scalar::<f32>().unwrap();
         let found = pass.loss(&gpt, all);
         assert!((found - f64::from(without)).abs() < 1e-5 * found, "{found}, plainly {without}");
+        let without = plain.loss(&gpt, blended, None).unwrap().to_scalar::<f32>().unwrap();
+        let found = pass.loss(&gpt, blended);
+        assert!(
+            (found - f64::from(without)).abs() < 1e-5 * found.abs().max(10.0),
+            "{found}, plainly {without}"
+        );
+    }
+}
+
+/// What is dropped under a key is the same as in the gradient, and each sequence has its own sum.
+#[test]
+fn nats_of_sequences_are_those_that_the_gradient_sums() {
+    for (name, config) in architectures() {
+        let gpt = model(&config, 3);
+        // More than a round of micro-batches; one sequence of which nothing counts.
+        let (ids, mut targets) = batch(&config, 18, 4);
+        targets[..config.seq_len].fill(IGNORE);
+        let all = Sequences::new(&ids, &targets, config.seq_len);
+        let mut pass = Executor::training(&config, Team::new(2));
+        let nats = pass.sequence_nats(&gpt, all, Some(99));
+        assert_eq!((nats.len(), nats[0]), (18, 0.0));
+        assert_ne!(nats, pass.sequence_nats(&gpt, all, Some(98)), "{name}");
+        // Factors that keep sequences apart.
+        let factor = |i: usize| [0.0, 1.0, -1.5, 3.0][i / config.seq_len % 4];
+        let weights: Vec<f32> = (0..ids.len()).map(factor).collect();
+        let mut gradient = vec![0.0; gpt.weights.len()];
+        let weighted = Sequences { weights: Some(&weights), ..all };
+        let sum = pass.gradient(&gpt, weighted, 99, 0.0, &mut gradient);
+        let expected: f64 =
+            nats.iter().zip(weights.iter().step_by(config.seq_len)).map(|(x, w)| x * f64::from(*w)).sum();
+        assert!((sum - expected).abs() < 1e-9 * expected.abs().max(1.0), "{name}: {sum}, not {expected}");
+        let plain: f64 = pass.sequence_nats(&gpt, all, None).iter().sum();
+        let loss = pass.loss(&gpt, all);
+        assert!((plain - loss).abs() < 1e-9 * loss, "{name}: {plain}, not {loss}");
+    }
+}
+
+#[test]
+fn the_likeliest_ids_are_those_of_the_mean_distribution() {
+    let (one, other) = (odd(), Config { n_layer: 1, ..odd() });
+    let (one, other) = (model(&one, 3), model(&other, 4));
+    let (ids, _) = batch(&one.config, 3, 4);
+    // Rows count whatever their targets are.
+    let (nothing, length, k) = (vec![IGNORE; ids.len()], one.config.seq_len, 7);
+    let all = Sequences::new(&ids, &nothing, length);
+    let distribution = |logits: &[f32]| {
+        let exps: Vec<f64> = logits.iter().map(|x| (f64::from(*x) / 2.0).exp()).collect();
+        let sum: f64 = exps.iter().sum();
+        exps.into_iter().map(|x| x / sum).collect::<Vec<f64>>()
+    };
+    let rows = |gpt: &Transformer| -> Vec<Vec<f64>> {
+        ids.chunks(length).flat_map(|ids| logits(gpt, ids)).map(|row| distribution(&row)).collect()
+    };
+    let (first, second) = (rows(&one), rows(&other));
+    for several in [false, true] {
+        let (mut named, mut p) = (vec![0; ids.len() * k], vec![0.0; ids.len() * k]);
+        let (mut pass, mut beside) = (
+            Executor::training(&one.config, Team::new(2)),
+            Executor::forward_only(&other.config, Team::new(2)),
+        );
+        if several {
+            let teachers = &mut [(&mut pass, &one), (&mut beside, &other)];
+            mean_top_k(teachers, all, 2.0, k, &mut named, &mut p);
+        } else {
+            pass.top_k(&one, all, 2.0, k, &mut named, &mut p);
+        }
+        for (i, (named, p)) in named.chunks(k).zip(p.chunks(k)).enumerate() {
+            let mean = |id: usize| if several { (first[i][id] + second[i][id]) / 2.0 } else { first[i][id] };
+            assert!(p.windows(2).all(|pair| pair[0] >= pair[1]), "row {i}: {p:?}");
+            for (id, p) in named.iter().zip(p) {
+                let expected = mean(*id as usize);
+                assert!(
+                    (f64::from(*p) - expected).abs() < 1e-5 * expected,
+                    "row {i}, id {id}: {p}, not {expected}"
+                );
+            }
+            let least = f64::from(p[k - 1]) * (1.0 + 1e-5);
+            let others = (0..one.config.vocab_size).filter(|id| !named.contains(&(*id as u32)));
+            assert!(others.into_iter().all(|id| mean(id) <= least), "row {i} lacks a likelier id");
+        }
     }
 }
 
@@ -176,11 +290,17 @@ fn the_bytes_depend_on_neither_threads_nor_instructions() {
             targets[700..1200].fill(IGNORE);
         }
         let all = Sequences::new(&ids, &targets, config.seq_len);
+        let (weights, soft) = (weights(ids.len()), SoftTargets::new(&config, ids.len(), 5));
+        let blended = Sequences { weights: Some(&weights), soft: Some(soft.soft(1.5, 0.5)), ..all };
         let run = |threads: usize, isa: Isa| {
             let mut gradient = vec![0.0; gpt.weights.len()];
             let mut pass = Executor::training(&config, Team::with(threads, isa));
             let first = (pass.gradient(&gpt, all, 7, 0.0, &mut gradient), pass.loss(&gpt, all));
-            (first, gradient)
+            let blended = (pass.gradient(&gpt, blended, 8, 0.0, &mut gradient), pass.loss(&gpt, blended));
+            let (mut ids, mut probabilities) = (vec![0; 5 * ids.len()], vec![0.0; 5 * ids.len()]);
+            pass.top_k(&gpt, all, 1.5, 5, &mut ids, &mut probabilities);
+            let nats = pass.sequence_nats(&gpt, all, Some(7));
+            (first, blended, gradient, (ids, probabilities), nats)
         };
         let first = run(1, Isa::best());
         for isa in isas {

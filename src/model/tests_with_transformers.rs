@@ -99,6 +99,88 @@ fn the_kernels_agree_with_transformers() {
     }
 }
 
+/// The cases of `make_loss_fixtures.py`, whose model is this one.
+fn losses() -> (Transformer, Value) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/losses.json");
+    (load(&folder("llama")), serde_json::from_slice(&fs::read(&path).unwrap()).unwrap())
+}
+
+/// The ids and targets of a case, and the length of its sequences.
+fn batch(case: &Value) -> (Vec<u32>, Vec<u32>, usize) {
+    let rows = |name: &str| -> Vec<Vec<i64>> { serde_json::from_value(case[name].clone()).unwrap() };
+    let (ids, targets) = (rows("ids"), rows("targets"));
+    let target = |id: &i64| u32::try_from(*id).unwrap_or(IGNORE);
+    let length = ids[0].len();
+    (ids.concat().iter().map(target).collect(), targets.concat().iter().map(target).collect(), length)
+}
+
+fn gradients_agree(name: &str, gpt: &Transformer, case: &Value, gradient: &[f32]) {
+    let stored = format::of(&gpt.config).tensors(&gpt.layout);
+    let expected = case["gradients"].as_object().unwrap();
+    assert_eq!(expected.len(), 4);
+    for (tensor, expected) in expected {
+        let stored = stored.iter().find(|s| s.name == *tensor).unwrap_or_else(|| panic!("{name}: {tensor}"));
+        let own: Vec<f32> = stored.places(&gpt.layout).map(|place| gradient[place]).collect();
+        let off = difference(&own, &numbers(expected));
+        assert!(off < 1e-4, "{name}: gradients of {tensor} differ by {off}");
+    }
+}
+
+#[test]
+fn weighted_and_distilled_losses_agree_with_pytorch() {
+    let (gpt, cases) = losses();
+    for name in ["weighted", "all ids", "five ids"] {
+        let case = &cases[name];
+        let (ids, targets, length) = batch(case);
+        let real = |name: &str| case[name].as_f64().unwrap_or(0.0) as f32;
+        let weights = case["weights"].as_array().map(|_| numbers(&case["weights"]));
+        let named: Vec<u32> = serde_json::from_value(case["named"].clone()).unwrap_or_default();
+        let probabilities = case["probabilities"].as_array().map(|_| numbers(&case["probabilities"]));
+        let soft = probabilities.as_deref().map(|probabilities| Soft {
+            k: case["k"].as_u64().unwrap() as usize,
+            ids: &named,
+            probabilities,
+            temperature: real("temperature"),
+            share: real("share"),
+        });
+        soft.iter().for_each(|soft| soft.check(ids.len(), gpt.config.vocab_size).unwrap());
+        let all = Sequences { weights: weights.as_deref(), soft, ..Sequences::new(&ids, &targets, length) };
+        let mut gradient = vec![0.0; gpt.weights.len()];
+        let mut pass = Executor::training(&gpt.config, Team::new(2));
+        let loss = pass.gradient(&gpt, all, 0, real("smoothing"), &mut gradient);
+        let off = (loss - case["loss"].as_f64().unwrap()).abs();
+        assert!(off < 1e-5 * loss.abs().max(10.0), "{name}: the loss differs by {off}");
+        gradients_agree(name, &gpt, case, &gradient);
+    }
+}
+
+/// DPO's gradient: that of each sequence's nats times a factor of the whole pair.
+#[test]
+fn a_loss_of_pairs_agrees_with_pytorch() {
+    let (gpt, cases) = losses();
+    let case = &cases["preferred"];
+    let ((ids, targets, length), beta) = (batch(case), case["beta"].as_f64().unwrap());
+    let reference: Vec<f64> = serde_json::from_value(case["reference"].clone()).unwrap();
+    let all = Sequences::new(&ids, &targets, length);
+    let mut pass = Executor::training(&gpt.config, Team::new(2));
+    let sums: Vec<f32> = pass.sequence_nats(&gpt, all, Some(0)).iter().map(|nats| -nats as f32).collect();
+    let off = difference(&sums, &numbers(&case["sums"]));
+    assert!(off < 1e-5, "log-probabilities of sequences differ by {off}");
+    let margin = |i: usize| f64::from(sums[i]) - reference[i];
+    let (mut loss, mut weights) = (0.0, Vec::new());
+    for pair in (0..sums.len()).step_by(2) {
+        let z = beta * (margin(pair) - margin(pair + 1));
+        loss += (1.0 + (-z).exp()).ln();
+        let factor = (beta / (1.0 + z.exp())) as f32;
+        weights.extend([vec![factor; length], vec![-factor; length]].concat());
+    }
+    let off = (loss - case["loss"].as_f64().unwrap()).abs();
+    assert!(off < 1e-5 * loss, "the loss differs by {off}");
+    let mut gradient = vec![0.0; gpt.weights.len()];
+    pass.gradient(&gpt, Sequences { weights: Some(&weights), ..all }, 0, 0.0, &mut gradient);
+    gradients_agree("preferred", &gpt, case, &gradient);
+}
+
 /// What `transformers` wrote is what we write, to the byte.
 #[test]
 fn weights_of_transformers_are_written_as_they_were() {

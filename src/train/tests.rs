@@ -240,6 +240,89 @@ fn the_average_of_the_weights_is_what_is_kept() {
     assert!(far(&plain) > far(&averaged) && far(&averaged) > far(&all) && far(&all) > 0.0);
 }
 
+/// Each row of the windows twice, as data whose rows are pairs of sequences.
+struct Pairs<'a>(Windows<'a>);
+
+impl Data for Pairs<'_> {
+    fn rows(&self) -> usize {
+        self.0.rows()
+    }
+
+    fn length(&self) -> usize {
+        self.0.length()
+    }
+
+    fn sequences(&self) -> usize {
+        2
+    }
+
+    fn fill(&self, i: usize, ids: &mut [u32], targets: &mut [u32]) -> usize {
+        let (first, second) = ids.split_at_mut(self.length());
+        let (of_first, of_second) = targets.split_at_mut(self.length());
+        self.0.fill(i, first, of_first) + self.0.fill(i, second, of_second)
+    }
+}
+
+/// Next tokens, and of each validation how many rows it had.
+#[derive(Default)]
+struct Counting {
+    rows: Vec<usize>,
+}
+
+impl Objective for Counting {
+    fn gradient(
+        &mut self,
+        executor: &mut Executor,
+        transformer: &Transformer,
+        batch: &Batch,
+        key: u64,
+        into: &mut [f32],
+    ) -> Loss {
+        NextToken::default().gradient(executor, transformer, batch, key, into)
+    }
+
+    fn loss(&mut self, executor: &mut Executor, transformer: &Transformer, batch: &Batch) -> Loss {
+        self.rows.extend(&batch.rows);
+        NextToken::default().loss(executor, transformer, batch)
+    }
+
+    fn report(&mut self) -> Vec<(&'static str, f64)> {
+        let rows = std::mem::take(&mut self.rows);
+        assert_eq!(rows, (0..rows.len()).collect::<Vec<_>>(), "each row once, in order");
+        vec![("rows", rows.len() as f64), ("again", 0.5)]
+    }
+}
+
+/// Rows of two sequences have twice the tokens and the same mean loss as rows of one; what the objective
+/// reports stands behind the other columns, in rows with a validation.
+#[test]
+fn rows_of_several_sequences_and_reported_figures_reach_the_metrics() {
+    let folder = tempfile::tempdir().unwrap();
+    let stream = stream(400);
+    let (single, pairs) = (Windows::new(&stream, 8, 0), Pairs(Windows::new(&stream, 8, 0)));
+    let how = Options { eval_every: 15, ..options(20) };
+    let train = |data: &dyn Data, objective: &mut dyn Objective| {
+        let mut model = small_model();
+        let outcome = run(&mut model, objective, data, data, &how, folder.path(), &Quiet).unwrap();
+        let lines = std::fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
+        (outcome, lines.lines().map(String::from).collect::<Vec<_>>())
+    };
+    let (plain, lines) = train(&single, &mut NextToken::default());
+    let last = |line: &String| line.rsplit_once(',').unwrap().1.starts_with("\"grad_norm\":");
+    assert!(lines.iter().all(last), "{lines:?}");
+    let (paired, lines) = train(&pairs, &mut Counting::default());
+    assert_eq!((plain.tokens, paired.tokens), (20 * 4 * 8, 20 * 4 * 16));
+    assert!((plain.val_loss.unwrap() / paired.val_loss.unwrap() - 1.0).abs() < 0.1, "{plain:?} {paired:?}");
+    let reported: Vec<bool> =
+        lines.iter().map(|line| line.ends_with(r#","again":0.5,"rows":8.0}"#)).collect();
+    // Steps 10, 15 and 20.
+    assert_eq!(reported, [false, true, true], "{lines:?}");
+    let parquet = std::fs::File::open(folder.path().join("metrics.parquet")).unwrap();
+    let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(parquet).unwrap();
+    let names: Vec<&str> = reader.schema().fields().iter().map(|field| field.name().as_str()).collect();
+    assert_eq!(names[4..], ["learning_rate", "grad_norm", "again", "rows"]);
+}
+
 #[test]
 fn windows_lay_end_to_end_and_an_epoch_has_each_row_once() {
     let stream = stream(50);

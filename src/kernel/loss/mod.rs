@@ -6,7 +6,13 @@
 //! row so far is scaled whenever m grows (Milakov and Gimelshein, "Online normalizer calculation for softmax",
 //! 2018). Backward, a block becomes its gradient, `softmax - target distribution`, for which a factor a row is
 //! enough, and is multiplied with both sides at once. Capped logits are kept themselves, since the gradient of
-//! the cap needs them, and their exponentials are recomputed.
+//! the cap needs them, and their exponentials are recomputed. So are those of rows with [`soft`] targets, whose
+//! exponentials are needed at two temperatures.
+//!
+//! ```text
+//!  soft   targets that are a teacher's distributions
+//!  top_k  a teacher's distributions, to be soft targets
+//! ```
 
 mod soft;
 mod top_k;
@@ -63,18 +69,27 @@ impl<'a> Targets<'a> {
         Targets { ids: &self.ids[some], rows, ..self }
     }
 
+    /// Of the loss.
     fn weight(&self, i: usize) -> f32 {
         self.weights.map_or(1.0, |weights| weights[self.rows[i]])
+    }
+
+    /// Of the cross-entropy with the target: without weights and soft targets 1, which changes no bit of what
+    /// is multiplied by it.
+    fn hard_weight(&self, i: usize) -> f32 {
+        self.weight(i) * (1.0 - self.soft.map_or(0.0, |soft| soft.share))
     }
 }
 
 /// What the loss of up to [`CHUNK`] rows keeps for its backward pass.
 pub struct Logits {
-    /// `e^(logit - m)`, or capped logits, block after block, each `[N, ids]`. One block without a backward pass.
+    /// `e^(logit - m)`, or logits that are capped or have soft targets, block after block, each `[N, ids]`. One
+    /// block without a backward pass.
     values: Buffer,
     /// m after each block, `[blocks, N]`.
     max: Buffer,
     rows: Vec<Row>,
+    soft: soft::Kept,
     /// Rows of the last loss, `N`.
     n: usize,
 }
@@ -108,7 +123,7 @@ impl Logits {
         let rows = rows.min(CHUNK);
         let kept = if backward_follows { v } else { v.min(BLOCK) };
         let (values, max) = (Buffer::new(rows * kept), Buffer::new(rows * v.div_ceil(BLOCK)));
-        Logits { values, max, rows: vec![Row::NEW; rows], n: 0 }
+        Logits { values, max, rows: vec![Row::NEW; rows], soft: soft::Kept::default(), n: 0 }
     }
 }
 
@@ -198,36 +213,81 @@ impl<'a> Head<'a> {
     /// `backward_follows`.
     ///
     /// # Panics
-    /// When a target is no id, such as [`IGNORE`].
+    /// When a target is no id, such as [`IGNORE`], or soft targets name what is no id, or one twice.
     pub fn loss(&mut self, team: &Team, x: &[f32], targets: Targets, backward_follows: bool) -> f64 {
-        let (output, smoothing) = (self.output(), self.smoothing);
-        let (n, v) = (targets.ids.len(), output.ids());
+        let v = self.output().ids();
         assert!(targets.ids.iter().all(|id| (*id as usize) < v), "a target that is none of {v} ids");
-        self.logits.n = n;
-        let Logits { values, max, rows, .. } = &mut *self.logits;
-        let rows = &mut rows[..n];
-        rows.fill(Row::NEW);
-        for (block, ids) in blocks(v).enumerate() {
-            let len = ids.len();
-            let values = &mut values[if backward_follows { n * ids.start } else { 0 }..][..n * len];
-            let output = output.block(&ids);
-            output.product(team, x, values);
-            let (values, max) = (Parts::new(values), Parts::new(&mut max[block * n..][..n]));
-            let rows = Parts::new(rows);
-            team.ranges(n, 4, |some| {
-                for i in some {
-                    // SAFETY: each row has one task.
-                    let (values, row) =
-                        unsafe { (values.take(i * len..(i + 1) * len), &mut rows.take(i..i + 1)[0]) };
-                    let own = (targets.ids[i] as usize).wrapping_sub(ids.start);
-                    add_block(team.isa, &output, smoothing, values, own, row);
-                    // SAFETY: as above.
-                    unsafe { max.take(i..i + 1)[0] = row.max };
-                }
-            });
+        let Logits { rows, soft, n, .. } = &mut *self.logits;
+        *n = targets.ids.len();
+        rows[..*n].fill(Row::NEW);
+        if let Some(of) = targets.soft {
+            soft.begin(team, of, targets.rows, v);
         }
-        let weighted = |(i, row): (usize, &Row)| f64::from(targets.weight(i)) * row.nats(smoothing, v);
-        rows.iter().enumerate().map(weighted).sum()
+        for ids in blocks(v) {
+            let place = if backward_follows { ids.start } else { 0 };
+            self.add_block(team, x, targets, ids, place);
+        }
+        if targets.soft.is_some() {
+            self.finish_soft(team, targets, backward_follows);
+        }
+        self.sum(targets)
+    }
+
+    /// Adds the logits of a block of ids to their rows. What is kept of them lies behind `place` ids.
+    fn add_block(&mut self, team: &Team, x: &[f32], targets: Targets, ids: Range<usize>, place: usize) {
+        let (output, smoothing, len) = (self.output().block(&ids), self.smoothing, ids.len());
+        let Logits { values, max, rows, soft, n } = &mut *self.logits;
+        let n = *n;
+        let values = &mut values[n * place..][..n * len];
+        output.product(team, x, values);
+        let (values, rows) = (Parts::new(values), Parts::new(&mut rows[..n]));
+        let max = Parts::new(&mut max[ids.start / BLOCK * n..][..n]);
+        let soft = targets.soft.map(|_| soft.rows());
+        team.ranges(n, 4, |some| {
+            for i in some {
+                // SAFETY: each row has one task.
+                let (values, row) =
+                    unsafe { (values.take(i * len..(i + 1) * len), &mut rows.take(i..i + 1)[0]) };
+                let own = (targets.ids[i] as usize).wrapping_sub(ids.start);
+                add_part(team.isa, &output, smoothing, values, own, row, soft.is_some());
+                // SAFETY: as above.
+                unsafe { max.take(i..i + 1)[0] = row.max };
+                if let Some(soft) = soft {
+                    unsafe { soft.take(i) }.add(team.isa, &ids, values);
+                }
+            }
+        });
+    }
+
+    /// With all blocks added.
+    fn finish_soft(&mut self, team: &Team, targets: Targets, backward_follows: bool) {
+        let (uniform, cap) = (self.uniform(), self.cap);
+        let Logits { rows, soft, n, .. } = &mut *self.logits;
+        let soft = soft.rows();
+        team.ranges(*n, 4, |some| {
+            for i in some {
+                let hard = Hard { row: rows[i], weight: targets.hard_weight(i), uniform, cap };
+                // SAFETY: each row has one task.
+                unsafe { soft.take(i) }.finish(team.isa, &hard, targets.weight(i), backward_follows);
+            }
+        });
+    }
+
+    /// The part of the target distribution that each id has.
+    fn uniform(&self) -> f32 {
+        self.smoothing / self.output().ids() as f32
+    }
+
+    /// The sum of the rows' losses.
+    fn sum(&self, targets: Targets) -> f64 {
+        let (smoothing, v) = (self.smoothing, self.output().ids());
+        let Logits { rows, soft, n, .. } = &*self.logits;
+        let of = |(i, row): (usize, &Row)| {
+            let hard = f64::from(targets.hard_weight(i)) * row.nats(smoothing, v);
+            // A sum of which one part is 0 has the bits of the other.
+            hard + targets.soft.map_or(0.0, |of| f64::from(targets.weight(i)) * soft.nats(i, of))
+        };
+        rows[..*n].iter().enumerate().map(of).sum()
     }
 
     /// The cross-entropy of each row of the last loss with its target, in nats, without weights.
@@ -239,23 +299,26 @@ impl<'a> Head<'a> {
     /// What the loss kept of some ids, a block of them, becomes the gradient of `x · weightᵀ + bias`.
     pub fn gradient(&mut self, team: &Team, targets: Targets, ids: Range<usize>) {
         let (n, len, cap) = (targets.ids.len(), ids.len(), self.cap);
-        let (uniform, onehot) = (self.smoothing / self.output().ids() as f32, 1.0 - self.smoothing);
-        let Logits { values, max, rows, .. } = &mut *self.logits;
+        let (uniform, onehot) = (self.uniform(), 1.0 - self.smoothing);
+        let Logits { values, max, rows, soft, .. } = &mut *self.logits;
         let values = Parts::new(&mut values[n * ids.start..n * ids.end]);
         let max = &max[ids.start / BLOCK * n..][..n];
+        let soft = targets.soft.map(|_| soft.rows());
         team.ranges(n, 4, |some| {
             for i in some {
                 // SAFETY: each row has one task.
                 let gradient = unsafe { values.take(i * len..(i + 1) * len) };
                 let own = (targets.ids[i] as usize).wrapping_sub(ids.start);
-                // Without weights it is 1, which changes no bit.
-                let weight = targets.weight(i);
-                let mut target = weight * onehot;
+                let hard = Hard { row: rows[i], weight: targets.hard_weight(i), uniform, cap };
+                let mut target = hard.weight * onehot;
                 if let Some(cap) = cap {
                     target *= gradient.get(own).map_or(1.0, |logit| 1.0 - (logit / cap) * (logit / cap));
-                    softmax_capped(team.isa, gradient, rows[i], weight, uniform, cap);
-                } else {
-                    softmax(team.isa, gradient, max[i], rows[i], weight, uniform);
+                }
+                match (soft, cap) {
+                    // SAFETY: as above.
+                    (Some(soft), _) => unsafe { soft.take(i) }.gradient(team.isa, &hard, &ids, gradient),
+                    (None, Some(cap)) => softmax_capped(team.isa, gradient, &hard, cap),
+                    (None, None) => softmax(team.isa, gradient, max[i], &hard),
                 }
                 if let Some(own) = gradient.get_mut(own) {
                     *own -= target;
@@ -324,9 +387,26 @@ pub fn predictions(team: &Team, logits: &mut [f32], v: usize, targets: &[u32]) -
     all
 }
 
-/// Products of a block and a row become what the loss keeps, and the row gets them added. `own` is the target's
-/// place, which may be beyond the block.
-fn add_block(isa: Isa, output: &Output, smoothing: f32, values: &mut [f32], own: usize, row: &mut Row) {
+/// What the gradient of the cross-entropy of a row is made of.
+struct Hard {
+    row: Row,
+    weight: f32,
+    /// As [`Head::uniform`].
+    uniform: f32,
+    cap: Option<f32>,
+}
+
+/// Products of a block and a row become what the loss keeps, which is the logits if it is to `keep` them or caps
+/// them, and the row gets them added. `own` is the target's place, which may be beyond the block.
+fn add_part(
+    isa: Isa,
+    output: &Output,
+    smoothing: f32,
+    values: &mut [f32],
+    own: usize,
+    row: &mut Row,
+    keep: bool,
+) {
     if !output.is_product() {
         finish_part(isa, values, output.bias, output.cap);
     }
@@ -334,7 +414,7 @@ fn add_block(isa: Isa, output: &Output, smoothing: f32, values: &mut [f32], own:
     if smoothing > 0.0 {
         row.total += f64::from(total(isa, values));
     }
-    if output.cap.is_some() { add_capped(isa, values, row) } else { add(isa, values, row) }
+    if keep || output.cap.is_some() { add_kept(isa, values, row) } else { add(isa, values, row) }
 }
 
 simd! {
@@ -377,8 +457,8 @@ simd! {
         row.add::<S>(max, sum);
     }
 
-    /// A block's logits are added to their row.
-    fn add_capped<S>(logits: &[f32], row: &mut Row) {
+    /// A block's logits are added to their row, and stay what they are.
+    fn add_kept<S>(logits: &[f32], row: &mut Row) {
         let max = max_with::<S>(logits, row.max);
         let mut sum = F::<S>::splat(0.0);
         let mut rest = [0.0; LANES];
@@ -394,22 +474,24 @@ simd! {
     }
 
     /// `e^(logit - max)` becomes the softmax of a whole row, less `uniform`, times `weight`.
-    fn softmax<S>(exps: &mut [f32], max: f32, row: Row, weight: f32, uniform: f32) {
+    fn softmax<S>(exps: &mut [f32], max: f32, hard: &Hard) {
+        let Hard { row, weight, uniform, .. } = hard;
         let less = exp(F::<S>::splat(max - row.max)).max_lane();
-        let factor = F::<S>::splat((f64::from(weight) * f64::from(less) / row.sum) as f32);
+        let factor = F::<S>::splat((f64::from(*weight) * f64::from(less) / row.sum) as f32);
         for x in exps.chunks_mut(LANES) {
-            F::load_some(x, 0.0).mul_add(factor, F::splat(-weight * uniform)).store_some(x);
+            F::load_some(x, 0.0).mul_add(factor, F::splat(-(weight * uniform))).store_some(x);
         }
     }
 
     /// Capped logits become the softmax of a whole row, less `uniform`, times `weight` and the derivative of
     /// the cap, `1 - (logit / cap)²`.
-    fn softmax_capped<S>(logits: &mut [f32], row: Row, weight: f32, uniform: f32, cap: f32) {
-        let factor = F::<S>::splat((f64::from(weight) / row.sum) as f32);
+    fn softmax_capped<S>(logits: &mut [f32], hard: &Hard, cap: f32) {
+        let Hard { row, weight, uniform, .. } = hard;
+        let factor = F::<S>::splat((f64::from(*weight) / row.sum) as f32);
         let inverse = F::splat(1.0 / cap);
         for x in logits.chunks_mut(LANES) {
             let logit = F::load_some(x, 0.0);
-            let gradient = exp(logit - F::splat(row.max)).mul_add(factor, F::splat(-weight * uniform));
+            let gradient = exp(logit - F::splat(row.max)).mul_add(factor, F::splat(-(weight * uniform)));
             let part = logit * inverse;
             (gradient * (F::splat(1.0) - part * part)).store_some(x);
         }
@@ -455,76 +537,162 @@ mod tests {
         x.chunks_exact(C).flat_map(row).map(capped).collect()
     }
 
-    fn plain(logits: &[f64], targets: &[u32], smoothing: f64) -> f64 {
-        let row = |(x, target): (&[f64], &u32)| {
-            let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let normalizer = x.iter().map(|x| (x - max).exp()).sum::<f64>().ln() + max;
-            let nats: Vec<f64> = x.iter().map(|x| normalizer - x).collect();
-            let mean = nats.iter().sum::<f64>() / nats.len() as f64;
-            (1.0 - smoothing) * nats[*target as usize] + smoothing * mean
+    /// `-ln softmax(logits)`
+    fn nats(logits: &[f64]) -> Vec<f64> {
+        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let normalizer = logits.iter().map(|x| (x - max).exp()).sum::<f64>().ln() + max;
+        logits.iter().map(|x| normalizer - x).collect()
+    }
+
+    /// The loss of some rows from the definition.
+    fn plain(logits: &[f64], targets: Targets, smoothing: f64) -> f64 {
+        let row = |(i, x): (usize, &[f64])| {
+            let all = nats(x);
+            let mean = all.iter().sum::<f64>() / all.len() as f64;
+            let hard = (1.0 - smoothing) * all[targets.ids[i] as usize] + smoothing * mean;
+            let Some(soft) = targets.soft else { return f64::from(targets.weight(i)) * hard };
+            let (share, t) = (f64::from(soft.share), f64::from(soft.temperature));
+            let all = nats(&x.iter().map(|x| x / t).collect::<Vec<f64>>());
+            let place = targets.rows[i] * soft.k..(targets.rows[i] + 1) * soft.k;
+            let (ids, p) = (&soft.ids[place.clone()], wide(&soft.probabilities[place]));
+            let part = |p: f64, nats: f64| if p > 0.0 { p * (p.ln() + nats) } else { 0.0 };
+            let named: f64 = ids.iter().zip(&p).map(|(id, p)| part(*p, all[*id as usize])).sum();
+            let mut other = vec![true; V];
+            ids.iter().for_each(|id| other[*id as usize] = false);
+            let others = (0..V).filter(|id| other[*id]).map(|id| (-all[id]).exp());
+            let (others, rest) = (others.sum::<f64>(), 1.0 - p.iter().sum::<f64>());
+            let divergence = named + if others > 0.0 { part(rest, -others.ln()) } else { 0.0 };
+            f64::from(targets.weight(i)) * ((1.0 - share) * hard + share * t * t * divergence)
         };
-        logits.chunks_exact(V).zip(targets).map(row).sum()
+        logits.chunks_exact(V).enumerate().map(row).sum()
+    }
+
+    /// The parameters of a head, with or without the parts that it may have.
+    struct Parameters {
+        weight: Vec<f32>,
+        bias: Option<Vec<f32>>,
+        cap: Option<f32>,
+        smoothing: f32,
+    }
+
+    impl Parameters {
+        fn new(bias: bool, cap: Option<f32>, smoothing: f32) -> Self {
+            let bias = bias.then(|| numbers("b", V, 3.0));
+            Parameters { weight: numbers("w", V * C, 1.0), bias, cap, smoothing }
+        }
+
+        fn head<'a>(&'a self, logits: &'a mut Logits) -> Head<'a> {
+            let Parameters { weight, bias, cap, smoothing } = self;
+            Head { weight, bias: bias.as_deref(), c: C, cap: *cap, smoothing: *smoothing, logits }
+        }
+
+        /// Nats, and the gradients of `x`, the weight and the bias.
+        fn computed(&self, team: &Team, x: &[f32], targets: Targets) -> Vec<Vec<f32>> {
+            let forward_only = self.head(&mut Logits::new(N, V, false)).loss(team, x, targets, false);
+            let mut kept = Logits::new(N, V, true);
+            let mut head = self.head(&mut kept);
+            let nats = head.loss(team, x, targets, true);
+            assert_eq!(nats, forward_only);
+            let (mut dx, mut dw, mut db) = (vec![f32::NAN; N * C], vec![0.5; V * C], vec![0.5; V]);
+            for ids in blocks(V) {
+                head.gradient(team, targets, ids.clone());
+                head.input(team, ids.clone(), &mut dx);
+                head.weights(team, ids.clone(), x, &mut dw[ids.start * C..ids.end * C]);
+                head.bias(team, ids.clone(), &mut db[ids]);
+            }
+            dw.iter_mut().chain(&mut db).for_each(|x| *x -= 0.5);
+            vec![vec![nats as f32], dx, dw, db]
+        }
+
+        /// Compares with the definition in f64.
+        fn check(&self, what: &str, x: &[f32], targets: Targets) {
+            let found = same_everywhere(|team| self.computed(team, x, targets));
+            let bias = self.bias.clone().unwrap_or_else(|| vec![0.0; V]);
+            let (x64, w64, b64) = (wide(x), wide(&self.weight), wide(&bias));
+            let loss = |x: &[f64], weight: &[f64], bias: &[f64]| {
+                plain(&plain_logits(x, weight, bias, self.cap), targets, f64::from(self.smoothing))
+            };
+            near(&format!("{what}: nats"), &found[0], &[loss(&x64, &w64, &b64)], 1e-6);
+            near_differences(&format!("{what}: dx"), &found[1], x, |x| loss(x, &w64, &b64), 2e-5);
+            let of = |w: &[f64]| loss(&x64, w, &b64);
+            near_differences(&format!("{what}: dweight"), &found[2], &self.weight, of, 2e-5);
+            near_differences(&format!("{what}: dbias"), &found[3], &bias, |b| loss(&x64, &w64, b), 2e-5);
+        }
+    }
+
+    /// Targets in all of the blocks.
+    fn target_ids() -> Vec<u32> {
+        (0..N).map(|i| (i * (V - 1) / (N - 1)) as u32).collect()
     }
 
     /// The maximum of a row in any of the blocks, and rows that are nearly sure.
     #[test]
     fn nats_and_gradients_are_those_of_the_definition() {
-        let (weight, bias, x) = (numbers("w", V * C, 1.0), numbers("b", V, 3.0), numbers("x", N * C, 4.0));
-        let targets: Vec<u32> = (0..N).map(|i| (i * (V - 1) / (N - 1)) as u32).collect();
-        let none = vec![0.0; V];
-        for (with_bias, cap, smoothing) in [
+        let (x, ids) = (numbers("x", N * C, 4.0), target_ids());
+        for (bias, cap, smoothing) in [
             (false, None, 0.0),
             (true, None, 0.0),
             (false, Some(15.0), 0.0),
             (false, None, 0.1),
             (true, Some(30.0), 0.2),
         ] {
-            let bias_of = with_bias.then_some(&bias[..]);
-            let found = same_everywhere(|team| {
-                let mut small = Logits::new(N, V, false);
-                let head = |logits| Head { weight: &weight, bias: bias_of, c: C, cap, smoothing, logits };
-                let forward_only = head(&mut small).loss(team, &x, Targets::new(&targets), false);
-                let mut kept = Logits::new(N, V, true);
-                let mut head = head(&mut kept);
-                let nats = head.loss(team, &x, Targets::new(&targets), true);
-                assert_eq!(nats, forward_only);
-                let (mut dx, mut dw, mut db) = (vec![f32::NAN; N * C], vec![0.5; V * C], vec![0.5; V]);
-                for ids in blocks(V) {
-                    head.gradient(team, Targets::new(&targets), ids.clone());
-                    head.input(team, ids.clone(), &mut dx);
-                    head.weights(team, ids.clone(), &x, &mut dw[ids.start * C..ids.end * C]);
-                    head.bias(team, ids.clone(), &mut db[ids]);
-                }
+            let parameters = Parameters::new(bias, cap, smoothing);
+            parameters.check("plain", &x, Targets::new(&ids));
+            let all = same_everywhere(|team| {
                 let mut all = vec![f32::NAN; N * V];
-                logits(team, Output { weight: &weight, bias: bias_of, c: C, cap }, &x, &mut all);
-                vec![vec![nats as f32], dx, dw, db, all]
+                logits(team, parameters.head(&mut Logits::new(N, V, false)).output(), &x, &mut all);
+                vec![all]
             });
-            let (x64, w64, b64) = (wide(&x), wide(&weight), wide(if with_bias { &bias } else { &none }));
-            let loss = |x: &[f64], weight: &[f64], bias: &[f64]| {
-                plain(&plain_logits(x, weight, bias, cap), &targets, f64::from(smoothing))
-            };
-            near("logits", &found[4], &plain_logits(&x64, &w64, &b64, cap), 1e-5);
-            near("nats", &found[0], &[loss(&x64, &w64, &b64)], 1e-6);
-            near_differences("dx", &found[1], &x, |x| loss(x, &w64, &b64), 2e-5);
-            let less = |x: &[f32]| x.iter().map(|x| x - 0.5).collect::<Vec<_>>();
-            near_differences("dweight", &less(&found[2]), &weight, |w| loss(&x64, w, &b64), 2e-5);
-            near_differences(
-                "dbias",
-                &less(&found[3]),
-                &bias,
-                |b| {
-                    // Differences at the biases there are, which may be none.
-                    let b: Vec<f64> = b
-                        .iter()
-                        .zip(&bias)
-                        .zip(&b64)
-                        .map(|((b, own), at)| b - f64::from(*own) + at)
-                        .collect();
-                    loss(&x64, &w64, &b)
-                },
-                2e-5,
-            );
+            let bias = parameters.bias.unwrap_or_else(|| vec![0.0; V]);
+            let expected = plain_logits(&wide(&x), &wide(&parameters.weight), &wide(&bias), cap);
+            near("logits", &all[0], &expected, 1e-5);
         }
+    }
+
+    /// Factors of both signs; distributions of a few ids and of all, likely and unlikely ones, with a large
+    /// rest, a tiny one and none; rows that are not in order.
+    #[test]
+    fn weights_and_soft_targets_are_those_of_the_definition() {
+        let ids = target_ids();
+        let rows: Vec<usize> = (0..N).rev().map(|i| 2 * i).collect();
+        let weights: Vec<f32> = (0..2 * N).map(|i| [1.0, 0.0, -0.5, 2.0][i / 2 % 4]).collect();
+        for (what, k, bias, cap, smoothing, temperature, share, spread) in [
+            ("a few", 7, false, None, 0.0, 1.0, 1.0, 2.0),
+            ("softened", 7, true, None, 0.0, 2.0, 0.6, 2.0),
+            ("sharpened", 5, false, None, 0.1, 0.7, 0.5, 2.0),
+            ("capped", 9, true, Some(15.0), 0.2, 3.0, 0.3, 4.0),
+            ("nearly sure", 6, false, None, 0.0, 1.0, 0.9, 20.0),
+            ("all", V, true, None, 0.0, 2.0, 0.5, 1.0),
+        ] {
+            let parameters = Parameters::new(bias, cap, smoothing);
+            let x = numbers("x", N * C, if spread > 10.0 { 8.0 } else { 1.0 });
+            let (named, probabilities) = teacher(k, spread);
+            let soft = Soft { k, ids: &named, probabilities: &probabilities, temperature, share };
+            soft.check(2 * N, V).unwrap();
+            let targets = Targets { ids: &ids, rows: &rows, weights: Some(&weights), soft: Some(soft) };
+            parameters.check(what, &x, targets);
+        }
+        let x = numbers("x", N * C, 4.0);
+        let targets = Targets { rows: &rows, weights: Some(&weights), ..Targets::new(&ids) };
+        Parameters::new(false, None, 0.1).check("weights", &x, targets);
+        Parameters::new(true, Some(15.0), 0.0).check("weights, capped", &x, targets);
+    }
+
+    /// `k` ids and their probabilities for each of `2 N` rows, one of them without a rest.
+    fn teacher(k: usize, spread: f64) -> (Vec<u32>, Vec<f32>) {
+        let (mut named, mut probabilities) = (Vec::new(), Vec::new());
+        let sizes = numbers("teacher", 2 * N * (k + 1), spread);
+        for (i, sizes) in sizes.chunks(k + 1).enumerate() {
+            // 11 does not divide V.
+            named.extend((0..k).map(|j| ((100 * i + 11 * j) % V) as u32));
+            let mut exps: Vec<f64> = sizes.iter().map(|x| f64::from(*x).exp()).collect();
+            if i == 2 || k == V {
+                exps[k] = 0.0;
+            }
+            let sum: f64 = exps.iter().sum();
+            probabilities.extend(exps[..k].iter().map(|x| (x / sum) as f32));
+        }
+        (named, probabilities)
     }
 
     #[test]

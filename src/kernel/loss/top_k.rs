@@ -104,3 +104,54 @@ simd! {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::testing::{near, numbers, same_everywhere, wide};
+
+    #[test]
+    fn softened_rows_are_those_of_the_definition() {
+        let (v, logits) = (2 * BLOCK + 37, numbers("logits", 3 * (2 * BLOCK + 37), 5.0));
+        let found = same_everywhere(|team| {
+            let (mut first, mut other) = (logits.clone(), logits.clone());
+            soften(team, &mut first, v, 2.5);
+            soften(team, &mut other, v, 0.5);
+            add(team, &other, &mut first);
+            vec![other, first]
+        });
+        let softmax = |t: f64| -> Vec<f64> {
+            let row = |x: &[f64]| {
+                let exps: Vec<f64> = x.iter().map(|x| (x / t).exp()).collect();
+                let sum: f64 = exps.iter().sum();
+                exps.into_iter().map(move |x| x / sum)
+            };
+            wide(&logits).chunks(v).flat_map(row).collect()
+        };
+        let (other, first) = (softmax(0.5), softmax(2.5));
+        near("softmax", &found[0], &other, 1e-6);
+        let sums: Vec<f64> = other.iter().zip(&first).map(|(a, b)| a + b).collect();
+        near("sum", &found[1], &sums, 1e-6);
+    }
+
+    /// Against sorting all of them; many are equal.
+    #[test]
+    fn the_largest_come_first_and_of_equals_the_lower_id() {
+        let (team, v) = (Team::new(2), 500);
+        let values: Vec<f32> = numbers("p", 4 * v, 9.0).iter().map(|x| x.round().abs()).collect();
+        for k in [1, 2, 17, v] {
+            let (mut ids, mut probabilities) = (vec![0; 4 * k], vec![0.0; 4 * k]);
+            top_k(&team, &values, v, 2, k, &mut ids, &mut probabilities);
+            for (i, row) in values.chunks(v).enumerate() {
+                let mut all: Vec<usize> = (0..v).collect();
+                all.sort_by(|a, b| row[*b].total_cmp(&row[*a]).then(a.cmp(b)));
+                let expected: Vec<(u32, f32)> =
+                    all[..k].iter().map(|id| (*id as u32, row[*id] / 2.0)).collect();
+                let some = i * k..(i + 1) * k;
+                let found: Vec<(u32, f32)> =
+                    ids[some.clone()].iter().copied().zip(probabilities[some].iter().copied()).collect();
+                assert_eq!(found, expected, "row {i}, k = {k}");
+            }
+        }
+    }
+}
