@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Serialize, Serializer};
 
 use crate::base::{Digest, Progress};
+use crate::stage::Resume;
 use crate::store::Reason;
 
 #[derive(Debug, Clone, Serialize)]
@@ -25,6 +26,8 @@ pub enum Event {
         key: Digest,
         #[serde(serialize_with = "code_and_detail")]
         reason: Reason,
+        /// From where it goes on; `null` where it starts from nothing.
+        resumes: Option<Resume>,
     },
     StageProgress {
         stage: String,

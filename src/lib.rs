@@ -58,6 +58,8 @@
 //! | shard | a Parquet file of token ids, one document a row |
 //! | source | a file, glob or URL that a pipeline reads and no stage makes |
 //! | stage | one step of a pipeline: a kind, params and connected inputs |
+//! | state | what a stage saves of its work as it goes, so that it can be stopped and go on |
+//! | trajectory | what determines the steps of a training: a fingerprint without how many they are |
 //! | verdict | what the plan decides of a stage: cached, or run, with the reason |
 //! | view | the folder `artifacts/PIPELINE/STAGE` that shows the store's files under their names |
 

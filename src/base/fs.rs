@@ -118,12 +118,27 @@ pub fn open_exclusive(path: &Path) -> Result<Option<File>> {
 
 /// Locks the file at `path`, which is created when absent and `create`; `None` when there is none.
 pub fn lock(path: &Path, create: bool) -> Result<Option<Lock>> {
+    lock_with(path, create, File::try_lock)
+}
+
+/// Locks the file at `path`, created when absent, together with others that do so: while one of them holds
+/// it, [`lock`] finds it taken.
+pub fn lock_shared(path: &Path) -> Result<Lock> {
+    create_parent(path)?;
+    Ok(lock_with(path, true, File::try_lock_shared)?.unwrap_or(Lock::Taken))
+}
+
+fn lock_with(
+    path: &Path,
+    create: bool,
+    try_lock: impl Fn(&File) -> std::result::Result<(), TryLockError>,
+) -> Result<Option<Lock>> {
     loop {
         let file = match File::options().read(true).append(true).create(create).open(path) {
             Err(e) if e.kind() == ErrorKind::NotFound && !create => return Ok(None),
             file => file.map_err(|e| Error::io("open", path, &e))?,
         };
-        let known = match file.try_lock() {
+        let known = match try_lock(&file) {
             Ok(()) => true,
             Err(TryLockError::WouldBlock) => return Ok(Some(Lock::Taken)),
             Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => false,
@@ -197,6 +212,18 @@ pub fn open_folders(folder: &Path) {
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     create_parent(to)?;
     fs::rename(from, to).map_err(|e| Error::io("move a file to", to, &e))
+}
+
+/// Has the file or folder at `path` on the disk, not only in the system's memory, so that it outlasts a loss
+/// of power.
+pub fn sync(path: &Path) -> Result<()> {
+    let is_dir = path.is_dir();
+    if is_dir && !cfg!(unix) {
+        // Elsewhere folders cannot be opened.
+        return Ok(());
+    }
+    let opened = File::options().read(true).write(!is_dir).open(path);
+    opened.and_then(|opened| opened.sync_all()).map_err(|e| Error::io("write", path, &e))
 }
 
 /// Swaps the folder `fresh` with the one at `place` atomically, or moves it there if there is none. Readers

@@ -94,7 +94,7 @@ pub fn load_model(text: &str, dtype: DtypeArg) -> Result<Model> {
     // A weights file: the other files of the model are beside it.
     let beside = path.is_file().then(|| path.parent().map(|p| p.to_string_lossy().into_owned())).flatten();
     let folder = beside.map(|b| if b.is_empty() { ".".to_string() } else { b });
-    let artifact = target::resolve(folder.as_deref().unwrap_or(text))?;
+    let artifact = target::resolve_as(folder.as_deref().unwrap_or(text), "model")?;
     let file = |name: &str| {
         artifact.file(name).map_err(|e| {
             e.context(format!("`{text}` is not a model")).blame(crate::base::error::Fault::Input)

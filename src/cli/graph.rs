@@ -46,13 +46,26 @@ impl Graph {
 }
 
 /// (from, to, port) of every connection; sources come as `None` with their text.
-fn edges(stage: &StageSpec) -> impl Iterator<Item = (Option<&str>, String, &str)> {
+fn edges(stage: &StageSpec) -> impl Iterator<Item = (Option<&str>, &str, &str)> {
     stage.inputs.iter().flat_map(|(port, inputs)| {
         inputs.iter().map(move |input| match input {
-            Input::Stage { stage, port: output } => (Some(stage.as_str()), output.clone(), port.as_str()),
-            Input::Source(source) => (None, source.text.clone(), port.as_str()),
+            Input::Stage { stage, port: output } => (Some(stage.as_str()), output.as_str(), port.as_str()),
+            Input::Source(source) => (None, source.text.as_str(), port.as_str()),
         })
     })
+}
+
+/// Whether an output is a checkpoint, which drawings name beside its stage.
+fn is_checkpoint(pipeline: &Pipeline, stage: &str, output: &str) -> bool {
+    pipeline.stage(stage).is_some_and(|s| !s.main_outputs.iter().any(|main| main == output))
+}
+
+/// `model`, or `model=step-500` where a checkpoint is connected.
+fn label(pipeline: &Pipeline, from: Option<&str>, output: &str, port: &str) -> String {
+    match from {
+        Some(from) if is_checkpoint(pipeline, from, output) => format!("{port}={output}"),
+        _ => port.to_string(),
+    }
 }
 
 fn text(pipeline: &Pipeline, verdicts: &Verdicts) -> String {
@@ -62,6 +75,7 @@ fn text(pipeline: &Pipeline, verdicts: &Verdicts) -> String {
         let verdict = verdicts.get(&stage.name).map_or("", |v| super::plan::word(*v));
         let inputs: Vec<String> = edges(stage)
             .map(|(from, what, port)| match from {
+                Some(from) if is_checkpoint(pipeline, from, what) => format!("{port}={from}.{what}"),
                 Some(from) if port == from => from.to_string(),
                 Some(from) => format!("{port}={from}"),
                 None => format!("{port}={what}"),
@@ -87,13 +101,14 @@ fn mermaid(pipeline: &Pipeline, verdicts: &Verdicts) -> String {
         let verdict = verdicts.get(&stage.name).map_or("", |v| super::plan::word(*v));
         out += &format!("  {id}[\"{}<br/><small>{}</small>\"]:::{verdict}\n", stage.name, stage.kind);
         for (from, what, port) in edges(stage) {
+            let label = label(pipeline, from, what, port);
             let from = match from {
                 Some(from) => ids[from].clone(),
-                None => source_id(&mut sources, &what, &mut out, |i, w| {
+                None => source_id(&mut sources, what, &mut out, |i, w| {
                     format!("  f{i}([\"{}\"])\n", w.replace('"', "'"))
                 }),
             };
-            out += &format!("  {from} -->|{port}| {id}\n");
+            out += &format!("  {from} -->|{label}| {id}\n");
         }
     }
     out += "  classDef cached fill:#e8e8e8,stroke:#999\n  classDef run fill:#d4f0d4,stroke:#393\n  classDef pending fill:#fdf3cf,stroke:#a80\n";
@@ -132,13 +147,14 @@ fn dot(pipeline: &Pipeline, verdicts: &Verdicts) -> String {
             quoted(&format!("{}\n{}", stage.name, stage.kind))
         );
         for (from, what, port) in edges(stage) {
+            let label = label(pipeline, from, what, port);
             let from = match from {
                 Some(from) => ids[from].clone(),
-                None => source_id(&mut sources, &what, &mut out, |i, w| {
+                None => source_id(&mut sources, what, &mut out, |i, w| {
                     format!("  f{i} [label={}, shape=note, fillcolor=white];\n", quoted(w))
                 }),
             };
-            out += &format!("  {from} -> {id} [label={}];\n", quoted(port));
+            out += &format!("  {from} -> {id} [label={}];\n", quoted(&label));
         }
     }
     out + "}\n"
@@ -159,4 +175,30 @@ fn to_json(pipeline: &Pipeline, verdicts: &Verdicts) -> serde_json::Value {
         })
         .collect();
     json!({"pipeline": pipeline.name, "stages": stages})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{self, Overrides};
+
+    #[test]
+    fn a_checkpoint_is_named_beside_its_stage() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("p.yaml");
+        let stage = |rest: &str| format!("{{ kind: command, params: {{ command: [x] }}, {rest} }}");
+        let base = stage("outputs: { model: model, step-5: model }");
+        let user = stage("inputs: { model: base.model, early: base.step-5 }, outputs: { t: file }");
+        let text_of_file = format!("stages:\n  base: {base}\n  user: {user}\n");
+        crate::base::fs::write(&file, text_of_file.as_bytes()).unwrap();
+        let mut p = spec::load(&file, &crate::kinds::kinds(), &Overrides::default()).unwrap();
+        p.stages[0].main_outputs.retain(|name| name == "model");
+        let none = Verdicts::new();
+        let drawn = text(&p, &none);
+        assert!(drawn.contains("user  command  <- early=base.step-5, model=base\n"), "{drawn}");
+        let drawn = mermaid(&p, &none);
+        assert!(drawn.contains("s0 -->|early=step-5| s1\n  s0 -->|model| s1\n"), "{drawn}");
+        assert!(dot(&p, &none).contains("s0 -> s1 [label=\"early=step-5\"];"));
+        assert_eq!(to_json(&p, &none)["stages"][1]["inputs"][0]["output"], "step-5");
+    }
 }

@@ -57,7 +57,7 @@ impl Inspect {
     /// for among what the same pipeline made.
     fn tokenizer(&self, artifact: &Artifact) -> Result<Option<Tokenizer>> {
         if let Some(text) = &self.tokenizer {
-            let found = target::resolve(text)?;
+            let found = target::resolve_as(text, "tokenizer")?;
             return Tokenizer::load(found.file_or_only("tokenizer.json")?).map(Some);
         }
         let files: Vec<(String, PathBuf)> =

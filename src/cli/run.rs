@@ -22,7 +22,8 @@ pub struct Run {
     pipeline: PipelineArgs,
     /// Only these stages and what they need.
     stages: Vec<String>,
-    /// Run this stage even if it is up to date. May be repeated.
+    /// Run this stage even if it is up to date, from nothing, whatever states earlier runs have saved. May be
+    /// repeated.
     #[arg(long, value_name = "STAGE")]
     force: Vec<String>,
     /// Threads over all stages that run at one time. Default: one a core.
@@ -87,7 +88,8 @@ impl Run {
             Ok(summary) if summary.ok => told.map(|()| ExitCode::SUCCESS),
             Ok(Summary { error: Some(error), .. }) => Err(Error::input(error)),
             Ok(_) if cancel.is_cancelled() => {
-                Err(Error::cancelled().help("what was finished is kept; run again to go on from there"))
+                Err(Error::cancelled()
+                    .help("what was finished or saved is kept; run again to go on from there"))
             }
             Ok(summary) if summary.stages.iter().any(|s| s.fault == Some(Fault::Bug)) => {
                 Ok(ExitCode::from(101))
@@ -106,7 +108,10 @@ impl Run {
 async fn watch_signals(cancel: Cancel) {
     if !must_stop_at_once().await {
         cancel.cancel();
-        let _ = writeln!(std::io::stderr(), "stopping: finished stages are kept (once more to stop at once)");
+        let _ = writeln!(
+            std::io::stderr(),
+            "stopping: finished stages and saved states are kept (once more to stop at once)"
+        );
         must_stop_at_once().await;
     }
     #[cfg(unix)]

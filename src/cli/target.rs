@@ -1,5 +1,5 @@
-//! TARGET: a path, or `PIPELINE:STAGE` (its only output), or `PIPELINE:STAGE.PORT`, where PIPELINE is a
-//! file's stem or path. The artifact is that of the latest run of the stage; a stage that the pipeline no
+//! TARGET: a path, or `PIPELINE:STAGE` (its only output, or the only one of the type asked for; checkpoints
+//! are named), or `PIPELINE:STAGE.PORT`, where PIPELINE is a file's stem or path. The artifact is that of the latest run of the stage; a stage that the pipeline no
 //! longer has gives an error, even if it ran earlier.
 
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use super::pipeline_file;
 use crate::base::{Digest, Error, Result, fs, suggest};
 use crate::kinds;
 use crate::spec::{self, Overrides, Pipeline, StageSpec};
-use crate::stage::{Artifact, ArtifactFile};
+use crate::stage::{ANY, Artifact, ArtifactFile};
 use crate::store::{Action, Store};
 
 /// Resolves `text` to an artifact; a file or folder becomes one without digests being computed.
@@ -16,13 +16,21 @@ use crate::store::{Action, Store};
 /// # Errors
 /// When there is no such file, pipeline, stage or port, or the stage never ran.
 pub fn resolve(text: &str) -> Result<Artifact> {
+    resolve_as(text, ANY)
+}
+
+/// [`resolve`], where of a stage's outputs the one of artifact type `ty` is meant.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_as(text: &str, ty: &str) -> Result<Artifact> {
     let path = PathBuf::from(text);
     if path.exists() {
         return at_path(text, &path);
     }
     match text.split_once(':') {
         Some((pipeline, stage)) if !pipeline.is_empty() && !stage.is_empty() => {
-            of_stage(text, pipeline, stage)
+            of_stage(text, pipeline, stage, ty)
         }
         _ => Err(Error::usage(format!("there is no `{text}`"))
             .help("a target is a path, `PIPELINE:STAGE` or `PIPELINE:STAGE.PORT`")),
@@ -45,11 +53,11 @@ fn at_path(label: &str, path: &Path) -> Result<Artifact> {
     Ok(Artifact { label: label.to_string(), digest: Digest::of(b""), files })
 }
 
-fn of_stage(text: &str, pipeline: &str, stage: &str) -> Result<Artifact> {
+fn of_stage(text: &str, pipeline: &str, stage: &str, ty: &str) -> Result<Artifact> {
     let pipeline = spec::load(&pipeline_file(pipeline)?, &kinds::kinds(), &Overrides::default())?;
     let store = Store::open(&pipeline.artifacts(), false);
     let (stage, port) = named(&pipeline, stage)?;
-    let port = chosen(stage, port)?;
+    let port = chosen(stage, port, ty)?;
     let run = format!("tinylm run {} {}", pipeline.file.display(), stage.name);
     let action = latest(&store, &pipeline, stage).map_err(|e| e.help(&run))?;
     let digest = action.outputs.get(port).ok_or_else(|| {
@@ -90,21 +98,23 @@ fn latest(store: &Store, pipeline: &Pipeline, stage: &StageSpec) -> Result<Actio
     })
 }
 
-fn chosen<'s>(stage: &'s StageSpec, port: Option<&str>) -> Result<&'s str> {
-    let names = || stage.outputs.keys().map(String::as_str);
-    match port {
-        Some(port) => names().find(|name| *name == port).ok_or_else(|| {
+fn chosen<'s>(stage: &'s StageSpec, port: Option<&str>, ty: &str) -> Result<&'s str> {
+    let names = stage.output_names();
+    let is_of_type = |name: &&String| ty == ANY || stage.outputs.get(*name).is_some_and(|t| t == ty);
+    let of_type: Vec<&String> = stage.main_outputs.iter().filter(is_of_type).collect();
+    match (port, stage.main_outputs.as_slice()) {
+        (Some(port), _) => names.iter().find(|name| **name == port).copied().ok_or_else(|| {
             Error::usage(format!("the stage `{}` has no output `{port}`", stage.name))
-                .suggest(suggest::closest(port, names()))
-                .help(format!("its outputs are {}", suggest::list(names())))
+                .suggest(suggest::closest(port, names.iter().copied()))
+                .help(format!("its outputs are {}", suggest::list(names)))
         }),
-        None => match names().next() {
-            Some(only) if stage.outputs.len() == 1 => Ok(only),
-            _ => {
-                Err(Error::usage(format!("`{}` has several outputs: {}", stage.name, suggest::list(names())))
-                    .help(format!("write `{}.PORT`", stage.name)))
-            }
-        },
+        // Of another type or not, what is wrong with it is said by whoever reads it.
+        (None, [only]) => Ok(only),
+        (None, _) if of_type.len() == 1 => Ok(of_type[0]),
+        (None, _) => {
+            Err(Error::usage(format!("`{}` has several outputs: {}", stage.name, suggest::list(names)))
+                .help(format!("write `{}.PORT`", stage.name)))
+        }
     }
 }
 
@@ -126,4 +136,39 @@ pub fn tokenizers(pipeline: &str) -> Vec<PathBuf> {
             .collect())
     };
     find().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A stage with a model, a report and a checkpoint.
+    fn tuned() -> StageSpec {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("p.yaml");
+        let outputs = "{ model: model, report: report, step-5: model }";
+        let text =
+            format!("stages: {{ a: {{ kind: command, outputs: {outputs}, params: {{ command: [x] }} }} }}");
+        fs::write(&file, text.as_bytes()).unwrap();
+        let mut pipeline = spec::load(&file, &kinds::kinds(), &Overrides::default()).unwrap();
+        let mut stage = pipeline.stages.remove(0);
+        stage.main_outputs.retain(|name| name != "step-5");
+        stage
+    }
+
+    #[test]
+    fn without_a_port_the_main_output_of_the_type_is_meant() {
+        let mut stage = tuned();
+        assert_eq!(chosen(&stage, None, "model").unwrap(), "model");
+        assert_eq!(chosen(&stage, Some("step-5"), "model").unwrap(), "step-5");
+        let error = |stage, port, ty| chosen(stage, port, ty).unwrap_err().to_string();
+        let several = error(&stage, None, ANY);
+        assert!(several.contains("`a` has several outputs: `model`, `report`, `step-5`"), "{several}");
+        assert!(error(&stage, None, "tokenizer").contains("has several outputs"));
+        let unknown = error(&stage, Some("step-6"), "model");
+        assert!(unknown.contains("did you mean `step-5`"), "{unknown}");
+        // A model and checkpoints of it.
+        stage.main_outputs.retain(|name| name == "model");
+        assert_eq!(chosen(&stage, None, ANY).unwrap(), "model");
+    }
 }

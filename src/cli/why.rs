@@ -65,12 +65,8 @@ impl<'a> Report<'a> {
     fn text(&self) -> String {
         let s = Style::stdout();
         let d = &self.planned.decision;
-        let mut out = format!(
-            "{}: {} ({})\n",
-            s.bold(&self.planned.stage),
-            super::plan::word(d.verdict),
-            d.reason.detail()
-        );
+        let mut out =
+            format!("{}: {} ({})\n", s.bold(&self.planned.stage), super::plan::word(d.verdict), d.detail());
         if let Some((reason, run)) = &self.ran_because {
             out += &format!("ran in {run}: {}\n", reason.detail());
         }
@@ -112,6 +108,7 @@ impl<'a> Report<'a> {
             "verdict": d.verdict,
             "reason": d.reason.to_json(),
             "key": d.key,
+            "resumes": d.resumes,
             "ran_because": self.ran_because.as_ref().map(|(r, run)| json!({"run": run, "reason": r.to_json()})),
             "nearest": self.nearest.as_ref().map(|(a, _)| json!({"key": a.fingerprint.key(), "run": a.run})),
             "differences": differences,

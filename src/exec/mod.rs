@@ -467,6 +467,7 @@ impl Scheduler {
             kind: stage.kind.clone(),
             key,
             reason: decision.reason.clone(),
+            resumes: decision.resumes,
         });
         // Before any event of the stage itself.
         self.flush();

@@ -16,7 +16,7 @@ use crate::event::{Event, StageResult, Status};
 use crate::plan::Decision;
 use crate::spec::{Input, StageSpec};
 use crate::stage::{Artifact, Context, Stage};
-use crate::store::{Action, Fingerprint, Measurement, VERSION};
+use crate::store::{Action, Fingerprint, Measurement, Reason, StateFolder, VERSION};
 
 pub type Connections = Result<BTreeMap<String, Vec<Artifact>>>;
 
@@ -151,12 +151,14 @@ fn attempt(
     let scratch = folder.0.path().join("work");
     let outputs = output_folders(stage, &scratch.join("outputs"))?;
     fs::create_dir(&scratch)?;
+    let states = state_folder(shared, decision);
     let monitor = StageMonitor::new(stage, shared.events.clone(), shared.cancel.clone());
     let ctx = Context {
         seed: stage.seed,
         threads,
         monitor: &monitor,
         scratch,
+        state: states.as_ref().map(|folder| folder.path().to_path_buf()),
         inputs: connected?,
         outputs: outputs.iter().map(|(port, (_, path))| (port.clone(), path.clone())).collect(),
         types: stage.outputs.clone(),
@@ -168,7 +170,37 @@ fn attempt(
     monitor.check()?;
     inputs::check(shared, stage, &ctx.inputs)?;
     let action = action(shared, decision, fingerprint, begun.elapsed(), monitor.measured());
-    shared.store.commit(action, &outputs)
+    let action = shared.store.commit(action, &outputs)?;
+    if let Some(state) = &ctx.state {
+        kind.committed(&stage.params, stage.seed, state);
+    }
+    Ok(action)
+}
+
+/// The folder of the stage's states, left as it is when the stage fails. Without one the stage still gives
+/// its outputs, so whatever prevents it is a warning.
+fn state_folder(shared: &Shared, decision: &Decision) -> Option<StateFolder> {
+    let trajectory = decision.trajectory.as_ref()?;
+    let folder = match decision.reason {
+        Reason::Forced => shared.store.use_no_states(trajectory),
+        _ => shared.store.use_states(trajectory).map(Some),
+    };
+    match folder {
+        Ok(None) => {
+            tracing::warn!(
+                "another stage goes through the same steps at this time, and this one is forced to start \
+                 from nothing: it saves no states, so if it is stopped, all its steps are lost"
+            );
+            None
+        }
+        Ok(folder) => folder,
+        Err(e) => {
+            tracing::warn!(
+                "states are neither used nor saved, so if this stage is stopped, all its steps are lost: {e}"
+            );
+            None
+        }
+    }
 }
 
 fn action(
@@ -218,8 +250,10 @@ fn settle(shared: &Shared, stage: &StageSpec, decision: &Decision, action: &Acti
     for (port, artifact) in &action.outputs {
         shared.store.show(pipeline, &stage.name, port, artifact)?;
     }
-    if let Some(key) = decision.key {
-        shared.store.remember(pipeline, &stage.name, &key)?;
+    if let Some(key) = decision.key
+        && shared.store.remember(pipeline, &stage.name, &key)?
+    {
+        shared.store.hide_others(pipeline, &stage.name, &action.outputs);
     }
     let outputs =
         action.outputs.iter().map(|(port, d)| Ok((port.clone(), shared.store.artifact(&stage.name, d)?)));

@@ -77,6 +77,7 @@ impl Kind for Eval {
             seeded: true,
             parallel: true,
             not_in_key: &["gates"],
+            not_in_state: &[],
         }
     }
 

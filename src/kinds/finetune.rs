@@ -1,16 +1,18 @@
 //! `finetune`: a pretrained model learns to answer. Loss on the assistant's tokens, or on all.
 
 use std::collections::HashSet;
+use std::path::Path;
 
 use super::texts::held_out_by;
 use super::tokenizers;
-use super::training_params::training_params;
+use super::training;
+use super::training_params::{NOT_IN_KEY, NOT_IN_STATE, training_params};
 use crate::base::{Error, Result, units};
 use crate::corpus::conversation::Role;
 use crate::corpus::conversation::{self, ConversationReader};
 use crate::corpus::held_out::{Rule, Split};
 use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE, Transformer, WEIGHTS_FILE};
-use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port};
+use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port, Resume};
 use crate::tokenizer::chat::{self, Rendered};
 use crate::tokenizer::{Names, Special, Tokenizer};
 use crate::train::{self, NextToken, Packed, Packing, pack, shortest_row};
@@ -85,8 +87,22 @@ impl Kind for Finetune {
             open: false,
             seeded: true,
             parallel: true,
-            not_in_key: &[],
+            not_in_key: NOT_IN_KEY,
+            not_in_state: NOT_IN_STATE,
         }
+    }
+
+    fn outputs(params: &Params) -> Vec<Port> {
+        let checkpoints = training::checkpoints(&params.keep_checkpoints);
+        Self::info().outputs.into_iter().chain(checkpoints).collect()
+    }
+
+    fn resumes(params: &Params, seed: u64, state: &Path) -> Option<Resume> {
+        training::resumes(&params.options(seed), state)
+    }
+
+    fn committed(params: &Params, seed: u64, state: &Path) {
+        train::remove_used(&params.options(seed), state);
     }
 
     fn validate(params: &Params, inputs: &Connected) -> Vec<Issue> {
@@ -125,14 +141,16 @@ impl Kind for Finetune {
                 .help(format!("pretrain with `seq_len: {shortest}` or more")));
         }
         let (train, validation, rule) = rows(params, ctx, &model)?;
-        let folder = ctx.output("model")?;
+        let places = training::places(ctx, "model")?;
         let mut objective = NextToken { label_smoothing: params.label_smoothing };
         let options = params.options(ctx.seed);
-        train::run(&mut model, &mut objective, &train, &validation, &options, folder, ctx.monitor)?;
+        let outcome =
+            train::run(&mut model, &mut objective, &train, &validation, &options, places, ctx.monitor)?;
         let mut held_out = held_out_by(ctx.input("model")?)?;
         held_out.conversations.push(rule);
-        held_out.save(folder)?;
-        model.save(folder)
+        held_out.save(places.output)?;
+        model.save(places.output)?;
+        training::save_checkpoints(ctx, &mut model, &outcome, &held_out)
     }
 }
 
@@ -233,10 +251,9 @@ fn warn_of_trained(chats: &[(String, Rendered)], given: &[(String, Rendered)]) {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::super::texts::fixtures;
     use super::*;
+    use crate::corpus::held_out;
     use crate::model::{Config, gpt2};
     use crate::stage::{Artifact, harness};
 
@@ -256,7 +273,7 @@ mod tests {
     fn run(tokenizer: Artifact, threads: usize) -> Result<harness::Outcome> {
         let dir = tempfile::tempdir().unwrap();
         let inputs = [("model", model(dir.path())), ("tokenizer", tokenizer), ("chats", fixtures::chats(60))];
-        let params = "{ steps: 3, batch_size: 4, eval_every: 2 }";
+        let params = "{ steps: 3, batch_size: 4, eval_every: 2, keep_checkpoints: [2] }";
         harness::run_with::<Finetune>(params, &inputs, 1, threads, &crate::base::Quiet)
     }
 
@@ -269,6 +286,10 @@ mod tests {
         {
             assert_eq!(one.read("model", file), two.read("model", file), "{file}");
         }
+        let checkpoint = one.read("step-2", WEIGHTS_FILE);
+        assert_eq!(checkpoint, two.read("step-2", WEIGHTS_FILE));
+        assert_ne!(checkpoint, one.read("model", WEIGHTS_FILE));
+        assert_eq!(one.read("step-2", held_out::FILE_NAME), one.read("model", held_out::FILE_NAME));
         let metrics = String::from_utf8(one.read("model", "metrics.jsonl")).unwrap();
         assert!(metrics.contains("\"step\":3") && metrics.contains("val_loss"), "{metrics}");
     }

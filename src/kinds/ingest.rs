@@ -33,6 +33,7 @@ impl Kind for Ingest {
             seeded: false,
             parallel: true,
             not_in_key: &[],
+            not_in_state: &[],
         }
     }
 

@@ -31,6 +31,7 @@ impl Kind for IngestChat {
             seeded: false,
             parallel: true,
             not_in_key: &[],
+            not_in_state: &[],
         }
     }
 

@@ -15,6 +15,7 @@ mod architecture;
 mod streams;
 mod texts;
 mod tokenizers;
+mod training;
 mod training_params;
 
 use crate::stage::{Kinds, Stage, erase};

@@ -1,11 +1,15 @@
 //! `pretrain`: a new model, or one to go on from, trained to continue the documents of token shards.
 
+use std::path::Path;
+
 use super::architecture::architecture_params;
 use super::streams::{self, Streams};
 use super::tokenizers;
+use super::training;
+use super::training_params::{NOT_IN_KEY, NOT_IN_STATE};
 use crate::base::Result;
 use crate::model::{Model, Transformer};
-use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port};
+use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port, Resume};
 use crate::tokenizer::{Special, Tokenizer};
 use crate::train::{self, NextToken, Windows};
 
@@ -42,8 +46,22 @@ impl Kind for Pretrain {
             open: false,
             seeded: true,
             parallel: true,
-            not_in_key: &[],
+            not_in_key: NOT_IN_KEY,
+            not_in_state: NOT_IN_STATE,
         }
+    }
+
+    fn outputs(params: &Params) -> Vec<Port> {
+        let checkpoints = training::checkpoints(&params.keep_checkpoints);
+        Self::info().outputs.into_iter().chain(checkpoints).collect()
+    }
+
+    fn resumes(params: &Params, seed: u64, state: &Path) -> Option<Resume> {
+        training::resumes(&params.options(seed), state)
+    }
+
+    fn committed(params: &Params, seed: u64, state: &Path) {
+        train::remove_used(&params.options(seed), state);
     }
 
     fn validate(params: &Params, inputs: &Connected) -> Vec<Issue> {
@@ -84,12 +102,15 @@ impl Kind for Pretrain {
         let mut model = Model { transformer, tokenizer };
         let train = Windows::new(&streams.train, seq_len, pad).every(params.stride.unwrap_or(seq_len));
         let validation = Windows::new(&streams.validation, seq_len, pad);
-        let folder = ctx.output("model")?;
+        let places = training::places(ctx, "model")?;
         let mut objective = NextToken { label_smoothing: params.label_smoothing };
         let options = params.options(ctx.seed);
-        train::run(&mut model, &mut objective, &train, &validation, &options, folder, ctx.monitor)?;
-        streams::held_out(ctx)?.save(folder)?;
-        model.save(folder)
+        let outcome =
+            train::run(&mut model, &mut objective, &train, &validation, &options, places, ctx.monitor)?;
+        let held_out = streams::held_out(ctx)?;
+        held_out.save(places.output)?;
+        model.save(places.output)?;
+        training::save_checkpoints(ctx, &mut model, &outcome, &held_out)
     }
 }
 
@@ -161,6 +182,11 @@ mod tests {
             (json!({ "label_smoothing": 1.0 }), "label_smoothing"),
             (json!({ "average": 1.0 }), "average"),
             (json!({ "weight_decay": -0.1 }), "weight_decay"),
+            (json!({ "keep_checkpoints": [4, 4] }), "keep_checkpoints"),
+            (json!({ "keep_checkpoints": [0] }), "keep_checkpoints"),
+            (json!({ "keep_checkpoints": [601] }), "keep_checkpoints"),
+            (json!({ "keep_checkpoints": [5], "patience": 2 }), "keep_checkpoints"),
+            (json!({ "save_minutes": -1.0 }), "save_minutes"),
         ] {
             let issues = Pretrain::validate(&params(json.clone()), &Connected::default());
             let found: Vec<&str> = issues.iter().map(|issue| issue.at.as_str()).collect();
@@ -236,6 +262,39 @@ mod tests {
         assert!(error.contains("embedding: same"), "{error}");
         let error = go_on("embedding: new, vocab_size: 9", "byte_bpe.json").err().unwrap().to_string();
         assert!(error.contains("room for 9"), "{error}");
+    }
+
+    /// A checkpoint is the model of a shorter training at the same rates, here one that was stopped and went
+    /// on.
+    #[test]
+    fn checkpoints_are_models_of_shorter_trainings() {
+        let shards = shards("byte_bpe.json");
+        let state = tempfile::tempdir().unwrap();
+        let run = |params: &str, state: Option<&Path>| {
+            let params = format!(
+                "{{ {SHAPE}, schedule: constant, keep: last, average: 0.9, batch_size: 4, {params} }}"
+            );
+            let inputs =
+                [("shards", shards.artifact("shards").unwrap()), ("tokenizer", tokenizer("byte_bpe.json"))];
+            harness::run_in_state::<Pretrain>(&params, &inputs, 1, 2, &crate::base::Quiet, state).unwrap()
+        };
+        run("steps: 3, keep_checkpoints: [2]", Some(state.path()));
+        let wanted = "steps: 6, keep_checkpoints: [2, 4]";
+        let typed = params(json!({ "schedule": "constant", "steps": 6, "keep_checkpoints": [2, 4] }));
+        assert_eq!(
+            Pretrain::resumes(&typed, 1, state.path()),
+            Some(Resume { step: 3, steps: Some(6) }),
+            "what the shorter training left"
+        );
+        let long = run(wanted, Some(state.path()));
+        for step in [2, 4] {
+            let short = run(&format!("steps: {step}"), None);
+            let port = format!("step-{step}");
+            for file in [WEIGHTS_FILE, CONFIG_FILE, "tokenizer.json", held_out::FILE_NAME] {
+                assert_eq!(long.read(&port, file), short.read("model", file), "{file} of step {step}");
+            }
+        }
+        assert_eq!(long.read("model", WEIGHTS_FILE), run("steps: 6", None).read("model", WEIGHTS_FILE));
     }
 
     #[test]

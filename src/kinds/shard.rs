@@ -64,6 +64,7 @@ impl Kind for Shard {
             seeded: true,
             parallel: true,
             not_in_key: &[],
+            not_in_state: &[],
         }
     }
 

@@ -77,6 +77,7 @@ impl Kind for Synthesize {
             seeded: true,
             parallel: true,
             not_in_key: &[],
+            not_in_state: &[],
         }
     }
 

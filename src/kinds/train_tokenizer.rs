@@ -27,6 +27,7 @@ impl Kind for TrainTokenizer {
             seeded: false,
             parallel: true,
             not_in_key: &[],
+            not_in_state: &[],
         }
     }
 

@@ -1,5 +1,5 @@
-//! The params that `pretrain` and `finetune` share, written once: a macro, since serde can't flatten a
-//! struct and refuse unknown keys at one time.
+//! The params that training kinds share, written once: a macro, since serde can't flatten a struct and refuse
+//! unknown keys at one time.
 
 use crate::stage::Issue;
 use crate::train::{Algorithm, Length, Options, Schedule, ScheduleKind, optimizer};
@@ -87,6 +87,15 @@ macro_rules! training_params {
             pub prompts: Vec<String>,
             /// The weights that are kept: of the `best` validation, or the `last`.
             pub keep: crate::train::Keep,
+            /// Steps whose weights become outputs of their own beside the model at the end: `[250, 500]` gives
+            /// `step-250` and `step-500`. With `average`, their average.
+            pub keep_checkpoints: Vec<u64>,
+            /// Steps between states, from which a training that was stopped goes on. 0: see `save_minutes`.
+            /// What is learned does not depend on it.
+            pub save_every: u64,
+            /// Minutes between states. 0: see `save_every`. With both 0 states are saved only when the training
+            /// is asked to stop, and where longer ones can begin.
+            pub save_minutes: f64,
         }
 
         impl Default for $name {
@@ -125,6 +134,9 @@ macro_rules! training_params {
                     dtype: crate::kernel::Dtype::F32,
                     prompts: Vec::new(),
                     keep: crate::train::Keep::Best,
+                    keep_checkpoints: Vec::new(),
+                    save_every: 0,
+                    save_minutes: 1.0,
                 }
             }
         }
@@ -150,6 +162,9 @@ macro_rules! training_params {
                     sample_every: self.sample_every,
                     prompts: self.prompts.clone(),
                     keep: self.keep,
+                    keep_steps: self.keep_checkpoints.clone(),
+                    save_every: self.save_every,
+                    save_minutes: self.save_minutes,
                     dtype: self.dtype,
                     seed,
                 }
@@ -164,6 +179,24 @@ macro_rules! training_params {
 }
 
 pub(super) use training_params;
+
+/// The shared params that change no byte.
+pub(super) const NOT_IN_KEY: &[&str] = &["save_every", "save_minutes"];
+
+/// The shared params that change nothing of what happens up to a step, but for the learning rates, which states
+/// have by themselves. Not `learning_rate`: the rates of parameter groups are relative to it.
+pub(super) const NOT_IN_STATE: &[&str] = &[
+    "steps",
+    "epochs",
+    "schedule",
+    "decay_fraction",
+    "min_learning_rate",
+    "warmup_steps",
+    "warmup_start",
+    "keep_checkpoints",
+    "save_every",
+    "save_minutes",
+];
 
 /// The recipe as it was given, defaults that depend on other params not yet filled in.
 #[derive(serde::Deserialize)]
@@ -256,6 +289,7 @@ impl Given {
         for (name, _) in at_least_one.iter().filter(|(_, n)| *n == 0) {
             issues.push(Issue::param(name, "expected 1 or more, found 0"));
         }
+        issues.extend(checkpoints(options));
         issues.extend(self.ranges(options).into_iter().filter(|range| !range.holds()).map(Range::issue));
         issues
     }
@@ -282,6 +316,7 @@ impl Given {
             share("dropout", self.dropout.unwrap_or(0.0)),
             share("label_smoothing", self.label_smoothing),
             share("average", options.average.unwrap_or(0.0)),
+            Range { name: "save_minutes", found: options.save_minutes, allowed: Allowed::Finite },
         ]
     }
 
@@ -314,6 +349,26 @@ impl Given {
             .map(|(name, _, of)| without_effect(name, "schedule", of));
         optimizers.chain(schedules).collect()
     }
+}
+
+/// What is wrong with the steps to be kept. Those of epochs are known when the data is.
+fn checkpoints(options: &Options) -> Option<Issue> {
+    let steps = &options.keep_steps;
+    let last = if let Length::Steps(last) = options.length { last } else { u64::MAX };
+    let issue = |what: String| Issue::param("keep_checkpoints", what);
+    if let Some(pair) = steps.windows(2).find(|pair| pair[0] >= pair[1]) {
+        let what = format!("expected ascending steps, each once, found {} before {}", pair[0], pair[1]);
+        return Some(issue(what));
+    }
+    if let Some(step) = steps.iter().find(|step| !(1..=last).contains(*step)) {
+        let range = if last == u64::MAX { "1 or more".to_string() } else { format!("1 to {last}") };
+        return Some(issue(format!("expected steps of {range}, found {step}")));
+    }
+    let may_stop = options.patience > 0 && !steps.is_empty();
+    may_stop.then(|| {
+        let what = format!("with `patience: {}` the training may stop before one of them", options.patience);
+        issue(what).help("leave `patience` or `keep_checkpoints` away")
+    })
 }
 
 fn without_effect(name: &str, of: &str, values: &[impl serde::Serialize]) -> Issue {

@@ -8,6 +8,7 @@ mod differences;
 pub mod lock;
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 
 use serde_json::Value;
 
@@ -15,7 +16,7 @@ pub use differences::differences;
 
 use crate::base::Digest;
 use crate::spec::{Input, Pipeline, StageSpec};
-use crate::stage::{Info, Kinds};
+use crate::stage::{Info, Kinds, Resume, Stage};
 use crate::store::source::Sources;
 use crate::store::{Action, Damage, Difference, Fingerprint, Manifest, Reason, Store, VERSION};
 
@@ -35,6 +36,10 @@ pub trait Records {
     fn manifest(&self, artifact: &Digest) -> Option<Manifest>;
     /// Keys of the stage's latest actions, the newest last.
     fn history(&self, pipeline: &str, stage: &str) -> Vec<Digest>;
+    /// Where the states of a trajectory are, if there are any.
+    fn states(&self, _trajectory: &Digest) -> Option<PathBuf> {
+        None
+    }
 }
 
 /// The store, and the present sources, whose manifests a plan must not write to the store.
@@ -64,6 +69,9 @@ impl Records for Past<'_> {
     fn history(&self, pipeline: &str, stage: &str) -> Vec<Digest> {
         self.store.history(pipeline, stage)
     }
+    fn states(&self, trajectory: &Digest) -> Option<PathBuf> {
+        Some(self.store.state_folder(trajectory))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -87,6 +95,18 @@ pub struct Decision {
     pub key: Option<Digest>,
     /// The artifacts of a cached stage.
     pub action: Option<Action>,
+    /// Names the folder of the stage's states, where its kind saves any.
+    pub trajectory: Option<Digest>,
+    /// From where a stage that runs goes on; `None` where it starts from nothing.
+    pub resumes: Option<Resume>,
+}
+
+impl Decision {
+    /// The reason, and from where the stage goes on, in one line for a terminal.
+    pub fn detail(&self) -> String {
+        let reason = self.reason.detail();
+        self.resumes.map_or(reason.clone(), |resume| format!("{reason}; {resume}"))
+    }
 }
 
 /// One stage of a plan.
@@ -168,9 +188,10 @@ pub fn decide(
         Ok(inputs) => inputs,
         Err(waits_for) => return pending(waits_for),
     };
-    let Some(info) = kinds.get(&stage.kind).map(|k| k.info()) else {
+    let Some(kind) = kinds.get(&stage.kind) else {
         return pending(format!("a kind `{}`", stage.kind));
     };
+    let info = kind.info();
     let fingerprint = fingerprint(stage, info, inputs);
     let key = fingerprint.key();
     let (verdict, reason, action) = match records.action(&key) {
@@ -181,7 +202,22 @@ pub fn decide(
         },
         None => (Verdict::Run, why_new(&fingerprint, &key, pipeline, stage, records), None),
     };
-    Decision { verdict, reason, fingerprint: Some(fingerprint), key: Some(key), action }
+    let trajectory = (!info.not_in_state.is_empty()).then(|| fingerprint.trajectory(info.not_in_state));
+    let resumes = match (verdict, forced) {
+        (Verdict::Run, false) => trajectory.and_then(|t| resumes(stage, kind, &t, records)),
+        _ => None,
+    };
+    Decision { verdict, reason, fingerprint: Some(fingerprint), key: Some(key), action, trajectory, resumes }
+}
+
+/// From where the states that are there take the stage.
+fn resumes(
+    stage: &StageSpec,
+    kind: &dyn Stage,
+    trajectory: &Digest,
+    records: &dyn Records,
+) -> Option<Resume> {
+    kind.resumes(&stage.params, stage.seed, &records.states(trajectory)?)
 }
 
 /// Why an action is not cached.
@@ -205,8 +241,15 @@ fn why_new(
 }
 
 fn pending(waits_for: String) -> Decision {
-    let reason = Reason::Waits(waits_for);
-    Decision { verdict: Verdict::Pending, reason, fingerprint: None, key: None, action: None }
+    Decision {
+        verdict: Verdict::Pending,
+        reason: Reason::Waits(waits_for),
+        fingerprint: None,
+        key: None,
+        action: None,
+        trajectory: None,
+        resumes: None,
+    }
 }
 
 fn damage(action: &Action, records: &dyn Records) -> Option<(String, Damage)> {

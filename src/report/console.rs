@@ -13,6 +13,8 @@ use super::{Reporter, stdout};
 use crate::base::text::visible;
 use crate::base::{Error, units};
 use crate::event::{Event, ProgressEvent, StageResult, Status, Summary};
+use crate::stage::Resume;
+use crate::store::Reason;
 
 /// The interval of progress lines about one stage where there are no bars.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -201,14 +203,11 @@ impl Reporter for Console {
                 }
                 self.progress("sources", p);
             }
-            Event::StageStarted { stage, reason, .. } => {
+            Event::StageStarted { stage, reason, resumes, .. } => {
                 if let Some(running) = self.running.remove("sources") {
                     running.bar.finish_and_clear();
                 }
-                if !self.live {
-                    let why = reason.detail();
-                    self.line(&format!("{stage:>width$} starts ({why})", width = self.width));
-                }
+                self.started(stage, reason, *resumes);
                 self.begin(stage);
             }
             Event::StageProgress { stage, progress } => self.progress(stage, progress),
@@ -225,6 +224,17 @@ impl Reporter for Console {
 }
 
 impl Console {
+    /// With bars, only what they do not show.
+    fn started(&self, stage: &str, reason: &Reason, resumes: Option<Resume>) {
+        let name = format!("{stage:>width$}", width = self.width);
+        match resumes {
+            Some(resume) if self.live => self.line(&format!("{} {resume}", self.style.dim(name))),
+            Some(resume) => self.line(&format!("{name} starts ({}; {resume})", reason.detail())),
+            None if self.live => {}
+            None => self.line(&format!("{name} starts ({})", reason.detail())),
+        }
+    }
+
     fn log(&self, stage: &str, level: &str, message: &str) {
         let s = self.style;
         let name = s.dim(format!("{stage:>width$}", width = self.width));

@@ -14,6 +14,12 @@ impl Style {
         Style { colour: std::io::stdout().is_terminal() && allowed() }
     }
 
+    /// No colours, for tests of texts.
+    #[cfg(test)]
+    pub fn plain() -> Self {
+        Style { colour: false }
+    }
+
     pub fn stderr() -> Self {
         Style { colour: std::io::stderr().is_terminal() && allowed() }
     }

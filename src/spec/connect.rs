@@ -16,19 +16,39 @@ struct EarlierStages {
     stages: Vec<StageSpec>,
     /// Stage -> its index in `stages`.
     places: HashMap<String, usize>,
-    /// Port -> artifact type of stages with errors, so that one error does not cause further ones.
-    broken: HashMap<String, BTreeMap<String, String>>,
+    /// Outputs of stages with errors, as far as known, so that one error does not cause further ones.
+    broken: HashMap<String, Outputs>,
     /// Stage -> port -> facts of its artifact, where there are any.
     facts: HashMap<String, BTreeMap<String, Facts>>,
     /// Every artifact type there is.
     types: BTreeMap<&'static str, ()>,
 }
 
+/// The output ports of a stage: [`StageSpec::outputs`] and [`StageSpec::main_outputs`].
+#[derive(Default)]
+struct Outputs {
+    types: BTreeMap<String, String>,
+    main: Vec<String>,
+}
+
 impl EarlierStages {
-    /// Port -> artifact type of an earlier stage.
-    fn outputs(&self, stage: &str) -> Option<&BTreeMap<String, String>> {
-        let place = self.places.get(stage);
-        place.map(|i| &self.stages[*i].outputs).or_else(|| self.broken.get(stage))
+    /// An earlier stage without errors.
+    fn stage(&self, name: &str) -> Option<&StageSpec> {
+        self.places.get(name).map(|i| &self.stages[*i])
+    }
+
+    fn output_type(&self, stage: &str, output: &str) -> Option<&str> {
+        let known = self.stage(stage).map(|s| &s.outputs);
+        known.or_else(|| self.broken.get(stage).map(|o| &o.types))?.get(output).map(String::as_str)
+    }
+
+    /// The output that a reference to a stage with errors means, where that is known; no error, since it
+    /// would be a consequence of those.
+    fn output_of_broken(&self, stage: &str, wanted: Option<&str>, port: &Port) -> String {
+        let main = self.broken.get(stage).map_or(&[][..], |outputs| &outputs.main);
+        let fits = |name: &&String| self.output_type(stage, name).is_some_and(|ty| port.takes(ty));
+        let meant = || main.iter().find(fits).or(main.first()).cloned().unwrap_or_default();
+        wanted.map_or_else(meant, str::to_string)
     }
 
     /// Has the kind validate params and connections, and keeps the facts of its outputs.
@@ -59,8 +79,8 @@ pub fn all(
     let mut earlier = EarlierStages { types: kinds.types(), ..EarlierStages::default() };
     for variant in variants {
         let Some(kind) = kinds.get(&variant.kind) else { continue };
-        let outputs = errors.keep(outputs(&variant.node, kind, &earlier.types));
         let params = errors.keep(params(&variant, kind));
+        let outputs = errors.keep(outputs(&variant.node, kind, params.as_ref(), &earlier.types));
         let inputs = inputs(&variant, kind, &earlier, errors);
         let (params, outputs) = match (params, outputs) {
             (Some(params), Some(outputs)) => (params, outputs),
@@ -77,7 +97,8 @@ pub fn all(
             description: String::new(),
             params,
             inputs,
-            outputs,
+            outputs: outputs.types,
+            main_outputs: outputs.main,
             seed: pipeline.seed,
             resources: Resources::default(),
             span: variant.span,
@@ -103,16 +124,21 @@ fn of_kind(error: Error, variant: &Variant) -> Error {
     error.help(format!("`tinylm stages {}` lists its params", variant.kind))
 }
 
+/// The outputs under these params, which may be missing because of an error, and those declared.
 fn outputs(
     node: &Node,
     kind: &dyn Stage,
+    params: Option<&serde_json::Value>,
     types: &BTreeMap<&'static str, ()>,
-) -> Result<BTreeMap<String, String>> {
+) -> Result<Outputs> {
     let info = kind.info();
-    let mut all: BTreeMap<String, String> =
-        info.outputs.iter().map(|p| (p.name.clone(), p.ty.to_string())).collect();
+    let ports = params.map_or_else(|| Ok(info.outputs.clone()), |params| kind.outputs(params))?;
+    let mut all = Outputs {
+        types: ports.iter().map(|p| (p.name.clone(), p.ty.to_string())).collect(),
+        main: ports.into_iter().map(|p| p.name).filter(|name| info.output(name).is_some()).collect(),
+    };
     let Some(declared) = node.get("outputs") else {
-        return if info.open && all.is_empty() {
+        return if info.open && all.types.is_empty() {
             Err(node.error("this stage declares no outputs").help("add `outputs: { NAME: file }`"))
         } else {
             Ok(all)
@@ -138,7 +164,8 @@ fn outputs(
                 Error::usage(format!("`{}` cannot be the name of a port", key.name)).at(key.span.place())
             );
         }
-        all.insert(key.name.clone(), name);
+        all.types.insert(key.name.clone(), name);
+        all.main.push(key.name.clone());
     }
     Ok(all)
 }
@@ -220,60 +247,55 @@ fn connect(reference: &Reference, port: &Port, kind: &str, earlier: &EarlierStag
             span: reference.span.clone(),
         })),
         Target::Variant { name, port: wanted } => {
-            let empty = BTreeMap::new();
-            let outputs = earlier.outputs(name).unwrap_or(&empty);
-            let output = match wanted {
-                Some(wanted) => named_output(name, wanted, outputs, &reference.span)?,
-                None => only_output(name, port, outputs, &reference.span)?,
+            let output = match (earlier.stage(name), wanted) {
+                (Some(stage), Some(wanted)) => named_output(stage, wanted, &reference.span)?,
+                (Some(stage), None) => only_output(stage, port, &reference.span)?,
+                (None, wanted) => earlier.output_of_broken(name, wanted.as_deref(), port),
             };
-            let ty = &outputs[&output];
-            if !port.takes(ty) {
-                return Err(at(Error::usage(format!(
+            match earlier.output_type(name, &output) {
+                Some(ty) if !port.takes(ty) => Err(at(Error::usage(format!(
                     "`{name}.{output}` is of type {ty}, but the port `{}` of `{kind}` takes {}",
                     port.name, port.ty
-                ))));
+                )))),
+                _ => Ok(Input::Stage { stage: name.clone(), port: output }),
             }
-            Ok(Input::Stage { stage: name.clone(), port: output })
         }
         Target::Stage { base, .. } => Err(at(Error::bug(format!("`{base}` was not resolved")))),
     }
 }
 
-fn named_output(
-    stage: &str,
-    wanted: &str,
-    outputs: &BTreeMap<String, String>,
-    span: &Span,
-) -> Result<String> {
-    if outputs.contains_key(wanted) {
+fn named_output(stage: &StageSpec, wanted: &str, span: &Span) -> Result<String> {
+    if stage.outputs.contains_key(wanted) {
         return Ok(wanted.to_string());
     }
-    let names = || outputs.keys().map(String::as_str);
-    Err(Error::usage(format!("the stage `{stage}` has no output port `{wanted}`"))
+    let (name, names) = (&stage.name, stage.output_names());
+    Err(Error::usage(format!("the stage `{name}` has no output port `{wanted}`"))
         .at(span.place())
-        .suggest(suggest::closest(wanted, names()))
+        .suggest(suggest::closest(wanted, names.iter().copied()))
         .help(format!(
-            "its outputs are {}; a file of this name is `./{stage}.{wanted}`",
-            suggest::list(names())
+            "its outputs are {}; a file of this name is `./{name}.{wanted}`",
+            suggest::list(names)
         )))
 }
 
-/// `stage` alone means its only output, or the only one whose type fits.
-fn only_output(stage: &str, port: &Port, outputs: &BTreeMap<String, String>, span: &Span) -> Result<String> {
-    let fitting: Vec<&String> =
-        outputs.iter().filter(|(_, ty)| port.takes(ty)).map(|(name, _)| name).collect();
-    match (outputs.len(), fitting.as_slice()) {
+/// `stage` alone means its only main output, or the only one whose type fits.
+fn only_output(stage: &StageSpec, port: &Port, span: &Span) -> Result<String> {
+    let fits = |name: &&String| stage.outputs.get(*name).is_some_and(|ty| port.takes(ty));
+    let fitting: Vec<&String> = stage.main_outputs.iter().filter(fits).collect();
+    match (stage.main_outputs.as_slice(), fitting.as_slice()) {
         // With one output the caller checks the type, with a better message.
-        (1, _) => Ok(outputs.keys().next().cloned().unwrap_or_default()),
+        ([only], _) => Ok(only.clone()),
         (_, [only]) => Ok(only.to_string()),
         _ => {
-            let names = suggest::list(outputs.keys().map(String::as_str));
+            let name = &stage.name;
             Err(Error::usage(format!(
-                "`{stage}` has several outputs: {names}; which one goes into `{}` ({})?",
-                port.name, port.ty
+                "`{name}` has several outputs: {}; which one goes into `{}` ({})?",
+                suggest::list(stage.output_names()),
+                port.name,
+                port.ty
             ))
             .at(span.place())
-            .help(format!("write `{stage}.PORT`")))
+            .help(format!("write `{name}.PORT`")))
         }
     }
 }

@@ -57,6 +57,8 @@ pub struct StageSpec {
     pub inputs: BTreeMap<String, Vec<Input>>,
     /// Port -> artifact type.
     pub outputs: BTreeMap<String, String>,
+    /// The outputs that may be meant where no port is named, the main one first: not the checkpoints.
+    pub main_outputs: Vec<String>,
     pub seed: u64,
     pub resources: Resources,
     /// Its name in the file.
@@ -155,6 +157,11 @@ impl Pipeline {
 }
 
 impl StageSpec {
+    /// The names of its outputs, for messages.
+    pub fn output_names(&self) -> Vec<&str> {
+        output_names(&self.outputs, &self.main_outputs)
+    }
+
     /// Its upstream stages, possibly with repetitions.
     pub fn upstream(&self) -> impl Iterator<Item = &str> {
         self.inputs.values().flatten().filter_map(|input| match input {
@@ -169,6 +176,14 @@ impl StageSpec {
             Input::Stage { .. } => None,
         })
     }
+}
+
+/// The main outputs and then the checkpoints, by their steps.
+fn output_names<'a>(outputs: &'a BTreeMap<String, String>, main: &'a [String]) -> Vec<&'a str> {
+    let mut checkpoints: Vec<&str> =
+        outputs.keys().filter(|name| !main.contains(name)).map(String::as_str).collect();
+    checkpoints.sort_by_key(|name| (name.len(), *name));
+    main.iter().map(String::as_str).chain(checkpoints).collect()
 }
 
 /// Changes from the command line.

@@ -8,6 +8,8 @@ use crate::stage::{Connected, Context, FILES, Facts, Info, Issue, Kind, Port, er
 /// A kind with one input of each sort, to test connections with.
 struct Make;
 struct Take;
+/// A kind with an output for each of the `kept` steps.
+struct Grow;
 
 #[derive(Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -28,6 +30,7 @@ fn info(name: &'static str, inputs: Vec<Port>, outputs: Vec<Port>) -> Info {
         seeded: false,
         parallel: false,
         not_in_key: &[],
+        not_in_state: &[],
     }
 }
 
@@ -68,8 +71,39 @@ impl Kind for Take {
     }
 }
 
+#[derive(Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct GrowParams {
+    kept: Vec<u64>,
+    without_roots: bool,
+}
+
+impl Kind for Grow {
+    type Params = GrowParams;
+    fn info() -> Info {
+        info("grow", Vec::new(), vec![Port::new("tree", "apples", ""), Port::new("roots", "pears", "")])
+    }
+    fn outputs(params: &GrowParams) -> Vec<Port> {
+        let mut ports = Self::info().outputs;
+        ports.truncate(if params.without_roots { 1 } else { 2 });
+        ports.extend(params.kept.iter().map(|step| Port::new(&format!("step-{step}"), "apples", "")));
+        ports
+    }
+    fn facts(_: &GrowParams, _: &Connected, port: &str) -> Facts {
+        Facts::from([("size".to_string(), port.len().into())])
+    }
+    fn run(_: &GrowParams, _: &Context) -> Result<()> {
+        Ok(())
+    }
+}
+
 fn kinds() -> Kinds {
-    Kinds::new(vec![erase::<Make>(), erase::<Take>(), erase::<crate::kinds::command::Command>()])
+    Kinds::new(vec![
+        erase::<Make>(),
+        erase::<Take>(),
+        erase::<Grow>(),
+        erase::<crate::kinds::command::Command>(),
+    ])
 }
 
 fn load_with(text: &str, sets: &[&str]) -> Result<Pipeline> {
@@ -192,6 +226,52 @@ stages:
     let (_, _, text) =
         mistake("stages:\n  m: { kind: make, inputs: { files: ./x }, matrix: { size: [1.0, '1.0'] } }");
     assert!(text.contains("`1.0` stands twice"), "{text}");
+}
+
+#[test]
+fn outputs_depend_on_params_and_checkpoints_are_meant_only_by_name() {
+    let text = "
+stages:
+  base: { kind: grow, matrix: { without_roots: [false, true] }, params: { kept: [1000, 500] } }
+  last: { kind: take, inputs: { fruit: base, more: base.step-500 }, params: { size: 9 } }
+  first: { kind: take, inputs: { fruit: base@without_roots=true.step-1000 }, params: { size: 9 } }
+";
+    let p = load(text).unwrap();
+    let base = p.stage("base@without_roots=false").unwrap();
+    assert_eq!(base.output_names(), ["tree", "roots", "step-500", "step-1000"]);
+    assert_eq!(p.stage("base@without_roots=true").unwrap().output_names(), ["tree", "step-500", "step-1000"]);
+    let port = |stage: &str, port: &str| match &p.stage(stage).unwrap().inputs[port][0] {
+        Input::Stage { port, .. } => port.clone(),
+        Input::Source(source) => source.text.clone(),
+    };
+    // Three outputs of its type, of which one is the stage's main one.
+    assert_eq!(port("last@without_roots=false", "fruit"), "tree");
+    assert_eq!(port("last@without_roots=true", "more"), "step-500");
+    assert_eq!(port("first", "fruit"), "step-1000");
+    let (line, column, message) = mistake(&text.replace("more: base.step-500", "more: base.step-50"));
+    assert_eq!((line, column), (4, 48), "{message}");
+    assert!(message.contains("did you mean `step-500`"), "{message}");
+    assert!(message.contains("its outputs are `tree`, `roots`, `step-500`, `step-1000`"), "{message}");
+    let (.., message) = mistake(&text.replace("true.step-1000", "true.roots"));
+    assert!(message.contains("has no output port `roots`"), "{message}");
+    // Facts are known of each checkpoint.
+    let (.., message) = mistake(&text.replace(
+        "base@without_roots=true.step-1000 }, params: { size: 9",
+        "base@without_roots=true.step-500 }, params: { size: 7",
+    ));
+    assert!(message.contains("gives 8, room for 7"), "{message}");
+}
+
+#[test]
+fn a_stage_whose_params_are_wrong_has_the_outputs_that_others_need() {
+    let text = "
+stages:
+  base: { kind: grow, params: { kept: [a] } }
+  user: { kind: take, inputs: { fruit: base.step-5, more: base }, params: { size: 9 } }
+";
+    let error = load(text).unwrap_err().to_string();
+    assert!(error.contains("found `a`") || error.contains("found the text"), "{error}");
+    assert!(!error.contains("step-5"), "{error}");
 }
 
 #[test]

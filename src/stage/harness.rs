@@ -75,6 +75,22 @@ pub fn run_with<K: Kind>(
     threads: usize,
     monitor: &dyn Monitor,
 ) -> Result<Outcome> {
+    run_in_state::<K>(params, inputs, seed, threads, monitor, None)
+}
+
+/// [`run_with`] the folder that holds the states of earlier runs of the same trajectory, and is left with
+/// those of this one.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_in_state<K: Kind>(
+    params: &str,
+    inputs: &[(&str, Artifact)],
+    seed: u64,
+    threads: usize,
+    monitor: &dyn Monitor,
+    state: Option<&Path>,
+) -> Result<Outcome> {
     let stage = erase::<K>();
     let node = yaml::parse("params", params, Limits::default())?;
     let params = stage.resolve(&node)?;
@@ -97,20 +113,28 @@ pub fn run_with<K: Kind>(
         return Err(node.locate(at).error(issue.message));
     }
     let folder = tempfile::tempdir().map_err(|e| Error::input(format!("no temporary folder: {e}")))?;
+    let ports = stage.outputs(&params)?;
     let mut outputs = BTreeMap::new();
-    for port in &stage.info().outputs {
+    for port in &ports {
         let path = folder.path().join("out").join(&port.name);
         fs::create_dir(&path)?;
         outputs.insert(port.name.clone(), path);
     }
-    let types = stage.info().outputs.iter().map(|p| (p.name.clone(), p.ty.to_string())).collect();
+    let types = ports.iter().map(|p| (p.name.clone(), p.ty.to_string())).collect();
     let scratch = folder.path().join("scratch");
     fs::create_dir(&scratch)?;
-    let ctx = Context { seed, threads, monitor, scratch, inputs: connected, outputs, types };
+    if let Some(state) = state {
+        fs::create_dir(state)?;
+    }
+    let state = state.map(Path::to_path_buf);
+    let ctx = Context { seed, threads, monitor, scratch, state, inputs: connected, outputs, types };
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()
         .map_err(|e| Error::input(format!("no threads: {e}")))?;
     pool.install(|| stage.run(&params, &ctx))?;
+    if let Some(state) = &ctx.state {
+        stage.committed(&params, seed, state);
+    }
     Ok(Outcome { folder })
 }

@@ -8,16 +8,17 @@
 pub mod harness;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize as _, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::base::yaml::{self, Node};
-use crate::base::{Digest, Error, Invalid, Monitor, Result};
+use crate::base::{Digest, Error, Invalid, Monitor, Result, units};
 
 /// The name of an artifact type. A connection is refused when the names differ.
 pub type TypeName = &'static str;
@@ -78,6 +79,8 @@ pub struct Info {
     pub version: u32,
     pub summary: &'static str,
     pub inputs: Vec<Port>,
+    /// Those that every stage of the kind may have; which it has, and checkpoints beside them, is said by
+    /// [`Kind::outputs`].
     pub outputs: Vec<Port>,
     /// The pipeline declares further ports itself (`kind: command`).
     pub open: bool,
@@ -87,6 +90,10 @@ pub struct Info {
     pub parallel: bool,
     /// Params that gate the result and do not change its bytes: left out of the key.
     pub not_in_key: &'static [&'static str],
+    /// Params that decide how long and at which rates it trains, when it validates last, what it saves, but
+    /// nothing of what happens up to a step: states saved under other values of them may be used. Empty:
+    /// the kind saves no state.
+    pub not_in_state: &'static [&'static str],
 }
 
 impl Info {
@@ -159,6 +166,22 @@ impl From<Invalid> for Issue {
     }
 }
 
+/// Where a stage goes on from, because an earlier run of the same trajectory left its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// The last step that need not be repeated.
+    pub step: u64,
+    /// The steps in all, where they are known before it runs.
+    pub steps: Option<u64>,
+}
+
+impl fmt::Display for Resume {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "goes on from step {}", units::count(self.step))?;
+        self.steps.map_or(Ok(()), |steps| write!(f, " of {}", units::count(steps)))
+    }
+}
+
 /// A stage kind as its author writes it. See `kinds/` for examples.
 pub trait Kind: Send + Sync + 'static {
     /// Derive `Serialize, Deserialize, JsonSchema` with `#[serde(default, deny_unknown_fields)]`;
@@ -171,6 +194,22 @@ pub trait Kind: Send + Sync + 'static {
     fn validate(_: &Self::Params, _: &Connected) -> Vec<Issue> {
         Vec::new()
     }
+
+    /// The output ports under these params, the main one first: checkpoints may come to those of
+    /// [`Info::outputs`], and one that the params rule out is missing.
+    fn outputs(_: &Self::Params) -> Vec<Port> {
+        Self::info().outputs
+    }
+
+    /// From which step [`Kind::run`] would go on with the states in the folder `state`, which may be absent
+    /// and is written by other processes meanwhile. Reads no data.
+    fn resumes(_: &Self::Params, _seed: u64, _state: &Path) -> Option<Resume> {
+        None
+    }
+
+    /// Removes from the folder `state` what no later stage would go on from. Called once the outputs of
+    /// [`Kind::run`] are kept: until then they may still be lost, so `run` leaves its last state there.
+    fn committed(_: &Self::Params, _seed: u64, _state: &Path) {}
 
     /// What is known of the artifact at output `port` before it exists.
     fn facts(_: &Self::Params, _: &Connected, _port: &str) -> Facts {
@@ -201,6 +240,13 @@ pub trait Stage: Send + Sync {
     /// # Errors
     /// Unknown keys, wrong types, missing params, at their place.
     fn resolve(&self, params: &Node) -> Result<Value>;
+    /// # Errors
+    /// A bug: params that [`Stage::resolve`] did not make.
+    fn outputs(&self, params: &Value) -> Result<Vec<Port>>;
+    /// [`Kind::resumes`].
+    fn resumes(&self, params: &Value, seed: u64, state: &Path) -> Option<Resume>;
+    /// [`Kind::committed`].
+    fn committed(&self, params: &Value, seed: u64, state: &Path);
     /// [`Kind::validate`], and [`Kind::facts`] of each of the output `ports`.
     fn examine(&self, params: &Value, inputs: &Connected, ports: &[&str]) -> Examined;
     /// # Errors
@@ -249,6 +295,20 @@ impl<K: Kind> Stage for Erased<K> {
         let typed: K::Params = yaml::decode(params)?;
         serde_json::to_value(typed)
             .map_err(|e| params.error(format!("these params cannot be written down: {e}")))
+    }
+
+    fn outputs(&self, params: &Value) -> Result<Vec<Port>> {
+        Ok(K::outputs(&self.params(params)?))
+    }
+
+    fn resumes(&self, params: &Value, seed: u64, state: &Path) -> Option<Resume> {
+        K::resumes(&self.params(params).ok()?, seed, state)
+    }
+
+    fn committed(&self, params: &Value, seed: u64, state: &Path) {
+        if let Ok(params) = self.params(params) {
+            K::committed(&params, seed, state);
+        }
     }
 
     fn examine(&self, params: &Value, inputs: &Connected, ports: &[&str]) -> Examined {
@@ -342,6 +402,12 @@ pub struct Context<'a> {
     pub monitor: &'a dyn Monitor,
     /// A private folder for temporaries; removed afterwards.
     pub scratch: PathBuf,
+    /// The folder of the states of this trajectory: what a stage leaves there, whether it ends or is killed,
+    /// is there when a stage runs that differs at most in [`Info::not_in_state`]. Outside the key and the
+    /// outputs: the bytes must not depend on it. It exists, may be damaged, and may be used by another
+    /// process at the same time, so files are written under a temporary name and renamed, and one that
+    /// vanishes is as one that was never there. `None` where nobody keeps states.
+    pub state: Option<PathBuf>,
     pub inputs: BTreeMap<String, Vec<Artifact>>,
     pub outputs: BTreeMap<String, PathBuf>,
     /// The artifact types of the outputs.

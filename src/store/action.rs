@@ -29,6 +29,16 @@ impl Fingerprint {
     pub fn key(&self) -> Digest {
         canonical::digest(&serde_json::json!({ "format": super::VERSION, "action": self }))
     }
+
+    /// Names the course of the work: two actions with one trajectory differ at most in the params
+    /// `not_in_state`, and the states that one leaves the other can go on from.
+    pub fn trajectory(&self, not_in_state: &[&str]) -> Digest {
+        let mut course = self.clone();
+        if let Value::Object(params) = &mut course.params {
+            params.retain(|name, _| !not_in_state.contains(&name.as_str()));
+        }
+        canonical::digest(&serde_json::json!({ "format": super::VERSION, "trajectory": course }))
+    }
 }
 
 /// A figure of one run, which is not part of any key or artifact.

@@ -7,6 +7,9 @@
 //! history/P/S.json      the latest actions of stage S of the pipeline in P.yaml, for "why did this rerun"
 //! urls/SHA256.json      what a URL's declared sha256 was found to be
 //! partial/              downloads not yet whole
+//! states/HEX/           what a stage saved of its work as it went, for the next of the same trajectory; see
+//!                       [`StateFolder`]. The kind's own files, part of no key and no output, and safe to
+//!                       remove at any time; of those that nobody uses, the latest 16 are kept
 //! tmp/                  where running stages write; nothing in it is ever read by others
 //! locks/                who does which action just now; see [`Claim`]
 //! quarantine/           blobs that were changed while a stage read them, kept to be looked at
@@ -29,6 +32,7 @@ mod memo;
 mod reason;
 mod scratch;
 pub mod source;
+mod states;
 mod view;
 
 use std::collections::{BTreeMap, HashMap};
@@ -44,6 +48,8 @@ use memo::Memo;
 pub use reason::{Difference, FileChange, Reason, file_changes};
 pub use scratch::BEAT;
 use scratch::Scratch;
+pub use states::StateFolder;
+use states::States;
 
 use crate::base::fs::Stat;
 use crate::base::{Digest, Error, Result, canonical, fs};
@@ -107,6 +113,7 @@ pub struct Store {
     artifacts: PathBuf,
     root: PathBuf,
     scratch: Scratch,
+    states: States,
     memo: Mutex<Memo>,
     /// Manifests that [`Store::damage`] found whole or [`Store::keep_manifest`] wrote; named by their
     /// content, they cannot become stale.
@@ -119,8 +126,8 @@ impl Store {
         let root = artifacts.join("store");
         let memo = if paranoid { Memo::blind() } else { Memo::load(&root.join("memo.json")) };
         let scratch = Scratch::new(artifacts, root.join("tmp"));
-        let manifests = Mutex::default();
-        Store { artifacts: artifacts.to_path_buf(), root, scratch, memo: Mutex::new(memo), manifests }
+        let (states, manifests) = (States::new(&root), Mutex::default());
+        Store { artifacts: artifacts.to_path_buf(), root, scratch, states, memo: Mutex::new(memo), manifests }
     }
 
     fn object(&self, digest: &Digest) -> PathBuf {
@@ -261,19 +268,19 @@ impl Store {
         self.root.join("history").join(pipeline).join(format!("{stage}.json"))
     }
 
-    /// Records that the latest action of `stage` is `key`.
+    /// Records that the latest action of `stage` is `key`; whether it was another one before.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn remember(&self, pipeline: &str, stage: &str, key: &Digest) -> Result<()> {
+    pub fn remember(&self, pipeline: &str, stage: &str, key: &Digest) -> Result<bool> {
         let mut keys = self.history(pipeline, stage);
         if keys.last() == Some(key) {
-            return Ok(());
+            return Ok(false);
         }
         keys.retain(|k| k != key);
         keys.push(*key);
         keys.drain(..keys.len().saturating_sub(HISTORY));
-        self.write_json(&self.history_path(pipeline, stage), &keys)
+        self.write_json(&self.history_path(pipeline, stage), &keys).map(|()| true)
     }
 
     /// A private folder for a running stage, on the store's file system so that moving is renaming.
@@ -284,9 +291,33 @@ impl Store {
         self.scratch.folder()
     }
 
-    /// Removes temporaries of killed runs, never those of live ones, on any host or in any container.
+    /// The folder of a trajectory's states, which need not exist and which others may be changing.
+    pub fn state_folder(&self, trajectory: &Digest) -> PathBuf {
+        self.states.path(trajectory)
+    }
+
+    /// The folder of a trajectory's states, created, for a stage that goes on from them.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn use_states(&self, trajectory: &Digest) -> Result<StateFolder> {
+        self.states.open(trajectory)
+    }
+
+    /// The folder of a trajectory's states, emptied, for a stage that starts from nothing; `None` while
+    /// another stage uses it.
+    ///
+    /// # Errors
+    /// When the store cannot be written.
+    pub fn use_no_states(&self, trajectory: &Digest) -> Result<Option<StateFolder>> {
+        self.states.open_empty(trajectory)
+    }
+
+    /// Removes temporaries of killed runs, never those of live ones, on any host or in any container, and
+    /// all but the latest states.
     pub fn sweep(&self) {
         self.scratch.sweep();
+        self.states.sweep();
         claim::sweep(&self.root.join("locks"));
     }
 
@@ -423,6 +454,11 @@ impl Store {
     pub fn show(&self, pipeline: &str, stage: &str, port: &str, artifact: &Digest) -> Result<()> {
         let folder = self.artifacts.join(pipeline).join(stage).join(port);
         view::refresh(&folder, &self.artifact(stage, artifact)?, self, &self.scratch)
+    }
+
+    /// Removes the views of outputs that the stage no longer has, such as checkpoints of other steps.
+    pub fn hide_others(&self, pipeline: &str, stage: &str, outputs: &BTreeMap<String, Digest>) {
+        view::remove_others(&self.artifacts.join(pipeline).join(stage), outputs);
     }
 
     /// Writes the memo, if it has changed.

@@ -179,8 +179,9 @@ fn this_host() -> String {
     machine::host().chars().filter(plain).take(20).collect()
 }
 
-fn is_silent(lock: &File) -> bool {
-    let since = lock.metadata().and_then(|m| m.modified()).ok().and_then(|at| at.elapsed().ok());
+/// Whether a file or folder has not been changed for so long that whoever uses it counts as dead.
+pub fn is_silent(file: &File) -> bool {
+    let since = file.metadata().and_then(|m| m.modified()).ok().and_then(|at| at.elapsed().ok());
     since.is_some_and(|since| since > SILENCE)
 }
 

@@ -127,6 +127,10 @@ fn the_view_shows_the_artifact_and_nothing_else() {
     store.show("p", "s", "out", &two).unwrap();
     assert_eq!(fs::read(&shown).unwrap(), b"two");
     assert!(!dir.path().join("p/s/out/stray").exists());
+    // An output that the stage no longer has.
+    store.show("p", "s", "step-5", &one).unwrap();
+    store.hide_others("p", "s", &BTreeMap::from([("out".to_string(), two)]));
+    assert!(shown.exists() && !dir.path().join("p/s/step-5").exists());
 }
 
 #[test]

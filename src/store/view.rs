@@ -1,11 +1,12 @@
 //! Views, `artifacts/PIPELINE/STAGE/PORT/…`: an artifact's files under their names, as links to blobs.
 //! Remade when they differ.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::Store;
 use super::scratch::Scratch;
-use crate::base::{Result, fs};
+use crate::base::{Digest, Result, fs};
 use crate::stage::{Artifact, ArtifactFile};
 
 /// Makes `folder` show exactly `artifact`; built beside and swapped in, so that it is never partial, also
@@ -29,6 +30,18 @@ fn place_to_build(folder: &Path, scratch: &Scratch) -> Result<tempfile::TempDir>
     match fs::on_one_file_system(fresh.path(), beside) {
         true => Ok(fresh),
         false => fs::temp_dir(beside, ".view-"),
+    }
+}
+
+/// Removes the folders of a stage's view that show none of `outputs`. What cannot be removed stays: the
+/// artifacts themselves are right.
+pub fn remove_others(stage: &Path, outputs: &BTreeMap<String, Digest>) {
+    for path in fs::children(stage).unwrap_or_default() {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        // Views that other processes are building have names with a dot.
+        if path.is_dir() && !name.starts_with('.') && !outputs.contains_key(&*name) {
+            let _ = fs::remove(&path);
+        }
     }
 }
 

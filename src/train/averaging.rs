@@ -25,6 +25,11 @@ impl Average {
         average(team, (1.0 - decay) as f32, &mut self.weights, weights);
     }
 
+    /// What it keeps from step to step: how many steps it has seen, and the average.
+    pub fn state(&mut self) -> (&mut u64, &mut [f32]) {
+        (&mut self.steps, &mut self.weights)
+    }
+
     /// Changes `weights` for the average, and back when called again.
     pub fn swap(&mut self, weights: &mut [f32]) {
         self.weights.swap_with_slice(weights);

@@ -6,37 +6,48 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, RecordBatch, UInt64Array};
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::base::{Error, Result, fs};
 use crate::corpus::parquet_io;
 
 /// One logged step.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Metric {
     pub step: u64,
     /// Seen so far, without padding.
     pub tokens: u64,
-    /// Mean since the last row, nats a target.
+    /// Mean since the last row, nats a target; NaN without a target.
+    #[serde(deserialize_with = "nan_if_null")]
     pub loss: f64,
     pub val_loss: Option<f64>,
     pub learning_rate: f64,
     /// Of the mean gradient, before clipping.
     pub grad_norm: f64,
     /// What the objective reports of a validation, by name: further columns.
-    #[serde(flatten)]
+    #[serde(flatten, deserialize_with = "further")]
     pub further: BTreeMap<String, f64>,
 }
 
 /// What the model said along the way.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
     pub step: u64,
     pub prompt: String,
     pub text: String,
 }
 
-#[derive(Debug, Default)]
+/// JSON has no NaN: it is written as null.
+fn nan_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+fn further<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    let all: BTreeMap<String, Option<f64>> = BTreeMap::deserialize(deserializer)?;
+    Ok(all.into_iter().map(|(name, x)| (name, x.unwrap_or(f64::NAN))).collect())
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     pub rows: Vec<Metric>,
     pub samples: Vec<Sample>,
@@ -90,4 +101,36 @@ pub fn json_lines<T: Serialize>(rows: &[T]) -> Result<Vec<u8>> {
         out.push(b'\n');
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a state holds of the metrics is what they were.
+    #[test]
+    fn rows_read_back_to_the_bit_from_json() {
+        let row = |loss, val_loss, further: &[(&str, f64)]| Metric {
+            step: u64::MAX,
+            tokens: 7,
+            loss,
+            val_loss,
+            learning_rate: 0.1 + 0.2,
+            grad_norm: f64::MIN_POSITIVE / 3.0,
+            further: further.iter().map(|(name, x)| (name.to_string(), *x)).collect(),
+        };
+        let rows = vec![
+            row(1.0 / 3.0, Some(2.0 / 3.0), &[("accuracy", 0.1), ("margin", f64::NAN)]),
+            row(f64::NAN, None, &[]),
+        ];
+        let metrics = Metrics { rows, samples: Vec::new() };
+        let json = serde_json::to_string(&metrics).unwrap();
+        let back: Metrics = serde_json::from_str(&json).unwrap();
+        assert_eq!(serde_json::to_string(&back).unwrap(), json);
+        assert_eq!(back.rows[0].loss.to_bits(), (1.0f64 / 3.0).to_bits());
+        assert_eq!(back.rows[0].learning_rate.to_bits(), (0.1f64 + 0.2).to_bits());
+        assert_eq!(back.rows[0].grad_norm.to_bits(), metrics.rows[0].grad_norm.to_bits());
+        assert_eq!(back.rows[0].further["accuracy"], 0.1);
+        assert!(back.rows[0].further["margin"].is_nan() && back.rows[1].loss.is_nan());
+    }
 }

@@ -5,9 +5,11 @@
 //! objective    the loss of a batch and its gradient
 //! optimizer    from a gradient to better weights
 //! schedule     the learning rate of each step
-//! averaging, early_stop      which weights are validated, and kept
+//! averaging, early_stop      which weights are validated, and when none will be better
 //! warm_start   another model's weights to begin with
 //! metrics      what is written down
+//! tensors      named tensors in files
+//! state        what is saved to go on from
 //! run          the loop
 //! ```
 //!
@@ -22,7 +24,11 @@ mod objective;
 pub mod optimizer;
 mod run;
 mod schedule;
+mod state;
+mod tensors;
 mod warm_start;
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -31,8 +37,9 @@ pub use data::{Batch, Data, Order, Packed, Packing, Windows, pack, shortest_row}
 pub use metrics::{Metric, Metrics, Sample, json_lines};
 pub use objective::{Loss, NextToken, Objective, dropout_key, evaluate};
 pub use optimizer::{Algorithm, Decay, Optimizer};
-pub use run::run;
+pub use run::{load_kept, run};
 pub use schedule::{Schedule, ScheduleKind};
+pub use state::{Places, remove_used, resumes};
 pub use warm_start::{Embedding, WarmStart, warm_start};
 
 use crate::kernel::Dtype;
@@ -79,6 +86,12 @@ pub struct Options {
     pub sample_every: u64,
     pub prompts: Vec<String>,
     pub keep: Keep,
+    /// Steps whose weights are kept beside those at the end, ascending.
+    pub keep_steps: Vec<u64>,
+    /// Steps between states; 0: see `save_minutes`.
+    pub save_every: u64,
+    /// Minutes between states; 0: see `save_every`.
+    pub save_minutes: f64,
     /// Of matrix products.
     pub dtype: Dtype,
     pub seed: u64,
@@ -108,6 +121,8 @@ pub struct Outcome {
     /// Of the weights that were kept; `None` without validation rows.
     pub val_loss: Option<f64>,
     pub stopped_early: bool,
+    /// The steps whose weights were to be kept, each with a file for [`load_kept`].
+    pub kept: Vec<(u64, PathBuf)>,
 }
 
 #[cfg(test)]

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::Digest;
+use crate::base::digest::Hasher;
+
 /// How the learning rate falls behind the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -47,10 +50,31 @@ impl Schedule {
             }
             ScheduleKind::Linear => floor + (peak - floor) * left(step, steps, behind as f64),
             ScheduleKind::Constant => peak,
-            ScheduleKind::Wsd => {
-                floor + (peak - floor) * left(step, steps, (self.decay_fraction * steps as f64).max(1.0))
-            }
+            ScheduleKind::Wsd => floor + (peak - floor) * left(step, steps, self.decay_steps(steps)),
         }
+    }
+
+    /// Over which [`ScheduleKind::Wsd`] falls.
+    fn decay_steps(&self, steps: u64) -> f64 {
+        (self.decay_fraction * steps as f64).max(1.0)
+    }
+
+    /// The last of `steps` up to which a longer training has the same rates, if the schedule has such a
+    /// part: all of [`ScheduleKind::Constant`], what comes before the decay of [`ScheduleKind::Wsd`].
+    pub fn shared(&self, steps: u64) -> Option<u64> {
+        let stays = |step: &u64| *step < self.warmup || left(*step, steps, self.decay_steps(steps)) >= 1.0;
+        match self.kind {
+            ScheduleKind::Constant => Some(steps),
+            ScheduleKind::Wsd => (1..=steps).rev().find(stays),
+            ScheduleKind::Cosine | ScheduleKind::Linear => None,
+        }
+    }
+
+    /// Of the rates of the steps from 1 to `until`: trainings with the same digest had the same rates.
+    pub fn digest(&self, until: u64, steps: u64) -> Digest {
+        let mut hasher = Hasher::new();
+        (1..=until).for_each(|step| hasher.update(&self.rate(step, steps).to_le_bytes()));
+        hasher.finish()
     }
 }
 
@@ -80,6 +104,24 @@ mod tests {
         assert!((COSINE.rate(60, 110) - 0.55).abs() < 1e-12);
         assert!((COSINE.rate(110, 110) - 0.1).abs() < 1e-12);
         assert_eq!(Schedule { warmup: 0, ..COSINE }.rate(0, 0), 1.0);
+    }
+
+    #[test]
+    fn longer_trainings_share_what_comes_before_the_decay() {
+        let schedule = |kind| Schedule { kind, ..COSINE };
+        assert_eq!(schedule(ScheduleKind::Constant).shared(40), Some(40));
+        assert_eq!(schedule(ScheduleKind::Cosine).shared(40), None);
+        assert_eq!(schedule(ScheduleKind::Linear).shared(40), None);
+        let wsd = schedule(ScheduleKind::Wsd);
+        for (steps, shared) in [(40, 21), (41, 21), (12, 9), (1, 1)] {
+            assert_eq!(wsd.shared(steps), Some(shared), "{steps} steps");
+            assert_eq!(wsd.digest(shared, steps), wsd.digest(shared, 2 * steps + 20));
+        }
+        assert_ne!(wsd.digest(22, 40), wsd.digest(22, 80));
+        // The warm-up is that of any length.
+        let cosine = schedule(ScheduleKind::Cosine);
+        assert_eq!(cosine.digest(10, 40), cosine.digest(10, 80));
+        assert_ne!(cosine.digest(11, 40), cosine.digest(11, 80));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Gradients against finite differences, the same bytes on any number of threads, packing that keeps
 //! roles whole.
 
+mod resume;
+
 use proptest::prelude::*;
 
 use std::path::Path;
@@ -41,9 +43,17 @@ fn options(steps: u64) -> Options {
         sample_every: 0,
         prompts: Vec::new(),
         keep: Keep::Last,
+        keep_steps: Vec::new(),
+        save_every: 0,
+        save_minutes: 0.0,
         dtype: Dtype::F32,
         seed: 1,
     }
+}
+
+/// One folder for all, no states.
+fn places(folder: &Path) -> Places<'_> {
+    Places { output: folder, scratch: folder, state: None }
 }
 
 /// The gradient of the next-token loss, dropout by `label`.
@@ -190,7 +200,8 @@ fn a_run_writes_its_metrics_and_refuses_to_save_what_diverged() {
     let windows = Windows::new(&stream, 8, 0);
     let how = Options { eval_every: 10, prompts: vec!["The".into()], keep: Keep::Best, ..options(30) };
     let outcome =
-        run(&mut model, &mut NextToken::default(), &windows, &windows, &how, folder.path(), &Quiet).unwrap();
+        run(&mut model, &mut NextToken::default(), &windows, &windows, &how, places(folder.path()), &Quiet)
+            .unwrap();
     assert_eq!((outcome.steps, outcome.tokens), (30, 30 * 4 * 8));
     let text = std::fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
     let rows: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
@@ -204,8 +215,9 @@ fn a_run_writes_its_metrics_and_refuses_to_save_what_diverged() {
     // One step too many: the loss was fine, what the update made of it is not.
     model.transformer.weights[3] = f32::MAX;
     let how = Options { keep: Keep::Last, eval_rows: 0, ..options(1) };
-    let error = run(&mut model, &mut NextToken::default(), &windows, &windows, &how, folder.path(), &Quiet)
-        .unwrap_err();
+    let error =
+        run(&mut model, &mut NextToken::default(), &windows, &windows, &how, places(folder.path()), &Quiet)
+            .unwrap_err();
     assert!(error.to_string().contains("at step 1"), "{error}");
 }
 
@@ -227,7 +239,8 @@ fn the_average_of_the_weights_is_what_is_kept() {
         let mut model = small_model();
         let how = Options { average, eval_every: 4, keep: Keep::Last, ..options(12) };
         let objective = &mut NextToken::default();
-        let outcome = run(&mut model, objective, &windows, &windows, &how, folder.path(), &Quiet).unwrap();
+        let outcome =
+            run(&mut model, objective, &windows, &windows, &how, places(folder.path()), &Quiet).unwrap();
         let own = evaluate(&mut executor_of(&model.transformer, 1), &model.transformer, &windows, 8).mean();
         assert!((own - outcome.val_loss.unwrap()).abs() < 1e-12, "{own} is not {outcome:?}");
         (model.transformer.weights.to_vec(), outcome.loss)
@@ -303,7 +316,7 @@ fn rows_of_several_sequences_and_reported_figures_reach_the_metrics() {
     let how = Options { eval_every: 15, ..options(20) };
     let train = |data: &dyn Data, objective: &mut dyn Objective| {
         let mut model = small_model();
-        let outcome = run(&mut model, objective, data, data, &how, folder.path(), &Quiet).unwrap();
+        let outcome = run(&mut model, objective, data, data, &how, places(folder.path()), &Quiet).unwrap();
         let lines = std::fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
         (outcome, lines.lines().map(String::from).collect::<Vec<_>>())
     };

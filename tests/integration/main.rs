@@ -5,8 +5,12 @@ mod engine;
 mod errors;
 mod own_text;
 mod project;
+#[cfg(unix)]
+mod resume;
 mod shipped;
 mod spec;
+#[cfg(unix)]
+mod states;
 mod store;
 mod structure;
 mod two_stage;

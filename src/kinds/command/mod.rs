@@ -59,6 +59,7 @@ impl Kind for Command {
             seeded: false,
             parallel: false,
             not_in_key: &[],
+            not_in_state: &[],
         }
     }
 

@@ -162,6 +162,16 @@ impl Order {
         Order { rows, seed, epoch: 0, left: Vec::new() }
     }
 
+    /// The order behind the first `taken` rows.
+    pub fn after(rows: usize, seed: u64, taken: u64) -> Self {
+        let (epoch, taken) = (taken / rows as u64, taken % rows as u64);
+        let mut order = Order { epoch, ..Order::new(rows, seed) };
+        for _ in 0..taken {
+            order.next();
+        }
+        order
+    }
+
     /// # Panics
     /// When there are no rows.
     pub fn next(&mut self) -> usize {
@@ -194,6 +204,17 @@ mod tests {
         assert_eq!(row(&stream, 0), (1, 4, vec![1, 2, 3, 4], vec![2, 3, 4, 5]));
         stream.push(&[6, 7, 8, 9]);
         assert_eq!(row(&stream, 1), (2, 4, vec![5, 6, 7, 8], vec![6, 7, 8, 9]));
+    }
+
+    #[test]
+    fn an_order_goes_on_from_anywhere() {
+        let mut whole = Order::new(5, 7);
+        let all: Vec<usize> = (0..30).map(|_| whole.next()).collect();
+        for taken in 0..20 {
+            let mut rest = Order::after(5, 7, taken);
+            let rest: Vec<usize> = (0..10).map(|_| rest.next()).collect();
+            assert_eq!(rest, all[taken as usize..][..10], "behind {taken}");
+        }
     }
 
     #[test]

@@ -6,12 +6,14 @@ mod next_token;
 
 pub use next_token::NextToken;
 
+use serde::{Deserialize, Serialize};
+
 use super::data::{Batch, Data};
 use crate::base::{Monitor, Result, Rng};
 use crate::model::{Executor, Transformer, round_of};
 
 /// A sum of losses.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Loss {
     pub nats: f64,
     pub targets: u64,

@@ -54,4 +54,13 @@ impl Rule for AdamW {
             update(team, how, state);
         }
     }
+
+    fn moments(&mut self) -> Vec<(&'static str, &mut Buffer)> {
+        vec![("adamw.first", &mut self.first), ("adamw.second", &mut self.second)]
+    }
+
+    fn numbers(&mut self) -> Vec<(&'static str, &mut f64)> {
+        let [power1, power2] = &mut self.powers;
+        vec![("adamw.beta1_power", power1), ("adamw.beta2_power", power2)]
+    }
 }

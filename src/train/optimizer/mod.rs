@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use super::tensors::{Tensor, named};
 use crate::kernel::adamw::squares;
 use crate::kernel::{Buffer, Team};
 use crate::model::{Parameter, Role, Transformer};
@@ -129,13 +130,33 @@ struct Step {
 trait Rule: Send {
     /// Updates its parameters; sets their gradient to 0.
     fn update(&mut self, team: &Team, step: Step, weights: &mut [f32], gradient: &mut [f32]);
+
+    /// What it keeps from step to step, by name, each laid out as its parameters end to end.
+    fn moments(&mut self) -> Vec<(&'static str, &mut Buffer)>;
+
+    /// Single numbers that it keeps from step to step, by name.
+    fn numbers(&mut self) -> Vec<(&'static str, &mut f64)> {
+        Vec::new()
+    }
+}
+
+/// A rule, and the parameters that it updates, in the order of its state.
+struct Part {
+    parameters: Vec<Parameter>,
+    rule: Box<dyn Rule>,
+}
+
+impl Part {
+    fn new(parameters: &[&Parameter], rule: impl Rule + 'static) -> Self {
+        Part { parameters: parameters.iter().copied().cloned().collect(), rule: Box::new(rule) }
+    }
 }
 
 /// A gradient, and what makes an update of it.
 pub struct Optimizer {
     /// Laid out like [`Transformer::trained`], as are the weights that it updates.
     pub gradient: Buffer,
-    rules: Vec<Box<dyn Rule>>,
+    parts: Vec<Part>,
     clip: f64,
 }
 
@@ -143,18 +164,18 @@ impl Optimizer {
     pub fn new(transformer: &Transformer, options: &Options) -> Self {
         let parameters = transformer.trained_parameters();
         let all: Vec<&Parameter> = parameters.iter().collect();
-        let rules: Vec<Box<dyn Rule>> = match options.algorithm {
-            Algorithm::AdamW => vec![Box::new(adamw::AdamW::new(groups(&all, options), options))],
-            Algorithm::Sgd => vec![Box::new(sgd::Sgd::new(groups(&all, options), options))],
+        let parts = match options.algorithm {
+            Algorithm::AdamW => vec![Part::new(&all, adamw::AdamW::new(groups(&all, options), options))],
+            Algorithm::Sgd => vec![Part::new(&all, sgd::Sgd::new(groups(&all, options), options))],
             Algorithm::Muon => {
                 let (hidden, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(|p| p.role == Role::Matrix);
                 vec![
-                    Box::new(muon::Muon::new(&hidden, options)),
-                    Box::new(adamw::AdamW::new(groups(&rest, options), options)),
+                    Part::new(&hidden, muon::Muon::new(&hidden, options)),
+                    Part::new(&rest, adamw::AdamW::new(groups(&rest, options), options)),
                 ]
             }
         };
-        Optimizer { gradient: Buffer::new(transformer.trained().len()), rules, clip: options.clip }
+        Optimizer { gradient: Buffer::new(transformer.trained().len()), parts, clip: options.clip }
     }
 
     /// The norm of the mean gradient, where `gradient` is a sum over `targets`.
@@ -167,9 +188,25 @@ impl Optimizer {
     pub fn update(&mut self, team: &Team, weights: &mut [f32], rate: f64, targets: u64, norm: f64) {
         let mean = 1.0 / targets.max(1) as f64;
         let scale = if self.clip > 0.0 && norm > self.clip { mean * self.clip / norm } else { mean };
-        for rule in &mut self.rules {
-            rule.update(team, Step { scale, rate }, weights, &mut self.gradient);
+        for part in &mut self.parts {
+            part.rule.update(team, Step { scale, rate }, weights, &mut self.gradient);
         }
+    }
+
+    /// All tensors that it keeps from step to step, named `adamw.first/` and the parameter's name.
+    pub fn tensors(&mut self) -> Vec<Tensor<'_>> {
+        let mut tensors = Vec::new();
+        for Part { parameters, rule } in &mut self.parts {
+            for (name, values) in rule.moments() {
+                tensors.extend(named(&format!("{name}/"), parameters, values));
+            }
+        }
+        tensors
+    }
+
+    /// All single numbers that it keeps from step to step, by name.
+    pub fn numbers(&mut self) -> Vec<(&'static str, &mut f64)> {
+        self.parts.iter_mut().flat_map(|part| part.rule.numbers()).collect()
     }
 }
 

@@ -49,4 +49,8 @@ impl Rule for Muon {
         };
         update(team, how, &self.matrices, State { weights, gradient, momentum: &mut self.momenta });
     }
+
+    fn moments(&mut self) -> Vec<(&'static str, &mut Buffer)> {
+        vec![("muon.momentum", &mut self.momenta)]
+    }
 }

@@ -33,4 +33,8 @@ impl Rule for Sgd {
             update(team, how, &mut weights[range.clone()], &mut gradient[range.clone()], velocity);
         }
     }
+
+    fn moments(&mut self) -> Vec<(&'static str, &mut Buffer)> {
+        if self.velocity.is_empty() { Vec::new() } else { vec![("sgd.velocity", &mut self.velocity)] }
+    }
 }
