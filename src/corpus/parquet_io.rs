@@ -10,7 +10,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::metadata::{ColumnChunkMetaData, KeyValue, ParquetMetaData};
-use parquet::file::properties::WriterProperties;
+use parquet::file::properties::{WriterProperties, WriterPropertiesBuilder};
 
 use super::input::InputFile;
 use crate::base::{Error, Result, fs};
@@ -27,12 +27,25 @@ pub fn writer(
     schema: Arc<Schema>,
     metadata: Vec<(String, String)>,
 ) -> Result<ArrowWriter<File>> {
+    writer_with(path, schema, metadata, |properties| properties)
+}
+
+/// [`writer`] with further properties, such as the encoding of a column.
+///
+/// # Errors
+/// As [`writer`].
+pub fn writer_with(
+    path: &Path,
+    schema: Arc<Schema>,
+    metadata: Vec<(String, String)>,
+    further: impl FnOnce(WriterPropertiesBuilder) -> WriterPropertiesBuilder,
+) -> Result<ArrowWriter<File>> {
     let level = ZstdLevel::try_new(3).map_err(|e| Error::bug(format!("zstd level: {e}")))?;
     let pairs = metadata.into_iter().map(|(k, v)| KeyValue::new(k, v)).collect();
     let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(level))
-        .set_key_value_metadata(Some(pairs))
-        .build();
+        .set_key_value_metadata(Some(pairs));
+    let properties = further(properties).build();
     ArrowWriter::try_new(fs::create(path)?, schema, Some(properties)).map_err(|e| unwritable(path, &e))
 }
 

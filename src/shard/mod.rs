@@ -6,6 +6,7 @@
 //! here; [`TokenStream`] only gives windows of the ids laid end to end.
 
 mod build;
+pub mod logits;
 mod read;
 mod write;
 
@@ -141,7 +142,9 @@ impl Footer {
             }
         };
         Ok(Footer {
-            tokenizer: get("tokenizer")?.parse()?,
+            tokenizer: get("tokenizer")?.parse().map_err(|e: Error| {
+                Error::input(format!("`{}`: `{KEY}tokenizer`: {}", path.display(), e.message()))
+            })?,
             vocab_size,
             split,
             index: number("index")? as usize,

@@ -36,8 +36,8 @@ pub use averaging::Average;
 pub use data::{Batch, Data, Order, Packed, Packing, Pairs, RenderedPair, Windows, pack, shortest_row};
 pub use metrics::{Metric, Metrics, Sample, json_lines};
 pub use objective::{
-    Compared, Dpo, Loss, NextToken, Objective, PairNats, Preference, dropout_key, evaluate, kept_pair_nats,
-    pair_nats, remove_kept_pair_nats,
+    Compared, Distill, DistillOptions, Dpo, Likeliest, Loss, NextToken, Objective, PairNats, Preference,
+    Source, Teachers, dropout_key, evaluate, kept_pair_nats, pair_nats, remove_kept_pair_nats,
 };
 pub use optimizer::{Algorithm, Decay, Optimizer};
 pub use run::{load_kept, run};

@@ -2,10 +2,12 @@
 //!
 //! The loop ([`super::run`]) knows an [`Objective`] only; what is compared with what is the objective's.
 
+mod distill;
 mod next_token;
 mod preference;
 mod reference;
 
+pub use distill::{Distill, DistillOptions, Likeliest, Source, Teachers};
 pub use next_token::NextToken;
 pub use preference::{Compared, Dpo, Preference};
 pub use reference::{PairNats, kept_pair_nats, pair_nats, remove_kept_pair_nats};
@@ -39,6 +41,14 @@ impl std::ops::AddAssign for Loss {
 
 /// Something to learn from batches.
 pub trait Objective {
+    /// Called before [`Objective::gradient`] with the same batch: for what has to be read or computed for it.
+    ///
+    /// # Errors
+    /// When it cannot be.
+    fn prepare(&mut self, _: &Batch) -> Result<()> {
+        Ok(())
+    }
+
     /// Adds the gradient of the sum of the batch's losses to `into`, which is laid out like
     /// [`Transformer::trained`]. `key` decides what dropout drops. Called with training batches only.
     fn gradient(
