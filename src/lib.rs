@@ -9,11 +9,11 @@
 //!  corpus    documents and conversations: reading, cleaning, deduplication, their Parquet form
 //!  synth     templates -> documents and conversations
 //!  tokenizer training, special tokens, chat template
-//!  shard     token ids in Parquet: packing, splitting, shuffling, loading
+//!  shard     token ids in Parquet: packing, splitting, shuffling, loading; logits over them
 //!  kernel    layers forward and backward on a CPU: vectors, threads, matrix products
 //!  model     the transformer, its configuration, weights on disk, KV cache
 //!  generate  decoding strategies over a model
-//!  train     optimizer, schedule, batches, the loop; pretraining and fine-tuning
+//!  train     optimizer, schedule, batches, the loop; pretraining, fine-tuning, distillation
 //!  eval      perplexity, bits per byte, accuracies
 //!  query     SQL over Parquet and JSON lines
 //!  inspect   what is in a file, whatever it is

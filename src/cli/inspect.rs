@@ -9,6 +9,8 @@ use clap::Args;
 use super::{Format, out, print_json, target, terminal_width};
 use crate::base::{Error, Result};
 use crate::inspect::{self, Options};
+use crate::shard::Shards;
+use crate::shard::logits::Logits;
 use crate::stage::Artifact;
 use crate::tokenizer::Tokenizer;
 
@@ -19,7 +21,7 @@ pub struct Inspect {
     /// Rows or lines to show.
     #[arg(long, default_value_t = 3)]
     rows: usize,
-    /// Decode token columns with this tokenizer: a path or a target. Default: the one that the shards name,
+    /// Decode token columns with this tokenizer: a path or a target. Default: the one that shards or logits name,
     /// where the same pipeline made it.
     #[arg(long, value_name = "TARGET")]
     tokenizer: Option<String>,
@@ -53,7 +55,7 @@ impl Inspect {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// The tokenizer asked for, or the artifact's own, or the one whose digest the shards carry, looked
+    /// The tokenizer asked for, or the artifact's own, or the one whose digest shards or logits carry, looked
     /// for among what the same pipeline made.
     fn tokenizer(&self, artifact: &Artifact) -> Result<Option<Tokenizer>> {
         if let Some(text) = &self.tokenizer {
@@ -62,12 +64,14 @@ impl Inspect {
         }
         let files: Vec<(String, PathBuf)> =
             artifact.files.iter().map(|f| (f.name.clone(), f.path.clone())).collect();
-        let Ok(shards) = crate::shard::Shards::open(&files) else { return Ok(None) };
+        let of_logits = || Logits::open(&files).map(|logits| logits.header.tokenizer);
+        let named = Shards::open(&files).map(|shards| shards.tokenizer).or_else(|_| of_logits());
+        let Ok(named) = named else { return Ok(None) };
         let Some((pipeline, _)) = self.target.split_once(':') else { return Ok(None) };
         let candidates: BTreeMap<_, _> = target::tokenizers(pipeline).into_iter().map(|p| (p, ())).collect();
         Ok(candidates
             .into_keys()
             .filter_map(|path| Tokenizer::load(&path).ok())
-            .find(|t| t.digest() == shards.tokenizer))
+            .find(|t| t.digest() == named))
     }
 }

@@ -52,10 +52,14 @@ impl Query {
 /// The tables of an artifact: files whose names differ only in their number are one table.
 fn tables(text: &str, artifact: &Artifact) -> Result<Vec<Source>> {
     let mut groups: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    // Beside tables, JSON says something about them: `held_out.json`, `report.json`.
+    let is_table = |name: &str| name.ends_with(".parquet") || name.ends_with(".jsonl");
+    let has_tables = artifact.files.iter().any(|file| is_table(&file.name));
     for file in &artifact.files {
         // Metrics are there in two formats; Parquet has the types.
         let twin = file.name.strip_suffix(".jsonl").map(|stem| format!("{stem}.parquet"));
-        if twin.is_some_and(|twin| artifact.find(&twin).is_some()) || file.name == "report.json" {
+        let has_twin = twin.is_some_and(|twin| artifact.find(&twin).is_some());
+        if has_twin || has_tables && file.name.ends_with(".json") {
             continue;
         }
         if query::Format::of(&file.path).is_ok() {
@@ -84,4 +88,4 @@ fn tables(text: &str, artifact: &Artifact) -> Result<Vec<Source>> {
 }
 
 /// Of several tables the one that is also named after the stage.
-const MAIN: [&str; 5] = ["documents", "conversations", "train", "metrics", "report"];
+const MAIN: [&str; 6] = ["documents", "conversations", "train", "logits", "metrics", "report"];

@@ -137,16 +137,11 @@ impl Architecture {
         Architecture { preset, embedding, given: all }
     }
 
-    /// Whether it says what a new model is made of.
-    pub fn is_given(&self) -> bool {
-        self.preset.is_some() || self.given.keys().any(|name| !FREE.contains(&name.as_str()))
-    }
-
     fn has(&self, name: &str) -> bool {
         self.given.contains_key(name)
     }
 
-    fn number(&self, name: &str) -> Option<u64> {
+    pub fn number(&self, name: &str) -> Option<u64> {
         self.given.get(name)?.as_u64()
     }
 
@@ -218,19 +213,18 @@ impl Architecture {
         issues
     }
 
-    /// What is known before it runs of a model that begins with the connected one, or anew with `config`.
-    pub fn facts(&self, config: Option<&Config>, inputs: &Connected) -> Facts {
+    /// What is known before it runs of a model that begins with the connected one. `new` are the `vocab_size`
+    /// and `seq_len` of a model that begins anew.
+    pub fn facts(&self, new: [Option<u64>; 2], inputs: &Connected) -> Facts {
         let known = |port, fact| inputs.number(port, fact).map(|(_, n)| n);
-        let is_new = inputs.get("model").is_empty();
-        let vocab_size = match self.embedding {
-            _ if is_new => config.map(|config| config.vocab_size as u64),
-            Embedding::Same => known("model", "vocab_size"),
-            _ => self.number("vocab_size").or(known("tokenizer", "vocab_size")),
-        };
-        let seq_len = match is_new {
-            true => config.map(|config| config.seq_len as u64),
-            false => self.number("seq_len").or(known("model", "seq_len")),
-        };
+        let [mut vocab_size, mut seq_len] = new;
+        if !inputs.get("model").is_empty() {
+            vocab_size = match self.embedding {
+                Embedding::Same => known("model", "vocab_size"),
+                _ => self.number("vocab_size").or(known("tokenizer", "vocab_size")),
+            };
+            seq_len = self.number("seq_len").or(known("model", "seq_len"));
+        }
         let facts = [("vocab_size", vocab_size), ("seq_len", seq_len)];
         facts.into_iter().filter_map(|(name, n)| Some((name.to_string(), n?.into()))).collect()
     }

@@ -2,6 +2,7 @@
 //! file beside this one and a line below.
 
 pub mod command;
+pub mod distill;
 pub mod eval;
 pub mod finetune;
 pub mod ingest;
@@ -9,10 +10,12 @@ pub mod ingest_chat;
 pub mod pretrain;
 pub mod shard;
 pub mod synthesize;
+pub mod teach;
 pub mod train_tokenizer;
 
 mod architecture;
 mod streams;
+mod teachers;
 mod texts;
 mod tokenizers;
 mod training;
@@ -24,6 +27,7 @@ use crate::stage::{Kinds, Stage, erase};
 pub fn all() -> Vec<Box<dyn Stage>> {
     vec![
         erase::<command::Command>(),
+        erase::<distill::Distill>(),
         erase::<eval::Eval>(),
         erase::<finetune::Finetune>(),
         erase::<ingest::Ingest>(),
@@ -31,6 +35,7 @@ pub fn all() -> Vec<Box<dyn Stage>> {
         erase::<pretrain::Pretrain>(),
         erase::<shard::Shard>(),
         erase::<synthesize::Synthesize>(),
+        erase::<teach::Teach>(),
         erase::<train_tokenizer::TrainTokenizer>(),
     ]
 }

@@ -89,7 +89,7 @@ impl Kind for Pretrain {
     fn facts(params: &Params, inputs: &Connected, _: &str) -> Facts {
         let architecture = params.architecture();
         let Ok(config) = architecture.config() else { return Facts::new() };
-        architecture.facts(Some(&config), inputs)
+        architecture.facts([Some(config.vocab_size as u64), Some(config.seq_len as u64)], inputs)
     }
 
     fn run(params: &Params, ctx: &Context) -> Result<()> {

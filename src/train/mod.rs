@@ -35,7 +35,9 @@ use serde::{Deserialize, Serialize};
 pub use averaging::Average;
 pub use data::{Batch, Data, Order, Packed, Packing, Windows, pack, shortest_row};
 pub use metrics::{Metric, Metrics, Sample, json_lines};
-pub use objective::{Loss, NextToken, Objective, dropout_key, evaluate};
+pub use objective::{
+    Distill, DistillOptions, Likeliest, Loss, NextToken, Objective, Source, Teachers, dropout_key, evaluate,
+};
 pub use optimizer::{Algorithm, Decay, Optimizer};
 pub use run::{load_kept, run};
 pub use schedule::{Schedule, ScheduleKind};

@@ -283,7 +283,7 @@ impl<'a> Run<'a> {
         // The first touches the memory; the second tells.
         for _ in 0..2 {
             let begun = Instant::now();
-            self.gradient("announce");
+            self.gradient("announce")?;
             took = begun.elapsed();
         }
         self.optimizer.gradient.fill(0.0);
@@ -304,16 +304,17 @@ impl<'a> Run<'a> {
     }
 
     /// Adds the gradient of the batch.
-    fn gradient(&mut self, label: &str) -> Loss {
+    fn gradient(&mut self, label: &str) -> Result<Loss> {
+        self.objective.prepare(&self.batch)?;
         let (transformer, key) = (&self.model.transformer, dropout_key(self.options.seed, label));
         let into = &mut self.optimizer.gradient;
-        self.objective.gradient(&mut self.executor, transformer, &self.batch, key, into)
+        Ok(self.objective.gradient(&mut self.executor, transformer, &self.batch, key, into))
     }
 
     /// An update of the weights, and what is looked at behind it. Between the two the state is that of
     /// longer trainings as well.
     fn one_step(&mut self) -> Result<()> {
-        let loss = self.batches();
+        let loss = self.batches()?;
         self.step += 1;
         self.finite("loss", loss.nats)?;
         self.grad_norm = self.update(loss.targets)?;
@@ -363,17 +364,17 @@ impl<'a> Run<'a> {
     }
 
     /// Adds the gradients of the batches of a step.
-    fn batches(&mut self) -> Loss {
+    fn batches(&mut self) -> Result<Loss> {
         let mut loss = Loss::default();
         for batch in 0..self.options.accumulate {
             let begun = Instant::now();
             let rows: Vec<usize> = (0..self.options.batch_size).map(|_| self.order.next()).collect();
             self.batch.fill(self.train, rows.into_iter());
             self.waited += begun.elapsed();
-            loss += self.gradient(&format!("dropout/{}/{batch}", self.step));
+            loss += self.gradient(&format!("dropout/{}/{batch}", self.step))?;
             self.tokens += self.batch.tokens;
         }
-        loss
+        Ok(loss)
     }
 
     /// Changes the weights by the gradient, a sum over `targets`; gives the norm of its mean.

@@ -66,9 +66,12 @@ fn the_result_generates_chats_and_can_be_looked_into() {
     let shown = p.tinylm(&["inspect", "two_stage:chat"]).stdout;
     assert!(shown.contains("model.embed_tokens.weight"), "{shown}");
     assert!(p.tinylm(&["inspect", "two_stage:shards"]).stdout.contains("decoded"));
-    let counted =
-        p.tinylm(&["query", "two_stage:docs", "SELECT COUNT(*) AS n FROM docs", "--format", "json"]);
-    assert!(counted.stdout.starts_with("{\"n\":"), "{}{}", counted.stdout, counted.stderr);
+    // Shards have JSON documents beside their tables.
+    for (stage, table) in [("docs", "docs"), ("shards", "train"), ("base", "metrics")] {
+        let sql = format!("SELECT COUNT(*) AS n FROM {table}");
+        let counted = p.tinylm(&["query", &format!("two_stage:{stage}"), &sql, "--format", "json"]);
+        assert!(counted.stdout.starts_with("{\"n\":"), "{}{}", counted.stdout, counted.stderr);
+    }
     let mut chat = p.command(&["chat", "--model", "two_stage:chat", "--max-new-tokens", "5"]);
     let mut chat = chat
         .stdin(std::process::Stdio::piped())

@@ -61,6 +61,10 @@ impl Table {
         })
     }
 
+    pub fn positions(&self) -> usize {
+        self.positions
+    }
+
     /// Reads `positions` into `ids` and `probabilities`, `[N, top_k]`.
     ///
     /// # Errors
@@ -152,12 +156,7 @@ impl Records<'_> {
                 found[0], found[1]
             ));
         }
-        if let Some(id) = columns.ids.row(i).iter().find(|id| **id as usize >= header.vocab_size) {
-            return Err(format!("the id {id} is beyond the vocabulary of {}", header.vocab_size));
-        }
-        let odd =
-            columns.log_probs.row(i).iter().find(|log_prob| !(log_prob.is_finite() && **log_prob <= 0.0));
-        odd.map_or(Ok(()), |odd| Err(format!("expected log-probabilities, found {odd}")))
+        check_row(columns.ids.row(i), columns.log_probs.row(i), header.vocab_size)
     }
 
     fn write(&mut self, columns: &Columns, i: usize) -> std::io::Result<()> {
@@ -169,6 +168,23 @@ impl Records<'_> {
         }
         Ok(())
     }
+}
+
+/// What is wrong with the ids and log-probabilities of a row.
+fn check_row(ids: &[u32], log_probs: &[f32], vocab_size: usize) -> Result<(), String> {
+    if let Some(id) = ids.iter().find(|id| **id as usize >= vocab_size) {
+        return Err(format!("the id {id} is beyond the vocabulary of {vocab_size}"));
+    }
+    let mut sorted = ids.to_vec();
+    sorted.sort_unstable();
+    if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(format!("the id {} stands twice", twice[0]));
+    }
+    if let Some(odd) = log_probs.iter().find(|log_prob| !(log_prob.is_finite() && **log_prob <= 0.0)) {
+        return Err(format!("expected log-probabilities, found {odd}"));
+    }
+    let sum: f64 = log_probs.iter().map(|log_prob| f64::from(probability(*log_prob))).sum();
+    if sum > 1.001 { Err(format!("its probabilities sum to {sum:.4}")) } else { Ok(()) }
 }
 
 /// A batch of rows.

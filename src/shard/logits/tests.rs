@@ -102,6 +102,24 @@ fn what_does_not_belong_together_is_refused() {
 }
 
 #[test]
+fn rows_that_are_no_distribution_are_refused() {
+    for (ids, probabilities, why) in [
+        ([1, 2, 1], [0.5, 0.25, 0.125], "the id 1 stands twice"),
+        ([1, 2, 300], [0.5, 0.25, 0.125], "the id 300 is beyond the vocabulary of 300"),
+        ([1, 2, 3], [0.5, 0.5, 0.25], "its probabilities sum to 1.25"),
+        ([1, 2, 3], [1.5, 0.1, 0.1], "expected log-probabilities, found 0.4"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = LogitsWriter::new(folder.path(), header(2.0), 10);
+        writer.push(row(0).0, &row(0).1, &row(0).2).unwrap();
+        writer.push(row(1).0, &ids, &probabilities).unwrap();
+        writer.finish().unwrap();
+        let error = table(&files(folder.path()), &stream(2)).err().unwrap().to_string();
+        assert!(error.contains("`logits-00000.parquet`, row 1") && error.contains(why), "{error}");
+    }
+}
+
+#[test]
 fn a_damaged_file_is_an_error_that_names_it() {
     let folder = tempfile::tempdir().unwrap();
     let all = written(folder.path(), 25, 100);

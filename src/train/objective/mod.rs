@@ -2,8 +2,10 @@
 //!
 //! The loop ([`super::run`]) knows an [`Objective`] only; what is compared with what is the objective's.
 
+mod distill;
 mod next_token;
 
+pub use distill::{Distill, DistillOptions, Likeliest, Source, Teachers};
 pub use next_token::NextToken;
 
 use serde::{Deserialize, Serialize};
@@ -35,6 +37,14 @@ impl std::ops::AddAssign for Loss {
 
 /// Something to learn from batches.
 pub trait Objective {
+    /// Called before [`Objective::gradient`] with the same batch: for what has to be read or computed for it.
+    ///
+    /// # Errors
+    /// When it cannot be.
+    fn prepare(&mut self, _: &Batch) -> Result<()> {
+        Ok(())
+    }
+
     /// Adds the gradient of the sum of the batch's losses to `into`, which is laid out like
     /// [`Transformer::trained`]. `key` decides what dropout drops. Called with training batches only.
     fn gradient(
