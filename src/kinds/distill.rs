@@ -37,7 +37,7 @@ architecture_params! {
         /// teacher finds unlikely counts more. Default: 1, or that of the connected logits.
         temperature: Option<f64> = None,
         /// The share of the divergence from the teacher in the loss; the rest is cross-entropy with the text.
-        share: f64 = 0.5,
+        share: f64 = 0.7,
         /// How many of the teacher's likeliest tokens are told apart at each position; the others count
         /// together. 0: all are. Default: 0, or as many as the connected logits have.
         top_k: Option<usize> = None,
