@@ -108,7 +108,7 @@ fn chosen<'s>(stage: &'s StageSpec, port: Option<&str>, ty: &str) -> Result<&'s 
                 .suggest(suggest::closest(port, names.iter().copied()))
                 .help(format!("its outputs are {}", suggest::list(names)))
         }),
-        // Of another type or not, what is wrong with it is said by whoever reads it.
+        // Of another type or not: reading it says what is wrong.
         (None, [only]) => Ok(only),
         (None, _) if of_type.len() == 1 => Ok(of_type[0]),
         (None, _) => {

@@ -171,7 +171,7 @@ fn an_adapter_is_told_by_its_rank_and_targets() {
         _ => panic!("{report}"),
     };
     let Content::Model(model) = main(&report).content else { panic!("{report}") };
-    // Two blocks with A and B each of 16 -> 24 queries, 16 -> 12 values, 24 -> 16 behind the activation.
+    // Two blocks with A and B each of 16 -> 24 queries, 16 -> 12 values, 24 -> 16 after the activation.
     assert_eq!(model.parameters, 2 * 8 * (16 + 24 + 16 + 12 + 24 + 16));
     let adapter = model.adapter.unwrap();
     assert_eq!((adapter.rank, adapter.alpha, adapter.dropout), (Some(8), Some(4.0), Some(0.05)));

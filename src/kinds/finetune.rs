@@ -168,7 +168,7 @@ impl Kind for Finetune {
 
     fn run(params: &Params, ctx: &Context) -> Result<()> {
         let mut model = load(params, ctx)?;
-        check_room(&model)?;
+        check_length(&model)?;
         let (train, validation, rule) = rows(params, ctx, &model)?;
         if let Some(lora) = &params.lora {
             model.transformer = lora.begin(model.transformer, ctx.seed)?;
@@ -240,7 +240,7 @@ fn load(params: &Params, ctx: &Context) -> Result<Model> {
 }
 
 /// An error where a model is too short for an exchange.
-pub(super) fn check_room(model: &Model) -> Result<()> {
+pub(super) fn check_length(model: &Model) -> Result<()> {
     let seq_len = model.transformer.config.seq_len;
     let shortest = shortest_row(longest_opening(&model.tokenizer)?).max(SHORTEST as usize);
     if seq_len >= shortest {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::finetune::check_room;
+use super::finetune::check_length;
 use super::texts::held_out_by;
 use super::tokenizers;
 use super::training;
@@ -132,7 +132,7 @@ impl Kind for Prefer {
 
     fn run(params: &Params, ctx: &Context) -> Result<()> {
         let mut model = load(ctx)?;
-        check_room(&model)?;
+        check_length(&model)?;
         let (data, places) = (Split::read(params, ctx, &model)?, training::places(ctx, "model")?);
         let (of_train, before) = reference(params, ctx, &model.transformer, &data)?;
         let own_dropout = model.transformer.config.dropout;
@@ -192,7 +192,7 @@ fn executor(params: &Params, transformer: &Transformer) -> Executor {
     Executor::forward_only(&transformer.config, team)
 }
 
-/// What the reference, which is the model as it came in, gives the answers that are trained on and those held
+/// What the reference, which is the model before this training, gives the answers that are trained on and those held
 /// out.
 fn reference(
     params: &Params,
@@ -538,7 +538,7 @@ mod tests {
         assert!((best - number("loss")).abs() < 1e-9, "{best}, {held_out}");
     }
 
-    /// Asks to stop behind step 12; says whether the reference was computed.
+    /// Asks to stop after step 12; says whether the reference was computed.
     #[derive(Default)]
     struct Stopping {
         stop: AtomicBool,

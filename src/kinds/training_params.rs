@@ -97,8 +97,8 @@ macro_rules! training_params {
             /// Steps between states, from which a training that was stopped goes on. 0: see `save_minutes`.
             /// What is learned does not depend on it.
             pub save_every: u64,
-            /// Minutes between states. 0: see `save_every`. With both 0 states are saved only when the training
-            /// is asked to stop, and where longer ones can begin.
+            /// Minutes between states. 0: see `save_every`. With both 0 a state is saved only when the training
+            /// is asked to stop.
             pub save_minutes: f64,
         }
 

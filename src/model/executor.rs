@@ -270,7 +270,7 @@ impl Executor {
         assert!(soft.is_none_or(fits), "k soft targets for each id");
     }
 
-    /// Makes room for so many logits.
+    /// Grows the buffer to so many logits.
     pub(super) fn reserve_logits(&mut self, len: usize) {
         if self.logits.len() < len {
             self.logits = Buffer::new(len);

@@ -1,5 +1,5 @@
 //! Low-rank adapters (LoRA; Hu et al., 2021): `y = x·W + b + alpha/rank · dropout(x)·A·B`, of which only A and B
-//! are trained. They lie behind all other parameters; a merged model has none, and computes the same.
+//! are trained. They lie after all other parameters; a merged model has none, and computes the same.
 
 use std::ops::Range;
 
@@ -117,12 +117,12 @@ pub(super) fn linears(config: &Config, block: &BlockLayout) -> [(LinearLayout, &
 }
 
 impl Layout {
-    /// The same with adapters behind all other parameters, which alone are trained.
+    /// The same with adapters after all other parameters; only the adapters are trained.
     pub(super) fn with_adapters(mut self, config: &Config, lora: &Lora) -> Self {
         let base = self.len;
         for i in 0..self.blocks.len() {
             let linears = linears(config, &self.blocks[i]);
-            // Behind the sites of the blocks, see `DropoutSites`.
+            // After the sites of the blocks, see `DropoutSites`.
             let site = 3 * config.n_layer + 1 + 4 * i;
             let adapters = linears.map(|(linear, targets)| self.adapters_of(&linear, targets, lora));
             let block = &mut self.blocks[i];

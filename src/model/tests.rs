@@ -296,7 +296,7 @@ fn the_bytes_depend_on_neither_threads_nor_instructions() {
             let mut gradient = vec![0.0; gpt.weights.len()];
             let mut pass = Executor::training(&config, Team::with(threads, isa));
             let first = (pass.gradient(&gpt, all, 7, 0.0, &mut gradient), pass.loss(&gpt, all));
-            // Behind the last norm all architectures are alike.
+            // From the last norm on all architectures are alike.
             let others = (n != 4).then(|| {
                 let losses = (pass.gradient(&gpt, blended, 8, 0.0, &mut gradient), pass.loss(&gpt, blended));
                 let (mut ids, mut probabilities) = (vec![0; 5 * ids.len()], vec![0.0; 5 * ids.len()]);

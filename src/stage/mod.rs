@@ -406,7 +406,7 @@ pub struct Context<'a> {
     /// is there when a stage runs that differs at most in [`Info::not_in_state`]. Outside the key and the
     /// outputs: the bytes must not depend on it. It exists, may be damaged, and may be used by another
     /// process at the same time, so files are written under a temporary name and renamed, and one that
-    /// vanishes is as one that was never there. `None` where nobody keeps states.
+    /// vanishes is as one that was never there. `None` where no states are kept.
     pub state: Option<PathBuf>,
     pub inputs: BTreeMap<String, Vec<Artifact>>,
     pub outputs: BTreeMap<String, PathBuf>,

@@ -9,7 +9,7 @@
 //! partial/              downloads not yet whole
 //! states/HEX/           what a stage saved of its work as it went, for the next of the same trajectory; see
 //!                       [`StateFolder`]. The kind's own files, part of no key and no output, and safe to
-//!                       remove at any time; of those that nobody uses, the latest 16 are kept
+//!                       remove at any time; of those not in use, the latest 16 are kept
 //! tmp/                  where running stages write; nothing in it is ever read by others
 //! locks/                who does which action just now; see [`Claim`]
 //! quarantine/           blobs that were changed while a stage read them, kept to be looked at

@@ -179,7 +179,7 @@ fn this_host() -> String {
     machine::host().chars().filter(plain).take(20).collect()
 }
 
-/// Whether a file or folder has not been changed for so long that whoever uses it counts as dead.
+/// Whether a file or folder has not been changed for so long that its process counts as dead.
 pub fn is_silent(file: &File) -> bool {
     let since = file.metadata().and_then(|m| m.modified()).ok().and_then(|at| at.elapsed().ok());
     since.is_some_and(|since| since > SILENCE)

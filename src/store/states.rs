@@ -67,7 +67,7 @@ impl States {
         self.open(trajectory).map(Some)
     }
 
-    /// Removes the folders that nobody uses, but for the latest.
+    /// Removes the folders not in use, but for the latest.
     pub fn sweep(&self) {
         let mut unused: Vec<(SystemTime, PathBuf)> = fs::children(&self.states)
             .unwrap_or_default()
@@ -126,7 +126,7 @@ impl Drop for StateFolder {
     fn drop(&mut self) {
         let is_last = match &self.lock {
             fs::Lock::Mine(lock) => lock.try_lock().is_ok(),
-            // Nobody can tell, and a file that locks nothing is of no use.
+            // It can't be told, and a file that locks nothing is of no use.
             _ => return drop(fs::remove(&self.lock_file)),
         };
         if is_last {

@@ -26,7 +26,7 @@ const LOG_EVERY: u64 = 10;
 /// it goes, and begins with the last that there is: what comes out is the same.
 ///
 /// # Errors
-/// Too little data, a step to be kept that is none, a loss that is not finite, a full disk, a wish to stop.
+/// Too little data, a step to be kept that is none, a loss that is not finite, a full disk, cancellation.
 pub fn run(
     model: &mut Model,
     objective: &mut dyn Objective,
@@ -42,7 +42,7 @@ pub fn run(
     run.announce()?;
     monitor.check()?;
     if run.step > 0 {
-        run.look()?;
+        run.log_step()?;
     }
     while run.step < run.steps && !run.early_stop.is_due(options.patience) {
         run.one_step()?;
@@ -129,7 +129,7 @@ impl<'a> Run<'a> {
         }
         let steps = options.steps(train.rows());
         if let Some(step) = options.keep_steps.iter().find(|step| **step > steps) {
-            let what = format!("`keep_checkpoints`: {step} is behind the last step, {steps}");
+            let what = format!("`keep_checkpoints`: {step} is after the last step, {steps}");
             return Err(Error::input(what).help("leave it away, or train longer"));
         }
         let team = Team::new(rayon::current_num_threads()).in_dtype(options.dtype);
@@ -166,7 +166,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Says what of the options will have no effect, or an odd one.
+    /// Warns of options without effect, or with a surprising one.
     fn warn(&self) {
         if self.validation.rows() == 0 {
             tracing::warn!("{}", without_validation(self.options));
@@ -235,7 +235,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Saves the state behind the update of the last step.
+    /// Saves the state after the update of the last step.
     fn save(&mut self) {
         let Some(states) = &mut self.states else { return };
         if self.saved.0 == self.step {
@@ -269,7 +269,8 @@ impl<'a> Run<'a> {
         let minutes = self.saved.1.elapsed().as_secs_f64() / 60.0;
         save_every > 0 && self.step.is_multiple_of(save_every)
             || save_minutes > 0.0 && minutes >= save_minutes
-            || self.states.as_ref().is_some_and(|states| states.is_shared(self.step))
+            || (save_every > 0 || save_minutes > 0.0)
+                && self.states.as_ref().is_some_and(|states| states.is_shared(self.step))
     }
 
     /// Says how many parameters, how many tokens and about how long, from one gradient whose result
@@ -311,8 +312,8 @@ impl<'a> Run<'a> {
         Ok(self.objective.gradient(&mut self.executor, transformer, &self.batch, key, into))
     }
 
-    /// An update of the weights, and what is looked at behind it. Between the two the state is that of
-    /// longer trainings as well.
+    /// An update of the weights, then its logging. The state between the two is that of longer trainings as
+    /// well.
     fn one_step(&mut self) -> Result<()> {
         let loss = self.batches()?;
         self.step += 1;
@@ -323,18 +324,18 @@ impl<'a> Run<'a> {
             let stored = self.store(&kept_file(self.step), true)?;
             self.kept.insert(self.step, stored);
         }
-        let wish = self.monitor.check();
-        if wish.is_err() || self.is_save_due() {
+        let cancelled = self.monitor.check();
+        if cancelled.is_err() || self.is_save_due() {
             self.save();
         }
-        wish?;
-        self.look()?;
+        cancelled?;
+        self.log_step()?;
         self.report(loss);
         Ok(())
     }
 
-    /// What of the last step is logged, validated and sampled.
-    fn look(&mut self) -> Result<()> {
+    /// Logs, validates and samples after the last step, where it is time to.
+    fn log_step(&mut self) -> Result<()> {
         let done = self.step == self.steps;
         let every = |n: u64| n > 0 && self.step.is_multiple_of(n);
         let (evaluate, sample) = (every(self.options.eval_every) || done, every(self.options.sample_every));
@@ -400,7 +401,7 @@ impl<'a> Run<'a> {
     }
 
     fn log(&mut self, evaluate: bool) -> Result<()> {
-        // First what may be stopped: then the state is still that behind the update.
+        // First what may be stopped: then the state is still that after the update.
         let (val_loss, further) = if evaluate { self.evaluate()? } else { Default::default() };
         let loss = std::mem::take(&mut self.since);
         // One NaN for all kinds of CPU: that of 0 / 0 differs.

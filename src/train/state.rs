@@ -10,7 +10,7 @@
 //!   B3SUMS                    BLAKE3 of each file, as `b3sum` writes it
 //! ```
 //!
-//! A state is that behind the update of a step, before the step is logged, validated or sampled: what happens
+//! A state is that after the update of a step, before the step is logged, validated or sampled: what happens
 //! then depends on whether it is the last. What needs no saving follows from the step: which rows come next,
 //! and what dropout drops.
 //!
@@ -162,7 +162,7 @@ fn remove_broken(folder: &Path) {
     for path in paths(folder) {
         match Saved::open(path.clone()) {
             Ok(Some(_)) => {}
-            // Whoever was removing it was killed meanwhile.
+            // The process that was removing it was killed meanwhile.
             Ok(None) => remove(&path),
             Err(e) => {
                 tracing::warn!("a saved state is damaged and removed: {e}");
@@ -195,7 +195,7 @@ pub fn resumes(options: &Options, folder: &Path) -> Option<(u64, u64)> {
     })
 }
 
-/// Removes the states in `folder` that a training with these `options` has come by, once it is done, but for
+/// Removes the states in `folder` that lie on the way of a training with these `options`, once it is done, but for
 /// the one that longer trainings share.
 pub fn remove_used(options: &Options, folder: &Path) {
     let mut stays = true;
@@ -244,7 +244,7 @@ pub(super) struct States<'a> {
     scratch: &'a Path,
     training: Use<'a>,
     rows: u64,
-    /// States that this training has come by, with their steps.
+    /// States on this training's way, with their steps.
     own: Vec<(u64, PathBuf)>,
     /// Said once.
     warned: bool,
@@ -279,7 +279,7 @@ impl<'a> States<'a> {
         usable.find_map(|saved| self.adopt(saved, tensors))
     }
 
-    /// Takes the files of a state over into the training's own folder, where nobody removes them.
+    /// Takes the files of a state over into the training's own folder, where no other process removes them.
     fn adopt(&self, saved: Saved, tensors: &[Tensor]) -> Option<Restored> {
         let path = saved.path.clone();
         match self.try_adopt(saved, tensors) {
@@ -366,7 +366,7 @@ impl<'a> States<'a> {
         format!("{PREFIX}{}-{}", state.step, &what.hex()[..12])
     }
 
-    /// Behind a new state: those before it are not needed, but for the one that longer trainings share.
+    /// After a new state those before it are not needed, but for the one that longer trainings share.
     fn tidy(&mut self, step: u64, path: PathBuf) {
         let shared = self.training.shared;
         self.own.retain(|(before, path)| {

@@ -94,7 +94,7 @@ fn header(tensors: &[Tensor]) -> Vec<u8> {
 struct Entry {
     dtype: String,
     shape: Vec<usize>,
-    /// Among the bytes behind the header.
+    /// Among the bytes after the header.
     data_offsets: [u64; 2],
 }
 
@@ -152,7 +152,7 @@ impl Reader {
     }
 }
 
-/// What the header lists, and where the numbers begin behind it.
+/// What the header lists, and where the numbers begin after it.
 fn entries(path: &Path, file: &mut File) -> Result<(BTreeMap<String, Entry>, u64)> {
     let failed = |e: std::io::Error| Error::io("read", path, &e);
     let mut length = [0; 8];

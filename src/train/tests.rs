@@ -307,7 +307,7 @@ impl Objective for Counting {
 }
 
 /// Rows of two sequences have twice the tokens and the same mean loss as rows of one; what the objective
-/// reports stands behind the other columns, in rows with a validation.
+/// reports comes after the other columns, in rows with a validation.
 #[test]
 fn rows_of_several_sequences_and_reported_figures_reach_the_metrics() {
     let folder = tempfile::tempdir().unwrap();

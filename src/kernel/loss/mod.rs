@@ -162,8 +162,8 @@ impl<'a> Output<'a> {
         matmul(team, (n, v, self.c), View::new(x, self.c), weight, Start::Zero, products, v);
     }
 
-    /// Products `x · weightᵀ` become logits: the bias is added, and they are capped. For whoever computes the
-    /// products otherwise than [`logits`] does, as from packed weights.
+    /// Products `x · weightᵀ` become logits: the bias is added, and they are capped. For
+    /// products that are computed otherwise than by [`logits`], as from packed weights.
     pub fn finish(&self, team: &Team, products: &mut [f32]) {
         let v = self.ids();
         if self.is_product() {
@@ -233,7 +233,7 @@ impl<'a> Head<'a> {
         self.sum(targets)
     }
 
-    /// Adds the logits of a block of ids to their rows. What is kept of them lies behind `place` ids.
+    /// Adds the logits of a block of ids to their rows. What is kept of them comes after `place` ids.
     fn add_block(&mut self, team: &Team, x: &[f32], targets: Targets, ids: Range<usize>, place: usize) {
         let (output, smoothing, len) = (self.output().block(&ids), self.smoothing, ids.len());
         let Logits { values, max, rows, soft, n } = &mut *self.logits;

@@ -33,7 +33,7 @@ impl Scratch {
 }
 
 /// The first `len` numbers, of which there are so many afterwards.
-fn room(buffer: &mut Buffer, len: usize) -> &mut [f32] {
+fn at_least(buffer: &mut Buffer, len: usize) -> &mut [f32] {
     if buffer.len() < len {
         *buffer = Buffer::new(len);
     }
@@ -53,15 +53,15 @@ impl<'a> Pass<'a> {
     ) {
         linear::forward(self.team, self.linear(layout), x, y, stride);
         let Some((adapters, dropped)) = self.adapters(layout) else { return };
-        let hidden = room(&mut kept.0, self.rows * adapters.width());
-        let scratch = self.input_room(adapters, dropped, &mut scratch.input);
+        let hidden = at_least(&mut kept.0, self.rows * adapters.width());
+        let scratch = self.dropped_input(adapters, dropped, &mut scratch.input);
         lora::forward(self.team, adapters, dropped, x, hidden, scratch, y, stride);
     }
 
     /// What the backward pass of a linear layer begins with, given dL/d(output).
     pub fn begin_linear_backward(&self, layout: &LinearLayout, dy: View, scratch: &mut Scratch) {
         let Some((adapters, _)) = self.adapters(layout) else { return };
-        lora::hidden(self.team, adapters, dy, room(&mut scratch.dhidden, self.rows * adapters.width()));
+        lora::hidden(self.team, adapters, dy, at_least(&mut scratch.dhidden, self.rows * adapters.width()));
     }
 
     /// Accumulates the gradients of what is trained of a linear layer, given its input and dL/d(output).
@@ -79,11 +79,11 @@ impl<'a> Pass<'a> {
             return;
         };
         let len = self.rows * adapters.width();
-        let room = self.input_room(adapters, dropped, &mut scratch.input);
+        let input = self.dropped_input(adapters, dropped, &mut scratch.input);
         let back = Back { x, hidden: &kept.0[..len], dhidden: &scratch.dhidden[..len], dy };
         turns.add([Some(&layout.a), Some(&layout.b)], |[a, b]| {
             let (a, b) = (a.expect("adapters are trained"), b.expect("adapters are trained"));
-            lora::weights(self.team, adapters, dropped, back, room, a, b);
+            lora::weights(self.team, adapters, dropped, back, input, a, b);
         });
     }
 
@@ -99,8 +99,8 @@ impl<'a> Pass<'a> {
         linear::input(self.team, self.linear(layout), dy, dx, stride);
         let Some((adapters, dropped)) = self.adapters(layout) else { return };
         let dhidden = &scratch.dhidden[..self.rows * adapters.width()];
-        let room = self.input_room(adapters, dropped, &mut scratch.input);
-        lora::input(self.team, adapters, dropped, dhidden, room, dx, stride);
+        let input = self.dropped_input(adapters, dropped, &mut scratch.input);
+        lora::input(self.team, adapters, dropped, dhidden, input, dx, stride);
     }
 
     fn adapters<'b>(&self, layout: &'b LinearLayout) -> Option<(Adapters<'b>, Dropped)>
@@ -121,8 +121,13 @@ impl<'a> Pass<'a> {
         Some((adapters, Dropped { dropout, first_row: self.first_row }))
     }
 
-    /// Room for the input of adapters, which is needed where something is dropped.
-    fn input_room<'s>(&self, adapters: Adapters, dropped: Dropped, buffer: &'s mut Buffer) -> &'s mut [f32] {
-        room(buffer, if dropped.dropout.is_none() { 0 } else { self.rows * adapters.input() })
+    /// A buffer for the input of adapters, which is needed where something is dropped.
+    fn dropped_input<'s>(
+        &self,
+        adapters: Adapters,
+        dropped: Dropped,
+        buffer: &'s mut Buffer,
+    ) -> &'s mut [f32] {
+        at_least(buffer, if dropped.dropout.is_none() { 0 } else { self.rows * adapters.input() })
     }
 }

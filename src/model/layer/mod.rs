@@ -77,7 +77,7 @@ impl<'a> Pass<'a> {
 }
 
 /// Where activations are dropped: the embedding is site 0; block i has sites 3i + 1 (attention weights), 3i + 2
-/// and 3i + 3 (what its sublayers add); behind those of all blocks, each linear layer with adapters has one for
+/// and 3i + 3 (what its sublayers add); after those of all blocks, each linear layer with adapters has one for
 /// what they read.
 #[derive(Clone, Copy)]
 pub struct DropoutSites {

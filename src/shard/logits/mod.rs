@@ -58,7 +58,7 @@ fn schema(vocab_size: usize) -> Arc<Schema> {
 /// How logits were computed: what every file's footer records.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Header {
-    /// Of the `tokenizer.json` behind the ids.
+    /// Of the `tokenizer.json` that gave the ids.
     pub tokenizer: Digest,
     /// Of the shards whose training stream it is.
     pub shards: Digest,

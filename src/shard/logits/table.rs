@@ -30,7 +30,7 @@ impl Table {
     /// of `stream`.
     ///
     /// # Errors
-    /// Rows that are damaged or of other tokens, told by file and row; a full disk; a wish to stop.
+    /// Rows that are damaged or of other tokens, named by file and row; a full disk; cancellation.
     pub fn new(logits: &Logits, stream: &TokenStream, scratch: &Path, monitor: &dyn Monitor) -> Result<Self> {
         if logits.positions != stream.len() as u64 {
             return Err(other_stream(&format!(
@@ -71,7 +71,7 @@ impl Table {
     /// When the scratch file cannot be read.
     ///
     /// # Panics
-    /// When there are not so many positions, or the room is of another size.
+    /// When there are not so many positions, or an output is of another size.
     pub fn read(
         &mut self,
         positions: Range<usize>,

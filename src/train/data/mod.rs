@@ -170,7 +170,7 @@ impl Order {
         Order { rows, seed, epoch: 0, left: Vec::new() }
     }
 
-    /// The order behind the first `taken` rows.
+    /// The order after the first `taken` rows.
     pub fn after(rows: usize, seed: u64, taken: u64) -> Self {
         let (epoch, taken) = (taken / rows as u64, taken % rows as u64);
         let mut order = Order { epoch, ..Order::new(rows, seed) };
@@ -221,7 +221,7 @@ mod tests {
         for taken in 0..20 {
             let mut rest = Order::after(5, 7, taken);
             let rest: Vec<usize> = (0..10).map(|_| rest.next()).collect();
-            assert_eq!(rest, all[taken as usize..][..10], "behind {taken}");
+            assert_eq!(rest, all[taken as usize..][..10], "after {taken}");
         }
     }
 

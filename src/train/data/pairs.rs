@@ -1,7 +1,7 @@
 //! Pairs of answers to one prompt: each row is two sequences, the prompt with the chosen answer and the prompt
 //! with the rejected one.
 //!
-//! The targets are the assistant's tokens behind the prompt, from the first one of an answer to its `<eos>`; what
+//! The targets are the assistant's tokens after the prompt, from the first one of an answer to its `<eos>`; what
 //! the assistant said in the prompt is context. A pair that is too long loses the beginning of its prompt, by
 //! whole exchanges, and then the ends of its answers, so that both sequences begin with the same prompt.
 //!
@@ -69,9 +69,9 @@ impl Pairs {
     fn add(&mut self, pair: &RenderedPair, number: usize, len: usize) {
         let answers = [&pair.chosen, &pair.rejected].map(|side| answer(side, pair.prompt));
         let longest = answers[0].0.len().max(answers[1].0.len());
-        let room = len.saturating_sub(longest).max(len / 2);
+        let limit = len.saturating_sub(longest).max(len / 2);
         let whole = prompt_len(&pair.chosen, pair.prompt);
-        let prompt = shortened(&pair.chosen, pair.prompt, room);
+        let prompt = shortened(&pair.chosen, pair.prompt, limit);
         let rest = len - prompt.len();
         let row = answers.map(|(ids, learn)| {
             let kept = ids.len().min(rest);
@@ -123,7 +123,7 @@ impl Data for Pairs {
     }
 }
 
-/// What stands behind the first `prompt` turns, the opening of the answer included.
+/// What follows the first `prompt` turns, the opening of the answer included.
 fn answer(side: &Rendered, prompt: usize) -> (&[u32], &[bool]) {
     let start = prompt_len(side, prompt);
     (&side.ids[start..], &side.target[start..])
@@ -133,24 +133,24 @@ fn prompt_len(side: &Rendered, prompt: usize) -> usize {
     side.turns[prompt].start
 }
 
-/// The first `prompt` turns in at most `room` ids: `<bos>`, the system message where it takes at most half of
-/// them, and the last exchanges that fit; if none does, the end of the last turn behind its opening.
-fn shortened(side: &Rendered, prompt: usize, room: usize) -> Vec<u32> {
+/// The first `prompt` turns in at most `limit` ids: `<bos>`, the system message where it takes at most half of
+/// them, and the last exchanges that fit; if none does, the end of the last turn after its opening.
+fn shortened(side: &Rendered, prompt: usize, limit: usize) -> Vec<u32> {
     let end = prompt_len(side, prompt);
-    if end <= room {
+    if end <= limit {
         return side.ids[..end].to_vec();
     }
-    let head = if side.head <= room / 2 { side.head } else { 1 };
-    let room = room - head;
+    let head = if side.head <= limit / 2 { side.head } else { 1 };
+    let limit = limit - head;
     let opening = |turn: usize| &side.ids[side.turns[turn].start..][..side.openings[turn]];
     let mut turns = (0..prompt).filter(|turn| side.turns[*turn].start >= side.head);
     let asks = |turn: &usize| opening(*turn) != opening(prompt);
-    let first = turns.clone().filter(asks).find(|turn| end - side.turns[*turn].start <= room);
+    let first = turns.clone().filter(asks).find(|turn| end - side.turns[*turn].start <= limit);
     let rest = match (first, turns.next_back()) {
         (Some(first), _) => side.ids[side.turns[first].start..end].to_vec(),
         (None, Some(last)) => {
             let content = side.turns[last].start + side.openings[last];
-            let kept = room.saturating_sub(side.openings[last]).min(end - content);
+            let kept = limit.saturating_sub(side.openings[last]).min(end - content);
             [opening(last), &side.ids[end - kept..end]].concat()
         }
         (None, None) => Vec::new(),
@@ -183,7 +183,7 @@ mod tests {
         Preference::of(&with(chosen), &with(rejected), "pairs.jsonl", 1).unwrap()
     }
 
-    /// Of a row: for both sequences each target with the id that it stands behind.
+    /// Of a row: for both sequences each target with the id that it follows.
     fn scored(pairs: &Pairs, i: usize) -> [Vec<(u32, u32)>; 2] {
         let n = pairs.length();
         let (mut ids, mut targets) = (vec![0; 2 * n], vec![0; 2 * n]);

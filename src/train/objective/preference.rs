@@ -1,5 +1,5 @@
 //! Direct preference optimization: of two answers to one prompt the chosen one is to become likelier, compared
-//! with the rejected one, than it is for the reference, which is the model as it came in.
+//! with the rejected one, than it is for the reference, which is the model before this training.
 //!
 //! Rafailov et al., 2023, "Direct Preference Optimization: Your Language Model is Secretly a Reward Model",
 //! equation 7. With y the tokens of an answer, its reward is `r = β · (log π(y) − log π_ref(y))`, and the loss of a pair

@@ -258,7 +258,7 @@ fn the_reference_is_kept_for_its_model_and_pairs_alone() {
     remove_kept_pair_nats(folder.path());
     assert_eq!(files().len(), 0);
 
-    // Where nobody keeps states, or they can't be written, the numbers are the same.
+    // Without a folder of states, or with one that can't be written, the numbers are the same.
     let gone = folder.path().join("gone");
     for state in [None, Some(&gone)] {
         let places = places(state.map(std::path::PathBuf::as_path));

@@ -110,7 +110,7 @@ fn states(folder: &Path) -> Vec<PathBuf> {
 
 #[test]
 fn stopped_at_any_time_it_ends_with_the_same_bytes() {
-    // Only the wish to stop makes it save.
+    // Only cancellation makes it save.
     let options = Options { save_every: 0, ..all_at_once(12) };
     let watch = Watch::default();
     let expected = train(&options, None, &watch).unwrap();
@@ -162,7 +162,7 @@ fn killed_behind_any_step_it_ends_with_the_same_bytes() {
         for step in 1..=12 {
             let folder = copies.path().join(step.to_string());
             assert_eq!(resumes(&options, &folder), Some((step, 12)));
-            let trained = steps_from(&options, &folder, &expected, &format!("{kind:?} killed behind {step}"));
+            let trained = steps_from(&options, &folder, &expected, &format!("{kind:?} killed after {step}"));
             assert_eq!(trained, 12 - step);
         }
     }
@@ -238,7 +238,7 @@ fn steps_of_epochs_are_known_from_the_state() {
     assert!(step < 5 && steps == options.steps(87), "{step} of {steps}");
     let late = Options { keep_steps: vec![steps + 1], ..options };
     let error = train(&late, None, &Watch::default()).unwrap_err().to_string();
-    assert!(error.contains("`keep_checkpoints`: 12 is behind the last step, 11"), "{error}");
+    assert!(error.contains("`keep_checkpoints`: 12 is after the last step, 11"), "{error}");
 }
 
 #[test]
