@@ -93,9 +93,9 @@ fn is_same(found: &Given, expected: &Given, when: &str) {
     assert_eq!(found.1, expected.1, "{when}");
 }
 
-/// Trains with the states in `folder`, saving few; gives how many steps that took.
+/// Trains with the states in `folder`, saving those for longer trainings only; gives how many steps that took.
 fn steps_from(options: &Options, folder: &Path, expected: &Given, when: &str) -> u64 {
-    let (options, watch) = (Options { save_every: 0, ..options.clone() }, Watch::default());
+    let (options, watch) = (Options { save_every: 1000, ..options.clone() }, Watch::default());
     is_same(&train(&options, Some(folder), &watch).unwrap(), expected, when);
     watch.steps.into_inner()
 }
@@ -206,6 +206,10 @@ fn a_longer_training_goes_on_where_the_rates_were_the_same() {
         assert_eq!(resumes(&long, folder.path()), Some((shared, 20)));
         assert_eq!(resumes(&short, folder.path()), Some((shared, 12)));
         assert_eq!(steps_from(&long, folder.path(), &longer, "longer"), 20 - shared);
+        let none = tempfile::tempdir().unwrap();
+        let never = Options { save_every: 0, ..short.clone() };
+        train(&never, Some(none.path()), &Watch::default()).unwrap();
+        assert!(states(none.path()).is_empty(), "saving is switched off");
         // Neither a shorter one nor one of other rates is on the way.
         assert_eq!(resumes(&with(kind, all_at_once(3)), folder.path()), None);
         let cosine = with(ScheduleKind::Cosine, all_at_once(20));
