@@ -315,12 +315,17 @@ fn ended_by(mark: &str, signals: &[nix::sys::signal::Signal]) {
         begun.display()
     );
     let p = script("{}", "file", &text);
-    let mut child = p
-        .command(&["run", "p"])
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut run = p.command(&["run", "p"]);
+    run.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    // SAFETY: `signal` may be called between fork and exec. Tests that run under `nohup` ignore SIGHUP, and so
+    // would the run.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(&mut run, || {
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
+            Ok(())
+        });
+    }
+    let mut child = run.spawn().unwrap();
     wait_for("the command does not begin", || begun.exists() && running(mark) >= 3);
     let guard = guard_of(child.id()).expect("a guard");
     for signal in signals {
