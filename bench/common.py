@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 
 def gpt2(vocab, width, layers, heads, length, batch):
@@ -38,6 +39,34 @@ def add_tinylm(parser):
     """`--tinylm`: by default what `cargo build --release` made."""
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).parent.parent / "target"))
     parser.add_argument("--tinylm", default=str(target / "release" / "tinylm"), help="the program")
+
+
+def add_project(parser):
+    """What a comparison over seeds has: `--seeds`, `--validation-fraction`, `--project`, `--json`."""
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N", help="default 1 2 3")
+    parser.add_argument("--validation-fraction", type=float, default=0.05, metavar="F", help="held out (default 0.05)")
+    parser.add_argument("--project", metavar="DIR", help="keep all results here, and go on from what is there")
+    parser.add_argument("--json", action="store_true", help="print all measurements as JSON instead of the table")
+
+
+def parse_project(parser, counts):
+    """The arguments, of which those called `counts` are 1 or more."""
+    args = parser.parse_args()
+    for name in counts:
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 1 or more")
+    if len(set(args.seeds)) < len(args.seeds):
+        parser.error(f"--seeds {' '.join(map(str, args.seeds))}: a seed is given twice")
+    return args
+
+
+def in_project(name, args, compare):
+    """Compares in the folder that `--project` names, or in one that goes afterwards."""
+    check_tinylm(args)
+    if args.project:
+        return compare(pathlib.Path(args.project).resolve(), args)
+    with tempfile.TemporaryDirectory(prefix=f"{name}-bench-") as folder:
+        compare(pathlib.Path(folder).resolve(), args)
 
 
 def check_tinylm(args):

@@ -28,10 +28,9 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from common import add_tinylm, check_tinylm
+from common import add_project, add_tinylm, in_project, parse_project
 from recipes import assignments, tell
 
 # stages/muon.yaml
@@ -174,20 +173,11 @@ def arguments():
     )  # fmt: skip
     parser.add_argument("--teacher-steps", type=int, default=2000, metavar="N", help="default 2000")
     parser.add_argument("--steps", type=int, default=1000, metavar="N", help="of the student (default 1000)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N", help="default 1 2 3")
     parser.add_argument("--vocab-size", type=int, default=2048, metavar="N", help="of the tokenizer (default 2048)")
-    parser.add_argument("--validation-fraction", type=float, default=0.05, metavar="F", help="held out (default 0.05)")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="default 2")
-    parser.add_argument("--project", metavar="DIR", help="keep all results here, and go on from what is there")
-    parser.add_argument("--json", action="store_true", help="print all measurements as JSON instead of the table")
+    add_project(parser)
     add_tinylm(parser)
-    args = parser.parse_args()
-    for name in ["teacher_steps", "steps", "threads"]:
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 1 or more")
-    if len(set(args.seeds)) < len(args.seeds):
-        parser.error(f"--seeds {' '.join(map(str, args.seeds))}: a seed is given twice")
-    return args
+    return parse_project(parser, ["teacher_steps", "steps", "threads"])
 
 
 def compare(folder, args):
@@ -204,14 +194,5 @@ def compare(folder, args):
         table(found, args)
 
 
-def main():
-    args = arguments()
-    check_tinylm(args)
-    if args.project:
-        return compare(Path(args.project).resolve(), args)
-    with tempfile.TemporaryDirectory(prefix="distill-bench-") as folder:
-        compare(Path(folder).resolve(), args)
-
-
 if __name__ == "__main__":
-    main()
+    in_project("distill", arguments(), compare)

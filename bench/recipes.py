@@ -31,10 +31,9 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from common import add_tinylm, check_tinylm
+from common import add_project, add_tinylm, in_project, parse_project
 
 OLD = "old"
 COMPUTED = ["steps", "epochs"]  # of these the script decides
@@ -310,21 +309,12 @@ def arguments():
         "--old", nargs="+", metavar=("PROGRAM", "PARAM=VALUE"), help="another build of tinylm and its recipe, which comes first",
     )  # fmt: skip
     parser.add_argument("--steps", type=int, default=5500, metavar="N", help="steps of the first recipe (default 5500)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], metavar="N", help="default 1 2 3")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="measurements of each step time (default 5)")
     parser.add_argument("--timed-steps", type=int, default=100, metavar="N", help="steps of one of them (default 100)")
     parser.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="of the tokenizer (default 4096)")
-    parser.add_argument("--validation-fraction", type=float, default=0.05, metavar="F", help="held out (default 0.05)")
-    parser.add_argument("--project", metavar="DIR", help="keep all results here, and go on from what is there")
-    parser.add_argument("--json", action="store_true", help="print all measurements as JSON instead of the table")
+    add_project(parser)
     add_tinylm(parser)
-    args = parser.parse_args()
-    for name in ["steps", "rounds", "timed_steps"]:
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: expected 1 or more")
-    if len(set(args.seeds)) < len(args.seeds):
-        parser.error(f"--seeds {' '.join(map(str, args.seeds))}: a seed is given twice")
-    return args
+    return parse_project(parser, ["steps", "rounds", "timed_steps"])
 
 
 def compare(folder, args):
@@ -351,14 +341,5 @@ def compare(folder, args):
         table(found, args)
 
 
-def main():
-    args = arguments()
-    check_tinylm(args)
-    if args.project:
-        return compare(Path(args.project).resolve(), args)
-    with tempfile.TemporaryDirectory(prefix="recipes-bench-") as folder:
-        compare(Path(folder).resolve(), args)
-
-
 if __name__ == "__main__":
-    main()
+    in_project("recipes", arguments(), compare)

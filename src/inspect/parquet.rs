@@ -187,11 +187,18 @@ fn of_column(found: &DataFrame, i: usize) -> Statistics {
     }
 }
 
-fn row(head: &DataFrame, i: usize, decode: Option<&Decode>) -> Row {
+fn row(head: &DataFrame, i: usize, decoder: Option<&Decode>) -> Row {
     let mut row = Row::new();
+    // Of a teacher's logits, ids are alternatives, not a text.
+    let alternatives = head.column("log_probs").is_ok();
+    let decode = |decode: &Decode, ids: &[u32]| match alternatives {
+        true => ids.iter().map(|id| decode(&[*id])).collect::<Option<Vec<_>>>().map(|all| all.join(" | ")),
+        false => decode(ids),
+    };
     for column in head.columns() {
         let value = column.get(i).map_or(Value::Null, |value| cell::json(&value));
-        let text = decode.filter(|_| is_tokens(column.dtype())).and_then(|decode| decode(&ids(&value)?));
+        let text =
+            decoder.filter(|_| is_tokens(column.dtype())).and_then(|decoder| decode(decoder, &ids(&value)?));
         row.insert(column.name().to_string(), value);
         if let Some(text) = text {
             row.insert(format!("{} decoded", column.name()), Value::String(text));

@@ -10,9 +10,11 @@ use safetensors::tensor::TensorView;
 use serde_json::json;
 
 use super::*;
+use crate::base::Digest;
 use crate::corpus::conversation::{Conversation, ConversationWriter, Message, Role};
 use crate::corpus::document::{Document as Doc, DocumentWriter};
 use crate::corpus::{conversation, document, parquet_io};
+use crate::shard::logits::{Header, LogitsWriter};
 
 struct Files {
     folder: tempfile::TempDir,
@@ -123,6 +125,29 @@ fn nested_columns_show() {
     shows(
         &look(&files.conversations(), "x"),
         &["messages", "{\"role\":\"user\",\"content\":\"Hi\",\"weight\":1}", "2.0"],
+    );
+}
+
+/// Ids of logits are alternatives: each is decoded by itself.
+#[test]
+fn ids_of_logits_are_decoded_one_by_one() {
+    let files = Files::new();
+    let header = Header {
+        tokenizer: Digest::of(b"tokenizer"),
+        shards: Digest::of(b"shards"),
+        vocab_size: 9,
+        top_k: 2,
+        temperature: 1.0,
+        context: 4,
+    };
+    let mut writer = LogitsWriter::new(&files.path(""), header, 10);
+    writer.push(3, &[5, 7], &[0.5, 0.25]).unwrap();
+    writer.finish().unwrap();
+    let decode = |ids: &[u32]| Some(format!("<{} ids, {}>", ids.len(), ids[0]));
+    let options = Options { decode: Some(&decode), ..Default::default() };
+    shows(
+        &inspect(&files.path("logits-00000.parquet"), "x", &options).unwrap(),
+        &["ids decoded  <1 ids, 5> | <1 ids, 7>"],
     );
 }
 

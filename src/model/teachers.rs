@@ -11,33 +11,16 @@ use super::workspace::Workspace;
 use crate::kernel::Team;
 use crate::kernel::loss::{self, CHUNK};
 
-impl Executor {
-    /// The `k` likeliest ids of every position, whether its target counts or not, and their probabilities
-    /// under `softmax(logits / temperature)`: `[N, k]` each, the likeliest first, and of equals the lower id.
-    /// They are what [`Soft`](super::Soft) takes.
-    ///
-    /// # Panics
-    /// As [`Executor::loss`], and when the outputs have another size or there are no `k` ids.
-    pub fn top_k(
-        &mut self,
-        model: &Transformer,
-        all: Sequences,
-        temperature: f32,
-        k: usize,
-        ids: &mut [u32],
-        probabilities: &mut [f32],
-    ) {
-        mean_top_k(&mut [(self, model)], all, temperature, k, ids, probabilities);
-    }
-}
-
-/// As [`Executor::top_k`], of the mean of several teachers' distributions.
+/// The `k` likeliest ids of every position, whether its target counts or not, and their probabilities under
+/// `softmax(logits / temperature)`, or under the mean of several teachers' distributions: `[N, k]` each, the
+/// likeliest first, and of equals the lower id. They are what [`Soft`](super::Soft) takes.
 ///
 /// Beyond the teachers' workspaces it needs memory for rows of logits: [`CHUNK`] rows a thread, and twice as
 /// many for several teachers. The first teacher's executor keeps it, and its threads compute.
 ///
 /// # Panics
-/// As [`Executor::top_k`], and when there are no teachers, or they have vocabularies of different sizes.
+/// As [`Executor::loss`]; when an output has another size or there are no `k` ids; when there are no teachers, or
+/// they have vocabularies of different sizes.
 pub fn mean_top_k(
     teachers: &mut [(&mut Executor, &Transformer)],
     all: Sequences,

@@ -257,7 +257,7 @@ fn the_likeliest_ids_are_those_of_the_mean_distribution() {
             let teachers = &mut [(&mut pass, &one), (&mut beside, &other)];
             mean_top_k(teachers, all, 2.0, k, &mut named, &mut p);
         } else {
-            pass.top_k(&one, all, 2.0, k, &mut named, &mut p);
+            mean_top_k(&mut [(&mut pass, &one)], all, 2.0, k, &mut named, &mut p);
         }
         for (i, (named, p)) in named.chunks(k).zip(p.chunks(k)).enumerate() {
             let mean = |id: usize| if several { (first[i][id] + second[i][id]) / 2.0 } else { first[i][id] };
@@ -300,7 +300,7 @@ fn the_bytes_depend_on_neither_threads_nor_instructions() {
             let others = (n != 4).then(|| {
                 let losses = (pass.gradient(&gpt, blended, 8, 0.0, &mut gradient), pass.loss(&gpt, blended));
                 let (mut ids, mut probabilities) = (vec![0; 5 * ids.len()], vec![0.0; 5 * ids.len()]);
-                pass.top_k(&gpt, all, 1.5, 5, &mut ids, &mut probabilities);
+                mean_top_k(&mut [(&mut pass, &gpt)], all, 1.5, 5, &mut ids, &mut probabilities);
                 (losses, ids, probabilities, pass.sequence_nats(&gpt, all, Some(7)))
             });
             (first, others, gradient)

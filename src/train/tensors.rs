@@ -1,13 +1,13 @@
 //! Named tensors in a file of the safetensors format, f32: written from where they lie and read to where
 //! they belong, without a copy of all of them in memory.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::base::digest::Hasher;
 use crate::base::{Digest, Error, Result, fs};
@@ -50,7 +50,7 @@ const LONGEST_HEADER: u64 = 100_000_000;
 pub fn write(path: &Path, tensors: &[Tensor]) -> Result<Stored> {
     let failed = |e: std::io::Error| Error::io("write", path, &e);
     let mut out = Hashed { file: BufWriter::new(fs::create(path)?), hasher: Hasher::new() };
-    out.add(&header(tensors)).map_err(failed)?;
+    out.add(&header(tensors)?).map_err(failed)?;
     let mut bytes = Vec::with_capacity(4 * CHUNK);
     for chunk in tensors.iter().flat_map(|tensor| tensor.values.chunks(CHUNK)) {
         bytes.clear();
@@ -75,27 +75,23 @@ impl Hashed {
 }
 
 /// The length of the header in 8 bytes, then names, shapes and places as JSON, padded to whole 8 bytes.
-fn header(tensors: &[Tensor]) -> Vec<u8> {
-    let mut entries = Map::new();
-    entries.insert("__metadata__".into(), json!({ "format": "pt" }));
+///
+/// # Errors
+/// When two tensors have one name: a bug.
+fn header(tensors: &[Tensor]) -> Result<Vec<u8>> {
     let mut end = 0;
-    for tensor in tensors {
+    let place = |tensor: &Tensor| {
         let start = end;
         end += 4 * tensor.values.len();
-        let entry = json!({ "dtype": "F32", "shape": tensor.shape, "data_offsets": [start, end] });
-        entries.insert(tensor.name.clone(), entry);
-    }
-    let mut json = Value::Object(entries).to_string().into_bytes();
+        let info = TensorInfo { dtype: Dtype::F32, shape: tensor.shape.clone(), data_offsets: (start, end) };
+        (tensor.name.clone(), info)
+    };
+    let format = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let bug = |e: &dyn std::fmt::Display| Error::bug(format!("a header of safetensors: {e}"));
+    let metadata = Metadata::new(Some(format), tensors.iter().map(place).collect()).map_err(|e| bug(&e))?;
+    let mut json = serde_json::to_vec(&metadata).map_err(|e| bug(&e))?;
     json.resize(json.len().next_multiple_of(8), b' ');
-    [&(json.len() as u64).to_le_bytes(), json.as_slice()].concat()
-}
-
-#[derive(Deserialize)]
-struct Entry {
-    dtype: String,
-    shape: Vec<usize>,
-    /// Among the bytes after the header.
-    data_offsets: [u64; 2],
+    Ok([&(json.len() as u64).to_le_bytes(), json.as_slice()].concat())
 }
 
 /// An open file that holds the tensors that were asked for.
@@ -113,20 +109,20 @@ impl Reader {
     /// When it cannot be read, or a tensor is missing or of another shape or type.
     pub fn open(path: &Path, tensors: &[Tensor]) -> Result<Self> {
         let mut file = fs::open(path)?;
-        let (entries, data) = entries(path, &mut file)?;
+        let (metadata, data) = metadata(path, &mut file)?;
         let wrong =
             |name: &str, what: String| Error::input(format!("`{}`: tensor `{name}` {what}", path.display()));
         let mut starts = Vec::with_capacity(tensors.len());
         for Tensor { name, shape, values } in tensors {
-            let entry = entries.get(name).ok_or_else(|| wrong(name, "is missing".into()))?;
-            let [start, end] = entry.data_offsets;
-            let bytes = 4 * values.len() as u64;
-            if entry.dtype != "F32" || entry.shape != *shape || end.checked_sub(start) != Some(bytes) {
+            let info = metadata.info(name).ok_or_else(|| wrong(name, "is missing".into()))?;
+            let bytes = 4 * values.len();
+            let (start, end) = info.data_offsets;
+            if info.dtype != Dtype::F32 || info.shape != *shape || end - start != bytes {
                 let found =
-                    format!("is {} of shape {:?}, expected F32 of {shape:?}", entry.dtype, entry.shape);
+                    format!("is {:?} of shape {:?}, expected F32 of {shape:?}", info.dtype, info.shape);
                 return Err(wrong(name, found));
             }
-            starts.push(data.saturating_add(start));
+            starts.push(data.saturating_add(start as u64));
         }
         Ok(Reader { path: path.to_path_buf(), file, starts })
     }
@@ -152,8 +148,8 @@ impl Reader {
     }
 }
 
-/// What the header lists, and where the numbers begin after it.
-fn entries(path: &Path, file: &mut File) -> Result<(BTreeMap<String, Entry>, u64)> {
+/// The header, and where the numbers begin after it.
+fn metadata(path: &Path, file: &mut File) -> Result<(Metadata, u64)> {
     let failed = |e: std::io::Error| Error::io("read", path, &e);
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(failed)?;
@@ -161,9 +157,7 @@ fn entries(path: &Path, file: &mut File) -> Result<(BTreeMap<String, Entry>, u64
     let mut json = Vec::new();
     file.take(length.min(LONGEST_HEADER)).read_to_end(&mut json).map_err(failed)?;
     let wrong = |e| Error::input(format!("`{}` is not a whole safetensors file: {e}", path.display()));
-    let mut all: Map<String, Value> = serde_json::from_slice(&json).map_err(wrong)?;
-    all.remove("__metadata__");
-    Ok((serde_json::from_value(Value::Object(all)).map_err(wrong)?, 8 + length))
+    Ok((serde_json::from_slice(&json).map_err(wrong)?, 8 + length))
 }
 
 #[cfg(test)]

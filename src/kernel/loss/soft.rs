@@ -26,7 +26,6 @@ use super::super::math::exp;
 use super::super::simd::{F, Isa, LANES, simd};
 use super::super::team::{Parts, Team};
 use super::{BLOCK, Hard, max_with};
-use crate::base::{Error, Result};
 
 /// A teacher's distributions, of which some ids are known, mostly the likeliest, and of all others the
 /// probability together.
@@ -39,7 +38,7 @@ use crate::base::{Error, Result};
 pub struct Soft<'a> {
     /// Ids a row.
     pub k: usize,
-    /// `[N, k]`, none of them twice in a row.
+    /// `[N, k]`, below the vocabulary's size and none of them twice in a row.
     pub ids: &'a [u32],
     /// `[N, k]`, of these ids at that temperature; the others share `1 - Σ`.
     pub probabilities: &'a [f32],
@@ -55,50 +54,6 @@ impl<'a> Soft<'a> {
         let of = rows.start * self.k..rows.end * self.k;
         Soft { ids: &self.ids[of.clone()], probabilities: &self.probabilities[of], ..self }
     }
-
-    /// Whether it says of `rows` rows, over a vocabulary of `v` ids, what a loss can be made of.
-    ///
-    /// # Errors
-    /// At the first row, counted from 0, that names what is no id, or an id twice, or whose probabilities are
-    /// negative, not numbers, or above 1 together by more than rounding gives; and when the temperature is not
-    /// positive, the share not between 0 and 1, or k not between 1 and `v`.
-    pub fn check(&self, rows: usize, v: usize) -> Result<()> {
-        let Soft { k, ids, probabilities, temperature, share } = *self;
-        let wrong = |text: String| Err(Error::input(text));
-        if !(temperature > 0.0 && temperature.is_finite()) {
-            return wrong(format!("a temperature of {temperature}: expected a positive number"));
-        }
-        if !(0.0..=1.0).contains(&share) {
-            return wrong(format!("a share of {share}: expected 0 to 1"));
-        }
-        if k == 0 || k > v {
-            return wrong(format!("{k} ids a row: expected 1 to {v}, the size of the vocabulary"));
-        }
-        if ids.len() != rows * k || probabilities.len() != rows * k {
-            let found = (ids.len(), probabilities.len());
-            return wrong(format!("{} ids and {} probabilities for {rows} rows of {k}", found.0, found.1));
-        }
-        let mut each = ids.chunks_exact(k).zip(probabilities.chunks_exact(k)).enumerate();
-        each.try_for_each(|(i, (ids, p))| {
-            check_row(ids, p, v).map_err(|e| Error::input(format!("row {i}: {e}")))
-        })
-    }
-}
-
-fn check_row(ids: &[u32], probabilities: &[f32], v: usize) -> std::result::Result<(), String> {
-    if let Some(id) = ids.iter().find(|id| **id as usize >= v) {
-        return Err(format!("id {id} is beyond a vocabulary of {v}"));
-    }
-    let mut sorted = ids.to_vec();
-    sorted.sort_unstable();
-    if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(format!("id {} stands twice", twice[0]));
-    }
-    if let Some(p) = probabilities.iter().find(|p| !(0.0..=1.0).contains(*p)) {
-        return Err(format!("a probability of {p}: expected 0 to 1"));
-    }
-    let sum: f64 = probabilities.iter().copied().map(f64::from).sum();
-    if sum > 1.001 { Err(format!("probabilities that sum to {sum:.4}: expected at most 1")) } else { Ok(()) }
 }
 
 /// What the loss of up to [`CHUNK`](super::CHUNK) rows keeps of their soft targets.
@@ -350,36 +305,5 @@ simd! {
             }
             gradient.store_some(x);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_no_loss_can_be_made_of_is_refused_with_its_row() {
-        let good = ([0, 2, 1, 0], [0.5, 0.3, 1.0, 0.0]);
-        let check = |ids: &[u32; 4], probabilities: &[f32; 4], temperature, share| {
-            Soft { k: 2, ids, probabilities, temperature, share }.check(2, 3)
-        };
-        check(&good.0, &good.1, 2.0, 1.0).unwrap();
-        let refused = |text: &str, ids, probabilities, temperature, share| {
-            let error = check(&ids, &probabilities, temperature, share).unwrap_err().to_string();
-            assert!(error.contains(text), "{error}");
-        };
-        refused("row 1: id 3 is beyond a vocabulary of 3", [0, 2, 3, 0], good.1, 1.0, 0.5);
-        refused("row 0: id 2 stands twice", [2, 2, 1, 0], good.1, 1.0, 0.5);
-        refused("row 1: a probability of -1: expected 0 to 1", good.0, [0.5, 0.3, -1.0, 0.0], 1.0, 0.5);
-        refused("row 0: a probability of NaN", good.0, [f32::NAN, 0.3, 1.0, 0.0], 1.0, 0.5);
-        refused("row 0: probabilities that sum to 1.1000", good.0, [0.5, 0.6, 1.0, 0.0], 1.0, 0.5);
-        refused("a temperature of 0: expected a positive number", good.0, good.1, 0.0, 0.5);
-        refused("a share of 1.5: expected 0 to 1", good.0, good.1, 1.0, 1.5);
-        let soft = Soft { k: 4, ids: &good.0, probabilities: &good.1, temperature: 1.0, share: 1.0 };
-        assert!(soft.check(1, 3).unwrap_err().to_string().contains("4 ids a row: expected 1 to 3"));
-        let soft = Soft { k: 2, ..soft };
-        assert!(
-            soft.check(1, 3).unwrap_err().to_string().contains("4 ids and 4 probabilities for 1 rows of 2")
-        );
     }
 }

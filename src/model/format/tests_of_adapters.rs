@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::base::fs;
 use crate::kernel::Team;
+use crate::model::tests::gap;
+use crate::model::tests_with_transformers::numbers;
 use crate::model::{CONFIG_FILE, Executor, IGNORE, Lora, Sequences, Target, Transformer, WEIGHTS_FILE};
 use crate::model::{llama, modern};
 
@@ -29,19 +31,6 @@ fn base(name: &str) -> Transformer {
 
 fn with_adapter(base: Transformer, folder: &Path) -> Result<Transformer> {
     base.with_adapter_files(&folder.join(ADAPTER_CONFIG_FILE), &folder.join(ADAPTER_WEIGHTS_FILE))
-}
-
-fn numbers(value: &Value) -> Vec<f32> {
-    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
-}
-
-/// The max difference, as a share of the max of the values.
-fn difference(found: &[f32], expected: &[f32]) -> f32 {
-    assert_eq!(found.len(), expected.len());
-    assert!(found.iter().all(|x| x.is_finite()), "not a number, which no maximum shows");
-    let size = expected.iter().fold(0f32, |m, x| m.max(x.abs()));
-    let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    worst / size.max(1e-12)
 }
 
 /// Names, shapes and numbers of a file of adapters.
@@ -73,7 +62,7 @@ fn adapters_of_peft_give_its_logits_loss_and_gradients() {
         let targets: Vec<u32> =
             rows.iter().flat_map(|row| row[1..].iter().copied().chain([IGNORE])).collect();
 
-        let off = difference(&logits(&gpt, &ids, length), &numbers(&expected["logits"]));
+        let off = gap(&logits(&gpt, &ids, length), &numbers(&expected["logits"]));
         assert!(off < 1e-4, "{name}: logits are off by {off}");
         let mut gradient = vec![0.0; gpt.trained().len()];
         gpt.lora.as_mut().unwrap().dropout = 0.0;
@@ -97,7 +86,7 @@ fn adapters_of_peft_give_its_logits_loss_and_gradients() {
                 // PEFT also has gradients of what lies outside the blocks.
                 expected.iter_mut().zip(&found).filter(|(_, own)| **own == 0.0).for_each(|(e, _)| *e = 0.0);
             }
-            let off = difference(&found, &expected);
+            let off = gap(&found, &expected);
             assert!(off < 1e-4, "{name}: the gradient of {tensor} is off by {off}");
         }
     }
