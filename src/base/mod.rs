@@ -6,6 +6,7 @@
 pub mod canonical;
 pub mod digest;
 pub mod error;
+pub mod files;
 pub mod fs;
 pub mod invalid;
 pub mod machine;
@@ -19,6 +20,7 @@ pub mod yaml;
 
 pub use digest::Digest;
 pub use error::{Error, Place, Result};
+pub use files::Files;
 pub use invalid::Invalid;
 pub use monitor::{Monitor, Progress, Quiet};
 pub use rng::Rng;

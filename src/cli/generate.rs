@@ -13,7 +13,7 @@ use crate::base::{Error, Result, machine};
 use crate::corpus::clean;
 use crate::generate::{self, Options, Session, Strategy};
 use crate::kinds::adapters;
-use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
+use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE};
 use crate::report::style::Style;
 use crate::stage::Artifact;
 use crate::tokenizer::{Names, Tokenizer};
@@ -106,14 +106,13 @@ fn files_of(text: &str, ty: &str) -> Result<Artifact> {
 /// The model that a target names, with the `adapter` of another merged into it.
 pub fn load_model(text: &str, adapter: Option<&str>, dtype: DtypeArg) -> Result<Model> {
     let artifact = files_of(text, "model")?;
-    let file = |name: &str| {
-        artifact.file(name).map_err(|e| {
-            e.context(format!("`{text}` is not a model")).blame(crate::base::error::Fault::Input)
-        })
-    };
+    let not_a_model =
+        |e: Error| e.context(format!("`{text}` is not a model")).blame(crate::base::error::Fault::Input);
     let names = Names::beside(|name| artifact.find(name))?;
-    let (config, weights, tokenizer) = (file(CONFIG_FILE)?, file(WEIGHTS_FILE)?, file(TOKENIZER_FILE)?);
-    let mut model = Model::load(config, weights, Tokenizer::load_with(tokenizer, &names)?)?;
+    let files = artifact.as_files();
+    files.file(CONFIG_FILE).map_err(not_a_model)?;
+    let tokenizer = files.file(TOKENIZER_FILE).map_err(not_a_model)?;
+    let mut model = Model::open(&files, Tokenizer::load_with(tokenizer, &names)?)?;
     if let Some(adapter) = adapter {
         model.transformer = adapters::merged(model.transformer, &files_of(adapter, adapters::ADAPTER)?)?;
     }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  dtype       f32 or bf16
+//!  blocks      the types that files store numbers in, quantized ones too
 //!  simd        vectors of 16 lanes, the same on every CPU              (x86, neon, portable)
 //!  math        exp, sigmoid, tanh, the normal distribution
 //!  team        threads that share loops
@@ -55,6 +56,7 @@ pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod average;
+pub mod blocks;
 mod buffer;
 pub mod dropout;
 mod dtype;
@@ -80,6 +82,7 @@ pub mod weight;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use blocks::BlockType;
 pub use buffer::Buffer;
 pub use dropout::Dropout;
 pub use dtype::Dtype;

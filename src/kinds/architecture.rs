@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::tokenizers;
 use crate::base::{Result, units};
-use crate::model::{self, CONFIG_FILE, Config, Model, Transformer, WEIGHTS_FILE};
+use crate::model::{self, Config, Model, Transformer};
 use crate::stage::{Artifact, Connected, Facts, Issue};
 use crate::tokenizer::{Names, Tokenizer};
 use crate::train::{self, Embedding};
@@ -235,7 +235,8 @@ impl Architecture {
     /// When it cannot be read, or its tokens or positions are others.
     pub fn warm_start(&self, artifact: &Artifact, tokenizer: &Tokenizer, seed: u64) -> Result<Transformer> {
         let own = tokenizers::load(artifact, Names::default())?;
-        let model = Model::load(artifact.file(CONFIG_FILE)?, artifact.file(WEIGHTS_FILE)?, own)?;
+        let mut model = Model::open(&artifact.as_files(), own)?;
+        model.transformer = model.transformer.dequantized();
         let vocab_size = self.number("vocab_size").map(|n| n as usize);
         let start = train::warm_start(model, tokenizer, self.embedding, vocab_size, seed)?;
         tracing::info!(

@@ -12,7 +12,7 @@ use crate::corpus::conversation::{Message, Role};
 use crate::corpus::held_out;
 use crate::eval::{self, Gate, Scored};
 use crate::generate;
-use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
+use crate::model::{Model, TOKENIZER_FILE};
 use crate::stage::{Artifact, Connected, Context, Info, Issue, Kind, Port};
 use crate::tokenizer::Tokenizer;
 use crate::train::Sample;
@@ -63,6 +63,7 @@ impl Kind for Eval {
         let mut inputs = vec![
             Port::new("model", "model", "What is judged."),
             Port::new("tokenizer", "tokenizer", "The model's tokenizer.")
+                .or(&["model"])
                 .or_source(&["tokenizer.json", ".json"]),
             Port::new("adapter", adapters::ADAPTER, "What is merged into the model before.").optional(),
         ];
@@ -111,7 +112,7 @@ impl Kind for Eval {
         if let Ok(own) = input.file(TOKENIZER_FILE) {
             Tokenizer::load_with(own, &names)?.is_part_of(&tokenizer)?;
         }
-        let mut model = Model::load(input.file(CONFIG_FILE)?, input.file(WEIGHTS_FILE)?, tokenizer)?;
+        let mut model = Model::open(&input.as_files(), tokenizer)?;
         let adapter = ctx.optional("adapter");
         if let Some(adapter) = adapter {
             model.transformer = adapters::merged(model.transformer, adapter)?;

@@ -12,7 +12,7 @@ use crate::base::{Error, Result, units};
 use crate::corpus::conversation::Role;
 use crate::corpus::conversation::{self, ConversationReader};
 use crate::corpus::held_out::{Rule, Split};
-use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE, Transformer, WEIGHTS_FILE};
+use crate::model::{Model, TOKENIZER_FILE, Transformer};
 use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port, Resume};
 use crate::tokenizer::chat::{self, Rendered};
 use crate::tokenizer::{Names, Special, Tokenizer};
@@ -73,6 +73,7 @@ impl Kind for Finetune {
             inputs: vec![
                 Port::new("model", "model", "The pretrained model."),
                 Port::new("tokenizer", "tokenizer", "The model's tokenizer, or one with further tokens.")
+                    .or(&["model"])
                     .or_source(&["tokenizer.json", ".json"]),
                 Port::new("chats", "conversations", "What it learns to say.").many(),
                 Port::new(
@@ -211,7 +212,7 @@ const WITHOUT_NEW_TOKENS: &str = "connect the model's own tokenizer, or leave `l
 /// The model with the tokenizer that is connected, its embedding extended where that has new tokens.
 fn load(params: &Params, ctx: &Context) -> Result<Model> {
     let input = ctx.input("model")?;
-    let mut transformer = Transformer::load(input.file(CONFIG_FILE)?, input.file(WEIGHTS_FILE)?)?;
+    let mut transformer = Transformer::open(&input.as_files())?.dequantized();
     let names = tokenizers::names(input)?;
     let own = Tokenizer::load_with(input.file(TOKENIZER_FILE)?, &names)?;
     let connected = ctx.input("tokenizer")?;
@@ -326,6 +327,7 @@ mod tests {
     use super::*;
     use crate::corpus::held_out;
     use crate::model::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, Config, gpt2};
+    use crate::model::{CONFIG_FILE, WEIGHTS_FILE};
     use crate::stage::{Artifact, harness};
 
     fn tokenizer(name: &str) -> Artifact {

@@ -15,7 +15,7 @@ use crate::corpus::held_out::{self, Rule};
 use crate::corpus::preference::{self, PreferenceReader};
 use crate::eval::sign_test;
 use crate::kernel::Team;
-use crate::model::{CONFIG_FILE, Executor, Model, TOKENIZER_FILE, Transformer, WEIGHTS_FILE};
+use crate::model::{Executor, Model, TOKENIZER_FILE, Transformer};
 use crate::stage::{Artifact, Connected, Context, Facts, Info, Issue, Kind, Port, Resume};
 use crate::tokenizer::{Special, Tokenizer};
 use crate::train::{self, Compared, Data, Dpo, PairNats, Pairs, Preference, RenderedPair};
@@ -61,6 +61,7 @@ impl Kind for Prefer {
                 )
                 .many(),
                 Port::new("tokenizer", "tokenizer", "The model's tokenizer, where the model has none.")
+                .or(&["model"])
                     .or_source(&["tokenizer.json", ".json"])
                     .optional(),
                 Port::new(
@@ -163,7 +164,7 @@ impl Params {
 /// The model with its own tokenizer, or the one that is connected.
 fn load(ctx: &Context) -> Result<Model> {
     let input = ctx.input("model")?;
-    let transformer = Transformer::load(input.file(CONFIG_FILE)?, input.file(WEIGHTS_FILE)?)?;
+    let transformer = Transformer::open(&input.as_files())?.dequantized();
     // The special tokens are those that the model was trained with.
     let names = tokenizers::names(input)?;
     let own = input.find(TOKENIZER_FILE).map(|path| Tokenizer::load_with(path, &names)).transpose()?;
@@ -452,6 +453,7 @@ mod tests {
     use crate::base::{Monitor, Progress};
     use crate::corpus::conversation::{Message, Role};
     use crate::corpus::preference::PreferenceWriter;
+    use crate::model::{CONFIG_FILE, WEIGHTS_FILE};
     use crate::model::{Config, gpt2};
     use crate::stage::harness;
 

@@ -47,6 +47,7 @@ impl Kind for Shard {
         let mut inputs = texts::ports();
         inputs.push(
             Port::new("tokenizer", "tokenizer", "What encodes the text.")
+                .or(&["model"])
                 .or_source(&["tokenizer.json", ".json"]),
         );
         Info {

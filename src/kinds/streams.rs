@@ -15,6 +15,7 @@ pub fn ports() -> Vec<Port> {
     vec![
         Port::new("shards", "shards", "What it learns to continue."),
         Port::new("tokenizer", "tokenizer", "What the shards were encoded with.")
+            .or(&["model"])
             .or_source(&["tokenizer.json", ".json"]),
         Port::new(
             "validation",

@@ -10,7 +10,7 @@ use super::texts::held_out_by;
 use super::tokenizers;
 use crate::base::{Error, Result};
 use crate::corpus::held_out::HeldOut;
-use crate::model::{CONFIG_FILE, Model, Transformer, WEIGHTS_FILE};
+use crate::model::{Model, Transformer};
 use crate::stage::{Artifact, Connected, Context, Issue, Upstream};
 use crate::tokenizer::{Names, Tokenizer};
 use crate::train::Loss;
@@ -114,7 +114,7 @@ pub fn load_one(artifact: &Artifact, tokenizer: &Tokenizer) -> Result<Transforme
             .help("connect the tokenizer that the model was trained with")
             .context(context()));
     }
-    Ok(Model::load(artifact.file(CONFIG_FILE)?, artifact.file(WEIGHTS_FILE)?, own)?.transformer)
+    Ok(Model::open(&artifact.as_files(), own)?.transformer.dequantized())
 }
 
 /// The rules of `held_out`, and those of the artifacts at `port` that are not among them: what they were not

@@ -4,12 +4,12 @@
 use std::path::Path;
 
 use super::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, Config, Transformer};
-use crate::base::{Error, Result, fs};
+use crate::base::{Error, Files, Result, fs};
+pub use crate::tokenizer::TOKENIZER_FILE;
 use crate::tokenizer::{Special, TOKENIZER_CONFIG_FILE, Tokenizer};
 
 pub const CONFIG_FILE: &str = "config.json";
 pub const WEIGHTS_FILE: &str = "model.safetensors";
-pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// A model with the tokenizer that it speaks.
 pub struct Model {
@@ -18,17 +18,18 @@ pub struct Model {
 }
 
 impl Model {
-    /// Reads configuration and weights, wherever each lies.
+    /// Reads a model's folder with the tokenizer that it is to speak.
     ///
     /// # Errors
-    /// When one does not read, a tensor is missing or of another shape or type, or the tokenizer has
-    /// more tokens than the model.
-    pub fn load(config: &Path, weights: &Path, tokenizer: Tokenizer) -> Result<Self> {
-        let gpt = Transformer::load(config, weights)?;
-        gpt.config
+    /// When a file is missing or does not read, a tensor is missing or of another shape or type, or the
+    /// tokenizer has more tokens than the model.
+    pub fn open(files: &Files, tokenizer: Tokenizer) -> Result<Self> {
+        let transformer = Transformer::open(files)?;
+        transformer
+            .config
             .fits(&tokenizer)
             .map_err(|e| e.help("use the tokenizer that the model was trained with"))?;
-        Ok(Model { transformer: gpt, tokenizer })
+        Ok(Model { transformer, tokenizer })
     }
 
     /// Writes the files into `folder`, adapters merged; the same model gives the same bytes.

@@ -45,6 +45,16 @@ impl Transformer {
         if self.bf16.is_some() { Dtype::Bf16 } else { Dtype::F32 }
     }
 
+    /// Whether matrices are blocks of integers, which products read as they are.
+    pub fn is_quantized(&self) -> bool {
+        false
+    }
+
+    /// The same model with all numbers as f32, to be trained.
+    pub fn dequantized(self) -> Self {
+        self
+    }
+
     /// A new model, each tensor drawn from a stream of `seed` and its own name.
     pub fn fresh(config: &Config, seed: u64) -> Self {
         let mut model = Self::zeros(config);

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::base::yaml::{self, Node};
-use crate::base::{Digest, Error, Invalid, Monitor, Result, units};
+use crate::base::{Digest, Error, Files, Invalid, Monitor, Result, units};
 
 /// The name of an artifact type. A connection is refused when the names differ.
 pub type TypeName = &'static str;
@@ -38,6 +38,8 @@ pub struct Port {
     pub required: bool,
     /// Takes a list of artifacts rather than one.
     pub many: bool,
+    /// Further artifact types that it takes: a model where a tokenizer is asked for.
+    pub also: &'static [TypeName],
     /// Extensions of the source files that it takes directly (`[""]`: all), so that files made elsewhere can
     /// be connected. Empty: only outputs of stages.
     pub sources: &'static [&'static str],
@@ -46,7 +48,7 @@ pub struct Port {
 
 impl Port {
     pub fn new(name: &str, ty: TypeName, doc: &'static str) -> Self {
-        Port { name: name.into(), ty, required: true, many: false, sources: &[], doc }
+        Port { name: name.into(), ty, required: true, many: false, also: &[], sources: &[], doc }
     }
 
     pub fn optional(mut self) -> Self {
@@ -59,6 +61,12 @@ impl Port {
         self
     }
 
+    /// Artifacts of these types may be connected, too.
+    pub fn or(mut self, types: &'static [TypeName]) -> Self {
+        self.also = types;
+        self
+    }
+
     /// Source files with one of these endings may be connected; `&[""]` takes any.
     pub fn or_source(mut self, endings: &'static [&'static str]) -> Self {
         self.sources = endings;
@@ -67,7 +75,7 @@ impl Port {
 
     /// Whether an output of type `ty` may be connected here.
     pub fn takes(&self, ty: &str) -> bool {
-        self.ty == ANY || self.ty == ty || (self.ty == FILES && ty == FILE)
+        self.ty == ANY || self.ty == ty || self.also.contains(&ty) || (self.ty == FILES && ty == FILE)
     }
 }
 
@@ -389,6 +397,12 @@ impl Artifact {
 
     pub fn size(&self) -> u64 {
         self.files.iter().map(|f| f.size).sum()
+    }
+
+    /// The files by their names alone.
+    pub fn as_files(&self) -> Files {
+        let all = self.files.iter().map(|f| (f.name.clone(), f.path.clone())).collect();
+        Files { label: self.label.clone(), all }
     }
 }
 

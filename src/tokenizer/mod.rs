@@ -9,6 +9,7 @@ mod cache;
 pub mod chat;
 mod classes;
 mod cut;
+pub mod format;
 mod in_text;
 mod known;
 mod special;
@@ -41,6 +42,9 @@ use special::{Named, Template};
 pub use special::{Names, TOKENIZER_CONFIG_FILE};
 pub use stream::StreamDecoder;
 pub use texts::{Inputs, Text, Texts};
+
+/// The file of a tokenizer, alone or in a model's folder.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// The special tokens that our tokenizers begin with; the discriminant is the id there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

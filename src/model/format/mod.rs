@@ -1,13 +1,15 @@
-//! Architectures and weights as the files of Hugging Face's model types: `config.json`, and names and
-//! shapes of tensors.
+//! Architectures and weights as other programs have them: the model types of Hugging Face (`config.json`, and
+//! names and shapes of tensors), a file each, and the [`CONTAINERS`] that models are stored in, a file each.
 //!
 //! A model is written as the first type of [`FORMATS`] that computes the same; what none of them holds is
 //! written as `tinylm`. What a type has no key for and what only training needs (how weights were
 //! initialized) stands in an object `tinylm`, which other programs pass over.
 
 mod adapter;
+mod container;
 mod fields;
 mod gpt2;
+mod hf;
 mod llama;
 mod qwen3;
 mod rope;
@@ -18,6 +20,7 @@ mod weights;
 use serde_json::{Value, json};
 
 pub use self::adapter::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
+pub use self::container::{CONTAINERS, Container, ExportOptions, Imported, Outgoing, container, detect};
 use self::fields::Fields;
 pub use self::stored::Stored;
 use super::{Activation, Config, Layout};

@@ -17,13 +17,23 @@ pub struct Stored {
     pub columns: Range<usize>,
     /// Whether the file has `[out, in]` where the parameter is `[in, out]`.
     pub transposed: bool,
+    /// Queries and keys whose rotary pairs lie side by side, as Meta's Llama has them: the width of a head, of
+    /// which the file has the columns 0, D/2, 1, D/2 + 1 and so on, where ours pairs halves of a head.
+    pub interleaved: Option<usize>,
 }
 
 impl Stored {
     /// The `index`-th parameter whole, under another name.
     pub fn whole(p: &Parameter, index: usize, name: String) -> Self {
         let columns = 0..width(p);
-        Stored { name, shape: p.shape.clone(), parameter: index, columns, transposed: false }
+        Stored {
+            name,
+            shape: p.shape.clone(),
+            parameter: index,
+            columns,
+            transposed: false,
+            interleaved: None,
+        }
     }
 
     /// Some columns of the `index`-th parameter: of a hidden matrix transposed.
@@ -34,7 +44,7 @@ impl Stored {
             [rows, _] => vec![rows, columns.len()],
             _ => vec![columns.len()],
         };
-        Stored { name, shape, parameter: index, columns, transposed }
+        Stored { name, shape, parameter: index, columns, transposed, interleaved: None }
     }
 
     /// Each parameter whole, under its own name.
@@ -51,8 +61,25 @@ impl Stored {
         let start = p.range.start + self.columns.start;
         let (outer, inner) = if self.transposed { (columns, rows) } else { (rows, columns) };
         let (far, near) = if self.transposed { (1, width) } else { (width, 1) };
-        (0..outer).flat_map(move |i| (0..inner).map(move |j| start + i * far + j * near))
+        let head = self.interleaved;
+        let column = move |i: usize| head.map_or(i, |d| half_split(i, d));
+        let (outward, inward) = (self.transposed, !self.transposed);
+        (0..outer).flat_map(move |i| {
+            let i = if outward { column(i) } else { i };
+            (0..inner).map(move |j| start + i * far + if inward { column(j) } else { j } * near)
+        })
     }
+
+    /// Which of the parameter's columns the `row`-th row of a transposed tensor is.
+    pub fn column(&self, row: usize) -> usize {
+        self.columns.start + self.interleaved.map_or(row, |d| half_split(row, d))
+    }
+}
+
+/// Where the `i`-th of columns whose pairs lie side by side stands when halves of a head of `d` are paired.
+fn half_split(i: usize, d: usize) -> usize {
+    let (head, i) = (i / d, i % d);
+    head * d + i / 2 + i % 2 * (d / 2)
 }
 
 /// The length of a row.

@@ -9,15 +9,34 @@ use safetensors::{Dtype, SafeTensors, View};
 use serde_json::Value;
 
 use super::{Description, Format, Stored};
-use crate::base::{Error, Result, fs, suggest};
+use crate::base::{Error, Files, Result, fs, suggest};
 use crate::corpus::input::InputFile;
 use crate::corpus::json;
-use crate::model::{Layout, Transformer};
+use crate::kernel::BlockType;
+use crate::model::{CONFIG_FILE, Layout, Transformer, WEIGHTS_FILE};
 
 /// The output projection, in each type of file.
 const HEAD: &str = "lm_head.weight";
 
 impl Transformer {
+    /// Reads the configuration and the weights of a model's folder.
+    ///
+    /// # Errors
+    /// When one of them is missing, and as [`Transformer::load`].
+    pub fn open(files: &Files) -> Result<Self> {
+        Self::load(files.file(CONFIG_FILE)?, files.file(WEIGHTS_FILE)?)
+    }
+
+    /// Sets the numbers of a tensor from the bytes of a file, which are of type `ty`.
+    ///
+    /// # Panics
+    /// When the bytes are not those of the tensor's shape.
+    pub fn put(&mut self, stored: &Stored, ty: BlockType, bytes: &[u8]) {
+        let mut numbers = vec![0.0; stored.shape.iter().product()];
+        ty.decode(bytes, &mut numbers);
+        stored.places(&self.layout).zip(numbers).for_each(|(place, x)| self.weights[place] = x);
+    }
+
     /// Reads configuration and weights.
     ///
     /// # Errors

@@ -1,0 +1,46 @@
+//! A folder as Hugging Face's libraries read and write it: `config.json`, `model.safetensors`,
+//! `tokenizer.json`.
+
+use std::path::Path;
+
+use super::{Container, ExportOptions, Imported, Outgoing};
+use crate::base::{Error, Files, Result};
+use crate::kernel::BlockType;
+use crate::model::{CONFIG_FILE, Config, TOKENIZER_FILE, Transformer};
+use crate::tokenizer::{Names, Tokenizer};
+
+pub struct HuggingFace;
+
+impl Container for HuggingFace {
+    fn name(&self) -> &'static str {
+        "hf"
+    }
+
+    fn summary(&self) -> &'static str {
+        "Hugging Face: a folder with `config.json`, safetensors and `tokenizer.json`"
+    }
+
+    fn recognizes(&self, files: &Files) -> bool {
+        files.find(CONFIG_FILE).is_some()
+    }
+
+    fn read(&self, files: &Files) -> Result<Imported> {
+        let transformer = Transformer::open(files)?;
+        let tokenizer = files
+            .find(TOKENIZER_FILE)
+            .map(|path| Tokenizer::load_with(path, &Names::beside(|name| files.find(name))?));
+        Ok(Imported { transformer, tokenizer: tokenizer.transpose()?, blocks: None })
+    }
+
+    fn refuses(&self, _: &Config, options: &ExportOptions) -> Option<String> {
+        let ty = options.dtype.filter(|ty| ty.is_quantized())?;
+        Some(format!("safetensors hold no blocks of {}: use `gguf`", ty.name()))
+    }
+
+    fn write(&self, out: &Outgoing, into: &Path) -> Result<()> {
+        match out.options.dtype {
+            None | Some(BlockType::F32) => out.model.save(into),
+            Some(ty) => Err(Error::usage(format!("weights of {} are not written", ty.name()))),
+        }
+    }
+}

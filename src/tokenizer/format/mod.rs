@@ -1,0 +1,61 @@
+//! The forms that tokenizers are stored in by this and other programs, a file each, and the one list of them.
+//! What is read becomes a `tokenizer.json`, which means the same.
+
+mod tokenizer_json;
+
+use std::path::Path;
+
+use super::Tokenizer;
+use crate::base::{Error, Files, Result, suggest};
+
+/// A form that tokenizers are stored in.
+pub trait Format: Sync {
+    /// `sentencepiece`, as params and the command line call it.
+    fn name(&self) -> &'static str;
+
+    /// One line for help: whose form it is, and which files it is made of.
+    fn summary(&self) -> &'static str;
+
+    /// Whether these files are of the form, by their names and first bytes.
+    fn recognizes(&self, files: &Files) -> bool;
+
+    /// Reads a tokenizer.
+    ///
+    /// # Errors
+    /// When a file is damaged, or asks for what can't be done.
+    fn read(&self, files: &Files) -> Result<Tokenizer>;
+
+    /// Writes a tokenizer into the empty folder `into`.
+    ///
+    /// # Errors
+    /// When the form cannot hold it, with the reason, or a file cannot be written.
+    fn write(&self, tokenizer: &Tokenizer, into: &Path) -> Result<()>;
+}
+
+/// All of them. What recognizes files first reads them.
+pub static FORMATS: [&dyn Format; 1] = [&tokenizer_json::TokenizerJson];
+
+/// The form called `name`.
+///
+/// # Errors
+/// When there is none; says which there are.
+pub fn format(name: &str) -> Result<&'static dyn Format> {
+    let names = || FORMATS.iter().map(|f| f.name());
+    FORMATS.iter().find(|f| f.name() == name).copied().ok_or_else(|| {
+        Error::usage(format!("there is no format `{name}` of tokenizers"))
+            .suggest(suggest::closest(name, names()))
+            .help(format!("there are {}", suggest::list(names())))
+    })
+}
+
+/// The form that these files are of.
+///
+/// # Errors
+/// When they are of none that is known.
+pub fn detect(files: &Files) -> Result<&'static dyn Format> {
+    FORMATS.iter().find(|f| f.recognizes(files)).copied().ok_or_else(|| {
+        let forms = FORMATS.iter().map(|f| format!("{} ({})", f.name(), f.summary()));
+        Error::input(format!("`{}` is no tokenizer of a known form", files.label))
+            .help(format!("known are {}", forms.collect::<Vec<_>>().join("; ")))
+    })
+}

@@ -1,0 +1,36 @@
+//! `tokenizer.json` of Hugging Face's `tokenizers`, with the names of its special tokens beside it.
+
+use std::path::Path;
+
+use super::Format;
+use crate::base::{Files, Result, fs};
+use crate::tokenizer::{Names, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
+
+pub struct TokenizerJson;
+
+impl Format for TokenizerJson {
+    fn name(&self) -> &'static str {
+        "tokenizer_json"
+    }
+
+    fn summary(&self) -> &'static str {
+        "Hugging Face: `tokenizer.json`"
+    }
+
+    fn recognizes(&self, files: &Files) -> bool {
+        files.find(TOKENIZER_FILE).is_some()
+    }
+
+    fn read(&self, files: &Files) -> Result<Tokenizer> {
+        let path = files.only().map_or_else(|| files.file(TOKENIZER_FILE), Ok)?;
+        Tokenizer::load_with(path, &Names::beside(|name| files.find(name))?)
+    }
+
+    fn write(&self, tokenizer: &Tokenizer, into: &Path) -> Result<()> {
+        fs::write(&into.join(TOKENIZER_FILE), tokenizer.json())?;
+        match tokenizer.config()? {
+            Some(json) => fs::write(&into.join(TOKENIZER_CONFIG_FILE), &json),
+            None => Ok(()),
+        }
+    }
+}
