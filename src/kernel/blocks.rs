@@ -260,9 +260,9 @@ impl Block {
     fn small(&mut self, scale: f32, min: f32, high: Option<&[u8]>, low: &[u8], zero: i8) {
         (self.scales[0], self.mins[0]) = (scale, min);
         let fifth = |i: usize| high.map_or(0, |high| (high[i / 8] >> (i % 8) & 1) << 4);
-        for i in 0..16 {
-            self.codes[i] = (low[i] & 15 | fifth(i)) as i8 - zero;
-            self.codes[i + 16] = (low[i] >> 4 | fifth(i + 16)) as i8 - zero;
+        for (i, byte) in low.iter().enumerate() {
+            self.codes[i] = (byte & 15 | fifth(i)) as i8 - zero;
+            self.codes[i + 16] = (byte >> 4 | fifth(i + 16)) as i8 - zero;
         }
     }
 

@@ -79,13 +79,15 @@ pub struct ExportOptions {
     pub dtype: Option<BlockType>,
 }
 
+/// Calls a function with each of some texts, until it fails.
+pub type EachText<'a> = dyn Fn(&mut dyn FnMut(&str) -> Result<()>) -> Result<()> + 'a;
+
 /// A model to be written.
 pub struct Outgoing<'a> {
     pub model: &'a Model,
     /// The files that it was read from: blocks of a quantized model are taken as they are.
     pub files: &'a Files,
     pub options: &'a ExportOptions,
-    /// Texts that it was trained on, as far as they are known, to compare the ids of another program with:
-    /// calls the function with each.
-    pub texts: &'a dyn Fn(&mut dyn FnMut(&str) -> Result<()>) -> Result<()>,
+    /// Texts that it was trained on, as far as they are known, to compare the ids of another program with.
+    pub texts: &'a EachText<'a>,
 }
