@@ -4,6 +4,8 @@
 //! It has no part of language models or pipelines, and never prints.
 
 pub mod canonical;
+#[cfg(test)]
+pub mod damage;
 pub mod digest;
 pub mod error;
 pub mod files;

@@ -41,7 +41,7 @@ use known::{BpeJson, OwnTokenizer, Vocabulary};
 use special::{Named, Template};
 pub use special::{Names, TOKENIZER_CONFIG_FILE};
 pub use stream::StreamDecoder;
-pub use texts::{Inputs, Text, Texts};
+pub use texts::{EachText, Inputs, Text, Texts};
 
 /// The file of a tokenizer, alone or in a model's folder.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";

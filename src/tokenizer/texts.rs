@@ -54,6 +54,9 @@ pub struct Texts {
     texts: Box<dyn Iterator<Item = Result<Text>> + Send>,
 }
 
+/// Calls a function with each of some texts, until it fails.
+pub type EachText<'a> = dyn Fn(&mut dyn FnMut(&str) -> Result<()>) -> Result<()> + 'a;
+
 /// Texts to be worked on together, in parallel.
 #[derive(Default)]
 pub struct Batch {

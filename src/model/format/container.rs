@@ -6,7 +6,7 @@ use super::hf;
 use crate::base::{Error, Files, Result, suggest};
 use crate::kernel::BlockType;
 use crate::model::{Config, Model, Transformer};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{EachText, Tokenizer};
 
 /// A form that whole models are stored in.
 pub trait Container: Sync {
@@ -78,9 +78,6 @@ pub struct ExportOptions {
     /// The type of matrices; the model's own where it is not given.
     pub dtype: Option<BlockType>,
 }
-
-/// Calls a function with each of some texts, until it fails.
-pub type EachText<'a> = dyn Fn(&mut dyn FnMut(&str) -> Result<()>) -> Result<()> + 'a;
 
 /// A model to be written.
 pub struct Outgoing<'a> {

@@ -20,9 +20,7 @@ mod weights;
 use serde_json::{Value, json};
 
 pub use self::adapter::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
-pub use self::container::{
-    CONTAINERS, Container, EachText, ExportOptions, Imported, Outgoing, container, detect,
-};
+pub use self::container::{CONTAINERS, Container, ExportOptions, Imported, Outgoing, container, detect};
 use self::fields::Fields;
 pub use self::stored::Stored;
 use super::{Activation, Config, Layout};
