@@ -20,6 +20,8 @@ mod texts;
 pub mod train;
 
 #[cfg(test)]
+mod tests_of_chat;
+#[cfg(test)]
 pub(crate) mod tests_with_library;
 
 use std::collections::BTreeSet;
