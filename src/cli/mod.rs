@@ -12,6 +12,7 @@ mod plan;
 mod query;
 mod run;
 mod schema;
+mod score;
 mod stages;
 mod target;
 mod validate;
@@ -86,6 +87,8 @@ enum Command {
     Generate(generate::Generate),
     /// Talk with a model.
     Chat(chat::Chat),
+    /// Show how probable a model finds a text, token by token.
+    Score(score::Score),
     /// Measure how fast this machine trains, generates, tokenizes and plans.
     Bench(bench::Bench),
     /// List the stage kinds, or the ports and params of one.
@@ -218,7 +221,12 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
     // threads would take longer than all their work.
     if matches!(
         cli.command,
-        Command::Inspect(_) | Command::Query(_) | Command::Generate(_) | Command::Chat(_) | Command::Bench(_)
+        Command::Inspect(_)
+            | Command::Query(_)
+            | Command::Generate(_)
+            | Command::Chat(_)
+            | Command::Score(_)
+            | Command::Bench(_)
     ) {
         machine::use_all_cores();
     }
@@ -232,6 +240,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Query(c) => c.run(format),
         Command::Generate(c) => c.run(format),
         Command::Chat(c) => c.run(format),
+        Command::Score(c) => c.run(format),
         Command::Bench(c) => c.run(format),
         Command::Stages(c) => c.run(format),
         Command::Schema(c) => c.run(),
