@@ -12,6 +12,7 @@ mod cut;
 pub mod format;
 mod in_text;
 mod known;
+pub mod llama_cpp;
 mod special;
 mod stream;
 mod texts;

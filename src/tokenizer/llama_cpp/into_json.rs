@@ -1,0 +1,105 @@
+//! A `tokenizer.json` for the vocabulary of a GGUF file.
+
+use serde_json::{Map, Value, json};
+
+use super::bpe::halves;
+use super::encoder::is_in_text;
+use super::pre::{DEFAULT, GPT2, Pre};
+use super::{GgufVocabulary, VocabularyModel, token_type};
+use crate::base::{Error, Result};
+use crate::tokenizer::{Names, Tokenizer};
+
+impl GgufVocabulary {
+    /// A tokenizer that gives the same ids; `file` is what messages call the GGUF file.
+    ///
+    /// # Errors
+    /// When the vocabulary is damaged, or asks for what is not supported here.
+    pub fn into_tokenizer(self, file: &str) -> Result<Tokenizer> {
+        let read = || -> Result<Tokenizer> {
+            self.encoder()?;
+            let library =
+                tokenizers::Tokenizer::from_bytes(self.json()?.to_string()).and_then(|t| t.to_string(true));
+            let json = library.map_err(|e| Error::input("its vocabulary does not fit together").cause(e))?;
+            Tokenizer::parse_with(file, json.into_bytes(), &self.names())
+        };
+        read().map_err(|e| e.context(format!("the vocabulary of `{file}` cannot be used")))
+    }
+
+    fn names(&self) -> Names {
+        let name = |id: Option<u32>| id.map(|id| self.tokens[id as usize].clone());
+        Names { bos: name(self.bos), eos: name(self.eos), pad: name(self.padding), ..Names::default() }
+    }
+
+    fn json(&self) -> Result<Value> {
+        let parts = match self.model {
+            VocabularyModel::Bpe => self.byte_level()?,
+            other => return Err(Error::input(format!("`{}` vocabularies are not supported", other.name()))),
+        };
+        let mut json = json!({"version": "1.0", "truncation": null, "padding": null, "post_processor": null,
+            "normalizer": null, "added_tokens": self.added()});
+        for (key, part) in parts {
+            json[key] = part;
+        }
+        Ok(json)
+    }
+
+    /// Special tokens and those that are matched in text.
+    fn added(&self) -> Vec<Value> {
+        let ids = 0..self.tokens.len() as u32;
+        let added = ids.filter_map(|id| {
+            let content = &self.tokens[id as usize];
+            let special = self.is_special(id);
+            (special || is_in_text(self, id)).then(|| {
+                json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                    "normalized": false, "special": special})
+            })
+        });
+        added.collect()
+    }
+
+    /// Whether a token is special: by its type, or since a key names it.
+    fn is_special(&self, id: u32) -> bool {
+        let named = self.special_ids().iter().any(|(_, special)| *special == Some(id));
+        !is_in_text(self, id)
+            && (named
+                || matches!(
+                    self.type_of(id),
+                    token_type::CONTROL | token_type::UNKNOWN | token_type::USER_DEFINED
+                ))
+    }
+
+    fn byte_level(&self) -> Result<Vec<(&'static str, Value)>> {
+        let pre = Pre::named(self.pre.as_deref().unwrap_or(DEFAULT))?;
+        let mut seen = std::collections::HashSet::new();
+        // Of merges that are the same, llama.cpp counts the first and the library the last.
+        let merges = self.merges.iter().flatten().filter(|merge| seen.insert(merge.as_str()));
+        let merges: Vec<_> = merges.filter_map(|merge| halves(merge)).collect();
+        let level = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
+        let model = json!({"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+            "ignore_merges": pre.ignore_merges, "vocab": self.vocab(), "merges": merges});
+        Ok(vec![
+            ("pre_tokenizer", pre_tokenizer(pre.splits, level)),
+            ("decoder", level(true)),
+            ("model", model),
+        ])
+    }
+
+    fn vocab(&self) -> Map<String, Value> {
+        self.tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect()
+    }
+}
+
+/// Cuts by regular expressions, then spells bytes; the last may be GPT-2's, which spelling bytes includes.
+fn pre_tokenizer(splits: &[&str], level: impl Fn(bool) -> Value) -> Value {
+    let (splits, gpt2) = match splits {
+        [others @ .., last] if *last == GPT2 => (others, true),
+        all => (all, false),
+    };
+    let split = |regex: &&str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
+    let steps: Vec<Value> = splits.iter().map(split).chain([level(gpt2)]).collect();
+    match steps.as_slice() {
+        [only] => only.clone(),
+        _ => json!({"type": "Sequence", "pretokenizers": steps}),
+    }
+}
