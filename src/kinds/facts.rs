@@ -52,3 +52,60 @@ pub fn algorithm(up: &Upstream) -> Option<Algorithm> {
 fn value<T: DeserializeOwned>(up: &Upstream, fact: &str) -> Option<T> {
     T::deserialize(up.facts.get(fact)?).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::kinds::distill::Distill;
+    use crate::kinds::export::Export;
+    use crate::kinds::finetune::Finetune;
+    use crate::kinds::prefer::Prefer;
+    use crate::kinds::pretrain::Pretrain;
+    use crate::kinds::train_tokenizer::TrainTokenizer;
+    use crate::stage::Kind;
+
+    fn facts<K: Kind>(params: Value, inputs: &[(&str, &Facts)]) -> Facts {
+        K::facts(&serde_json::from_value(params).unwrap(), &connected(inputs), "model")
+    }
+
+    fn connected(inputs: &[(&str, &Facts)]) -> Connected {
+        let up = |facts: &&Facts| Upstream { facts: (*facts).clone(), ..Upstream::default() };
+        Connected(inputs.iter().map(|(port, facts)| (port.to_string(), vec![up(facts)])).collect())
+    }
+
+    #[test]
+    fn architecture_and_algorithm_are_known_along_a_chain_of_stages() {
+        let words = facts::<TrainTokenizer>(json!({ "algorithm": "char", "vocab_size": 600 }), &[]);
+        let wider = facts::<TrainTokenizer>(json!({ "algorithm": "char", "vocab_size": 700 }), &[]);
+        let base = json!({ "preset": "modern-1.5m", "n_layer": 2, "vocab_size": 600 });
+        let base = facts::<Pretrain>(base, &[("tokenizer", &words)]);
+        let tuned = facts::<Finetune>(json!({}), &[("model", &base), ("tokenizer", &wider)]);
+        let preferred = facts::<Prefer>(json!({}), &[("model", &tuned)]);
+        let longer = json!({ "seq_len": 256 });
+        let student = facts::<Distill>(longer, &[("teacher", &preferred), ("tokenizer", &wider)]);
+        let model = |facts: &Facts| Upstream { facts: facts.clone(), ..Upstream::default() };
+        for (facts, vocab_size) in [(&base, 600), (&tuned, 700), (&preferred, 700), (&student, 700)] {
+            let found = config(&model(facts)).unwrap();
+            assert_eq!((found.vocab_size, found.n_layer), (vocab_size, 2));
+            assert_eq!(algorithm(&model(facts)), Some(Algorithm::Char));
+        }
+        assert_eq!(config(&model(&student)).unwrap().seq_len, 256);
+
+        let params = serde_json::from_value(json!({ "format": "hf", "quantize": "q8_0" })).unwrap();
+        let issues = Export::validate(&params, &connected(&[("model", &student)]));
+        assert_eq!(issues[0].at, "params.format");
+        assert!(issues[0].message.contains("q8_0"), "{issues:?}");
+    }
+
+    #[test]
+    fn nothing_is_said_of_an_architecture_that_is_not_known_whole() {
+        let base = facts::<Pretrain>(json!({ "vocab_size": 600 }), &[]);
+        let tuned = facts::<Finetune>(json!({}), &[("model", &base)]);
+        assert!(
+            tuned.contains_key(SEQ_LEN) && !tuned.contains_key(CONFIG),
+            "of the tokenizer nothing is known"
+        );
+    }
+}
