@@ -497,6 +497,19 @@ impl Tokenizer {
         names.to_json().map(Some)
     }
 
+    /// The same tokens, of which those that `names` has are the special ones.
+    ///
+    /// # Errors
+    /// When one of them is not in the vocabulary, or text is encoded to it.
+    pub fn with_names(self, names: &Names) -> Result<Self> {
+        if *names == Names::default() {
+            return Ok(self);
+        }
+        let own = self.config()?.map(|json| Names::parse(TOKENIZER_CONFIG_FILE, &json)).transpose()?;
+        let names = names.clone().or(own.unwrap_or_default());
+        Tokenizer::parse_with(TOKENIZER_FILE, self.json().to_vec(), &names)
+    }
+
     /// Whether `id` is a special token, which plain text is never encoded to, except to the unknown token.
     pub fn is_special(&self, id: u32) -> bool {
         self.0.control.contains(&id) || self.0.unknown == Some(id)
