@@ -6,6 +6,9 @@ use aho_corasick::AhoCorasick;
 
 use super::bpe::Bpe;
 use super::pairs::Pairs;
+use super::spm::Spm;
+use super::unigram::{Best, Unigram};
+use super::wordpiece::WordPiece;
 use super::{GgufVocabulary, Ids, VocabularyModel, token_type};
 use crate::base::{Error, Result};
 use crate::tokenizer::cache::WordCache;
@@ -77,6 +80,9 @@ pub struct Encoder<'a> {
 
 enum Rules {
     Bpe(Bpe),
+    Spm(Spm),
+    Unigram(Unigram),
+    WordPiece(WordPiece),
 }
 
 /// Buffers and caches of encoding, for one encoder and one thread.
@@ -86,6 +92,8 @@ pub struct Buffers {
     pub words: Vec<Range<usize>>,
     pub spare: Vec<Range<usize>>,
     pub pairs: Pairs,
+    pub escaped: String,
+    pub best: Vec<Best>,
 }
 
 /// A part of a text.
@@ -100,7 +108,9 @@ impl<'a> Encoder<'a> {
         let ids = vocabulary.ids()?;
         let rules = match vocabulary.model {
             VocabularyModel::Bpe => Rules::Bpe(Bpe::of(vocabulary, &ids)?),
-            other => return Err(Error::input(format!("`{}` vocabularies are not supported", other.name()))),
+            VocabularyModel::Spm => Rules::Spm(Spm::of(vocabulary, &ids)?),
+            VocabularyModel::Unigram => Rules::Unigram(Unigram::of(vocabulary)?),
+            VocabularyModel::WordPiece => Rules::WordPiece(WordPiece::of(vocabulary)?),
         };
         Ok(Encoder { in_text: InText::of(vocabulary)?, rules, ids })
     }
@@ -119,12 +129,21 @@ impl<'a> Encoder<'a> {
         for fragment in self.fragments(text) {
             match fragment {
                 Fragment::Token(id) => out.push(id),
-                Fragment::Text(part) => match &self.rules {
-                    Rules::Bpe(bpe) => bpe.encode(&self.ids, &text[part], buffers, &mut out),
-                },
+                Fragment::Text(part) => self.encode_part(&text[part], buffers, &mut out)?,
             }
         }
         Ok(out)
+    }
+
+    /// Appends the ids of a part without user-defined tokens. What is before it is such a token, or nothing.
+    fn encode_part(&self, text: &str, buffers: &mut Buffers, out: &mut Vec<u32>) -> Result<()> {
+        match &self.rules {
+            Rules::Bpe(bpe) => bpe.encode(&self.ids, text, buffers, out),
+            Rules::Spm(spm) => return spm.encode(&self.ids, text, buffers, out),
+            Rules::Unigram(unigram) => return unigram.encode(text, buffers, out),
+            Rules::WordPiece(pieces) => pieces.encode(&self.ids, text, out),
+        }
+        Ok(())
     }
 
     fn fragments(&self, text: &str) -> Vec<Fragment> {

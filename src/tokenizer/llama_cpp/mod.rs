@@ -7,12 +7,16 @@
 //! `tokenizers` library.
 
 mod bpe;
+mod charsmap;
 mod compare;
 mod encoder;
 mod into_json;
 mod of_json;
 mod pairs;
 mod pre;
+mod spm;
+mod unigram;
+mod wordpiece;
 
 use std::collections::HashMap;
 
@@ -176,6 +180,33 @@ impl GgufVocabulary {
     /// When the vocabulary is damaged (the message names the key), or its `pre` is not known here.
     pub fn encoder(&self) -> Result<Encoder<'_>> {
         Encoder::of(self)
+    }
+
+    /// # Errors
+    /// When there are no scores, or one is not a number.
+    fn finite_scores(&self) -> Result<&[f32]> {
+        let model = self.model.name();
+        let scores = self.scores.as_deref().ok_or_else(|| {
+            Error::input(format!("`tokenizer.ggml.scores` is missing, which a `{model}` vocabulary needs"))
+        })?;
+        match scores.iter().position(|score| !score.is_finite()) {
+            None => Ok(scores),
+            Some(at) => Err(Error::input(format!("`tokenizer.ggml.scores`: entry {at} is {}", scores[at]))),
+        }
+    }
+
+    /// The id of the unknown token, which is `default` where no key says it.
+    ///
+    /// # Errors
+    /// When there is no such token.
+    fn unknown_or(&self, default: u32) -> Result<u32> {
+        let id = self.unknown.or(Some(default).filter(|id| (*id as usize) < self.tokens.len()));
+        let model = self.model.name();
+        id.ok_or_else(|| {
+            Error::input(format!(
+                "`tokenizer.ggml.unknown_token_id` is missing, which a `{model}` vocabulary needs"
+            ))
+        })
     }
 
     /// The type of a token.

@@ -1,12 +1,15 @@
 //! The vocabulary that llama.cpp needs for a tokenizer.
 
+use std::collections::HashMap;
+
 use serde_json::Value;
 
 use super::pre::{DIGIT, GPT2, Pre, as_llama_cpp};
 use super::{GgufVocabulary, VocabularyModel, token_type};
 use crate::base::{Error, Result, suggest};
+use crate::tokenizer::cut::{Cut, SPACE};
 use crate::tokenizer::known::byte_of_name;
-use crate::tokenizer::{Special, Tokenizer};
+use crate::tokenizer::{Special, Tokenizer, base64};
 
 impl GgufVocabulary {
     /// The vocabulary by which llama.cpp encodes text as `tokenizer` does, as far as its rules can express
@@ -33,8 +36,11 @@ impl Source<'_> {
     fn vocabulary(&self) -> Result<GgufVocabulary> {
         match self.json["model"]["type"].as_str().unwrap_or("BPE") {
             "BPE" if self.is_byte_level() => self.byte_level(),
-            "BPE" => Err(no_rules("its BPE is over characters and has no tokens for single bytes")),
-            "WordLevel" => Err(no_rules("it has whole words as tokens")),
+            "BPE" if self.json["model"]["byte_fallback"] == true => self.spm(),
+            "BPE" => Err(no_rules("its BPE is over characters, and has no tokens for the bytes of others")),
+            "Unigram" => self.unigram(),
+            "WordPiece" => self.word_piece(),
+            "WordLevel" => Err(no_rules("its tokens are whole words")),
             other => Err(no_rules(&format!("its model is `{other}`"))),
         }
     }
@@ -122,6 +128,86 @@ impl Source<'_> {
         Ok(base)
     }
 
+    fn spm(&self) -> Result<GgufVocabulary> {
+        let mut base = self.base(VocabularyModel::Spm)?;
+        let spaces = self.spaces()?;
+        if spaces.charsmap.is_some() || spaces.merged || self.json["model"]["ignore_merges"] == true {
+            return Err(no_rules("its BPE over characters normalizes text or ignores merges"));
+        }
+        let merges = self.merges()?;
+        let mut scores: HashMap<String, f32> = HashMap::new();
+        for (rank, merge) in merges.iter().enumerate() {
+            // The rank of the merge that makes a token; of several, the first.
+            scores.entry(merge.concat()).or_insert(-(rank as f32));
+        }
+        // The others are never made of two.
+        let score = |token: &String| scores.get(token).copied().unwrap_or(-(merges.len() as f32));
+        base.scores = Some(base.tokens.iter().map(score).collect());
+        base.add_space_prefix = Some(spaces.prefixed);
+        Ok(base)
+    }
+
+    fn unigram(&self) -> Result<GgufVocabulary> {
+        let mut base = self.base(VocabularyModel::Unigram)?;
+        let spaces = self.spaces()?;
+        let pieces = self.json["model"]["vocab"].as_array().map_or(&[][..], Vec::as_slice);
+        let score = |id: usize| pieces.get(id).and_then(|piece| piece[1].as_f64()).unwrap_or(0.0) as f32;
+        base.scores = Some((0..base.tokens.len()).map(score).collect());
+        if base.unknown.is_none() {
+            return Err(no_rules("it has no unknown token"));
+        }
+        base.add_space_prefix = Some(spaces.prefixed);
+        base.remove_extra_whitespaces = Some(spaces.merged);
+        base.precompiled_charsmap = spaces.charsmap;
+        Ok(base)
+    }
+
+    /// How SentencePiece's models treat spaces, and normalize text.
+    fn spaces(&self) -> Result<Spaces> {
+        let mut spaces = Spaces::default();
+        for step in self.steps("normalizer", "normalizers") {
+            spaces.normalize(step)?;
+        }
+        if Cut::of(&self.json) == Some(Cut::Pieces) {
+            return Ok(spaces);
+        }
+        for step in self.pre_tokenizers() {
+            match kind(step) {
+                "Metaspace" if step["replacement"] == SPACE.to_string() => {
+                    spaces.prefixed |= step["prepend_scheme"] != "never" && step["add_prefix_space"] != false;
+                }
+                // White space ends words, and is not kept.
+                "WhitespaceSplit" => spaces.merged = true,
+                _ => return Err(no_rules(&format!("its pre-tokenizer is {step}"))),
+            }
+        }
+        Ok(spaces)
+    }
+
+    fn word_piece(&self) -> Result<GgufVocabulary> {
+        let mut base = self.base(VocabularyModel::WordPiece)?;
+        let [normalizer, words] = ["normalizer", "pre_tokenizer"].map(|part| &self.json[part]);
+        let as_bert = normalizer["type"] == "BertNormalizer"
+            && normalizer["clean_text"] == true
+            && normalizer["handle_chinese_chars"] == true
+            && words["type"] == "BertPreTokenizer"
+            && self.json["model"]["continuing_subword_prefix"] == "##";
+        if !as_bert {
+            return Err(no_rules("its WordPiece cuts or normalizes otherwise than BERT's"));
+        }
+        for (token, ty) in base.tokens.iter_mut().zip(&base.types) {
+            if *ty == token_type::NORMAL {
+                // Tokens that begin a word are marked there, not those that go on.
+                *token = token.strip_prefix("##").map_or_else(|| format!("{SPACE}{token}"), str::to_string);
+            }
+        }
+        let lowercase = normalizer["lowercase"] == true;
+        base.lowercase = Some(lowercase);
+        base.strip_accents = Some(normalizer["strip_accents"].as_bool().unwrap_or(lowercase));
+        base.separator = base.eos;
+        Ok(base)
+    }
+
     fn merges(&self) -> Result<Vec<[String; 2]>> {
         let model = &self.json["model"];
         for option in ["continuing_subword_prefix", "end_of_word_suffix"] {
@@ -131,6 +217,36 @@ impl Source<'_> {
         }
         let merges = model["merges"].as_array().into_iter().flatten();
         merges.map(|merge| pair(merge).ok_or_else(|| Error::bug(format!("{merge} is no merge")))).collect()
+    }
+}
+
+/// How spaces are treated, and text is normalized, before it is spelled in tokens.
+#[derive(Default)]
+struct Spaces {
+    /// Text begins with a space.
+    prefixed: bool,
+    /// Several are one, and those at both ends are dropped.
+    merged: bool,
+    charsmap: Option<Vec<u8>>,
+}
+
+impl Spaces {
+    fn normalize(&mut self, step: &Value) -> Result<()> {
+        let to_space = step["content"] == SPACE.to_string() || step["content"] == " ";
+        match kind(step) {
+            "Prepend" if step["prepend"] == SPACE.to_string() => self.prefixed = true,
+            "Replace" if step["pattern"]["String"] == " " && step["content"] == SPACE.to_string() => {}
+            "Replace" if step["pattern"]["Regex"] == " {2,}" && to_space => self.merged = true,
+            "Replace" if step["pattern"]["Regex"] == "^ +| +$" && step["content"] == "" => {}
+            "Replace" if step["pattern"]["Regex"] == "^(?= *[^ ])" && to_space => self.prefixed = true,
+            "Strip" => {}
+            "Precompiled" => {
+                let text = step["precompiled_charsmap"].as_str().and_then(base64::decode);
+                self.charsmap = Some(text.ok_or_else(|| no_rules("its character map is damaged"))?);
+            }
+            _ => return Err(no_rules(&format!("it normalizes text by {step}"))),
+        }
+        Ok(())
     }
 }
 

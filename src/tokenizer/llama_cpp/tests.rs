@@ -90,3 +90,37 @@ fn ours_go_there_and_back() {
     vocabulary.compare(&back, &|_| Ok(())).unwrap();
     tokenizer.is_part_of(&back).unwrap();
 }
+
+#[test]
+fn phi_3_meets_the_reference() {
+    meets_the_reference("phi-3");
+}
+
+#[test]
+fn look() {
+    for name in ["byte_bpe", "sentencepiece_bpe", "unigram", "wordpiece", "word", "char"] {
+        let tokenizer = fixture(name);
+        let vocabulary = match GgufVocabulary::of(&tokenizer) {
+            Ok(v) => v,
+            Err(e) => {
+                eprintln!("{name}: {e}");
+                continue;
+            }
+        };
+        let back = vocabulary.clone().into_tokenizer("model.gguf").unwrap();
+        let encoder = vocabulary.encoder().unwrap();
+        for text in compare::odd_texts().unwrap() {
+            let (a, b, c) = (
+                tokenizer.encode(&text).unwrap(),
+                encoder.encode(&text).unwrap(),
+                back.encode(&text).unwrap(),
+            );
+            if a != b {
+                eprintln!("{name} ORIG {text:?}\n   {a:?}\n   {b:?}");
+            }
+            if b != c {
+                eprintln!("{name} BACK {text:?}\n   {b:?}\n   {c:?}");
+            }
+        }
+    }
+}
