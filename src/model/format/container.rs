@@ -6,6 +6,7 @@ use super::hf;
 use crate::base::{Error, Files, Result, suggest};
 use crate::kernel::BlockType;
 use crate::model::{Config, Model, Transformer};
+use crate::tokenizer::train::Algorithm;
 use crate::tokenizer::{EachText, Tokenizer};
 
 /// A form that whole models are stored in.
@@ -27,6 +28,12 @@ pub trait Container: Sync {
 
     /// Why a model of this architecture can't be written in the form with these options; `None` when it can.
     fn refuses(&self, config: &Config, options: &ExportOptions) -> Option<String>;
+
+    /// Why a model whose tokenizer is trained by this algorithm can't be written in the form; `None` when it
+    /// can, or when only the tokenizer itself tells.
+    fn refuses_tokenizer(&self, _: Algorithm) -> Option<String> {
+        None
+    }
 
     /// Writes a model into the empty folder `into`.
     ///
