@@ -1,6 +1,14 @@
 //! The forms that tokenizers are stored in by this and other programs, a file each, and the one list of them.
 //! What is read becomes a `tokenizer.json`, which means the same.
 
+mod build;
+mod compare;
+mod lines;
+pub(crate) mod llama2c;
+mod pieces;
+mod strict_words;
+#[cfg(test)]
+mod testing;
 mod tokenizer_json;
 
 use std::path::Path;
@@ -8,6 +16,8 @@ use std::path::Path;
 use super::Tokenizer;
 use super::train::Algorithm;
 use crate::base::{Error, Files, Result, suggest};
+pub use compare::check_written;
+pub use strict_words::strict_words;
 
 /// A form that tokenizers are stored in.
 pub trait Format: Sync {
@@ -40,7 +50,8 @@ pub trait Format: Sync {
 }
 
 /// All of them. What recognizes files first reads them.
-pub static FORMATS: [&dyn Format; 1] = [&tokenizer_json::TokenizerJson];
+pub static FORMATS: [&dyn Format; 3] =
+    [&tokenizer_json::TokenizerJson, &llama2c::Llama2c, &strict_words::StrictWords];
 
 /// The form called `name`.
 ///
