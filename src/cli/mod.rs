@@ -15,6 +15,7 @@ mod plan;
 mod query;
 mod run;
 mod schema;
+mod score;
 mod stages;
 mod target;
 mod validate;
@@ -102,6 +103,8 @@ enum Command {
     Generate(Reporting<generate::Generate>),
     /// Talk with a model.
     Chat(Reporting<chat::Chat>),
+    /// Show how probable a model finds a text, token by token.
+    Score(Reporting<score::Score>),
     /// Read a model or a tokenizer of another program.
     Import(import::Import),
     /// Write a model or a tokenizer as another program reads it.
@@ -243,6 +246,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             | Command::Query(_)
             | Command::Generate(_)
             | Command::Chat(_)
+            | Command::Score(_)
             | Command::Import(_)
             | Command::Export(_)
             | Command::Bench(_)
@@ -259,6 +263,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Query(c) => c.command.run(how(c.format)),
         Command::Generate(c) => c.command.run(how(c.format)),
         Command::Chat(c) => c.command.run(how(c.format)),
+        Command::Score(c) => c.command.run(how(c.format)),
         Command::Import(c) => c.run(given),
         Command::Export(c) => c.run(given),
         Command::Bench(c) => c.command.run(how(c.format)),
