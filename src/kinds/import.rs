@@ -250,7 +250,12 @@ pub fn about_model(config: &Config) -> String {
 /// Its size and which tokens begin and end a text.
 pub fn about_tokenizer(tokenizer: &Tokenizer) -> String {
     let name = |special| tokenizer.special(special).and_then(|id| tokenizer.token(id));
-    let named = [(Special::Bos, "begins"), (Special::Eos, "ends")].into_iter();
-    let named = named.filter_map(|(special, does)| Some(format!("; `{}` {does} a text", name(special)?)));
-    format!("{} tokens{}", units::count(tokenizer.vocab_size() as u64), named.collect::<String>())
+    let named = match (name(Special::Bos), name(Special::Eos)) {
+        (Some(bos), Some(eos)) if bos == eos => format!("`{bos}` begins and ends a text"),
+        (Some(bos), Some(eos)) => format!("`{bos}` begins a text, `{eos}` ends it"),
+        (Some(bos), None) => format!("`{bos}` begins a text, nothing ends it"),
+        (None, Some(eos)) => format!("`{eos}` ends a text, nothing begins it"),
+        (None, None) => "no token begins or ends a text".into(),
+    };
+    format!("{} tokens; {named}", units::count(tokenizer.vocab_size() as u64))
 }
