@@ -5,9 +5,9 @@ use std::path::Path;
 
 use super::adapters::{ADAPTER, Adapters};
 use super::texts::held_out_by;
-use super::tokenizers;
 use super::training;
 use super::training_params::{NOT_IN_KEY, NOT_IN_STATE, training_params};
+use super::{facts, tokenizers};
 use crate::base::{Error, Result, units};
 use crate::corpus::conversation::{self, ConversationReader};
 use crate::corpus::held_out::{Rule, Split};
@@ -67,7 +67,7 @@ impl Kind for Finetune {
     fn info() -> Info {
         Info {
             name: "finetune",
-            version: 6, // 5: of few conversations one is held out; `held_out.json`; 6: architectures and recipes
+            version: 7, // 6: architectures and recipes; 7: a folder that `transformers` loads
             summary: "Teaches a pretrained model to answer, on conversations.",
             inputs: vec![
                 Port::new("model", "model", "The pretrained model."),
@@ -154,15 +154,13 @@ impl Kind for Finetune {
     }
 
     fn facts(_: &Params, inputs: &Connected, _: &str) -> Facts {
-        let size = |port| inputs.number(port, "vocab_size").map(|(_, n)| n);
-        let mut facts = Facts::new();
-        if let (Some(model), Some(tokenizer)) = (size("model"), size("tokenizer")) {
-            // The embedding is extended when the tokenizer has more.
-            facts.insert("vocab_size".into(), model.max(tokenizer).into());
-        }
-        if let Some((_, len)) = inputs.number("model", "seq_len") {
-            facts.insert("seq_len".into(), len.into());
-        }
+        let number = |port, fact| inputs.number(port, fact).map(|(_, n)| n);
+        // The embedding is extended when the tokenizer has more.
+        let vocab_size =
+            number("model", "vocab_size").zip(number("tokenizer", "vocab_size")).map(|(a, b)| a.max(b));
+        let config = inputs.get("model").first().and_then(facts::config);
+        let mut facts = facts::of_model(vocab_size, number("model", "seq_len"), config);
+        facts.extend(facts::of_same_tokenizer(inputs, "tokenizer"));
         facts
     }
 

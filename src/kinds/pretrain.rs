@@ -35,7 +35,7 @@ impl Kind for Pretrain {
         inputs.push(Port::new("model", "model", "A model to begin with, instead of a fresh one.").optional());
         Info {
             name: "pretrain",
-            version: 6, // 5: `held_out.json` beside the model; 6: architectures and recipes
+            version: 7, // 6: architectures and recipes; 7: a folder that `transformers` loads
             summary: "Trains a decoder-only transformer on token shards, a new one or one to go on from.",
             inputs,
             outputs: vec![Port::new(
@@ -89,7 +89,8 @@ impl Kind for Pretrain {
     fn facts(params: &Params, inputs: &Connected, _: &str) -> Facts {
         let architecture = params.architecture();
         let Ok(config) = architecture.config() else { return Facts::new() };
-        architecture.facts([Some(config.vocab_size as u64), Some(config.seq_len as u64)], inputs)
+        let sizes = [config.vocab_size, config.seq_len].map(|n| Some(n as u64));
+        architecture.facts(sizes, Some(config), inputs)
     }
 
     fn run(params: &Params, ctx: &Context) -> Result<()> {

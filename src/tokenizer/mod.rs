@@ -4,6 +4,7 @@
 //! becomes the role token, with any tokenizer. Truncation, padding and templates of special tokens, which a
 //! `tokenizer.json` may configure, are deliberately not applied here: they belong to making batches.
 
+mod base64;
 mod bpe;
 mod cache;
 pub mod chat;
@@ -13,6 +14,7 @@ mod foreign;
 pub mod format;
 mod in_text;
 mod known;
+pub mod llama_cpp;
 mod special;
 mod stream;
 mod template;
@@ -32,7 +34,8 @@ use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokenizers::Model as _;
+use tokenizers::{Model as _, Normalizer as _, PreTokenizer as _};
+use tokenizers::{NormalizedString, OffsetReferential, OffsetType, PreTokenizedString};
 
 use crate::base::{Digest, Error, Place, Result, fs};
 use crate::corpus::conversation::Role;
@@ -142,6 +145,8 @@ struct Inner {
     template: OnceLock<Result<ChatTemplate>>,
     /// The special tokens as text, for chat templates.
     spellings: OnceLock<Result<Spellings>>,
+    /// See [`Tokenizer::turn_ends`].
+    ends: OnceLock<Vec<u32>>,
     /// The library's tokenizer, set to recognize special tokens in text.
     recognizing: OnceLock<tokenizers::Tokenizer>,
 }
@@ -308,6 +313,7 @@ impl Tokenizer {
             names: Names { chat_template: foreign, ..names.clone() },
             template: OnceLock::new(),
             spellings: OnceLock::new(),
+            ends: OnceLock::new(),
             recognizing: OnceLock::new(),
         })))
     }
@@ -359,7 +365,12 @@ impl Tokenizer {
     }
 
     fn encode_by_library(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.library()?.encode_fast(text, false).map_err(|e| not_encodable(text, &e))?;
+        let library = self.library()?;
+        let encoding =
+            library.encode_fast(text, false).map_err(|e| match word_without_token(library, text) {
+                Some(word) => not_encodable(&word, &e),
+                None => not_encodable(text, &e),
+            })?;
         self.without_control(encoding.get_ids().to_vec())
     }
 
@@ -590,23 +601,23 @@ impl Tokenizer {
         self.0.spellings.get_or_init(special).as_ref().map_err(Error::clone)
     }
 
-    /// Tokens that end a turn in a chat template of another program: what its files say, and special tokens whose
-    /// names are in common use for it. None for our format, where `eos` alone does.
-    pub fn turn_ends(&self) -> Vec<u32> {
-        if !self.has_foreign_template() {
-            return self.0.names.ends.clone();
-        }
-        let known = special::TURN_ENDS.iter().filter_map(|name| self.id(name));
-        let known = known.filter(|id| self.0.special.contains(id));
-        let eos = self.special(Special::Eos);
-        let mut all: Vec<u32> = self.0.names.ends.iter().copied().chain(eos).chain(known).collect();
-        all.sort_unstable();
-        all.dedup();
-        all
-    }
-
-    fn ends_turn(&self, id: u32) -> bool {
-        self.turn_ends().contains(&id)
+    /// Tokens that end what is generated, beside `eos`: what a file beside the model says, and with a chat template
+    /// of another program the token that it writes behind an answer, and special tokens whose names are in common
+    /// use for it.
+    pub fn turn_ends(&self) -> &[u32] {
+        self.0.ends.get_or_init(|| {
+            let mut all = self.0.names.ends.clone();
+            if let Ok(Some(template)) = self.foreign_template() {
+                let known = special::TURN_ENDS.iter().filter_map(|name| self.id(name));
+                all.extend(known.filter(|id| self.0.special.contains(id)));
+                all.extend(self.special(Special::Eos));
+                // A template that refuses a question and its answer is told of where it is used.
+                all.extend(foreign::end(self, template).ok().flatten());
+            }
+            all.sort_unstable();
+            all.dedup();
+            all
+        })
     }
 
     /// [`Tokenizer::encode`] of a text between two special tokens, where that is not as by itself: as the
@@ -638,6 +649,18 @@ impl Tokenizer {
             Some(ids) => self.without_control(ids.to_vec()),
             None => self.encode(text),
         }
+    }
+
+    /// The same tokens, of which those that `names` has are the special ones.
+    ///
+    /// # Errors
+    /// When one of them is not in the vocabulary, or text is encoded to it.
+    pub fn with_names(self, names: &Names) -> Result<Self> {
+        if *names == Names::default() {
+            return Ok(self);
+        }
+        let names = names.clone().or(self.0.names.clone());
+        Tokenizer::parse_with(TOKENIZER_FILE, self.json().to_vec(), &names)
     }
 
     /// Whether `id` is a special token, which plain text is never encoded to, except to the unknown token.
@@ -827,9 +850,21 @@ fn not_a_tokenizer(file: &str, error: &dyn std::fmt::Display) -> Error {
         .help("it must be in the format of Hugging Face `tokenizers`, with a `model` of BPE, Unigram, WordPiece or WordLevel")
 }
 
+/// The first word of a text that cannot be encoded, as the pre-tokenizer leaves it.
+fn word_without_token(library: &tokenizers::Tokenizer, text: &str) -> Option<String> {
+    let mut normalized = NormalizedString::from(text);
+    library.get_normalizer().map_or(Ok(()), |normalizer| normalizer.normalize(&mut normalized)).ok()?;
+    let mut cut = PreTokenizedString::from(normalized);
+    library.get_pre_tokenizer()?.pre_tokenize(&mut cut).ok()?;
+    let words = cut.get_splits(OffsetReferential::Normalized, OffsetType::None);
+    let unknown = |word: &&str| library.get_model().tokenize(word).is_err();
+    words.iter().map(|(word, _, _)| *word).find(unknown).map(str::to_string)
+}
+
 fn not_encodable(text: &str, error: &dyn std::fmt::Display) -> Error {
-    let start: String = text.chars().take(60).collect();
-    Error::input(format!("the text beginning {start:?} cannot be encoded"))
+    let (start, rest) = text.split_at(text.char_indices().nth(60).map_or(text.len(), |(at, _)| at));
+    let more = if rest.is_empty() { "" } else { "…" };
+    Error::input(format!("`{start}{more}` cannot be encoded"))
         .cause(error)
         .help("the tokenizer has no token for some of it and none for unknown text")
 }

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use super::gguf::GGUF_FILE;
 use super::{Container, ExportOptions, Imported, Outgoing};
 use crate::base::{Error, Files, Result};
 use crate::kernel::BlockType;
@@ -29,7 +30,8 @@ impl Container for HuggingFace {
         let tokenizer = files
             .find(TOKENIZER_FILE)
             .map(|path| Tokenizer::load_with(path, &Names::beside(|name| files.find(name))?));
-        Ok(Imported { transformer, tokenizer: tokenizer.transpose()?, blocks: None })
+        let blocks = files.find(GGUF_FILE).map(Path::to_path_buf);
+        Ok(Imported { transformer, tokenizer: tokenizer.transpose()?, blocks })
     }
 
     fn refuses(&self, _: &Config, options: &ExportOptions) -> Option<String> {
@@ -39,7 +41,8 @@ impl Container for HuggingFace {
 
     fn write(&self, out: &Outgoing, into: &Path) -> Result<()> {
         match out.options.dtype {
-            None | Some(BlockType::F32) => out.model.save(into),
+            None => out.model.save(into),
+            Some(ty @ (BlockType::F32 | BlockType::F16 | BlockType::Bf16)) => out.model.save_as(into, ty),
             Some(ty) => Err(Error::usage(format!("weights of {} are not written", ty.name()))),
         }
     }
