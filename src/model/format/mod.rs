@@ -198,6 +198,8 @@ mod tests;
 #[cfg(test)]
 mod tests_of_adapters;
 #[cfg(test)]
+mod tests_of_folders;
+#[cfg(test)]
 mod tests_of_import;
 #[cfg(test)]
 mod tests_of_llama2c;
