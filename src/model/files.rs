@@ -85,14 +85,12 @@ impl Model {
 
 /// The ids that `generate` of `transformers` needs.
 fn generation_config(tokenizer: &Tokenizer) -> Value {
-    let mut ends: Vec<u32> = tokenizer.special(Special::Eos).into_iter().collect();
-    ends.extend(tokenizer.turn_ends().iter().filter(|id| Some(**id) != tokenizer.special(Special::Eos)));
     let mut value = json!({});
     let ids = [("bos_token_id", Special::Bos), ("pad_token_id", Special::Pad)];
     for (key, id) in ids.into_iter().filter_map(|(key, special)| Some((key, tokenizer.special(special)?))) {
         value[key] = json!(id);
     }
-    match ends.as_slice() {
+    match tokenizer.stated_ends().as_slice() {
         [] => {}
         [eos] => value["eos_token_id"] = json!(eos),
         several => value["eos_token_id"] = json!(several),

@@ -601,23 +601,34 @@ impl Tokenizer {
         self.0.spellings.get_or_init(special).as_ref().map_err(Error::clone)
     }
 
-    /// Tokens that end what is generated, beside `eos`: what a file beside the model says, and with a chat template
-    /// of another program the token that it writes behind an answer, and special tokens whose names are in common
-    /// use for it.
+    /// Tokens that end what is generated: `eos`, what a file beside the model says, and with a chat template of
+    /// another program the token that it writes behind an answer, and special tokens whose names are in common use
+    /// for it.
     pub fn turn_ends(&self) -> &[u32] {
         self.0.ends.get_or_init(|| {
-            let mut all = self.0.names.ends.clone();
-            if let Ok(Some(template)) = self.foreign_template() {
+            let mut all = self.stated_ends();
+            if self.has_foreign_template() {
                 let known = special::TURN_ENDS.iter().filter_map(|name| self.id(name));
                 all.extend(known.filter(|id| self.0.special.contains(id)));
-                all.extend(self.special(Special::Eos));
-                // A template that refuses a question and its answer is told of where it is used.
-                all.extend(foreign::end(self, template).ok().flatten());
             }
             all.sort_unstable();
             all.dedup();
             all
         })
+    }
+
+    /// [`Tokenizer::turn_ends`] that a file or the chat template states, `eos` first.
+    pub fn stated_ends(&self) -> Vec<u32> {
+        let mut all: Vec<u32> = self.special(Special::Eos).into_iter().collect();
+        let template = self.foreign_template().ok().flatten();
+        // A template that refuses a question and its answer is told of where it is used.
+        let written = template.and_then(|template| foreign::end(self, template).ok().flatten());
+        for id in self.0.names.ends.iter().copied().chain(written) {
+            if !all.contains(&id) {
+                all.push(id);
+            }
+        }
+        all
     }
 
     /// [`Tokenizer::encode`] of a text between two special tokens, where that is not as by itself: as the

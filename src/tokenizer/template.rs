@@ -110,7 +110,8 @@ impl ChatTemplate {
             return Error::input(format!("`{file}` does not come to an end, or writes too much"));
         }
         let detail = error.detail().unwrap_or_default();
-        let failed = Error::input(format!("`{file}`, line {line} fails: {}: {detail}", error.kind()));
+        let colon = if detail.is_empty() { "" } else { ": " };
+        let failed = Error::input(format!("`{file}`, line {line} fails: {}{colon}{detail}", error.kind()));
         match detail.contains("strftime_now") {
             true => {
                 failed.help("it asks for the date, which would make each day's text another: write one there")
