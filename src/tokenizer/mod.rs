@@ -4,7 +4,6 @@
 //! becomes the role token, with any tokenizer. Truncation, padding and templates of special tokens, which a
 //! `tokenizer.json` may configure, are deliberately not applied here: they belong to making batches.
 
-mod base64;
 mod bpe;
 mod cache;
 pub mod chat;
