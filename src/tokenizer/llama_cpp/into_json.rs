@@ -5,26 +5,30 @@ use serde_json::{Map, Value, json};
 use super::bpe::halves;
 use super::encoder::is_in_text;
 use super::pre::{DEFAULT, GPT2, Pre};
-use super::{GgufVocabulary, VocabularyModel, token_type};
+use super::{Encoder, GgufVocabulary, VocabularyModel, token_type};
 use crate::base::{Error, Result};
 use crate::tokenizer::cut::SPACE;
+use crate::tokenizer::format::odd_texts;
 use crate::tokenizer::{Names, Tokenizer};
 
 /// White space that the library's WordPiece drops as control characters, and llama.cpp ends words at.
 pub const OTHER_BLANKS: &str = r"[\x0B\x0C\u{85}]";
 
 impl GgufVocabulary {
-    /// A tokenizer that gives the same ids; `file` is what messages call the GGUF file.
+    /// A tokenizer that gives the same ids; `file` is what messages call the GGUF file. A warning says how many
+    /// odd texts have other ids, if any: WordPiece, for example, lowers case otherwise in llama.cpp.
     ///
     /// # Errors
     /// When the vocabulary is damaged, or asks for what is not supported here.
     pub fn into_tokenizer(self, file: &str) -> Result<Tokenizer> {
         let read = || -> Result<Tokenizer> {
-            self.encoder()?;
+            let encoder = self.encoder()?;
             let library =
                 tokenizers::Tokenizer::from_bytes(self.json()?.to_string()).and_then(|t| t.to_string(true));
             let json = library.map_err(|e| Error::input("its vocabulary does not fit together").cause(e))?;
-            Tokenizer::parse_with(file, json.into_bytes(), &self.names())
+            let tokenizer = Tokenizer::parse_with(file, json.into_bytes(), &self.names())?;
+            warn_of_others(file, &encoder, &tokenizer)?;
+            Ok(tokenizer)
         };
         read().map_err(|e| e.context(format!("the vocabulary of `{file}` cannot be used")))
     }
@@ -135,6 +139,23 @@ impl GgufVocabulary {
     pub(super) fn vocab(&self) -> Map<String, Value> {
         self.tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect()
     }
+}
+
+fn warn_of_others(file: &str, encoder: &Encoder, tokenizer: &Tokenizer) -> Result<()> {
+    let texts = odd_texts()?;
+    // Where llama.cpp fails, any ids will do.
+    let differs = |text: &&String| {
+        encoder.encode(text).ok().is_some_and(|its| tokenizer.encode(text).ok() != Some(its))
+    };
+    let others: Vec<&String> = texts.iter().filter(differs).collect();
+    if let Some(first) = others.first() {
+        tracing::warn!(
+            "`{file}`: of {} odd texts, {} have other ids than in llama.cpp, such as {first:?}",
+            texts.len(),
+            others.len()
+        );
+    }
+    Ok(())
 }
 
 /// Parts of a `tokenizer.json`, by their keys.
