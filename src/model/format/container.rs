@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::hf;
+use super::{gguf, hf};
 use crate::base::{Error, Files, Result, suggest};
 use crate::kernel::BlockType;
 use crate::model::{Config, Model, Transformer};
@@ -26,6 +26,14 @@ pub trait Container: Sync {
     /// When a file is damaged, or asks for what can't be computed.
     fn read(&self, files: &Files) -> Result<Imported>;
 
+    /// Reads the tokenizer alone, of a file that may hold nothing else; `None` where the form holds none.
+    ///
+    /// # Errors
+    /// As [`Container::read`].
+    fn read_tokenizer(&self, files: &Files) -> Result<Option<Tokenizer>> {
+        Ok(self.read(files)?.tokenizer)
+    }
+
     /// Why a model of this architecture can't be written in the form with these options; `None` when it can.
     fn refuses(&self, config: &Config, options: &ExportOptions) -> Option<String>;
 
@@ -43,7 +51,7 @@ pub trait Container: Sync {
 }
 
 /// All of them. What recognizes files first reads them.
-pub static CONTAINERS: [&dyn Container; 1] = [&hf::HuggingFace];
+pub static CONTAINERS: [&dyn Container; 2] = [&hf::HuggingFace, &gguf::Gguf];
 
 /// The form called `name`.
 ///
