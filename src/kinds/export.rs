@@ -98,9 +98,6 @@ fn validate_one(params: &Params, port: &str, inputs: &Connected) -> Vec<Issue> {
     if port != "model" {
         let what = format!("it says how a model is written, and a {port} is");
         issues.extend(params.quantize.map(|_| Issue::param("quantize", what).help("leave it away")));
-        let given = ["docs", "chats"].into_iter().find(|port| !inputs.get(port).is_empty());
-        let what = "texts are compared where a model is written";
-        issues.extend(given.map(|port| Issue::input(port, what).help("leave them away")));
     }
     let up = inputs.get(port).first();
     let reason = up.and_then(|up| form.refuses(up, params.quantize));
@@ -163,9 +160,13 @@ impl Form {
         into: &Path,
     ) -> Result<()> {
         let tokenizer = tokenizers::load(artifact, Names::default())?;
+        let each = |work: &mut dyn FnMut(&str) -> Result<()>| texts.each(work);
         let form = match self {
-            Form::Tokenizer(form) => return form.write(&tokenizer, into),
             Form::Model(form) => form,
+            Form::Tokenizer(form) => {
+                form.write(&tokenizer, into)?;
+                return tokenizer_format::check_written(form, &tokenizer, into, &each).map(drop);
+            }
         };
         let (files, options) = (artifact.as_files(), ExportOptions { dtype: quantize });
         let model = Model::open(&files, tokenizer)?;
@@ -176,7 +177,6 @@ impl Form {
                 form.name()
             )));
         }
-        let each = |work: &mut dyn FnMut(&str) -> Result<()>| texts.each(work);
         form.write(&Outgoing { model: &model, files: &files, options: &options, texts: &each }, into)
     }
 }
@@ -219,10 +219,9 @@ impl Texts {
         match self.compared() {
             0 if is_empty.iter().all(|files| files.is_empty()) => None,
             0 => Some("the form keeps the tokenizer as it is: no texts were compared".into()),
-            n => Some(format!(
-                "{} texts give the same token ids by the other program's rules",
-                units::count(n)
-            )),
+            n => {
+                Some(format!("{} compared: each gives the same token ids in the other form", units::count(n)))
+            }
         }
     }
 }

@@ -255,7 +255,83 @@ pub fn about_model(config: &Config) -> String {
 /// Its size and which tokens begin and end a text.
 pub fn about_tokenizer(tokenizer: &Tokenizer) -> String {
     let name = |special| tokenizer.special(special).and_then(|id| tokenizer.token(id));
-    let named = [(Special::Bos, "begins"), (Special::Eos, "ends")].into_iter();
-    let named = named.filter_map(|(special, does)| Some(format!("; `{}` {does} a text", name(special)?)));
-    format!("{} tokens{}", units::count(tokenizer.vocab_size() as u64), named.collect::<String>())
+    let named = match (name(Special::Bos), name(Special::Eos)) {
+        (Some(bos), Some(eos)) if bos == eos => format!("`{bos}` begins and ends a text"),
+        (Some(bos), Some(eos)) => format!("`{bos}` begins a text, `{eos}` ends it"),
+        (Some(bos), None) => format!("`{bos}` begins a text, nothing ends it"),
+        (None, Some(eos)) => format!("`{eos}` ends a text, nothing begins it"),
+        (None, None) => "no token begins or ends a text".into(),
+    };
+    format!("{} tokens; {named}", units::count(tokenizer.vocab_size() as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::fs;
+    use crate::model::{Transformer, gpt2};
+    use crate::stage::harness;
+    use crate::tokenizer::TOKENIZER_FILE;
+
+    fn words() -> Tokenizer {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizers/byte_bpe.json");
+        Tokenizer::load(Path::new(path)).unwrap()
+    }
+
+    /// A model's folder with room for so many tokens, and its tokenizer under another name beside it.
+    fn made(folder: &Path, vocab_size: usize) -> [Artifact; 2] {
+        let model =
+            Model { transformer: Transformer::fresh(&gpt2(vocab_size, 16, 1, 2, 48), 1), tokenizer: words() };
+        let (inside, beside) = (folder.join("model"), folder.join("words.json"));
+        model.save(&inside).unwrap();
+        fs::rename(&inside.join(TOKENIZER_FILE), &beside).unwrap();
+        [harness::artifact("folder", &inside).unwrap(), harness::artifact("words", &beside).unwrap()]
+    }
+
+    fn import(params: &str, inputs: &[(&str, Artifact)]) -> Result<harness::Outcome> {
+        harness::run::<Import>(&format!("{{ {params} }}"), inputs, 1)
+    }
+
+    fn error(params: &str, inputs: &[(&str, Artifact)]) -> String {
+        import(params, inputs).err().expect(params).to_string()
+    }
+
+    #[test]
+    fn a_model_needs_a_tokenizer_that_it_has_room_for() {
+        let (dir, size) = (tempfile::tempdir().unwrap(), words().vocab_size());
+        let [folder, beside] = made(dir.path(), size + 3);
+        let files = ("files", folder);
+        let said = error("", &[files.clone()]);
+        assert!(said.contains("`folder` holds no tokenizer") && said.contains("(`tokenizer`)"), "{said}");
+        let read = import("", &[files.clone(), ("tokenizer", beside.clone())]).unwrap();
+        assert!(read.read("model", TOKENIZER_FILE) == words().json(), "fewer tokens than rows are fine");
+
+        let narrow = tempfile::tempdir().unwrap();
+        let [folder, _] = made(narrow.path(), size - 1);
+        let said = error("", &[("files", folder), ("tokenizer", beside.clone())]);
+        assert!(said.contains(&format!("{size} tokens, the model room for {}", size - 1)), "{said}");
+        let said = error("", &[("files", beside.clone())]);
+        assert!(
+            said.contains("is a tokenizer (tokenizer_json), no model") && said.contains("`what`"),
+            "{said}"
+        );
+        let said = error("", &[files.clone(), ("files", files.1.clone())]);
+        assert!(said.contains("two of them are called `config.json`"), "{said}");
+        let said = error("what: tokenizer", &[files, ("tokenizer", beside)]);
+        assert!(said.contains("`tokenizer` is connected, and a tokenizer is imported"), "{said}");
+    }
+
+    #[test]
+    fn special_tokens_of_a_tokenizer_can_be_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let [_, beside] = made(dir.path(), words().vocab_size());
+        let files = [("files", beside)];
+        let read = import("what: tokenizer, special_tokens: { eos: \"<user>\" }", &files).unwrap();
+        let tokenizer =
+            tokenizer(&Files::at(&read.path("tokenizer")).unwrap(), AUTO, &Names::default()).unwrap().1;
+        let name = |special| tokenizer.special(special).and_then(|id| tokenizer.token(id));
+        assert_eq!((name(Special::Eos), name(Special::Bos)), (Some("<user>".into()), Some("<bos>".into())));
+        let said = error("what: tokenizer, special_tokens: { eos: \"<no>\" }", &files);
+        assert!(said.contains("`eos` is to be `<no>`"), "{said}");
+    }
 }
