@@ -1,6 +1,6 @@
 //! `import`: a model or a tokenizer of another program becomes one of ours.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -159,6 +159,8 @@ pub struct ReadModel {
     /// The form that it was stored in.
     pub format: &'static str,
     pub model: Model,
+    /// The file with the blocks of a quantized model.
+    blocks: Option<PathBuf>,
 }
 
 /// Reads a model whose tokenizer may lie apart.
@@ -167,7 +169,7 @@ pub struct ReadModel {
 /// When a file is damaged or of no known form, when there is no tokenizer, or it has more tokens than the model.
 pub fn model(files: &Files, tokenizer: Option<&Files>, format: &str, names: &Names) -> Result<ReadModel> {
     let container = container_of(files, format)?;
-    let Imported { transformer, tokenizer: own, .. } = container.read(files)?;
+    let Imported { transformer, tokenizer: own, blocks } = container.read(files)?;
     let given =
         tokenizer.map(|files| self::tokenizer(files, AUTO, names).map(|(_, given)| given)).transpose()?;
     let tokenizer = match (given, own) {
@@ -182,7 +184,7 @@ pub fn model(files: &Files, tokenizer: Option<&Files>, format: &str, names: &Nam
         let help = "give the tokenizer that the model was trained with (`tokenizer`)";
         e.context(format!("`{}` can't be read", files.label)).help(help)
     })?;
-    Ok(ReadModel { format: container.name(), model: Model { transformer, tokenizer } })
+    Ok(ReadModel { format: container.name(), model: Model { transformer, tokenizer }, blocks })
 }
 
 /// The form called `format`, or the one that the files are of.
@@ -209,7 +211,7 @@ pub fn tokenizer(files: &Files, format: &str, names: &Names) -> Result<(&'static
         (Ok(form), _) => (form.name(), form.read(files)?),
         (Err(_), Ok(container)) if format == AUTO => {
             let none = || Error::input(format!("the model `{}` holds no tokenizer", files.label));
-            (container.name(), container.read(files)?.tokenizer.ok_or_else(none)?)
+            (container.name(), container.read_tokenizer(files)?.ok_or_else(none)?)
         }
         (Err(e), _) => return Err(e),
     };
@@ -222,7 +224,10 @@ impl ReadModel {
     /// # Errors
     /// When a file cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        self.model.save(folder)
+        match &self.blocks {
+            Some(blocks) => self.model.save_blocks_of(blocks, folder),
+            None => self.model.save(folder),
+        }
     }
 }
 
