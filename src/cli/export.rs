@@ -11,7 +11,7 @@ use super::{Format, out, place, print_json, target};
 use crate::base::{Error, Result, suggest};
 use crate::kernel::BlockType;
 use crate::kinds::export::{Form, PORTS, Texts};
-use crate::tokenizer::{Inputs, TOKENIZER_FILE};
+use crate::tokenizer::TOKENIZER_FILE;
 
 /// `tinylm --format json export …` prints what was written as JSON.
 #[derive(Args)]
@@ -38,7 +38,7 @@ pub struct Export {
     /// Further texts whose ids are compared with those that the other program will give: targets of documents or
     /// conversations, or files of plain text. May be repeated. Those that the stages of the model's pipeline read
     /// are compared anyway.
-    #[arg(long, value_name = "TARGET", num_args = 1.., conflicts_with = "tokenizer")]
+    #[arg(long, value_name = "TARGET", num_args = 1..)]
     texts: Vec<String>,
 }
 
@@ -51,8 +51,7 @@ impl Export {
         let quantize = self.quantize.as_deref().map(block_type).transpose()?;
         let is_alone = port == "tokenizer" && !text.ends_with(TOKENIZER_FILE);
         let artifact = if is_alone { target::resolve_as(text, port) } else { target::folder_of(text, port) }?;
-        let texts =
-            if port == "model" { self.texts(text)? } else { Texts::new(Inputs::default(), Vec::new()) };
+        let texts = self.texts(text)?;
         let written = out::logged(|| {
             place::folder_or_file(&self.output, self.force, |into| {
                 form.write(&artifact, quantize, &texts, into)
@@ -75,8 +74,8 @@ impl Export {
     }
 
     /// The texts that the model's stages were made from, and those given.
-    fn texts(&self, model: &str) -> Result<Texts> {
-        let (mut stored, lost) = target::texts_behind(model)?;
+    fn texts(&self, target: &str) -> Result<Texts> {
+        let (mut stored, lost) = target::texts_behind(target)?;
         if !lost.is_empty() {
             let names = suggest::list(lost.iter().map(String::as_str));
             out::warn(&format!("not compared are the texts of {names}: their artifacts are gone"));

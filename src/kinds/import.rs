@@ -1,6 +1,6 @@
 //! `import`: a model or a tokenizer of another program becomes one of ours.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -159,6 +159,8 @@ pub struct ReadModel {
     /// The form that it was stored in.
     pub format: &'static str,
     pub model: Model,
+    /// The file with the blocks of a quantized model.
+    blocks: Option<PathBuf>,
 }
 
 /// Reads a model whose tokenizer may lie apart.
@@ -167,7 +169,7 @@ pub struct ReadModel {
 /// When a file is damaged or of no known form, when there is no tokenizer, or it has more tokens than the model.
 pub fn model(files: &Files, tokenizer: Option<&Files>, format: &str, names: &Names) -> Result<ReadModel> {
     let container = container_of(files, format)?;
-    let Imported { transformer, tokenizer: own, .. } = container.read(files)?;
+    let Imported { transformer, tokenizer: own, blocks } = container.read(files)?;
     let given =
         tokenizer.map(|files| self::tokenizer(files, AUTO, names).map(|(_, given)| given)).transpose()?;
     let tokenizer = match (given, own) {
@@ -182,7 +184,7 @@ pub fn model(files: &Files, tokenizer: Option<&Files>, format: &str, names: &Nam
         let help = "give the tokenizer that the model was trained with (`tokenizer`)";
         e.context(format!("`{}` can't be read", files.label)).help(help)
     })?;
-    Ok(ReadModel { format: container.name(), model: Model { transformer, tokenizer } })
+    Ok(ReadModel { format: container.name(), model: Model { transformer, tokenizer }, blocks })
 }
 
 /// The form called `format`, or the one that the files are of.
@@ -209,7 +211,7 @@ pub fn tokenizer(files: &Files, format: &str, names: &Names) -> Result<(&'static
         (Ok(form), _) => (form.name(), form.read(files)?),
         (Err(_), Ok(container)) if format == AUTO => {
             let none = || Error::input(format!("the model `{}` holds no tokenizer", files.label));
-            (container.name(), container.read(files)?.tokenizer.ok_or_else(none)?)
+            (container.name(), container.read_tokenizer(files)?.ok_or_else(none)?)
         }
         (Err(e), _) => return Err(e),
     };
@@ -222,7 +224,10 @@ impl ReadModel {
     /// # Errors
     /// When a file cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        self.model.save(folder)
+        match &self.blocks {
+            Some(blocks) => self.model.save_blocks_of(blocks, folder),
+            None => self.model.save(folder),
+        }
     }
 }
 
@@ -258,4 +263,75 @@ pub fn about_tokenizer(tokenizer: &Tokenizer) -> String {
         (None, None) => "no token begins or ends a text".into(),
     };
     format!("{} tokens; {named}", units::count(tokenizer.vocab_size() as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::fs;
+    use crate::model::{Transformer, gpt2};
+    use crate::stage::harness;
+    use crate::tokenizer::TOKENIZER_FILE;
+
+    fn words() -> Tokenizer {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizers/byte_bpe.json");
+        Tokenizer::load(Path::new(path)).unwrap()
+    }
+
+    /// A model's folder with room for so many tokens, and its tokenizer under another name beside it.
+    fn made(folder: &Path, vocab_size: usize) -> [Artifact; 2] {
+        let model =
+            Model { transformer: Transformer::fresh(&gpt2(vocab_size, 16, 1, 2, 48), 1), tokenizer: words() };
+        let (inside, beside) = (folder.join("model"), folder.join("words.json"));
+        model.save(&inside).unwrap();
+        fs::rename(&inside.join(TOKENIZER_FILE), &beside).unwrap();
+        [harness::artifact("folder", &inside).unwrap(), harness::artifact("words", &beside).unwrap()]
+    }
+
+    fn import(params: &str, inputs: &[(&str, Artifact)]) -> Result<harness::Outcome> {
+        harness::run::<Import>(&format!("{{ {params} }}"), inputs, 1)
+    }
+
+    fn error(params: &str, inputs: &[(&str, Artifact)]) -> String {
+        import(params, inputs).err().expect(params).to_string()
+    }
+
+    #[test]
+    fn a_model_needs_a_tokenizer_that_it_has_room_for() {
+        let (dir, size) = (tempfile::tempdir().unwrap(), words().vocab_size());
+        let [folder, beside] = made(dir.path(), size + 3);
+        let files = ("files", folder);
+        let said = error("", &[files.clone()]);
+        assert!(said.contains("`folder` holds no tokenizer") && said.contains("(`tokenizer`)"), "{said}");
+        let read = import("", &[files.clone(), ("tokenizer", beside.clone())]).unwrap();
+        assert!(read.read("model", TOKENIZER_FILE) == words().json(), "fewer tokens than rows are fine");
+
+        let narrow = tempfile::tempdir().unwrap();
+        let [folder, _] = made(narrow.path(), size - 1);
+        let said = error("", &[("files", folder), ("tokenizer", beside.clone())]);
+        assert!(said.contains(&format!("{size} tokens, the model room for {}", size - 1)), "{said}");
+        let said = error("", &[("files", beside.clone())]);
+        assert!(
+            said.contains("is a tokenizer (tokenizer_json), no model") && said.contains("`what`"),
+            "{said}"
+        );
+        let said = error("", &[files.clone(), ("files", files.1.clone())]);
+        assert!(said.contains("two of them are called `config.json`"), "{said}");
+        let said = error("what: tokenizer", &[files, ("tokenizer", beside)]);
+        assert!(said.contains("`tokenizer` is connected, and a tokenizer is imported"), "{said}");
+    }
+
+    #[test]
+    fn special_tokens_of_a_tokenizer_can_be_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let [_, beside] = made(dir.path(), words().vocab_size());
+        let files = [("files", beside)];
+        let read = import("what: tokenizer, special_tokens: { eos: \"<user>\" }", &files).unwrap();
+        let tokenizer =
+            tokenizer(&Files::at(&read.path("tokenizer")).unwrap(), AUTO, &Names::default()).unwrap().1;
+        let name = |special| tokenizer.special(special).and_then(|id| tokenizer.token(id));
+        assert_eq!((name(Special::Eos), name(Special::Bos)), (Some("<user>".into()), Some("<bos>".into())));
+        let said = error("what: tokenizer, special_tokens: { eos: \"<no>\" }", &files);
+        assert!(said.contains("`eos` is to be `<no>`"), "{said}");
+    }
 }

@@ -59,13 +59,19 @@ const WEIGHTS: &str = "model.safetensors";
 #[test]
 fn what_is_written_is_read_as_the_same_model() {
     let p = project(ROUND_TRIP);
-    p.run(&[]);
     let (base, again) = ("artifacts/p/base/model", "artifacts/p/again/model");
-    for file in [WEIGHTS, "config.json", "tokenizer.json"] {
-        assert!(bytes(&p, &format!("{base}/{file}")) == bytes(&p, &format!("{again}/{file}")), "{file}");
+    let mut reports = Vec::new();
+    for format in ["gguf", "hf"] {
+        let summary = p.run(&["--set", &format!("vars.format={format}")]);
+        let same = |file: &str| bytes(&p, &format!("{base}/{file}")) == bytes(&p, &format!("{again}/{file}"));
+        // What only training needs, as how weights began, has no key in GGUF.
+        assert!(same(WEIGHTS) && (format == "gguf" || same("config.json")), "{format}: {summary}");
+        let report: Value = serde_json::from_str(&p.read("artifacts/p/report/report/report.json")).unwrap();
+        assert!(report["bits_per_byte"].as_f64().unwrap() > 0.0, "{report}");
+        reports.push(report["bits_per_byte"].clone());
     }
-    let report: Value = serde_json::from_str(&p.read("artifacts/p/report/report/report.json")).unwrap();
-    assert!(report["bits_per_byte"].as_f64().unwrap() > 0.0, "{report}");
+    assert_eq!(reports[0], reports[1], "the same tokens");
+    assert!(bytes(&p, &format!("{base}/tokenizer.json")) == bytes(&p, &format!("{again}/tokenizer.json")));
 
     let written = json(&p, &["export", "--model", "p:base", "--format", "hf", "-o", "out/hf"]);
     assert_eq!((&written["format"], &written["what"]), (&"hf".into(), &"model".into()), "{written}");
@@ -84,6 +90,31 @@ fn what_is_written_is_read_as_the_same_model() {
     let one = ["export", "--tokenizer", "p:base", "--format", "tokenizer_json", "-o", "out/alone.json"];
     assert_eq!(json(&p, &one)["files"][0]["name"], "tokenizer.json");
     assert!(bytes(&p, "out/alone.json") == bytes(&p, &format!("{base}/tokenizer.json")));
+}
+
+#[test]
+fn a_quantized_model_comes_and_goes_with_its_blocks() {
+    let p = project(ROUND_TRIP);
+    p.run(&["base"]);
+    let export = ["export", "--format", "gguf"];
+    let own = ["--model", "p:base", "--quantize", "q8_0", "-o", "out/one.gguf", "--texts", "data/a.txt"];
+    let written = json(&p, &[&export[..], &own].concat());
+    let compared = written["texts_compared"].as_u64().unwrap();
+    assert!(compared > 100, "the documents that it was trained on, and the file: {written}");
+    let read = json(&p, &["import", "out/one.gguf", "-o", "out/model"]);
+    assert_eq!((&read["format"], &read["what"]), (&"gguf".into(), &"model".into()), "{read}");
+    assert!(p.path("out/model/model.gguf").exists() && !p.path("out/model").join(WEIGHTS).exists());
+    json(&p, &[&export[..], &["--model", "out/model", "-o", "out/two.gguf"]].concat());
+    assert!(bytes(&p, "out/one.gguf") == bytes(&p, "out/two.gguf"), "blocks are not rounded again");
+    let said = p.tinylm(&["generate", "--model", "out/model", "--prompt", "The fox", "--strategy", "greedy"]);
+    assert!(said.stdout.starts_with("The fox"), "{}", said.stderr);
+    let tokenizer = json(&p, &["import", "out/one.gguf", "--what", "tokenizer", "-o", "out/words"]);
+    assert_eq!(tokenizer["tokenizer"], read["tokenizer"]);
+
+    let half = bytes(&p, "out/one.gguf");
+    p.write("half.gguf", &half[..half.len() / 2]);
+    let (code, said) = error(&p, &["import", "half.gguf", "-o", "out/half"]);
+    assert!(code == 1 && said.contains("half.gguf") && !p.path("out/half").exists(), "{said}");
 }
 
 #[test]
@@ -133,6 +164,15 @@ fn what_a_format_cannot_hold_is_refused_before_anything_runs() {
         parts.iter().for_each(|part| assert!(ran.stderr.contains(part), "{to}: {}", ran.stderr));
     };
     let format = "{ format: \"${vars.format}\" }";
+    let by_chars = |format: &str, parts: &[&str]| {
+        let text = ROUND_TRIP.replace("format: hf", &format!("format: {format}"));
+        let text = text.replace("{ vocab_size: 300 }", "{ vocab_size: 300, algorithm: char }");
+        let ran = project(&text).tinylm(&["plan", "p"]);
+        assert_eq!(ran.code, 2, "{format}: {}", ran.stdout);
+        parts.iter().for_each(|part| assert!(ran.stderr.contains(part), "{format}: {}", ran.stderr));
+    };
+    by_chars("gguf", &["`written`: `format`: `gguf`: llama.cpp", "single characters"]);
+    by_chars("llama2c", &["`written`: `format`: `llama2c`:"]);
     refused("format: hf", "format: hff", &["there is no format `hff` of models", "did you mean `hf`?"]);
     refused("format: hf", "format: tokenizer_json", &["is a form for a `tokenizer`, not for a `model`"]);
     refused(format, "{ format: hf, quantize: q8_0 }", &["`written`: `format`: `hf`", "q8_0"]);
@@ -167,4 +207,31 @@ fn a_stage_that_reads_says_what_it_lacks() {
     let (code, summary) = p.try_run(&[]);
     let said = stage(&summary, "model")["error"].as_str().unwrap().to_string();
     assert!(code == 1 && said.contains("is no model of a known form") && said.contains("hf ("), "{said}");
+}
+
+/// A folder of public data that is no part of the repository; says so where it is not there.
+fn shared(name: &str) -> Option<String> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(name);
+    if !path.is_dir() {
+        eprintln!("skipped: there is no {}", path.display());
+        return None;
+    }
+    Some(path.canonicalize().unwrap().display().to_string())
+}
+
+#[test]
+fn the_shipped_pipeline_reads_stories260k_which_tells_the_story_that_llama2c_tells() {
+    let Some(folder) = shared("model_stories260K") else { return };
+    let p = Project::shipped();
+    let (checkpoint, tokenizer) =
+        (format!("vars.checkpoint={folder}/stories260K.bin"), format!("vars.tokenizer={folder}/tok512.bin"));
+    let ran = p.tinylm(&["run", "import_stories260k", "--set", &checkpoint, "--set", &tokenizer]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let expected = std::fs::read_to_string(format!("{folder}/expected_greedy_200steps.txt")).unwrap();
+    let greedy = ["--prompt", "", "--strategy", "greedy", "--max-new-tokens", "200"];
+    let told = |model: &str| p.tinylm(&[&["generate", "--model", model], &greedy[..]].concat()).stdout;
+    assert_eq!(told("import_stories260k:model"), format!("{expected}\n"));
+    // By way of llama.cpp's form.
+    json(&p, &["import", "artifacts/import_stories260k/gguf/files", "-o", "again"]);
+    assert_eq!(told("again"), format!("{expected}\n"));
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{hf, llama2c};
+use super::{gguf, hf, llama2c};
 use crate::base::{Error, Files, Result, suggest};
 use crate::kernel::BlockType;
 use crate::model::{Config, Model, Transformer};
@@ -28,6 +28,14 @@ pub trait Container: Sync {
     /// When a file is damaged, or asks for what can't be computed.
     fn read(&self, files: &Files) -> Result<Imported>;
 
+    /// Reads the tokenizer alone, of a file that may hold nothing else; `None` where the form holds none.
+    ///
+    /// # Errors
+    /// As [`Container::read`].
+    fn read_tokenizer(&self, files: &Files) -> Result<Option<Tokenizer>> {
+        Ok(self.read(files)?.tokenizer)
+    }
+
     /// Why a model of this architecture can't be written in the form with these options; `None` when it can.
     fn refuses(&self, config: &Config, options: &ExportOptions) -> Option<String>;
 
@@ -45,7 +53,7 @@ pub trait Container: Sync {
 }
 
 /// All of them. What recognizes files first reads them.
-pub static CONTAINERS: [&dyn Container; 2] = [&hf::HuggingFace, &llama2c::Llama2C];
+pub static CONTAINERS: [&dyn Container; 3] = [&hf::HuggingFace, &gguf::Gguf, &llama2c::Llama2C];
 
 /// The form called `name`.
 ///
