@@ -26,6 +26,7 @@ impl Sampler {
         };
         let mut ends = ids(&[Special::Eos, Special::User, Special::Assistant, Special::System]);
         ends.extend(model.tokenizer.turn_start());
+        ends.extend(model.tokenizer.turn_ends());
         // One token may be both `<bos>` and `<eos>`, as in GPT-2.
         let mut banned = ids(&[Special::Pad, Special::Unk, Special::Bos]);
         banned.retain(|id| !ends.contains(id));

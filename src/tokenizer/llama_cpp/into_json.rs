@@ -36,7 +36,15 @@ impl GgufVocabulary {
     fn names(&self) -> Names {
         let name = |id: Option<u32>| id.and_then(|id| self.tokens.get(id as usize)).cloned();
         let (bos, eos) = self.ends();
-        Names { bos: name(bos), eos: name(eos), pad: name(self.padding), ..Names::default() }
+        Names {
+            bos: name(bos),
+            eos: name(eos),
+            pad: name(self.padding),
+            chat_template_file: self.chat_template.is_some().then(|| "tokenizer.chat_template".to_string()),
+            chat_template: self.chat_template.clone(),
+            ends: self.eot.into_iter().collect(),
+            ..Names::default()
+        }
     }
 
     /// What begins and what ends a text: without a key, llama.cpp takes fixed ids.
