@@ -172,6 +172,7 @@ fn what_a_format_cannot_hold_is_refused_before_anything_runs() {
         parts.iter().for_each(|part| assert!(ran.stderr.contains(part), "{format}: {}", ran.stderr));
     };
     by_chars("gguf", &["`written`: `format`: `gguf`: llama.cpp", "single characters"]);
+    by_chars("llama2c", &["`written`: `format`: `llama2c`:"]);
     refused("format: hf", "format: hff", &["there is no format `hff` of models", "did you mean `hf`?"]);
     refused("format: hf", "format: tokenizer_json", &["is a form for a `tokenizer`, not for a `model`"]);
     refused(format, "{ format: hf, quantize: q8_0 }", &["`written`: `format`: `hf`", "q8_0"]);
