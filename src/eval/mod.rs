@@ -11,7 +11,9 @@
 //! has at least half a window of context (but at a document's beginning).
 
 mod gates;
+mod score;
 pub mod sign_test;
+mod windows;
 
 use std::collections::BTreeMap;
 
@@ -19,12 +21,14 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 pub use gates::{Gate, Needs, missed, needs};
+pub use score::{TextScore, TokenScore, score_text};
+use windows::windows;
 
 use crate::base::{Monitor, Result};
 use crate::corpus::held_out::{Extremes, HeldOut, Rule, is_unseen};
 use crate::generate::{self, Strategy};
 use crate::kernel::Team;
-use crate::model::{Executor, IGNORE, Model, Prediction, Sequences};
+use crate::model::{Executor, Model, Prediction, Sequences};
 use crate::tokenizer::{Inputs, Special, Text, chat};
 
 /// Which of the texts that training could have seen are scored.
@@ -281,31 +285,21 @@ fn score(model: &Model, items: &[ScoredText], what: &str, monitor: &dyn Monitor)
     Ok(Some(sums.scores()))
 }
 
-/// Windows of `seq_len` tokens at a stride of half a window; each scores the tokens that no earlier one has.
 fn score_item(
     model: &Model,
     executor: &mut Executor,
     item: &ScoredText,
     monitor: &dyn Monitor,
 ) -> Result<Sums> {
-    let seq_len = model.transformer.config.seq_len;
     let mut sums = Sums { texts: 1, bytes: item.bytes, ..Sums::default() };
-    let mut next = 1;
-    let mut start = 0;
-    while next < item.ids.len() {
+    for window in windows(item.ids.len(), model.transformer.config.seq_len) {
         monitor.check()?;
-        let end = (start + seq_len).min(item.ids.len() - 1);
-        // Position i of the window predicts the id at start + i + 1.
-        let counts = |i: usize| i >= next && item.scored[i];
-        let targets: Vec<u32> =
-            (start + 1..=end).map(|i| if counts(i) { item.ids[i] } else { IGNORE }).collect();
-        let all = Sequences::new(&item.ids[start..end], &targets, end - start);
+        let targets = window.targets(&item.ids, |i| item.scored[i]);
+        let all = Sequences::new(&item.ids[window.read.clone()], &targets, window.read.len());
         executor
             .predictions(&model.transformer, all)
             .into_iter()
             .for_each(|prediction| sums += sums_of(prediction));
-        next = end + 1;
-        start = end.saturating_sub(seq_len / 2);
     }
     Ok(sums)
 }

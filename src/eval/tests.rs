@@ -122,3 +122,31 @@ fn a_text_is_cut_at_the_word_in_its_middle() {
     assert_eq!(cut_in_half("one two  three four\nfive six"), Some(("one two  three", "four")));
     assert_eq!(cut_in_half("too short to cut"), None);
 }
+
+#[test]
+fn a_text_is_scored_token_by_token_in_windows() {
+    let text = "The cat sat on the mat and slept. ".repeat(4);
+    let score = score_text(&uniform(1024), &text, 2, 2).unwrap();
+    let ids = uniform(1024).tokenizer.encode(&text).unwrap();
+    assert!(ids.len() > 32, "three windows of 16");
+    assert_eq!(score.tokens.iter().map(|t| t.id).collect::<Vec<_>>(), ids, "`<bos>` is context");
+    assert!((score.loss - 1024f64.ln()).abs() < 1e-6 && score.bytes == text.len() as u64);
+    assert!(
+        score.tokens.iter().all(|t| t.top.iter().map(|(id, _)| *id).eq([0, 1])),
+        "of equals the lower id"
+    );
+
+    let mut model = uniform(1024);
+    model.transformer = Transformer::fresh(&model.transformer.config, 3);
+    let score = score_text(&model, &text, 1024, 2).unwrap();
+    for token in &score.tokens {
+        let of_all: f64 = token.top.iter().map(|(_, p)| p.exp()).sum();
+        assert!((of_all - 1.0).abs() < 1e-4, "{of_all}");
+        let (_, own) = token.top.iter().find(|(id, _)| *id == token.id).unwrap();
+        assert!((own - token.logprob).abs() < 1e-5, "{own} {}", token.logprob);
+        assert!(token.top[token.rank as usize].1 <= own + 1e-6);
+    }
+
+    let sum: f64 = score.tokens.iter().map(|t| -t.logprob).sum();
+    assert!((sum - score.nats).abs() < 1e-9);
+}

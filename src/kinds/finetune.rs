@@ -5,11 +5,10 @@ use std::path::Path;
 
 use super::adapters::{ADAPTER, Adapters};
 use super::texts::held_out_by;
-use super::tokenizers;
 use super::training;
 use super::training_params::{NOT_IN_KEY, NOT_IN_STATE, training_params};
+use super::{facts, tokenizers};
 use crate::base::{Error, Result, units};
-use crate::corpus::conversation::Role;
 use crate::corpus::conversation::{self, ConversationReader};
 use crate::corpus::held_out::{Rule, Split};
 use crate::model::{Model, TOKENIZER_FILE, Transformer};
@@ -155,15 +154,13 @@ impl Kind for Finetune {
     }
 
     fn facts(_: &Params, inputs: &Connected, _: &str) -> Facts {
-        let size = |port| inputs.number(port, "vocab_size").map(|(_, n)| n);
-        let mut facts = Facts::new();
-        if let (Some(model), Some(tokenizer)) = (size("model"), size("tokenizer")) {
-            // The embedding is extended when the tokenizer has more.
-            facts.insert("vocab_size".into(), model.max(tokenizer).into());
-        }
-        if let Some((_, len)) = inputs.number("model", "seq_len") {
-            facts.insert("seq_len".into(), len.into());
-        }
+        let number = |port, fact| inputs.number(port, fact).map(|(_, n)| n);
+        // The embedding is extended when the tokenizer has more.
+        let vocab_size =
+            number("model", "vocab_size").zip(number("tokenizer", "vocab_size")).map(|(a, b)| a.max(b));
+        let config = inputs.get("model").first().and_then(facts::config);
+        let mut facts = facts::of_model(vocab_size, number("model", "seq_len"), config);
+        facts.extend(facts::of_same_tokenizer(inputs, "tokenizer"));
         facts
     }
 
@@ -243,20 +240,12 @@ fn load(params: &Params, ctx: &Context) -> Result<Model> {
 /// An error where a model is too short for an exchange.
 pub(super) fn check_length(model: &Model) -> Result<()> {
     let seq_len = model.transformer.config.seq_len;
-    let shortest = shortest_row(longest_opening(&model.tokenizer)?).max(SHORTEST as usize);
+    let shortest = shortest_row(chat::longest_opening(&model.tokenizer)?).max(SHORTEST as usize);
     if seq_len >= shortest {
         return Ok(());
     }
     Err(Error::input(format!("a model of {seq_len} positions holds no exchange"))
         .help(format!("pretrain with `seq_len: {shortest}` or more")))
-}
-
-/// How many ids begin a turn at most.
-fn longest_opening(tokenizer: &Tokenizer) -> Result<usize> {
-    let opening = |role| Ok(tokenizer.turn(role)?.len());
-    // Few conversations have a system message; those that do say what is missing.
-    let system = tokenizer.turn(Role::System).map_or(0, |ids| ids.len());
-    Ok(opening(Role::User)?.max(opening(Role::Assistant)?).max(system))
 }
 
 /// The conversations packed into rows, to train on and to validate on, and the rule that parted them.

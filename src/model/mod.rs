@@ -4,6 +4,7 @@
 //!  config      the architecture: sizes, and which parts            presets   architectures with a name
 //!  layout      parameters: name, shape, place, how each begins
 //!  transformer a config with its weights
+//!  quantized   a transformer whose matrices are integers with scales
 //!  lora        low-rank adapters, which are trained instead of the rest
 //!  layer/      norm, attention, mlp, embed, head, adapter: what each keeps, forward and backward side by side
 //!  block       how sublayers, norms and residual connections are put together: the only place
@@ -13,7 +14,7 @@
 //!  teachers    the likeliest ids, for a student to learn from
 //!  decode      reading on with cached keys and values
 //!  reference   the same model on candle, written to be read, which tests compare with
-//!  format/     config.json and names of tensors as Hugging Face's types have them, a file a type
+//!  format/     config.json and names of tensors as Hugging Face's types have them, a file a type; GGUF
 //!  describe    an architecture in words
 //!  files       a model's folder
 //! ```
@@ -38,6 +39,7 @@ mod layout;
 mod lora;
 mod ordered;
 mod presets;
+mod quantized;
 pub mod reference;
 mod teachers;
 mod transformer;
@@ -47,6 +49,7 @@ pub use config::{Activation, Config, Init, Norm, Placement, Position, Yarn};
 pub use decode::{Cache, Decoder, Reading};
 pub use executor::{Executor, Sequences, round_of};
 pub use files::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
+pub use format::gguf::GGUF_FILE;
 pub use format::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
 pub use layout::{Layout, Parameter, Role};
 pub use lora::{Lora, Target};

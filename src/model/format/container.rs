@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{go, hf, llama2c, pytorch};
+use super::{gguf, go, hf, llama2c, pytorch};
 use crate::base::{Error, Files, Result, suggest};
 use crate::kernel::BlockType;
 use crate::model::{Config, Model, Transformer};
+use crate::tokenizer::train::Algorithm;
 use crate::tokenizer::{self, EachText, Tokenizer};
 
 /// A form that whole models are stored in.
@@ -36,8 +37,22 @@ pub trait Container: Sync {
         self.read(files)
     }
 
+    /// Reads the tokenizer alone, of a file that may hold nothing else; `None` where the form holds none.
+    ///
+    /// # Errors
+    /// As [`Container::read`].
+    fn read_tokenizer(&self, files: &Files) -> Result<Option<Tokenizer>> {
+        Ok(self.read(files)?.tokenizer)
+    }
+
     /// Why a model of this architecture can't be written in the form with these options; `None` when it can.
     fn refuses(&self, config: &Config, options: &ExportOptions) -> Option<String>;
+
+    /// Why a model whose tokenizer is trained by this algorithm can't be written in the form; `None` when it
+    /// can, or when only the tokenizer itself tells.
+    fn refuses_tokenizer(&self, _: Algorithm) -> Option<String> {
+        None
+    }
 
     /// Writes a model into the empty folder `into`.
     ///
@@ -47,8 +62,8 @@ pub trait Container: Sync {
 }
 
 /// All of them. What recognizes files first reads them.
-pub static CONTAINERS: [&dyn Container; 4] =
-    [&pytorch::PyTorch, &hf::HuggingFace, &llama2c::Llama2C, &go::GoJson];
+pub static CONTAINERS: [&dyn Container; 5] =
+    [&pytorch::PyTorch, &hf::HuggingFace, &gguf::Gguf, &llama2c::Llama2C, &go::GoJson];
 
 /// The form called `name`.
 ///

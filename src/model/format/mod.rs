@@ -8,6 +8,7 @@
 mod adapter;
 mod container;
 mod fields;
+pub mod gguf;
 mod go;
 mod gpt2;
 mod hf;

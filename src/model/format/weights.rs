@@ -8,33 +8,33 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors, View};
 use serde_json::Value;
 
+use super::gguf::GGUF_FILE;
 use super::{Description, Format, Stored};
 use crate::base::{Error, Files, Result, fs, suggest};
 use crate::corpus::input::InputFile;
 use crate::corpus::json;
-use crate::kernel::BlockType;
 use crate::model::{CONFIG_FILE, Layout, Transformer, WEIGHTS_FILE};
 
 /// The output projection, in each type of file.
 const HEAD: &str = "lm_head.weight";
 
 impl Transformer {
-    /// Reads the configuration and the weights of a model's folder.
+    /// Reads the configuration and the weights of a model's folder, which are safetensors or a GGUF file.
     ///
     /// # Errors
-    /// When one of them is missing, and as [`Transformer::load`].
+    /// When one of them is missing, or there are two files of weights, and as [`Transformer::load`].
     pub fn open(files: &Files) -> Result<Self> {
-        Self::load(files.file(CONFIG_FILE)?, files.file(WEIGHTS_FILE)?)
-    }
-
-    /// Sets the numbers of a tensor from the bytes of a file, which are of type `ty`.
-    ///
-    /// # Panics
-    /// When the bytes are not those of the tensor's shape.
-    pub fn put(&mut self, stored: &Stored, ty: BlockType, bytes: &[u8]) {
-        let mut numbers = vec![0.0; stored.shape.iter().product()];
-        ty.decode(bytes, &mut numbers);
-        stored.places(&self.layout).zip(numbers).for_each(|(place, x)| self.weights[place] = x);
+        let config = files.file(CONFIG_FILE)?;
+        let Some(blocks) = files.find(GGUF_FILE) else {
+            return Self::load(config, files.file(WEIGHTS_FILE)?);
+        };
+        if files.find(WEIGHTS_FILE).is_some() {
+            let what = format!("`{}` has a `{WEIGHTS_FILE}` and a `{GGUF_FILE}`", files.label);
+            return Err(Error::input(what).help("remove the one that is not to be read"));
+        }
+        let Description { config, notes, .. } = description(config)?;
+        notes.iter().for_each(|note| tracing::warn!("{note}"));
+        Self::open_blocks(&config, blocks)
     }
 
     /// Reads configuration and weights.
@@ -66,13 +66,16 @@ impl Transformer {
     }
 
     /// The weights as the type of file that holds the architecture has them, f32, little endian; adapters are
-    /// merged into them.
+    /// merged into them, blocks dequantized.
     ///
     /// # Errors
     /// When they can't be laid out.
     pub fn to_safetensors(&self) -> Result<Vec<u8>> {
         if self.lora.is_some() {
             return self.merged_copy().to_safetensors();
+        }
+        if self.is_quantized() {
+            return self.dequantized_copy().to_safetensors();
         }
         let stored = super::of(&self.config).tensors(&self.layout);
         let tensors = stored.iter().map(|stored| (&stored.name, Written { stored, gpt: self }));

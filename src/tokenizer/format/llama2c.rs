@@ -17,6 +17,7 @@ use super::pieces::{Kind, Piece, Pieces};
 use crate::base::{Error, Files, Result, files, fs};
 use crate::tokenizer::cut::SPACE;
 use crate::tokenizer::known::byte_of_name;
+use crate::tokenizer::train::Algorithm;
 use crate::tokenizer::{Names, Tokenizer};
 
 pub struct Llama2c;
@@ -48,6 +49,11 @@ impl Format for Llama2c {
                 .help("name the file: its fifth token is `<0x01>`, as in `tokenizer.bin`")
         })?;
         parse(&path.display().to_string(), &fs::read(path)?)
+    }
+
+    fn refuses(&self, _: Algorithm) -> Option<String> {
+        let ids = "its ids 0, 1 and 2 are `<unk>`, `<s>` and `</s>`, and 3 to 258 the bytes";
+        Some(format!("{ids}; tokenizers that are trained here have others there"))
     }
 
     fn write(&self, tokenizer: &Tokenizer, into: &Path) -> Result<()> {

@@ -14,6 +14,7 @@ mod tokenizer_json;
 use std::path::Path;
 
 use super::Tokenizer;
+use super::train::Algorithm;
 use crate::base::{Error, Files, Result, suggest};
 pub use compare::check_written;
 pub use strict_words::{all_words, strict_words, strict_words_until};
@@ -34,6 +35,12 @@ pub trait Format: Sync {
     /// # Errors
     /// When a file is damaged, or asks for what can't be done.
     fn read(&self, files: &Files) -> Result<Tokenizer>;
+
+    /// Why tokenizers that are trained by this algorithm can't be written in the form; `None` when they can,
+    /// or when only the tokenizer itself tells.
+    fn refuses(&self, _: Algorithm) -> Option<String> {
+        None
+    }
 
     /// Writes a tokenizer into the empty folder `into`.
     ///

@@ -11,6 +11,7 @@ use super::Format;
 use super::build::{Draft, ids_of, json_of};
 use super::lines::{Lines, place_in};
 use crate::base::{Error, Files, Result, fs};
+use crate::tokenizer::train::Algorithm;
 use crate::tokenizer::{Names, Tokenizer};
 
 pub struct StrictWords;
@@ -40,6 +41,10 @@ impl Format for StrictWords {
             lines(&file, &text)?
         };
         named_words(&file, &words, None)
+    }
+
+    fn refuses(&self, _: Algorithm) -> Option<String> {
+        Some("it has no special tokens; tokenizers that are trained here have some".into())
     }
 
     fn write(&self, tokenizer: &Tokenizer, into: &Path) -> Result<()> {
