@@ -82,7 +82,7 @@ pub mod weight;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use blocks::BlockType;
+pub use blocks::{Block, BlockType};
 pub use buffer::Buffer;
 pub use dropout::Dropout;
 pub use dtype::Dtype;

@@ -1,5 +1,5 @@
-//! A model's folder: `config.json`, `model.safetensors`, `tokenizer.json`, and a `tokenizer_config.json`
-//! where the tokenizer alone does not say which tokens are special.
+//! A model's folder: `config.json`, `model.safetensors` or `model.gguf`, `tokenizer.json`, and a
+//! `tokenizer_config.json` where the tokenizer alone does not say which tokens are special.
 
 use std::path::Path;
 
@@ -37,6 +37,12 @@ impl Model {
     /// # Errors
     /// When a file cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
+        self.save_beside_weights(folder)?;
+        fs::write(&folder.join(WEIGHTS_FILE), &self.transformer.to_safetensors()?)
+    }
+
+    /// Writes all files but the weights.
+    pub(super) fn save_beside_weights(&self, folder: &Path) -> Result<()> {
         let (bos, eos) = (self.tokenizer.special(Special::Bos), self.tokenizer.special(Special::Eos));
         let json = serde_json::to_vec_pretty(&self.transformer.config.to_json(bos, eos)?)
             .map_err(|e| Error::bug(format!("{CONFIG_FILE}: {e}")))?;
@@ -45,7 +51,7 @@ impl Model {
         if let Some(json) = self.tokenizer.config()? {
             fs::write(&folder.join(TOKENIZER_CONFIG_FILE), &json)?;
         }
-        fs::write(&folder.join(WEIGHTS_FILE), &self.transformer.to_safetensors()?)
+        Ok(())
     }
 }
 

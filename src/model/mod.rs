@@ -13,7 +13,7 @@
 //!  teachers    the likeliest ids, for a student to learn from
 //!  decode      reading on with cached keys and values
 //!  reference   the same model on candle, written to be read, which tests compare with
-//!  format/     config.json and names of tensors as Hugging Face's types have them, a file a type
+//!  format/     config.json and names of tensors as Hugging Face's types have them, a file a type; GGUF
 //!  describe    an architecture in words
 //!  files       a model's folder
 //! ```
@@ -47,6 +47,7 @@ pub use config::{Activation, Config, Init, Norm, Placement, Position, Yarn};
 pub use decode::{Cache, Decoder, Reading};
 pub use executor::{Executor, Sequences, round_of};
 pub use files::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
+pub use format::gguf::GGUF_FILE;
 pub use format::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
 pub use layout::{Layout, Parameter, Role};
 pub use lora::{Lora, Target};

@@ -89,7 +89,7 @@ impl Classes {
 }
 
 /// The characters of a class, as inclusive ranges.
-fn ranges(pattern: &str) -> Vec<(char, char)> {
+pub fn ranges(pattern: &str) -> Vec<(char, char)> {
     let parsed = regex_syntax::parse(pattern).expect("our own pattern");
     match parsed.kind() {
         HirKind::Class(Ranges::Unicode(class)) => class.iter().map(|r| (r.start(), r.end())).collect(),

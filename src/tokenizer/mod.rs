@@ -4,6 +4,7 @@
 //! becomes the role token, with any tokenizer. Truncation, padding and templates of special tokens, which a
 //! `tokenizer.json` may configure, are deliberately not applied here: they belong to making batches.
 
+mod base64;
 mod bpe;
 mod cache;
 pub mod chat;
@@ -12,6 +13,7 @@ mod cut;
 pub mod format;
 mod in_text;
 mod known;
+pub mod llama_cpp;
 mod special;
 mod stream;
 mod texts;

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use super::gguf::GGUF_FILE;
 use super::{Container, ExportOptions, Imported, Outgoing};
 use crate::base::{Error, Files, Result};
 use crate::kernel::BlockType;
@@ -29,7 +30,8 @@ impl Container for HuggingFace {
         let tokenizer = files
             .find(TOKENIZER_FILE)
             .map(|path| Tokenizer::load_with(path, &Names::beside(|name| files.find(name))?));
-        Ok(Imported { transformer, tokenizer: tokenizer.transpose()?, blocks: None })
+        let blocks = files.find(GGUF_FILE).map(Path::to_path_buf);
+        Ok(Imported { transformer, tokenizer: tokenizer.transpose()?, blocks })
     }
 
     fn refuses(&self, _: &Config, options: &ExportOptions) -> Option<String> {

@@ -8,6 +8,7 @@
 mod adapter;
 mod container;
 mod fields;
+pub mod gguf;
 mod gpt2;
 mod hf;
 mod llama;

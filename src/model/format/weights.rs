@@ -8,6 +8,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors, View};
 use serde_json::Value;
 
+use super::gguf::GGUF_FILE;
 use super::{Description, Format, Stored};
 use crate::base::{Error, Files, Result, fs, suggest};
 use crate::corpus::input::InputFile;
@@ -19,12 +20,22 @@ use crate::model::{CONFIG_FILE, Layout, Transformer, WEIGHTS_FILE};
 const HEAD: &str = "lm_head.weight";
 
 impl Transformer {
-    /// Reads the configuration and the weights of a model's folder.
+    /// Reads the configuration and the weights of a model's folder, which are safetensors or a GGUF file.
     ///
     /// # Errors
-    /// When one of them is missing, and as [`Transformer::load`].
+    /// When one of them is missing, or there are two files of weights, and as [`Transformer::load`].
     pub fn open(files: &Files) -> Result<Self> {
-        Self::load(files.file(CONFIG_FILE)?, files.file(WEIGHTS_FILE)?)
+        let config = files.file(CONFIG_FILE)?;
+        let Some(blocks) = files.find(GGUF_FILE) else {
+            return Self::load(config, files.file(WEIGHTS_FILE)?);
+        };
+        if files.find(WEIGHTS_FILE).is_some() {
+            let what = format!("`{}` has a `{WEIGHTS_FILE}` and a `{GGUF_FILE}`", files.label);
+            return Err(Error::input(what).help("remove the one that is not to be read"));
+        }
+        let Description { config, notes, .. } = description(config)?;
+        notes.iter().for_each(|note| tracing::warn!("{note}"));
+        Self::open_blocks(&config, blocks)
     }
 
     /// Sets the numbers of a tensor from the bytes of a file, which are of type `ty`.
