@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::Buffer;
 use super::simd::LANES;
 use super::team::{Parts, Team};
+use super::weight::Weight;
 
 /// Rows that are looked up.
 #[derive(Clone, Copy)]
@@ -17,14 +18,14 @@ pub struct Ids<'a> {
     pub start: usize,
 }
 
-/// `x: [N, C]` of `tokens: [V, C]` and, where they are added, `positions: [T, C]`.
+/// `x: [N, C]` of `tokens: [V, C]`, which may be quantized, and, where they are added, `positions: [T, C]`.
 ///
 /// # Panics
 /// When an id or a position has no row.
 pub fn forward(
     team: &Team,
     ids: Ids,
-    tokens: &[f32],
+    tokens: Weight,
     scale: f32,
     positions: Option<&[f32]>,
     c: usize,
@@ -36,10 +37,19 @@ pub fn forward(
             let (id, t) = (ids.ids[i] as usize, ids.start + i % ids.length);
             // SAFETY: each row has one task.
             let x = unsafe { x.take(i * c..(i + 1) * c) };
-            let token = x.iter_mut().zip(&tokens[id * c..(id + 1) * c]);
+            let positions = positions.map(|all| &all[t * c..(t + 1) * c]);
+            if let Weight::Quantized(columns) = tokens {
+                columns.column(id, x);
+                x.iter_mut().for_each(|x| *x *= scale);
+                if let Some(positions) = positions {
+                    x.iter_mut().zip(positions).for_each(|(x, position)| *x += position);
+                }
+                continue;
+            }
+            let token = x.iter_mut().zip(&tokens.widened()[id * c..(id + 1) * c]);
             match positions {
-                Some(all) => {
-                    let pairs = token.zip(&all[t * c..(t + 1) * c]);
+                Some(positions) => {
+                    let pairs = token.zip(positions);
                     pairs.for_each(|((x, token), position)| *x = token * scale + position);
                 }
                 None => token.for_each(|(x, token)| *x = token * scale),
@@ -116,7 +126,7 @@ mod tests {
             let found = same_everywhere(|team| {
                 let (mut x, mut dtokens, mut dpositions) =
                     (vec![f32::NAN; dx.len()], vec![0.5; 4 * C], vec![0.5; 5 * C]);
-                forward(team, IDS, &tokens, scale, some.then_some(&positions[..]), C, &mut x);
+                forward(team, IDS, Weight::F32(&tokens), scale, some.then_some(&positions[..]), C, &mut x);
                 backward(team, IDS, &dx, scale, C, &mut dtokens, some.then_some(&mut dpositions[..]));
                 vec![x, dtokens, dpositions]
             });

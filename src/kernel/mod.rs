@@ -8,7 +8,8 @@
 //!  team        threads that share loops
 //!  buffer      aligned memory in huge pages
 //!  matmul      C = A·B
-//!  weight      weight matrices in f32 or bf16, and products with them
+//!  quantized   weight matrices of integers with scales, and products with them
+//!  weight      weight matrices as they are stored, and products with them
 //!
 //!  embedding   token embeddings, and positions that are added to them
 //!  norm        LayerNorm, RMSNorm
@@ -71,6 +72,7 @@ pub mod muon;
 mod neon;
 pub mod norm;
 mod portable;
+pub mod quantized;
 pub mod residual;
 pub mod rotary;
 pub mod sgd;

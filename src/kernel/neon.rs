@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::simd::{LANES, Simd, Tiles};
+use super::simd::{Dots, LANES, Simd, Tiles};
 
 #[derive(Clone, Copy)]
 pub struct Neon;
@@ -181,5 +181,64 @@ impl Simd for Neon {
             }
             columns
         }
+    }
+}
+
+impl Dots for Neon {
+    /// 16 bytes, or 4 i32, in each register.
+    type I = [int32x4_t; 4];
+    const BIAS: i32 = 0;
+
+    #[inline(always)]
+    unsafe fn splat_i(x: i32) -> Self::I {
+        unsafe { [vdupq_n_s32(x); 4] }
+    }
+    #[inline(always)]
+    unsafe fn load_i(p: *const u8) -> Self::I {
+        unsafe {
+            let four = |p: *const u8| vreinterpretq_s32_u8(vld1q_u8(p));
+            [four(p), four(p.add(16)), four(p.add(32)), four(p.add(48))]
+        }
+    }
+    #[inline(always)]
+    unsafe fn low(bytes: Self::I) -> Self::I {
+        unsafe { each!(vandq_s32, bytes, [vdupq_n_s32(0x0f0f_0f0f); 4]) }
+    }
+    #[inline(always)]
+    unsafe fn high(bytes: Self::I) -> Self::I {
+        let high = |x: int32x4_t| unsafe { vreinterpretq_s32_u8(vshrq_n_u8::<4>(vreinterpretq_u8_s32(x))) };
+        each!(high, bytes)
+    }
+    #[inline(always)]
+    unsafe fn dot_nibbles(sums: Self::I, codes: Self::I, x: Self::I) -> Self::I {
+        unsafe { each!(vaddq_s32, sums, each!(dot, codes, x)) }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(sums: Self::I, codes: Self::I, x: Self::I) -> Self::I {
+        unsafe {
+            // 0x80 in each byte.
+            let codes = each!(veorq_s32, codes, [vdupq_n_s32(-0x7f7f_7f80); 4]);
+            Self::dot_nibbles(sums, codes, x)
+        }
+    }
+    #[inline(always)]
+    unsafe fn float(sums: Self::I) -> Self::F {
+        unsafe { each!(vcvtq_f32_s32, sums) }
+    }
+    #[inline(always)]
+    unsafe fn scaled(a: Self::F, by: Self::F) -> Self::F {
+        unsafe { each!(vmulq_f32, a, by) }
+    }
+}
+
+/// Of four times four bytes with signs.
+#[inline(always)]
+fn dot(a: int32x4_t, b: int32x4_t) -> int32x4_t {
+    // SAFETY: every 64-bit ARM has NEON.
+    unsafe {
+        let (a, b) = (vreinterpretq_s8_s32(a), vreinterpretq_s8_s32(b));
+        let low = vmull_s8(vget_low_s8(a), vget_low_s8(b));
+        let high = vmull_high_s8(a, b);
+        vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high))
     }
 }

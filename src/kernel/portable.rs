@@ -2,7 +2,7 @@
 //! Without a fused multiply-add, as on x86-64 before 2013, `mul_add` is a slow function call: correct there,
 //! not fast.
 
-use super::simd::{LANES, Number, Simd, Tiles};
+use super::simd::{Dots, LANES, Number, Simd, Tiles};
 
 #[derive(Clone, Copy)]
 pub struct Portable;
@@ -123,4 +123,50 @@ impl Simd for Portable {
     unsafe fn transposed(rows: [Self::F; LANES]) -> [Self::F; LANES] {
         std::array::from_fn(|j| std::array::from_fn(|i| rows[i][j]))
     }
+}
+
+impl Dots for Portable {
+    type I = [u32; LANES];
+    const BIAS: i32 = 0;
+
+    #[inline(always)]
+    unsafe fn splat_i(x: i32) -> Self::I {
+        [x as u32; LANES]
+    }
+    #[inline(always)]
+    unsafe fn load_i(p: *const u8) -> Self::I {
+        let bytes = unsafe { p.cast::<[[u8; 4]; LANES]>().read_unaligned() };
+        bytes.map(u32::from_le_bytes)
+    }
+    #[inline(always)]
+    unsafe fn low(bytes: Self::I) -> Self::I {
+        bytes.map(|four| four & 0x0f0f_0f0f)
+    }
+    #[inline(always)]
+    unsafe fn high(bytes: Self::I) -> Self::I {
+        bytes.map(|four| four >> 4 & 0x0f0f_0f0f)
+    }
+    #[inline(always)]
+    unsafe fn dot_nibbles(sums: Self::I, codes: Self::I, x: Self::I) -> Self::I {
+        std::array::from_fn(|i| sums[i].wrapping_add_signed(dot(codes[i], x[i])))
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(sums: Self::I, codes: Self::I, x: Self::I) -> Self::I {
+        std::array::from_fn(|i| sums[i].wrapping_add_signed(dot(codes[i] ^ 0x8080_8080, x[i])))
+    }
+    #[inline(always)]
+    unsafe fn float(sums: Self::I) -> Self::F {
+        sums.map(|sum| sum as i32 as f32)
+    }
+    #[inline(always)]
+    unsafe fn scaled(a: Self::F, by: Self::F) -> Self::F {
+        each(a, by, |a, b| a * b)
+    }
+}
+
+/// Of four bytes each, with signs.
+#[inline(always)]
+fn dot(a: u32, b: u32) -> i32 {
+    let byte = |x: u32, i: u32| i32::from((x >> (8 * i)) as i8);
+    (0..4).map(|i| byte(a, i) * byte(b, i)).sum()
 }

@@ -132,6 +132,11 @@ pub trait Simd: Tiles {
     unsafe fn from_array_u(a: [u32; LANES]) -> Self::U;
     /// 16 bf16, converted to f32.
     unsafe fn load_bf16(p: *const u16) -> Self::F;
+    /// Stores 16 whole numbers from -128 to 127 as bytes.
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, x: Self::F) {
+        unsafe { p.cast::<[i8; LANES]>().write_unaligned(Self::to_array(x).map(|x| x as i8)) }
+    }
     /// The sum of all lanes as a tree: lane i plus lane i + 8, then + 4, + 2, + 1.
     #[inline(always)]
     unsafe fn sum(a: Self::F) -> f32 {
@@ -181,6 +186,31 @@ pub trait Simd: Tiles {
             }
         }
     }
+}
+
+/// Exact dot products of bytes, for products with quantized weights: each lane holds four codes of its own
+/// column and adds up what they give with four numbers of a row.
+///
+/// # Safety
+/// As of [`Simd`].
+pub trait Dots: Tiles {
+    /// 16 i32, or 64 bytes, of which a lane has four.
+    type I: Copy;
+    /// What [`Dots::dot_bytes`] takes a code for, less what it stands for.
+    const BIAS: i32;
+    unsafe fn splat_i(x: i32) -> Self::I;
+    /// 64 bytes.
+    unsafe fn load_i(p: *const u8) -> Self::I;
+    /// The lower 4 bits of each byte.
+    unsafe fn low(bytes: Self::I) -> Self::I;
+    /// The upper 4 bits of each byte.
+    unsafe fn high(bytes: Self::I) -> Self::I;
+    /// `sums + Σ code · x` of codes from 0 to 15 and x from -127 to 127.
+    unsafe fn dot_nibbles(sums: Self::I, codes: Self::I, x: Self::I) -> Self::I;
+    /// `sums + Σ (code - 128 + BIAS) · x` of codes from 0 to 255 and x from -127 to 127.
+    unsafe fn dot_bytes(sums: Self::I, codes: Self::I, x: Self::I) -> Self::I;
+    unsafe fn float(sums: Self::I) -> Self::F;
+    unsafe fn scaled(a: Self::F, by: Self::F) -> Self::F;
 }
 
 /// The number formats of weights, which kernels convert to f32.

@@ -1,6 +1,7 @@
 //! Weight matrices in the formats that they are stored in, and products with them.
 
 use super::matmul::{Start, THIN, View, matmul, matmul_bf16};
+use super::quantized::Columns;
 use super::team::Team;
 
 /// The numbers of a weight matrix.
@@ -13,11 +14,16 @@ pub enum Weight<'a> {
         /// The same numbers as f32.
         widened: &'a [f32],
     },
+    /// Integers with scales, which are not kept as f32: for products forward only.
+    Quantized(Columns<'a>),
 }
 
 impl<'a> Weight<'a> {
     pub fn len(&self) -> usize {
-        self.widened().len()
+        match self {
+            Weight::F32(all) | Weight::Bf16 { widened: all, .. } => all.len(),
+            Weight::Quantized(columns) => columns.k() * columns.len(),
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -25,9 +31,26 @@ impl<'a> Weight<'a> {
     }
 
     /// The numbers as f32.
+    ///
+    /// # Panics
+    /// When they are quantized: gradients need a model that is `dequantized`.
     pub fn widened(&self) -> &'a [f32] {
         match *self {
             Weight::F32(all) | Weight::Bf16 { widened: all, .. } => all,
+            Weight::Quantized(_) => panic!("gradients of quantized weights: the model must be `dequantized`"),
+        }
+    }
+
+    /// Some rows of a matrix whose rows are `width` long: of an embedding, whose rows are the columns that
+    /// quantized weights have.
+    pub(super) fn rows(self, width: usize, rows: std::ops::Range<usize>) -> Self {
+        let numbers = rows.start * width..rows.end * width;
+        match self {
+            Weight::F32(all) => Weight::F32(&all[numbers]),
+            Weight::Bf16 { bits, widened } => {
+                Weight::Bf16 { bits: &bits[numbers.clone()], widened: &widened[numbers] }
+            }
+            Weight::Quantized(columns) => Weight::Quantized(columns.part(rows)),
         }
     }
 }
@@ -50,6 +73,10 @@ pub fn product(
     stride: usize,
 ) {
     match weight {
+        Weight::Quantized(columns) => {
+            assert_eq!((columns.len(), columns.k()), (n, k), "the shape of quantized weights");
+            columns.product(team, m, x, start, y, stride)
+        }
         Weight::Bf16 { bits, .. } if (1..=THIN).contains(&m) && n > 0 => {
             matmul_bf16(team, (m, n, k), x, View::new(bits, n), start, y, stride)
         }

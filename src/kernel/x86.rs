@@ -2,13 +2,22 @@
 
 use std::arch::x86_64::*;
 
-use super::simd::{LANES, Simd, Tiles};
+use super::simd::{Dots, LANES, Simd, Tiles};
 
 #[derive(Clone, Copy)]
 pub struct Avx512;
 
 #[derive(Clone, Copy)]
 pub struct Avx2;
+
+macro_rules! both {
+    ($f:path, $a:expr, $b:expr) => {
+        [$f($a[0], $b[0]), $f($a[1], $b[1])]
+    };
+    ($f:path, $a:expr) => {
+        [$f($a[0]), $f($a[1])]
+    };
+}
 
 /// Reduces 16 lanes, given as two registers of 8, in the order of [`Simd::sum`].
 macro_rules! folded {
@@ -143,6 +152,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, x: __m512) {
+        unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x))) }
+    }
+
+    #[inline(always)]
     unsafe fn sum(a: __m512) -> f32 {
         unsafe {
             folded!(_mm256_add_ps, _mm_add_ps, _mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a))
@@ -245,13 +259,150 @@ impl Tiles for Pairs {
     }
 }
 
-macro_rules! both {
-    ($f:path, $a:expr, $b:expr) => {
-        [$f($a[0], $b[0]), $f($a[1], $b[1])]
+/// [`Avx512`] with an instruction for dot products of bytes (VPDPBUSD).
+#[derive(Clone, Copy)]
+pub struct Vnni;
+
+impl Tiles for Vnni {
+    type F = __m512;
+    const VECTORS: usize = Avx512::VECTORS;
+
+    #[inline(always)]
+    fn height(left: usize) -> usize {
+        Avx512::height(left)
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m512 {
+        unsafe { Avx512::splat(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m512 {
+        unsafe { Avx512::load(p) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: __m512) {
+        unsafe { Avx512::store(p, x) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { Avx512::fma(a, b, c) }
+    }
+}
+
+/// What both kinds of AVX-512 do alike.
+macro_rules! bytes_of_512 {
+    () => {
+        type I = __m512i;
+
+        #[inline(always)]
+        unsafe fn splat_i(x: i32) -> __m512i {
+            unsafe { _mm512_set1_epi32(x) }
+        }
+        #[inline(always)]
+        unsafe fn load_i(p: *const u8) -> __m512i {
+            unsafe { _mm512_loadu_si512(p.cast()) }
+        }
+        #[inline(always)]
+        unsafe fn low(bytes: __m512i) -> __m512i {
+            unsafe { _mm512_and_si512(bytes, _mm512_set1_epi8(15)) }
+        }
+        #[inline(always)]
+        unsafe fn high(bytes: __m512i) -> __m512i {
+            unsafe { _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), _mm512_set1_epi8(15)) }
+        }
+        #[inline(always)]
+        unsafe fn float(sums: __m512i) -> __m512 {
+            unsafe { _mm512_cvtepi32_ps(sums) }
+        }
+        #[inline(always)]
+        unsafe fn scaled(a: __m512, by: __m512) -> __m512 {
+            unsafe { _mm512_mul_ps(a, by) }
+        }
     };
-    ($f:path, $a:expr) => {
-        [$f($a[0]), $f($a[1])]
-    };
+}
+
+impl Dots for Vnni {
+    bytes_of_512!();
+    // The instruction takes one factor without a sign.
+    const BIAS: i32 = 128;
+
+    #[inline(always)]
+    unsafe fn dot_nibbles(sums: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(sums, codes, x) }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(sums: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(sums, codes, x) }
+    }
+}
+
+impl Dots for Avx512 {
+    bytes_of_512!();
+    const BIAS: i32 = 0;
+
+    #[inline(always)]
+    unsafe fn dot_nibbles(sums: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        unsafe {
+            let pairs = _mm512_maddubs_epi16(codes, x);
+            _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
+        }
+    }
+    /// The sign of a code moves to x: a pair of products is at most 2 · 128 · 127, which 16 bits hold.
+    #[inline(always)]
+    unsafe fn dot_bytes(sums: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+        unsafe {
+            let codes = _mm512_xor_si512(codes, _mm512_set1_epi8(-128));
+            let x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(codes), _mm512_setzero_si512(), x);
+            Self::dot_nibbles(sums, _mm512_abs_epi8(codes), x)
+        }
+    }
+}
+
+impl Dots for Avx2 {
+    type I = [__m256i; 2];
+    const BIAS: i32 = 0;
+
+    #[inline(always)]
+    unsafe fn splat_i(x: i32) -> Self::I {
+        unsafe { [_mm256_set1_epi32(x); 2] }
+    }
+    #[inline(always)]
+    unsafe fn load_i(p: *const u8) -> Self::I {
+        unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())] }
+    }
+    #[inline(always)]
+    unsafe fn low(bytes: Self::I) -> Self::I {
+        unsafe { both!(_mm256_and_si256, bytes, [_mm256_set1_epi8(15); 2]) }
+    }
+    #[inline(always)]
+    unsafe fn high(bytes: Self::I) -> Self::I {
+        unsafe { Self::low([_mm256_srli_epi16::<4>(bytes[0]), _mm256_srli_epi16::<4>(bytes[1])]) }
+    }
+    #[inline(always)]
+    unsafe fn dot_nibbles(sums: Self::I, codes: Self::I, x: Self::I) -> Self::I {
+        unsafe {
+            let pairs = both!(_mm256_maddubs_epi16, codes, x);
+            let fours = both!(_mm256_madd_epi16, pairs, [_mm256_set1_epi16(1); 2]);
+            both!(_mm256_add_epi32, sums, fours)
+        }
+    }
+    /// As with AVX-512.
+    #[inline(always)]
+    unsafe fn dot_bytes(sums: Self::I, codes: Self::I, x: Self::I) -> Self::I {
+        unsafe {
+            let codes = both!(_mm256_xor_si256, codes, [_mm256_set1_epi8(-128); 2]);
+            let x = both!(_mm256_sign_epi8, x, codes);
+            Self::dot_nibbles(sums, both!(_mm256_abs_epi8, codes), x)
+        }
+    }
+    #[inline(always)]
+    unsafe fn float(sums: Self::I) -> Self::F {
+        unsafe { both!(_mm256_cvtepi32_ps, sums) }
+    }
+    #[inline(always)]
+    unsafe fn scaled(a: Self::F, by: Self::F) -> Self::F {
+        unsafe { both!(_mm256_mul_ps, a, by) }
+    }
 }
 
 impl Tiles for Avx2 {
@@ -381,6 +532,16 @@ impl Simd for Avx2 {
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
             ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, x: Self::F) {
+        unsafe {
+            let words = _mm256_packs_epi32(_mm256_cvtps_epi32(x[0]), _mm256_cvtps_epi32(x[1]));
+            // Packing works within halves of a register.
+            let words = _mm256_permute4x64_epi64::<0xd8>(words);
+            let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(p.cast(), _mm_packs_epi16(low, high));
         }
     }
     #[inline(always)]

@@ -72,6 +72,8 @@ pub struct Reading<'a> {
 enum Head {
     F32(Panels<f32>),
     Bf16(Panels<u16>),
+    /// The model's own is.
+    Quantized,
 }
 
 impl Head {
@@ -80,6 +82,7 @@ impl Head {
         match model.weight(&model.layout.head) {
             Weight::F32(weight) => Head::F32(Panels::of_columns(team, weight, c)),
             Weight::Bf16 { bits, .. } => Head::Bf16(Panels::of_columns(team, bits, c)),
+            Weight::Quantized(_) => Head::Quantized,
         }
     }
 
@@ -87,6 +90,7 @@ impl Head {
         match self {
             Head::F32(panels) => panels.product(team, x, logits),
             Head::Bf16(panels) => panels.product(team, x, logits),
+            Head::Quantized => return loss::logits(team, model.output(), x, logits),
         }
         model.output().finish(team, logits);
     }

@@ -12,8 +12,9 @@ impl Transformer {
     /// ones and a little noise from `seed` (Hewitt, 2021).
     ///
     /// # Panics
-    /// When there is no row of that number.
+    /// When there is no row of that number, or the model is quantized.
     pub fn with_rows(&self, rows: &[Option<usize>], seed: u64) -> Self {
+        assert!(!self.is_quantized(), "a model whose rows move must be `dequantized`");
         let mut new = Self::zeros(&Config { vocab_size: rows.len(), ..self.config.clone() });
         for (from, to) in self.layout.parameters.iter().zip(&new.layout.parameters) {
             let (old, new) = (&self.weights[from.range.clone()], &mut new.weights[to.range.clone()]);
@@ -27,7 +28,11 @@ impl Transformer {
 
     /// The same body for a vocabulary of `vocab_size` tokens, its embedding, and an output projection of its
     /// own, begun anew.
+    ///
+    /// # Panics
+    /// When the model is quantized.
     pub fn with_new_embedding(&self, vocab_size: usize, seed: u64) -> Self {
+        assert!(!self.is_quantized(), "a model whose rows move must be `dequantized`");
         let mut new = Self::fresh(&Config { vocab_size, ..self.config.clone() }, seed);
         for (from, to) in self.layout.parameters.iter().zip(&new.layout.parameters) {
             if !self.has_a_row_each_token(from) {

@@ -112,7 +112,7 @@ impl Executor {
     /// `smoothing` is spread over all ids (Szegedy et al., 2016).
     ///
     /// # Panics
-    /// When the executor was not made for training, or the sequences don't fit the model.
+    /// When the executor was not made for training, the sequences don't fit the model, or the model is quantized.
     pub fn gradient(
         &mut self,
         model: &Transformer,
@@ -122,6 +122,7 @@ impl Executor {
         gradient: &mut [f32],
     ) -> f64 {
         assert!(self.backward, "an executor for training");
+        assert!(!model.is_quantized(), "a model to be trained must be `dequantized`");
         self.check(all);
         let dropout = DropoutSites::of(model, key);
         let (c, length) = (model.config.d_model, all.length);

@@ -190,18 +190,20 @@ impl Transformer {
         Ok(model.in_dtype_again())
     }
 
-    /// Adapters whose numbers are all 0, to be read from a file.
+    /// Adapters whose numbers are all 0, to be read from a file. A quantized model is dequantized: adapters are
+    /// added to, and merged into, f32.
     ///
     /// # Errors
     /// As [`Transformer::with_adapters`].
-    pub(super) fn with_zero_adapters(mut self, lora: &Lora) -> Result<Self> {
+    pub(super) fn with_zero_adapters(self, lora: &Lora) -> Result<Self> {
         assert!(self.lora.is_none(), "a model with adapters");
-        lora.fits(&self.config).map_err(|invalid| Error::invalid(invalid).context("adapters (LoRA)"))?;
-        self.layout = self.layout.with_adapters(&self.config, lora);
-        let mut weights = Buffer::new(self.layout.len);
-        weights[..self.weights.len()].copy_from_slice(&self.weights);
-        (self.weights, self.lora) = (weights, Some(lora.clone()));
-        Ok(self)
+        let mut model = self.dequantized();
+        lora.fits(&model.config).map_err(|invalid| Error::invalid(invalid).context("adapters (LoRA)"))?;
+        model.layout = model.layout.with_adapters(&model.config, lora);
+        let mut weights = Buffer::new(model.layout.len);
+        weights[..model.weights.len()].copy_from_slice(&model.weights);
+        (model.weights, model.lora) = (weights, Some(lora.clone()));
+        Ok(model)
     }
 
     fn begin(&mut self, adapters: &AdapterLayout, rank: usize, seed: u64) {

@@ -4,6 +4,7 @@
 //!  config      the architecture: sizes, and which parts            presets   architectures with a name
 //!  layout      parameters: name, shape, place, how each begins
 //!  transformer a config with its weights
+//!  quantized   a transformer whose matrices are integers with scales
 //!  lora        low-rank adapters, which are trained instead of the rest
 //!  layer/      norm, attention, mlp, embed, head, adapter: what each keeps, forward and backward side by side
 //!  block       how sublayers, norms and residual connections are put together: the only place
@@ -38,6 +39,7 @@ mod layout;
 mod lora;
 mod ordered;
 mod presets;
+mod quantized;
 pub mod reference;
 mod teachers;
 mod transformer;

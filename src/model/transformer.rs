@@ -1,5 +1,6 @@
 //! A model: its architecture and its weights.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::config::Position;
@@ -7,6 +8,7 @@ use super::layout::{Begin, BlockLayout};
 use super::{Config, Layout, Lora, Parameter};
 use crate::base::{Error, Result, Rng};
 use crate::kernel::loss::Output;
+use crate::kernel::quantized::{Columns, Matrix};
 use crate::kernel::rotary::{self, Rope};
 use crate::kernel::weight::Weight;
 use crate::kernel::{Buffer, Dtype, Number, embedding, to_bf16};
@@ -15,12 +17,15 @@ use crate::kernel::{Buffer, Dtype, Number, embedding, to_bf16};
 pub struct Transformer {
     pub config: Config,
     pub layout: Layout,
-    /// All parameters, laid out as [`Layout`] says.
+    /// All parameters, laid out as [`Layout`] says. Those of quantized matrices are 0 here, see
+    /// [`Transformer::is_quantized`].
     pub weights: Buffer,
     /// Its adapters, which are then all that is trained.
     pub lora: Option<Lora>,
     /// The weights as bf16, laid out alike, when all matrices were rounded to that.
     bf16: Option<Vec<u16>>,
+    /// Matrices that are quantized, wholly or in some columns, by the first place of their range.
+    pub(super) quantized: BTreeMap<usize, Matrix>,
     /// Rotary angles of all positions.
     pub(super) rope: Option<Rope>,
     /// Sines and cosines of all positions, `[T, C]`.
@@ -29,9 +34,9 @@ pub struct Transformer {
 
 impl Transformer {
     /// The same model with matrices of `dtype`: rounded to bf16, few rows are computed with half of the
-    /// traffic.
+    /// traffic. A quantized model stays as it is.
     pub fn in_dtype(mut self, dtype: Dtype) -> Self {
-        if dtype == Dtype::F32 {
+        if dtype == Dtype::F32 || self.is_quantized() {
             return self;
         }
         for p in self.layout.parameters.iter().filter(|p| p.shape.len() == 2) {
@@ -41,18 +46,13 @@ impl Transformer {
         self
     }
 
+    /// Of a number that is not quantized, as products read it.
+    pub(super) fn bytes_of_number(&self, p: &Parameter) -> usize {
+        if self.bf16.is_some() && p.shape.len() == 2 { 2 } else { 4 }
+    }
+
     pub(super) fn dtype(&self) -> Dtype {
         if self.bf16.is_some() { Dtype::Bf16 } else { Dtype::F32 }
-    }
-
-    /// Whether matrices are blocks of integers, which products read as they are.
-    pub fn is_quantized(&self) -> bool {
-        false
-    }
-
-    /// The same model with all numbers as f32, to be trained.
-    pub fn dequantized(self) -> Self {
-        self
     }
 
     /// A new model, each tensor drawn from a stream of `seed` and its own name.
@@ -79,9 +79,10 @@ impl Transformer {
     /// All numbers 0, to be read from a file.
     pub(super) fn zeros(config: &Config) -> Self {
         let layout = Layout::new(config);
-        let weights = Buffer::new(layout.len);
+        let weights = Buffer::untouched(layout.len);
         let (rope, sinusoid) = position_tables(config);
-        Transformer { config: config.clone(), layout, weights, lora: None, bf16: None, rope, sinusoid }
+        let (lora, bf16, quantized) = (None, None, BTreeMap::new());
+        Transformer { config: config.clone(), layout, weights, lora, bf16, quantized, rope, sinusoid }
     }
 
     /// The same weights for sequences of another length, with rotary frequencies scaled for it.
@@ -128,6 +129,11 @@ impl Transformer {
     /// A matrix as products read it.
     pub(super) fn weight(&self, range: &Range<usize>) -> Weight<'_> {
         let weight = &self.weights[range.clone()];
+        if !self.quantized.is_empty()
+            && let Some(matrix) = self.quantized.get(&range.start)
+        {
+            return Weight::Quantized(Columns::all(matrix, weight));
+        }
         match &self.bf16 {
             Some(bf16) => Weight::Bf16 { bits: &bf16[range.clone()], widened: weight },
             None => Weight::F32(weight),
@@ -154,7 +160,7 @@ impl Transformer {
     /// The output projection.
     pub(super) fn output(&self) -> Output<'_> {
         Output {
-            weight: &self.weights[self.layout.head.clone()],
+            weight: self.weight(&self.layout.head),
             bias: self.layout.head_bias.clone().map(|range| &self.weights[range]),
             cap: self.config.logit_cap.map(|cap| cap as f32),
             c: self.config.d_model,

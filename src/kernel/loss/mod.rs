@@ -29,6 +29,7 @@ pub use super::matmul::THIN;
 use super::matmul::{Start, View, matmul};
 use super::simd::{F, Isa, LANES, Simd, simd};
 use super::team::{Parts, Team};
+use super::weight::Weight;
 
 /// A target that is not part of the loss, as PyTorch's `ignore_index`: padding, or what others say in a chat.
 pub const IGNORE: u32 = u32::MAX;
@@ -131,7 +132,7 @@ impl Logits {
 #[derive(Clone, Copy)]
 pub struct Output<'a> {
     /// `[V, C]`
-    pub weight: &'a [f32],
+    pub weight: Weight<'a>,
     /// `[V]`
     pub bias: Option<&'a [f32]>,
     /// Width, `C`.
@@ -147,7 +148,7 @@ impl<'a> Output<'a> {
 
     /// Of some ids only.
     fn block(&self, ids: &Range<usize>) -> Self {
-        let weight = &self.weight[ids.start * self.c..ids.end * self.c];
+        let weight = self.weight.rows(self.c, ids.clone());
         Output { weight, bias: self.bias.map(|bias| &bias[ids.clone()]), ..*self }
     }
 
@@ -158,8 +159,12 @@ impl<'a> Output<'a> {
     /// `x · weightᵀ` of `x: [N, C]`.
     fn product(&self, team: &Team, x: &[f32], products: &mut [f32]) {
         let (n, v) = (x.len() / self.c, self.ids());
-        let weight = View::new(self.weight, self.c).t();
-        matmul(team, (n, v, self.c), View::new(x, self.c), weight, Start::Zero, products, v);
+        let x = View::new(x, self.c);
+        if let Weight::Quantized(columns) = self.weight {
+            return columns.product(team, n, x, Start::Zero, products, v);
+        }
+        let weight = View::new(self.weight.widened(), self.c).t();
+        matmul(team, (n, v, self.c), x, weight, Start::Zero, products, v);
     }
 
     /// Products `x · weightᵀ` become logits: the bias is added, and they are capped. For
@@ -191,7 +196,7 @@ pub fn logits(team: &Team, output: Output, x: &[f32], logits: &mut [f32]) {
 /// The output projection and the loss of up to [`CHUNK`] rows at a time.
 pub struct Head<'a> {
     /// `[V, C]`
-    pub weight: &'a [f32],
+    pub weight: Weight<'a>,
     /// `[V]`
     pub bias: Option<&'a [f32]>,
     /// Width, `C`.
@@ -330,7 +335,7 @@ impl<'a> Head<'a> {
     /// `dx = gradient · weight` of a block, added to that of the blocks before.
     pub fn input(&self, team: &Team, ids: Range<usize>, dx: &mut [f32]) {
         let (c, n) = (self.c, dx.len() / self.c);
-        let weight = View::new(self.output().block(&ids).weight, c);
+        let weight = View::new(self.output().block(&ids).weight.widened(), c);
         let start = if ids.start == 0 { Start::Zero } else { Start::Add };
         matmul(team, (n, c, ids.len()), self.gradients(&ids), weight, start, dx, c);
     }
@@ -583,6 +588,7 @@ mod tests {
 
         fn head<'a>(&'a self, logits: &'a mut Logits) -> Head<'a> {
             let Parameters { weight, bias, cap, smoothing } = self;
+            let weight = Weight::F32(weight);
             Head { weight, bias: bias.as_deref(), c: C, cap: *cap, smoothing: *smoothing, logits }
         }
 
@@ -716,7 +722,8 @@ mod tests {
     #[should_panic(expected = "a target that is none of 3 ids")]
     fn an_ignored_target_is_refused() {
         let logits = &mut Logits::new(1, 3, false);
-        let mut head = Head { weight: &[1.0; 6], bias: None, c: 2, cap: None, smoothing: 0.0, logits };
+        let weight = Weight::F32(&[1.0; 6]);
+        let mut head = Head { weight, bias: None, c: 2, cap: None, smoothing: 0.0, logits };
         head.loss(&Team::new(1), &[1.0; 2], Targets::new(&[IGNORE]), false);
     }
 }

@@ -13,7 +13,6 @@ use super::{Description, Format, Stored};
 use crate::base::{Error, Files, Result, fs, suggest};
 use crate::corpus::input::InputFile;
 use crate::corpus::json;
-use crate::kernel::BlockType;
 use crate::model::{CONFIG_FILE, Layout, Transformer, WEIGHTS_FILE};
 
 /// The output projection, in each type of file.
@@ -36,16 +35,6 @@ impl Transformer {
         let Description { config, notes, .. } = description(config)?;
         notes.iter().for_each(|note| tracing::warn!("{note}"));
         Self::open_blocks(&config, blocks)
-    }
-
-    /// Sets the numbers of a tensor from the bytes of a file, which are of type `ty`.
-    ///
-    /// # Panics
-    /// When the bytes are not those of the tensor's shape.
-    pub fn put(&mut self, stored: &Stored, ty: BlockType, bytes: &[u8]) {
-        let mut numbers = vec![0.0; stored.shape.iter().product()];
-        ty.decode(bytes, &mut numbers);
-        stored.places(&self.layout).zip(numbers).for_each(|(place, x)| self.weights[place] = x);
     }
 
     /// Reads configuration and weights.
@@ -77,13 +66,16 @@ impl Transformer {
     }
 
     /// The weights as the type of file that holds the architecture has them, f32, little endian; adapters are
-    /// merged into them.
+    /// merged into them, blocks dequantized.
     ///
     /// # Errors
     /// When they can't be laid out.
     pub fn to_safetensors(&self) -> Result<Vec<u8>> {
         if self.lora.is_some() {
             return self.merged_copy().to_safetensors();
+        }
+        if self.is_quantized() {
+            return self.dequantized_copy().to_safetensors();
         }
         let stored = super::of(&self.config).tensors(&self.layout);
         let tensors = stored.iter().map(|stored| (&stored.name, Written { stored, gpt: self }));

@@ -24,7 +24,7 @@ impl Activations {
 /// `x: [N, C]` of `N` ids.
 pub fn forward(pass: &Pass, ids: &[u32], spans: &[Span], kept: &mut Activations, x: &mut [f32]) {
     let (model, c) = (pass.model, pass.config().d_model);
-    let tokens = &model.weights[model.layout.tokens.clone()];
+    let tokens = model.weight(&model.layout.tokens);
     for span in spans {
         let ids = Ids { ids: &ids[span.rows.clone()], length: span.length, start: span.start };
         let x = &mut x[span.rows.start * c..span.rows.end * c];

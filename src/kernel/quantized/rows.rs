@@ -1,0 +1,98 @@
+//! Rows of x, rounded to integers of 8 bits, 32 with one scale.
+
+use std::ops::Range;
+
+use super::form::bytes_of;
+use crate::kernel::matmul::View;
+use crate::kernel::simd::{F, Isa, LANES, simd};
+use crate::kernel::team::{Parts, Team};
+
+/// Numbers that share a scale.
+pub const GROUP: usize = 32;
+
+/// Rounded rows, each `k` integers, then a scale for each 32 of them, then the sum of each 16 as an i32.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    data: Parts<'a, u8>,
+    count: usize,
+    k: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// Calls `f` with memory for `count` rows of `k` numbers, a multiple of 32.
+    pub fn with<R>(team: &Team, count: usize, k: usize, f: impl FnOnce(Rows) -> R) -> R {
+        assert!(k.is_multiple_of(GROUP), "rows of {k}");
+        team.with_scratch(count * Self::bytes_for(k) / size_of::<f32>(), |words| {
+            f(Rows { data: Parts::new(bytes_of(words)), count, k })
+        })
+    }
+
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// From a row to the next.
+    pub fn stride(&self) -> usize {
+        Self::bytes_for(self.k)
+    }
+
+    fn bytes_for(k: usize) -> usize {
+        Self::sums_at(k) + k / LANES * size_of::<i32>()
+    }
+
+    /// Where a row's scales begin.
+    pub fn scales_at(k: usize) -> usize {
+        k
+    }
+
+    /// Where a row's sums begin.
+    pub fn sums_at(k: usize) -> usize {
+        k + k / GROUP * size_of::<f32>()
+    }
+
+    /// The first byte of a row.
+    pub fn pointer(&self, row: usize) -> *const u8 {
+        assert!(row < self.count, "row {row} of {}", self.count);
+        self.data.pointer().wrapping_add(row * self.stride())
+    }
+
+    /// Rounds some rows of `x: [count, k]`. No other thread may do it meanwhile.
+    pub fn round(&self, isa: Isa, x: View, some: Range<usize>) {
+        for i in some {
+            // SAFETY: each row has one task.
+            let row = unsafe { self.data.take(i * self.stride()..(i + 1) * self.stride()) };
+            round(isa, &x.row(i)[..self.k], row);
+        }
+    }
+}
+
+simd! {
+    /// `x / scale` of 32 numbers each, the scale being `max |x| / 127`, to the nearest integer, ties to even. A
+    /// scale is NaN where a number is infinite or NaN; numbers below 1e-30 count as 0.
+    fn round<S>(x: &[f32], row: &mut [u8]) {
+        let (codes, rest) = row.split_at_mut(x.len());
+        let (scales, sums) = rest.split_at_mut(x.len() / GROUP * 4);
+        // Adding and subtracting it leaves no bits behind the point.
+        let whole = F::<S>::splat(12_582_912.0);
+        for (g, x) in x.chunks_exact(GROUP).enumerate() {
+            let x = [F::<S>::load(x), F::load(&x[LANES..])];
+            let max = x[0].abs().max(x[1].abs()).max_lane();
+            let nan = x[0].mul_add(F::splat(0.0), x[1] * F::splat(0.0)).sum();
+            let scale = max / 127.0 + nan;
+            let inverse = F::splat(if max > 1e-30 { 127.0 / max } else { 0.0 });
+            scales[4 * g..][..4].copy_from_slice(&scale.to_ne_bytes());
+            for (half, x) in x.into_iter().enumerate() {
+                let rounded = (x * inverse + whole) - whole;
+                // SAFETY: S runs here, and there are 16 bytes.
+                unsafe { S::store_i8(codes[GROUP * g + LANES * half..][..LANES].as_mut_ptr().cast(), rounded.0) };
+                // Exact: whole numbers of few bits.
+                let sum = rounded.sum() as i32;
+                sums[4 * (2 * g + half)..][..4].copy_from_slice(&sum.to_ne_bytes());
+            }
+        }
+    }
+}
