@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use super::{texts, tokenizers};
-use crate::base::{Error, Invalid, Monitor, Progress, Result, fs, suggest, units};
+use crate::base::{Error, Files, Invalid, Monitor, Progress, Result, fs, suggest, units};
 use crate::corpus::held_out::{self, HeldOut, Rule};
 use crate::eval::{self, Gate, Scored, Scores};
 use crate::kernel::{BlockType, Team};
 use crate::model::{CONFIG_FILE, GGUF_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
 use crate::quantize::{self, Inputs, Method, Rounded, Types, Windows};
-use crate::stage::{Artifact, Connected, Context, Facts, Info, Issue, Kind, Port, harness};
+use crate::stage::{Artifact, Connected, Context, Facts, Info, Issue, Kind, Port};
 use crate::tokenizer::{Inputs as TextFiles, TOKENIZER_CONFIG_FILE, Tokenizer};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 pub struct Quantize;
 
@@ -198,7 +198,7 @@ impl Kind for Quantize {
 
     fn run(params: &Params, ctx: &Context) -> Result<()> {
         let (input, folder) = (ctx.input("model")?, ctx.output("model")?);
-        let types = Types::new(params.ty, &params.tensors)?;
+        let types = Types::new(params.ty, &params.tensors).map_err(Error::invalid)?;
         let model = open(input)?;
         let texts = texts::inputs(ctx)?;
         let known = texts::held_out_by(input)?;
@@ -213,14 +213,17 @@ impl Kind for Quantize {
         let team = Team::new(rayon::current_num_threads());
         let inputs = windows.map(|windows| Inputs::new(&model.transformer, windows, team));
         let tensors = quantize::save(&model, folder, &types, inputs, ctx.monitor)?;
-        fs::write(&folder.join(TOKENIZER_FILE), &model.tokenizer.compact_json()?)?;
+        fs::write(&folder.join(TOKENIZER_FILE), &model.tokenizer.compact_json())?;
         // What calibrated is no longer unseen, by whichever rule it was chosen.
         if calibration.is_some() || input.find(held_out::FILE_NAME).is_some() {
             if calibration.is_some() { &held_out } else { &known }.save(folder)?;
         }
-        let saved = Model::open(&harness::artifact("model", folder)?.as_files(), model.tokenizer)?;
+        let saved = Model::open(&Files::at(folder)?, model.tokenizer)?;
         let after = Measured::of(params, ctx, &saved, (&texts, &held_out), "after")?;
-        let report = Report::new(params, method, calibration, bytes_on_disk(input, folder)?, [before, after], tensors);
+        let speeds = [before.speed, after.speed].map(|speed| units::count(speed as u64));
+        tracing::info!("generates {} tokens/s, {} before", speeds[1], speeds[0]);
+        let bytes = bytes_on_disk(input, folder)?;
+        let report = Report::new(params, method, calibration, bytes, [before, after], tensors);
         announce(&report);
         fs::write_json(&folder.join(REPORT_FILE), &report)
     }
@@ -280,6 +283,8 @@ struct Measured {
     chats: Option<Scores>,
     memory: u64,
     seq_len: usize,
+    /// Tokens a second.
+    speed: f64,
 }
 
 impl Measured {
@@ -294,7 +299,7 @@ impl Measured {
         let monitor = During { monitor: ctx.monitor, when };
         let gpt = &model.transformer;
         let speed = quantize::tokens_per_second(gpt, Team::new(rayon::current_num_threads()))?;
-        monitor.measure("generation", speed, "tok/s");
+        monitor.measure("generated_tokens_per_s", speed, "tok/s");
         let texts = eval::Texts { split: texts.clone(), validation: TextFiles::default() };
         let options = eval::Options {
             scored: Scored::Validation,
@@ -305,7 +310,7 @@ impl Measured {
         };
         let eval::Report { documents, chats, .. } = eval::evaluate(model, &texts, &options, &monitor)?;
         let (memory, seq_len) = (gpt.weight_bytes() as u64, gpt.config.seq_len);
-        Ok(Measured { documents, chats, memory, seq_len })
+        Ok(Measured { documents, chats, memory, seq_len, speed })
     }
 }
 
@@ -367,11 +372,10 @@ impl Report {
 const MODEL_FILES: [&str; 5] = [CONFIG_FILE, WEIGHTS_FILE, GGUF_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE];
 
 fn bytes_on_disk(input: &Artifact, output: &Path) -> Result<Change> {
-    let size = |artifact: &Artifact| {
-        let files = artifact.files.iter().filter(|file| MODEL_FILES.contains(&file.name.as_str()));
-        files.map(|file| file.size).sum()
+    let size = |files: &Files| -> Result<u64> {
+        MODEL_FILES.iter().filter_map(|name| files.find(name)).map(fs::size).sum()
     };
-    Ok(Change { before: size(input), after: size(&harness::artifact("model", output)?) })
+    Ok(Change { before: size(&input.as_files())?, after: size(&Files::at(output)?)? })
 }
 
 fn announce(report: &Report) {
@@ -401,5 +405,161 @@ fn announce(report: &Report) {
                 100.0 * loss_increase
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::super::texts::fixtures::{chats, docs};
+    use super::*;
+    use crate::base::Quiet;
+    use crate::kinds::eval::Eval;
+    use crate::kinds::finetune::Finetune;
+    use crate::kinds::teachers::fixtures::connected;
+    use crate::model::{Transformer, modern};
+    use crate::stage::harness;
+
+    /// An untrained model of the byte-level tokenizer whose rows are whole blocks, and which held out a third of
+    /// documents.
+    fn model(folder: &Path) -> Artifact {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizers/byte_bpe.json");
+        let tokenizer = Tokenizer::load(Path::new(path)).unwrap();
+        let config = modern(tokenizer.vocab_size(), 64, 2, 2, 96, 32);
+        let mut transformer = Transformer::fresh(&config, 1);
+        transformer.weights.iter_mut().enumerate().for_each(|(i, x)| *x += 0.05 * (i as f32).sin());
+        Model { transformer, tokenizer }.save(folder).unwrap();
+        let rule = Rule { validation_fraction: 0.3, ..Rule::default() };
+        HeldOut { documents: vec![rule], conversations: Vec::new() }.save(folder).unwrap();
+        harness::artifact("base", folder).unwrap()
+    }
+
+    fn run(params: &str, inputs: &[(&str, Artifact)], threads: usize) -> Result<harness::Outcome> {
+        harness::run_with::<Quantize>(&format!("{{ {params} }}"), inputs, 1, threads, &Quiet)
+    }
+
+    fn report(made: &harness::Outcome) -> Value {
+        serde_json::from_slice(&made.read("model", REPORT_FILE)).unwrap()
+    }
+
+    #[test]
+    fn what_comes_out_is_a_model_like_any_other_and_the_same_on_any_number_of_threads() {
+        let folder = tempfile::tempdir().unwrap();
+        let base = model(folder.path());
+        let inputs = [("model", base.clone()), ("docs", docs(30)), ("chats", chats(20))];
+        let params = "type: q4_0, tensors: { '*.ffn_down.*': q8_0 }, calibration_tokens: 500";
+        let one = run(params, &inputs, 1).unwrap();
+        let digest = |made: &harness::Outcome| made.artifact("model").unwrap().digest;
+        for threads in [2, 3] {
+            assert_eq!(digest(&one), digest(&run(params, &inputs, threads).unwrap()), "{threads} threads");
+        }
+        let report = report(&one);
+        assert_eq!((&report["method"], &report["type"]), (&"gptq".into(), &"q4_0".into()));
+        assert_eq!((&report["context"], &report["stride"]), (&32.into(), &16.into()));
+        assert_eq!(report["calibration"], serde_json::json!({ "tokens": 480, "window": 32 }));
+        let tensors = report["tensors"].as_array().unwrap();
+        assert_eq!(tensors.len(), 1 + 2 * 7);
+        for tensor in tensors {
+            let down = tensor["name"].as_str().unwrap().contains("ffn_down");
+            assert_eq!(tensor["type"], if down { "q8_0" } else { "q4_0" }, "{tensor}");
+            assert!(tensor["mean_squared_error"].as_f64().unwrap() > 0.0, "{tensor}");
+            assert!(tensor["output_error"].as_f64().unwrap() < 0.02, "{tensor}");
+        }
+        for texts in ["documents", "chats"] {
+            let quality = &report[texts];
+            let [before, after] = ["before", "after"].map(|when| quality[when]["loss"].as_f64().unwrap());
+            assert!(before != after && (after / before - 1.0).abs() < 0.02, "{quality}");
+        }
+        let [before, after] =
+            ["before", "after"].map(|when| report["bytes_in_memory"][when].as_u64().unwrap());
+        assert!(3 * after < before, "{report}");
+        let quantized = one.artifact("model").unwrap();
+        assert!(quantized.find(WEIGHTS_FILE).is_none() && quantized.find(GGUF_FILE).is_some());
+
+        // Texts of both sorts were looked at, by the model's rule and by one of its own.
+        let rules: HeldOut = serde_json::from_slice(&one.read("model", held_out::FILE_NAME)).unwrap();
+        let fractions = |rules: &[Rule]| rules.iter().map(|r| r.validation_fraction).collect::<Vec<_>>();
+        assert_eq!((fractions(&rules.documents), fractions(&rules.conversations)), (vec![0.3], vec![0.05]));
+        let inputs = [("model", quantized.clone()), ("tokenizer", quantized.clone()), ("docs", docs(30))];
+        let made = harness::run::<Eval>("{ completions: 0 }", &inputs, 1).unwrap();
+        let scores: Value = serde_json::from_slice(&made.read("report", "report.json")).unwrap();
+        assert_eq!(scores["loss"], report["documents"]["after"]["loss"]);
+
+        let inputs = [("model", quantized.clone()), ("tokenizer", quantized.clone()), ("chats", chats(20))];
+        let tuned = harness::run::<Finetune>("{ steps: 1, batch_size: 2 }", &inputs, 1).unwrap();
+        assert!(!Transformer::open(&tuned.artifact("model").unwrap().as_files()).unwrap().is_quantized());
+        let again = run("type: q8_0", &[("model", quantized)], 2).unwrap();
+        assert_eq!(self::report(&again)["method"], "round");
+    }
+
+    #[test]
+    fn without_texts_numbers_are_rounded_and_other_types_are_reported() {
+        let folder = tempfile::tempdir().unwrap();
+        let inputs = [("model", model(folder.path()))];
+        let made = run("type: q4_k, tensors: { token_embd.weight: f16 }", &inputs, 2).unwrap();
+        let report = report(&made);
+        assert_eq!((&report["method"], &report["documents"]), (&"round".into(), &Value::Null));
+        for tensor in report["tensors"].as_array().unwrap() {
+            let expected = match tensor["name"] == "token_embd.weight" {
+                true => (Value::from("f16"), Value::Null),
+                false => ("q5_0".into(), "q4_k".into()),
+            };
+            assert_eq!((tensor["type"].clone(), tensor["instead_of"].clone()), expected, "{tensor}");
+        }
+        assert_eq!(
+            made.read("model", held_out::FILE_NAME),
+            fs::read(&folder.path().join(held_out::FILE_NAME)).unwrap()
+        );
+        assert!(
+            made.read("model", TOKENIZER_FILE).len()
+                < 3 * fs::read(&folder.path().join(TOKENIZER_FILE)).unwrap().len() / 4
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let base = model(folder.path());
+        let fails = |params: &str, inputs: &[_]| run(params, inputs, 1).err().expect(params).to_string();
+        let alone = [("model", base.clone())];
+        assert!(fails("method: gptq", &alone).contains("`method`: `gptq` needs texts"));
+        let found = fails("tensors: { '*.attn_w.*': q8_0 }", &alone);
+        assert!(
+            found.contains("no matrix is called `*.attn_w.*`") && found.contains("`blk.0.attn_q.weight`"),
+            "{found}"
+        );
+        assert!(fails("tensors: { 'a[': q8_0 }", &alone).contains("is no pattern"));
+        assert!(fails("type: q3_0", &alone).contains("q3_0"));
+        assert!(fails("calibration_tokens: 0", &[alone[0].clone(), ("docs", docs(3))]).contains("found 0"));
+        assert!(
+            fails("gates: { documents.loss_increase: '<= 1' }", &alone).contains("needs texts at `docs`")
+        );
+        assert!(fails("gates: { loss: '<= 1' }", &alone).contains("there is no such figure"));
+        let all_held_out = Rule { validation_fraction: 1.0, ..Rule::default() };
+        HeldOut { documents: vec![all_held_out], conversations: vec![] }.save(folder.path()).unwrap();
+        let inputs = [("model", harness::artifact("base", folder.path()).unwrap()), ("docs", docs(3))];
+        assert!(fails("", &inputs).contains("no text to calibrate with"));
+    }
+
+    #[test]
+    fn gates_are_judged_on_the_report() {
+        let folder = tempfile::tempdir().unwrap();
+        let inputs = [("model", model(folder.path())), ("docs", docs(30))];
+        let made = run("type: q8_0", &inputs, 2).unwrap();
+        let outputs = BTreeMap::from([("model".to_string(), made.artifact("model").unwrap())]);
+        let missed = |gate: [&str; 2]| {
+            let gates = BTreeMap::from([(gate[0].to_string(), gate[1].to_string())]);
+            Quantize::gates(&Params { gates, ..Params::default() }, &outputs).unwrap()
+        };
+        assert_eq!(missed(["documents.loss_increase", "<= 0.01"]), [""; 0]);
+        assert_eq!(missed(["bytes_on_disk.after", "<= 10"]).len(), 1);
+    }
+
+    #[test]
+    fn what_is_known_of_the_model_is_known_of_what_comes_out() {
+        let known = serde_json::json!({ "vocab_size": 600, "seq_len": 32, "temperature": 1 });
+        let facts = Quantize::facts(&Params::default(), &connected(&[("model", &[known])]), "model");
+        assert_eq!(serde_json::json!(facts), serde_json::json!({ "vocab_size": 600, "seq_len": 32 }));
     }
 }

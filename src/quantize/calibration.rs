@@ -45,8 +45,10 @@ pub fn windows(
         })
     })?;
     if ids.is_empty() {
-        return Err(Error::input("there is no text to calibrate with: all is held out from training, or empty")
-            .help("connect texts that the model was trained on, or set `method: round`"));
+        return Err(Error::input(
+            "there is no text to calibrate with: all is held out from training, or empty",
+        )
+        .help("connect texts that the model was trained on, or set `method: round`"));
     }
     let length = model.transformer.config.seq_len.min(ids.len());
     let (all, some) = (ids.len() / length, (tokens / length).max(1));

@@ -213,3 +213,130 @@ impl Row {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Rng;
+
+    /// Correlated inputs, and rows.
+    fn problem(k: usize, rows: usize) -> (Gram, Vec<f32>) {
+        let mut rng = Rng::new(1, "gptq");
+        let mut mean = vec![0.0; k * k];
+        let shared: Vec<f64> = (0..k).map(|_| rng.normal()).collect();
+        for _ in 0..200 {
+            let common = rng.normal();
+            let x: Vec<f64> = shared.iter().map(|s| 0.8 * common * s + 0.6 * rng.normal()).collect();
+            (0..k * k).for_each(|i| mean[i] += x[i / k] * x[i % k] / 200.0);
+        }
+        let numbers = (0..rows * k).map(|_| (0.05 * rng.normal()) as f32).collect();
+        (Gram { k, mean }, numbers)
+    }
+
+    #[test]
+    fn the_factor_is_that_of_the_inverse() {
+        for k in [1, 3, 70] {
+            let Hessian { h, u, .. } = Hessian::new(&problem(k, 0).0, DAMPING).unwrap();
+            for (i, j) in (0..k * k).map(|at| (at / k, at % k)) {
+                assert!(j >= i || u[i * k + j] == 0.0);
+                // Uᵀ·U·H
+                let inverse = |p: usize| (0..k).map(|q| u[q * k + i] * u[q * k + p]).sum::<f64>();
+                let found: f64 = (0..k).map(|p| inverse(p) * h[p * k + j]).sum();
+                assert!((found - f64::from(u8::from(i == j))).abs() < 1e-9, "{k}: {i} {j} {found}");
+            }
+        }
+    }
+
+    const DAMPING: f64 = 0.01;
+
+    /// x of A·x = b, by elimination.
+    fn solve(mut a: Vec<Vec<f64>>, mut b: Vec<f64>) -> Vec<f64> {
+        let n = b.len();
+        for i in 0..n {
+            for j in i + 1..n {
+                let factor = a[j][i] / a[i][i];
+                (0..n).for_each(|c| a[j][c] -= factor * a[i][c]);
+                b[j] -= factor * b[i];
+            }
+        }
+        for i in (0..n).rev() {
+            b[i] = (b[i] - (i + 1..n).map(|j| a[i][j] * b[j]).sum::<f64>()) / a[i][i];
+        }
+        b
+    }
+
+    /// The definition: behind each code, all numbers that are left become what makes the error least.
+    #[test]
+    fn errors_are_made_up_for_as_least_squares_would() {
+        let (k, ty) = (64, BlockType::Q4_0);
+        let (gram, row) = problem(k, 1);
+        let hessian = Hessian::new(&gram, DAMPING).unwrap();
+        let mut left: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
+        let mut found = Row { ty, blocks: Vec::new(), values: Vec::new() };
+        found.propagate(left.clone(), &hessian, &hessian.weights());
+        for j in 0..k {
+            let (block, h) = (&found.blocks[j / 32], |a: usize, b: usize| hessian.h[a * k + b]);
+            let grid = Grid::of(ty, block, 0);
+            assert_eq!(f64::from(block.codes[j % 32]), grid.code(left[j]), "{j}");
+            let error = left[j] - found.values[j];
+            let rest: Vec<Vec<f64>> = (j + 1..k).map(|a| (j + 1..k).map(|b| h(a, b)).collect()).collect();
+            let step = solve(rest, (j + 1..k).map(|a| h(a, j) * error).collect());
+            left[j + 1..].iter_mut().zip(step).for_each(|(x, step)| *x += step);
+        }
+    }
+
+    #[test]
+    fn layers_compute_closer_to_before_than_with_the_nearest_codes() {
+        let (gram, rows) = problem(256, 8);
+        let hessian = Hessian::new(&gram, DAMPING).unwrap();
+        for ty in BlockType::all().filter(|ty| ty.is_quantized()) {
+            let error = |bytes: &[u8]| {
+                let mut numbers = vec![0.0; rows.len()];
+                ty.decode(bytes, &mut numbers);
+                numbers.iter_mut().zip(&rows).for_each(|(q, w)| *q -= w);
+                hessian.norm(&numbers)
+            };
+            let nearest = error(&ty.encode(&rows).unwrap());
+            let bytes = round(ty, &rows, &hessian);
+            let share = error(&bytes) / nearest;
+            assert!(share < 0.8, "{}: {share}", ty.name());
+            for threads in [1, 3] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                assert!(pool.install(|| round(ty, &rows, &hessian)) == bytes);
+            }
+        }
+    }
+
+    /// All errors count alike: nothing is made up for, and the search for scales must not lose to ggml's.
+    #[test]
+    fn where_nothing_is_known_of_inputs_the_squared_error_is_least() {
+        let (_, rows) = problem(256, 64);
+        for ty in BlockType::all().filter(|ty| ty.is_quantized()) {
+            let error = |bytes: &[u8]| {
+                let mut numbers = vec![0.0; rows.len()];
+                ty.decode(bytes, &mut numbers);
+                numbers.iter().zip(&rows).map(|(q, w)| f64::from(q - w).powi(2)).sum::<f64>()
+            };
+            let (own, ggml) =
+                (error(&round(ty, &rows, &Hessian::identity(256))), error(&ty.encode(&rows).unwrap()));
+            assert!(own < 1.001 * ggml, "{}: {own} {ggml}", ty.name());
+        }
+    }
+
+    #[test]
+    fn odd_numbers_have_blocks() {
+        for ty in BlockType::all().filter(|ty| ty.is_quantized()) {
+            for row in
+                [vec![0.0; 256], vec![0.3; 256], vec![-2.0; 256], (0..256).map(|i| i as f32 * 1e30).collect()]
+            {
+                let bytes = round(ty, &row, &Hessian::identity(256));
+                let mut numbers = vec![0.0; 256];
+                ty.decode(&bytes, &mut numbers);
+                if row[255].abs() < 100.0 {
+                    let max = numbers.iter().zip(&row).map(|(q, w)| (q - w).abs()).fold(0.0, f32::max);
+                    assert!(max <= 0.01 * row[0].abs(), "{}: {max} of {}", ty.name(), row[0]);
+                }
+            }
+        }
+    }
+}

@@ -52,7 +52,7 @@ impl<'a> Inputs<'a> {
         let (model, head) = (self.model, self.model.layout.head.clone());
         model.parameters().iter().filter_map(move |p| match p.role {
             Role::Matrix => Some((p.range.start, p.shape[0])),
-            _ => (p.range == head).then_some((p.range.start, p.shape[1])),
+            _ => (p.range == head).then(|| (p.range.start, p.shape[1])),
         })
     }
 
@@ -86,5 +86,79 @@ impl<'a> Inputs<'a> {
             });
         }
         Ok(sums.into_inner().unwrap_or_else(PoisonError::into_inner).0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Quiet;
+    use crate::kernel::Isa;
+    use crate::model::{gpt2, modern};
+
+    fn windows(vocab_size: u32, length: usize) -> Windows {
+        Windows { ids: (0..40 * length as u32).map(|i| i * i % vocab_size).collect(), length }
+    }
+
+    /// Of each layer of a model, in the order of its weights.
+    fn grams(model: &Transformer, team: Team) -> Vec<Gram> {
+        let mut inputs = Inputs::new(model, windows(model.config.vocab_size as u32, 16), team);
+        let layers: Vec<_> = inputs.layers().collect();
+        let range =
+            |start: usize| model.parameters().iter().find(|p| p.range.start == start).unwrap().range.clone();
+        layers
+            .iter()
+            .map(|(start, _)| inputs.gram(&range(*start), &Quiet).unwrap().unwrap().clone())
+            .collect()
+    }
+
+    #[test]
+    fn sums_are_the_same_everywhere() {
+        let model = Transformer::fresh(&modern(70, 32, 2, 2, 64, 16), 1);
+        let bits = |grams: &[Gram]| -> Vec<u64> {
+            grams.iter().flat_map(|g| &g.mean).map(|x| x.to_bits()).collect()
+        };
+        let expected = bits(&grams(&model, Team::new(1)));
+        assert!(expected.len() > 4 * 32 * 32 * 2);
+        for isa in Isa::available() {
+            for threads in [1, 3] {
+                assert!(
+                    bits(&grams(&model, Team::with(threads, isa))) == expected,
+                    "{} {threads}",
+                    isa.name()
+                );
+            }
+        }
+    }
+
+    /// What is seen of the output projection gives the loss, and of every other layer the rows that it reads.
+    #[test]
+    fn what_is_seen_is_what_layers_read() {
+        let model = Transformer::fresh(&gpt2(50, 32, 2, 2, 16), 1);
+        let Windows { ids, length } = windows(50, 16);
+        let (team, c) = (Team::new(2), model.config.d_model);
+        let mut executor = Executor::forward_only(&model.config, team);
+        let all = Sequences::new(&ids, &ids, length);
+        let loss = executor.loss(&model, all);
+        let seen = Mutex::new((Vec::new(), BTreeMap::<usize, usize>::new()));
+        executor.inputs(&model, all, &|_, weights, rows, x| {
+            let (head, counts) = &mut *seen.lock().unwrap();
+            if *weights == model.layout.head {
+                (0..rows).for_each(|i| head.extend_from_slice(&x.row(i)[..c]));
+            }
+            *counts.entry(weights.start).or_default() += rows;
+        });
+        let (head, counts) = seen.into_inner().unwrap();
+        let weights = &model.weights[model.layout.head.clone()];
+        let nats = |(x, id): (&[f32], &u32)| {
+            let dot = |w: &[f32]| w.iter().zip(x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+            let logits: Vec<f64> = weights.chunks(c).map(dot).collect();
+            logits.iter().map(|x| x.exp()).sum::<f64>().ln() - logits[*id as usize]
+        };
+        let found: f64 = head.chunks(c).zip(&ids).map(nats).sum();
+        assert!((found - loss).abs() < 1e-3 * loss, "{found} {loss}");
+        let matrices = model.parameters().iter().filter(|p| p.role == Role::Matrix).count();
+        assert_eq!((counts.len(), matrices), (matrices + 1, 8));
+        assert!(counts.values().all(|rows| *rows == ids.len()));
     }
 }

@@ -84,7 +84,7 @@ pub fn save(
     monitor: &dyn Monitor,
 ) -> Result<Vec<Rounded>> {
     let gpt = &model.transformer;
-    let stored: Vec<Stored> = matrices(gpt);
+    let stored = matrices(gpt);
     let names: Vec<&str> = stored.iter().map(|s| s.name.as_str()).collect();
     let types = types.assign(&names)?;
     let mut work = Work { gpt, types, inputs, hessian: None, done: Vec::new(), total: names.len(), monitor };
@@ -119,8 +119,16 @@ impl Work<'_> {
             return Err(Error::input(format!("number {i} is {}", numbers[i]))
                 .help("the model is damaged, or its training diverged: train it anew"));
         }
-        let k = *stored.shape.last().expect("a matrix has rows");
         let asked = self.types[&stored.name];
+        // Of scales of 16 bits, and of numbers.
+        let greatest = f32::from(half::f16::MAX);
+        if asked != BlockType::F32
+            && let Some(x) = numbers.iter().find(|x| x.abs() > greatest)
+        {
+            return Err(Error::input(format!("{x} is beyond what {} can store", asked.name()))
+                .help(format!("keep it as it is: `tensors: {{ \"{}\": f32 }}`", stored.name)));
+        }
+        let k = *stored.shape.last().expect("a matrix has rows");
         let ty = asked.for_rows_of(k);
         let hessian = self.hessian(stored, k)?;
         let bytes = match hessian {
@@ -131,7 +139,8 @@ impl Work<'_> {
         ty.decode(&bytes, &mut error);
         error.iter_mut().zip(numbers).for_each(|(q, w)| *q -= w);
         let squares: f64 = error.iter().map(|e| f64::from(*e).powi(2)).sum();
-        let output_error = hessian.map(|h| h.norm(&error) / h.norm(numbers)).filter(|error| error.is_finite());
+        let output_error =
+            hessian.map(|h| h.norm(&error) / h.norm(numbers)).filter(|error| error.is_finite());
         self.done.push(Rounded {
             name: stored.name.clone(),
             shape: stored.shape.clone(),
@@ -159,6 +168,3 @@ impl Work<'_> {
         Ok(self.hessian.as_ref().map(|(_, hessian)| hessian))
     }
 }
-
-#[cfg(test)]
-mod tests;

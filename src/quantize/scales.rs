@@ -101,6 +101,9 @@ fn candidates(x: &[f64], codes: [f64; 2], mins: Mins) -> Vec<Grid> {
     let low = x.iter().fold(f64::INFINITY, |a, b| a.min(*b));
     let high = x.iter().fold(f64::NEG_INFINITY, |a, b| a.max(*b));
     let low = if mins.allow(low) { low } else { 0.0 };
+    if low == high {
+        return vec![Grid { scale: 0.0, min: low, codes }];
+    }
     let of = |i| {
         let room = 0.2 * step(i) * (high - low);
         let scale = (high - low + room) / codes[1];
@@ -111,13 +114,7 @@ fn candidates(x: &[f64], codes: [f64; 2], mins: Mins) -> Vec<Grid> {
 }
 
 /// The grid with the least error; `stored` gives what becomes of one when it is stored.
-fn search(
-    x: &[f64],
-    weights: &[f64],
-    codes: [f64; 2],
-    mins: Mins,
-    stored: impl Fn(Grid) -> Grid,
-) -> Grid {
+fn search(x: &[f64], weights: &[f64], codes: [f64; 2], mins: Mins, stored: impl Fn(Grid) -> Grid) -> Grid {
     let mut best = Grid { scale: 0.0, min: 0.0, codes };
     let mut least = best.error(x, weights);
     for candidate in candidates(x, codes, mins) {

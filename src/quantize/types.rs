@@ -71,8 +71,13 @@ fn kinds_of<'a>(names: &[&'a str]) -> Vec<&'a str> {
 mod tests {
     use super::*;
 
-    const NAMES: [&str; 5] =
-        ["token_embd.weight", "blk.0.attn_q.weight", "blk.0.attn_v.weight", "blk.1.attn_v.weight", "output.weight"];
+    const NAMES: [&str; 5] = [
+        "token_embd.weight",
+        "blk.0.attn_q.weight",
+        "blk.0.attn_v.weight",
+        "blk.1.attn_v.weight",
+        "output.weight",
+    ];
 
     fn assigned(tensors: &[(&str, BlockType)]) -> Result<Vec<&'static str>> {
         let tensors = tensors.iter().map(|(name, ty)| (name.to_string(), *ty)).collect();
@@ -97,9 +102,12 @@ mod tests {
         let error = assigned(&[("*.atn_v.*", BlockType::F32)]).unwrap_err().to_string();
         assert!(error.contains("no matrix is called `*.atn_v.*`"), "{error}");
         assert!(error.contains("`blk.0.attn_q.weight`") && !error.contains("blk.1"), "{error}");
-        let error = assigned(&[("blk.?.attn_v*", BlockType::F32), ("blk*.attn_v?*", BlockType::F16)]);
+        let error = assigned(&[("blk.?.attn_v*", BlockType::F32), ("blk.*.attn_v*", BlockType::F16)]);
         let error = error.unwrap_err().to_string();
-        assert!(error.contains("`blk.0.attn_v.weight` says") && error.contains("by `blk.?.attn_v*`"), "{error}");
+        assert!(
+            error.contains("`blk.0.attn_v.weight` says") && error.contains("by `blk.?.attn_v*`"),
+            "{error}"
+        );
         let bad = Types::new(BlockType::Q4_0, &BTreeMap::from([("a[".to_string(), BlockType::F32)]));
         assert!(bad.err().unwrap().why.contains("no pattern"));
     }
