@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::generate::{Decoding, load_model, warn};
+use super::generate::{Decoding, load_model};
 use super::{Format, out, print_json};
 use crate::base::{Error, Result, machine};
 use crate::corpus::conversation::{Message, Role};
@@ -50,7 +50,7 @@ impl Chat {
             }
             let Some(line) = lines.next()? else { break };
             let line = line.unwrap_or_else(|bad| {
-                warn(&bad);
+                out::warn(&bad);
                 String::new()
             });
             match line.trim() {
@@ -156,7 +156,7 @@ impl<'a> ChatSession<'a> {
         let (now, seq_len) = (self.session.sequence.dropped, self.model.transformer.config.seq_len);
         if now > before {
             let all = self.session.sequence.tokens.len();
-            warn(&format!(
+            out::warn(&format!(
                 "the conversation has {all} tokens, the model holds {seq_len}: the first {now} are forgotten"
             ));
         }

@@ -8,14 +8,11 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::{DtypeArg, Format, flag_error, out, print_json, target};
-use crate::base::text::visible;
 use crate::base::{Error, Result, machine};
 use crate::corpus::clean;
 use crate::generate::{self, Options, Session, Strategy};
 use crate::kinds::adapters;
 use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE};
-use crate::report::style::Style;
-use crate::stage::Artifact;
 use crate::tokenizer::{Names, Tokenizer};
 
 #[derive(Args)]
@@ -94,18 +91,9 @@ impl Decoding {
     }
 }
 
-/// The files of the artifact of type `ty` that a target names.
-fn files_of(text: &str, ty: &str) -> Result<Artifact> {
-    let path = std::path::Path::new(text);
-    // A weights file: the other files are beside it.
-    let beside = path.is_file().then(|| path.parent().map(|p| p.to_string_lossy().into_owned())).flatten();
-    let folder = beside.map(|b| if b.is_empty() { ".".to_string() } else { b });
-    target::resolve_as(folder.as_deref().unwrap_or(text), ty)
-}
-
 /// The model that a target names, with the `adapter` of another merged into it.
 pub fn load_model(text: &str, adapter: Option<&str>, dtype: DtypeArg) -> Result<Model> {
-    let artifact = files_of(text, "model")?;
+    let artifact = target::folder_of(text, "model")?;
     let not_a_model =
         |e: Error| e.context(format!("`{text}` is not a model")).blame(crate::base::error::Fault::Input);
     let names = Names::beside(|name| artifact.find(name))?;
@@ -114,7 +102,8 @@ pub fn load_model(text: &str, adapter: Option<&str>, dtype: DtypeArg) -> Result<
     let tokenizer = files.file(TOKENIZER_FILE).map_err(not_a_model)?;
     let mut model = Model::open(&files, Tokenizer::load_with(tokenizer, &names)?)?;
     if let Some(adapter) = adapter {
-        model.transformer = adapters::merged(model.transformer, &files_of(adapter, adapters::ADAPTER)?)?;
+        model.transformer =
+            adapters::merged(model.transformer, &target::folder_of(adapter, adapters::ADAPTER)?)?;
     }
     Ok(Model { transformer: model.transformer.in_dtype(dtype.into()), ..model })
 }
@@ -134,7 +123,7 @@ impl Generate {
         let mut session = Session::new(&model, machine::threads());
         let cut = session.feed(&ids)?;
         if cut > 0 {
-            warn(&generate::cut_to_fit(&model, ids.len(), cut));
+            out::warn(&generate::cut_to_fit(&model, ids.len(), cut));
         }
         let mut text = String::new();
         if format == Format::Text {
@@ -160,9 +149,4 @@ impl Generate {
         }
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// Prints a warning on stderr.
-pub fn warn(what: &str) {
-    out::say(&format!("{}: {}", Style::stderr().yellow("warning"), visible(what)));
 }

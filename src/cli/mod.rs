@@ -4,10 +4,13 @@
 mod bench;
 mod chat;
 mod completions;
+mod export;
 mod generate;
 mod graph;
+mod import;
 mod inspect;
 mod out;
+mod place;
 mod plan;
 mod query;
 mod run;
@@ -40,15 +43,28 @@ use crate::store::source::{self, Sources};
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// How results are printed.
-    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
-    format: Format,
+    /// How results are printed; may stand behind the command as well, except behind `import` and `export`,
+    /// whose own option of this name says how a model is stored.
+    #[arg(long, value_enum)]
+    format: Option<Format>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+/// How results are printed.
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
+    #[default]
     Text,
     Json,
+}
+
+/// A command with the option `--format` behind it.
+#[derive(Args)]
+struct Reporting<C: Args> {
+    #[command(flatten)]
+    command: C,
+    /// How results are printed [default: text].
+    #[arg(long, global = true, value_enum)]
+    format: Option<Format>,
 }
 
 /// `--dtype`.
@@ -70,33 +86,37 @@ impl From<DtypeArg> for Dtype {
 #[derive(Subcommand)]
 enum Command {
     /// Bring a pipeline, or the named stages and what they need, up to date.
-    Run(run::Run),
+    Run(Reporting<run::Run>),
     /// Show what `run` would do, each stage with its reason. Changes nothing.
-    Plan(plan::PlanCommand),
+    Plan(Reporting<plan::PlanCommand>),
     /// Show what differs from the nearest earlier action of a stage.
-    Why(why::Why),
+    Why(Reporting<why::Why>),
     /// Draw the graph of a pipeline, with verdicts.
-    Graph(graph::Graph),
+    Graph(Reporting<graph::Graph>),
     /// Check a pipeline: schema, types, connections and paths.
-    Validate(validate::Validate),
+    Validate(Reporting<validate::Validate>),
     /// Show what an artifact or a file holds.
-    Inspect(inspect::Inspect),
+    Inspect(Reporting<inspect::Inspect>),
     /// Ask SQL of Parquet or JSON lines.
-    Query(query::Query),
+    Query(Reporting<query::Query>),
     /// Generate text behind a prompt.
-    Generate(generate::Generate),
+    Generate(Reporting<generate::Generate>),
     /// Talk with a model.
-    Chat(chat::Chat),
+    Chat(Reporting<chat::Chat>),
     /// Show how probable a model finds a text, token by token.
-    Score(score::Score),
+    Score(Reporting<score::Score>),
+    /// Read a model or a tokenizer of another program.
+    Import(import::Import),
+    /// Write a model or a tokenizer as another program reads it.
+    Export(export::Export),
     /// Measure how fast this machine trains, generates, tokenizes and plans.
-    Bench(bench::Bench),
+    Bench(Reporting<bench::Bench>),
     /// List the stage kinds, or the ports and params of one.
-    Stages(stages::Stages),
+    Stages(Reporting<stages::Stages>),
     /// Print the JSON Schema of pipeline and stage files.
-    Schema(schema::Schema),
+    Schema(Reporting<schema::Schema>),
     /// Print the completions of a shell.
-    Completions(completions::Completions),
+    Completions(Reporting<completions::Completions>),
 }
 
 /// What `run`, `plan`, `why` and `graph` have in common.
@@ -216,7 +236,8 @@ fn say_error(error: &Error) {
 }
 
 fn dispatch(cli: Cli) -> Result<ExitCode> {
-    let format = cli.format;
+    let (given, how) =
+        (cli.format.unwrap_or_default(), |own: Option<Format>| own.or(cli.format).unwrap_or_default());
     // The other commands run stages, which have thread pools of their own, or compute nothing; starting
     // threads would take longer than all their work.
     if matches!(
@@ -226,25 +247,29 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             | Command::Generate(_)
             | Command::Chat(_)
             | Command::Score(_)
+            | Command::Import(_)
+            | Command::Export(_)
             | Command::Bench(_)
     ) {
         machine::use_all_cores();
     }
     match cli.command {
-        Command::Run(c) => c.run(format),
-        Command::Plan(c) => c.run(format),
-        Command::Why(c) => c.run(format),
-        Command::Graph(c) => c.run(format),
-        Command::Validate(c) => c.run(format),
-        Command::Inspect(c) => c.run(format),
-        Command::Query(c) => c.run(format),
-        Command::Generate(c) => c.run(format),
-        Command::Chat(c) => c.run(format),
-        Command::Score(c) => c.run(format),
-        Command::Bench(c) => c.run(format),
-        Command::Stages(c) => c.run(format),
-        Command::Schema(c) => c.run(),
-        Command::Completions(c) => c.run(),
+        Command::Run(c) => c.command.run(how(c.format)),
+        Command::Plan(c) => c.command.run(how(c.format)),
+        Command::Why(c) => c.command.run(how(c.format)),
+        Command::Graph(c) => c.command.run(how(c.format)),
+        Command::Validate(c) => c.command.run(how(c.format)),
+        Command::Inspect(c) => c.command.run(how(c.format)),
+        Command::Query(c) => c.command.run(how(c.format)),
+        Command::Generate(c) => c.command.run(how(c.format)),
+        Command::Chat(c) => c.command.run(how(c.format)),
+        Command::Score(c) => c.command.run(how(c.format)),
+        Command::Import(c) => c.run(given),
+        Command::Export(c) => c.run(given),
+        Command::Bench(c) => c.command.run(how(c.format)),
+        Command::Stages(c) => c.command.run(how(c.format)),
+        Command::Schema(c) => c.command.run(),
+        Command::Completions(c) => c.command.run(),
     }
 }
 

@@ -14,7 +14,6 @@ use crate::eval::{self, TextScore};
 use crate::tokenizer::Tokenizer;
 
 #[derive(Args)]
-#[group(id = "what", required = true, multiple = false, args = ["text", "file"])]
 pub struct Score {
     /// The model: a folder, `PIPELINE:STAGE` or `PIPELINE:STAGE.PORT`.
     #[arg(long, value_name = "TARGET")]
@@ -23,7 +22,7 @@ pub struct Score {
     #[arg(long, value_name = "TARGET")]
     adapter: Option<String>,
     /// The text.
-    #[arg(long)]
+    #[arg(long, required_unless_present = "file", conflicts_with = "file")]
     text: Option<String>,
     /// A UTF-8 file that holds the text.
     #[arg(long)]

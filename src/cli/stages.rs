@@ -7,9 +7,11 @@ use serde_json::{Value, json};
 
 use super::{Format, out, print_json};
 use crate::base::{Error, Result, suggest, units};
+use crate::model::format::CONTAINERS;
 use crate::model::{PRESETS, Preset};
 use crate::report::style::{Style, table};
 use crate::stage::{Port, Stage};
+use crate::tokenizer::format::FORMATS;
 
 #[derive(Args)]
 pub struct Stages {
@@ -71,6 +73,12 @@ fn describe(kind: &dyn Stage) -> String {
     if takes_preset(kind) {
         out += &format!("\n{}\n{}", s.bold("presets"), presets(s));
     }
+    if takes_format(kind) {
+        let row = |(of, name, about): (&str, &str, &str)| vec![format!("  {name}"), of.into(), about.into()];
+        let rows: Vec<Vec<String>> = formats().map(row).collect();
+        let rows = table(&rows, |_, column, cell| if column == 0 { s.cyan(cell) } else { cell });
+        out += &format!("\n{}\n{rows}", s.bold("formats"));
+    }
     out
 }
 
@@ -87,6 +95,17 @@ fn presets(s: Style) -> String {
     };
     let rows: Vec<Vec<String>> = PRESETS.iter().map(row).collect();
     table(&rows, |_, column, cell| if column == 0 { s.cyan(cell) } else { cell })
+}
+
+/// Whether its param `format` is a form of models and tokenizers.
+fn takes_format(kind: &dyn Stage) -> bool {
+    ["import", "export"].contains(&kind.info().name)
+}
+
+/// What the form stores, its name, and what it is.
+fn formats() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    let models = CONTAINERS.iter().map(|form| ("model", form.name(), form.summary()));
+    models.chain(FORMATS.iter().map(|form| ("tokenizer", form.name(), form.summary())))
 }
 
 fn port_row(port: &Port) -> Vec<String> {
@@ -178,6 +197,10 @@ fn to_json(kind: &dyn Stage) -> Value {
     if takes_preset(kind) {
         let preset = |p: &Preset| json!({ "name": p.name, "parameters": p.config.parameters(), "about": p.about, "config": p.config });
         json["presets"] = PRESETS.iter().map(preset).collect();
+    }
+    if takes_format(kind) {
+        let format = |(of, name, about)| json!({ "of": of, "name": name, "about": about });
+        json["formats"] = formats().map(format).collect();
     }
     json
 }

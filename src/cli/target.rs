@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use super::pipeline_file;
 use crate::base::{Digest, Error, Result, fs, suggest};
+use crate::corpus::{conversation, document};
 use crate::kinds;
 use crate::spec::{self, Overrides, Pipeline, StageSpec};
 use crate::stage::{ANY, Artifact, ArtifactFile};
 use crate::store::{Action, Store};
+use crate::tokenizer::Inputs;
 
 /// Resolves `text` to an artifact; a file or folder becomes one without digests being computed.
 ///
@@ -54,19 +56,101 @@ fn at_path(label: &str, path: &Path) -> Result<Artifact> {
 }
 
 fn of_stage(text: &str, pipeline: &str, stage: &str, ty: &str) -> Result<Artifact> {
-    let pipeline = spec::load(&pipeline_file(pipeline)?, &kinds::kinds(), &Overrides::default())?;
-    let store = Store::open(&pipeline.artifacts(), false);
+    let (pipeline, store) = opened(pipeline)?;
     let (stage, port) = named(&pipeline, stage)?;
     let port = chosen(stage, port, ty)?;
     let run = format!("tinylm run {} {}", pipeline.file.display(), stage.name);
-    let action = latest(&store, &pipeline, stage).map_err(|e| e.help(&run))?;
+    of_port(text, &pipeline, &store, stage, port).map_err(|e| e.help(&run))
+}
+
+/// A pipeline with its store.
+fn opened(pipeline: &str) -> Result<(Pipeline, Store)> {
+    let pipeline = spec::load(&pipeline_file(pipeline)?, &kinds::kinds(), &Overrides::default())?;
+    let store = Store::open(&pipeline.artifacts(), false);
+    Ok((pipeline, store))
+}
+
+/// What the latest run of a stage left at an output; `label` is what messages call it.
+fn of_port(
+    label: &str,
+    pipeline: &Pipeline,
+    store: &Store,
+    stage: &StageSpec,
+    port: &str,
+) -> Result<Artifact> {
+    let action = latest(store, pipeline, stage)?;
     let digest = action.outputs.get(port).ok_or_else(|| {
-        Error::input(format!("`{}` has not run since it has the output `{port}`", stage.name)).help(&run)
+        Error::input(format!("`{}` has not run since it has the output `{port}`", stage.name))
     })?;
     if store.damage(digest).is_some() {
-        return Err(Error::input(format!("the artifact of `{text}` is missing or damaged")).help(&run));
+        return Err(Error::input(format!("the artifact of `{label}` is missing or damaged")));
     }
-    store.artifact(text, digest)
+    store.artifact(label, digest)
+}
+
+/// [`resolve_as`] for an artifact of several files: where `text` is one of them, those beside it are meant, too.
+///
+/// # Errors
+/// As [`resolve_as`].
+pub fn folder_of(text: &str, ty: &str) -> Result<Artifact> {
+    let path = Path::new(text);
+    let beside = path.is_file().then(|| path.parent().map(|p| p.to_string_lossy().into_owned())).flatten();
+    let folder = beside.map(|b| if b.is_empty() { ".".to_string() } else { b });
+    resolve_as(folder.as_deref().unwrap_or(text), ty)
+}
+
+/// The documents and conversations that the stage of a target was made from, directly or not, and the outputs of
+/// which nothing is left. None where the target is a path.
+///
+/// # Errors
+/// When the pipeline does not read.
+pub fn texts_behind(text: &str) -> Result<(Inputs, Vec<String>)> {
+    let (mut found, mut lost) = (Inputs::default(), Vec::new());
+    let Some((pipeline, stage)) = text.split_once(':').filter(|_| !Path::new(text).exists()) else {
+        return Ok((found, lost));
+    };
+    let (pipeline, store) = opened(pipeline)?;
+    let (stage, _) = named(&pipeline, stage)?;
+    for stage in pipeline.closure(&[stage.name.clone()])? {
+        for port in stage.outputs.iter().filter(|(_, ty)| is_text(ty)).map(|(port, _)| port) {
+            let label = format!("{}.{port}", stage.name);
+            match of_port(&label, &pipeline, &store, stage, port) {
+                Ok(artifact) => drop(add_texts(&mut found, &artifact)),
+                Err(_) => lost.push(label),
+            }
+        }
+    }
+    Ok((found, lost))
+}
+
+fn is_text(ty: &str) -> bool {
+    ty == "documents" || ty == "conversations"
+}
+
+/// Adds the files of documents and conversations; the others.
+fn add_texts(texts: &mut Inputs, artifact: &Artifact) -> Vec<PathBuf> {
+    let mut others = Vec::new();
+    for ArtifactFile { name, path, .. } in &artifact.files {
+        match name.rsplit('/').next() {
+            Some(document::FILE_NAME) => texts.documents.push(path.clone()),
+            Some(conversation::FILE_NAME) => texts.conversations.push(path.clone()),
+            _ => others.push(path.clone()),
+        }
+    }
+    others
+}
+
+/// The documents and conversations of a target, or the files of plain text that it is.
+///
+/// # Errors
+/// When there is no such target.
+pub fn texts(text: &str) -> Result<(Inputs, Vec<PathBuf>)> {
+    let artifact = resolve(text)?;
+    let mut found = Inputs::default();
+    let others = add_texts(&mut found, &artifact);
+    // Beside the texts of a stage lies its report.
+    let has_texts = !found.documents.is_empty() || !found.conversations.is_empty();
+    Ok((found, if has_texts { Vec::new() } else { others }))
 }
 
 /// The stage and, if it is named, the port. Values of a matrix may have dots, so a stage of the whole name
@@ -121,9 +205,7 @@ fn chosen<'s>(stage: &'s StageSpec, port: Option<&str>, ty: &str) -> Result<&'s 
 /// The `tokenizer.json` files that the stages of a pipeline made; none when it does not read.
 pub fn tokenizers(pipeline: &str) -> Vec<PathBuf> {
     let find = || -> Result<Vec<PathBuf>> {
-        let file = pipeline_file(pipeline)?;
-        let pipeline = spec::load(&file, &kinds::kinds(), &Overrides::default())?;
-        let store = Store::open(&pipeline.artifacts(), false);
+        let (pipeline, store) = opened(pipeline)?;
         let actions = pipeline
             .stages
             .iter()

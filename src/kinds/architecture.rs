@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use super::tokenizers;
+use super::{facts, tokenizers};
 use crate::base::{Result, units};
 use crate::model::{self, Config, Model, Transformer};
 use crate::stage::{Artifact, Connected, Facts, Issue};
@@ -214,19 +214,21 @@ impl Architecture {
     }
 
     /// What is known before it runs of a model that begins with the connected one. `new` are the `vocab_size`
-    /// and `seq_len` of a model that begins anew.
-    pub fn facts(&self, new: [Option<u64>; 2], inputs: &Connected) -> Facts {
+    /// and `seq_len` of a model that begins anew, `config` its other parts.
+    pub fn facts(&self, new: [Option<u64>; 2], config: Option<Config>, inputs: &Connected) -> Facts {
         let known = |port, fact| inputs.number(port, fact).map(|(_, n)| n);
-        let [mut vocab_size, mut seq_len] = new;
-        if !inputs.get("model").is_empty() {
+        let ([mut vocab_size, mut seq_len], mut config) = (new, config);
+        if let Some(model) = inputs.get("model").first() {
             vocab_size = match self.embedding {
                 Embedding::Same => known("model", "vocab_size"),
                 _ => self.number("vocab_size").or(known("tokenizer", "vocab_size")),
             };
             seq_len = self.number("seq_len").or(known("model", "seq_len"));
+            config = facts::config(model).map(|base| self.replacing(&base));
         }
-        let facts = [("vocab_size", vocab_size), ("seq_len", seq_len)];
-        facts.into_iter().filter_map(|(name, n)| Some((name.to_string(), n?.into()))).collect()
+        let mut facts = facts::of_model(vocab_size, seq_len, config);
+        facts.extend(facts::of_same_tokenizer(inputs, "tokenizer"));
+        facts
     }
 
     /// The model in `artifact` for the tokens of `tokenizer`.

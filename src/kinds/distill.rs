@@ -7,9 +7,9 @@ use serde::Serialize;
 use super::architecture::{Architecture, architecture_params};
 use super::streams::{self, Streams};
 use super::teachers::{self, LOGITS_FILE, LogitsReport, Scores, TeacherScores};
-use super::tokenizers;
 use super::training;
 use super::training_params::{NOT_IN_KEY, NOT_IN_STATE};
+use super::{facts, tokenizers};
 use crate::base::{Error, Monitor, Result, fs, units};
 use crate::kernel::Dtype;
 use crate::model::{self, Config, Model, Transformer};
@@ -294,16 +294,17 @@ impl Kind for Distill {
 
     fn facts(params: &Params, inputs: &Connected, _: &str) -> Facts {
         let (architecture, expected) = (params.architecture(), Expected::of(inputs));
-        let seq_len = match new_config(&architecture, None, expected.vocab_size) {
-            Ok(Some(config)) => Some(config.seq_len as u64),
-            Ok(None) => {
-                let first = inputs.get("teacher").first();
-                architecture.number("seq_len").or(first.and_then(|up| up.facts.get("seq_len")?.as_u64()))
-            }
-            Err(_) => return Facts::new(),
+        let teacher = inputs.get("teacher").first();
+        let base = teacher.and_then(facts::config);
+        let Ok(config) = new_config(&architecture, base.as_ref(), expected.vocab_size) else {
+            return Facts::new();
         };
+        let seq_len = config
+            .as_ref()
+            .map(|config| config.seq_len as u64)
+            .or_else(|| architecture.number("seq_len").or_else(|| teacher?.facts.get("seq_len")?.as_u64()));
         let vocab_size = architecture.number("vocab_size").or(expected.vocab_size);
-        architecture.facts([vocab_size, seq_len], inputs)
+        architecture.facts([vocab_size, seq_len], config, inputs)
     }
 
     fn run(params: &Params, ctx: &Context) -> Result<()> {
@@ -700,7 +701,8 @@ mod tests {
         assert_eq!(facts(json!({}), &of_teacher), json!({ "vocab_size": 600, "seq_len": 32 }));
         assert_eq!(
             facts(json!({ "preset": "mini" }), &of_logits),
-            json!({ "vocab_size": 600, "seq_len": 128 })
+            json!({ "vocab_size": 600, "seq_len": 128,
+                "config": Config { vocab_size: 600, ..model::preset("mini").unwrap().clone() } })
         );
     }
 }

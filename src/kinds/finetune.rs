@@ -5,9 +5,9 @@ use std::path::Path;
 
 use super::adapters::{ADAPTER, Adapters};
 use super::texts::held_out_by;
-use super::tokenizers;
 use super::training;
 use super::training_params::{NOT_IN_KEY, NOT_IN_STATE, training_params};
+use super::{facts, tokenizers};
 use crate::base::{Error, Result, units};
 use crate::corpus::conversation::Role;
 use crate::corpus::conversation::{self, ConversationReader};
@@ -155,15 +155,13 @@ impl Kind for Finetune {
     }
 
     fn facts(_: &Params, inputs: &Connected, _: &str) -> Facts {
-        let size = |port| inputs.number(port, "vocab_size").map(|(_, n)| n);
-        let mut facts = Facts::new();
-        if let (Some(model), Some(tokenizer)) = (size("model"), size("tokenizer")) {
-            // The embedding is extended when the tokenizer has more.
-            facts.insert("vocab_size".into(), model.max(tokenizer).into());
-        }
-        if let Some((_, len)) = inputs.number("model", "seq_len") {
-            facts.insert("seq_len".into(), len.into());
-        }
+        let number = |port, fact| inputs.number(port, fact).map(|(_, n)| n);
+        // The embedding is extended when the tokenizer has more.
+        let vocab_size =
+            number("model", "vocab_size").zip(number("tokenizer", "vocab_size")).map(|(a, b)| a.max(b));
+        let config = inputs.get("model").first().and_then(facts::config);
+        let mut facts = facts::of_model(vocab_size, number("model", "seq_len"), config);
+        facts.extend(facts::of_same_tokenizer(inputs, "tokenizer"));
         facts
     }
 

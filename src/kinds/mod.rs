@@ -4,7 +4,9 @@
 pub mod command;
 pub mod distill;
 pub mod eval;
+pub mod export;
 pub mod finetune;
+pub mod import;
 pub mod ingest;
 pub mod ingest_chat;
 pub mod prefer;
@@ -17,6 +19,7 @@ pub mod train_tokenizer;
 
 pub mod adapters;
 mod architecture;
+mod facts;
 mod streams;
 mod teachers;
 mod texts;
@@ -32,7 +35,9 @@ pub fn all() -> Vec<Box<dyn Stage>> {
         erase::<command::Command>(),
         erase::<distill::Distill>(),
         erase::<eval::Eval>(),
+        erase::<export::Export>(),
         erase::<finetune::Finetune>(),
+        erase::<import::Import>(),
         erase::<ingest::Ingest>(),
         erase::<ingest_chat::IngestChat>(),
         erase::<prefer::Prefer>(),

@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use super::finetune::check_length;
 use super::texts::held_out_by;
-use super::tokenizers;
 use super::training;
 use super::training_params::{NOT_IN_KEY, NOT_IN_STATE, training_params};
+use super::{facts, tokenizers};
 use crate::base::{Error, Result, fs, units};
 use crate::corpus::held_out::{self, Rule};
 use crate::corpus::preference::{self, PreferenceReader};
@@ -127,8 +127,7 @@ impl Kind for Prefer {
     }
 
     fn facts(_: &Params, inputs: &Connected, _: &str) -> Facts {
-        let fact = |name: &str| Some((name.to_string(), inputs.number("model", name)?.1.into()));
-        ["vocab_size", "seq_len"].into_iter().filter_map(fact).collect()
+        facts::of_same_model(inputs, "model")
     }
 
     fn run(params: &Params, ctx: &Context) -> Result<()> {

@@ -89,7 +89,8 @@ impl Kind for Pretrain {
     fn facts(params: &Params, inputs: &Connected, _: &str) -> Facts {
         let architecture = params.architecture();
         let Ok(config) = architecture.config() else { return Facts::new() };
-        architecture.facts([Some(config.vocab_size as u64), Some(config.seq_len as u64)], inputs)
+        let sizes = [config.vocab_size, config.seq_len].map(|n| Some(n as u64));
+        architecture.facts(sizes, Some(config), inputs)
     }
 
     fn run(params: &Params, ctx: &Context) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::texts;
+use super::{facts, texts};
 use crate::base::{Result, fs};
 use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port};
 use crate::tokenizer::train::{self, Options};
@@ -38,7 +38,10 @@ impl Kind for TrainTokenizer {
     }
 
     fn facts(params: &Options, _: &Connected, _: &str) -> Facts {
-        Facts::from([("vocab_size".to_string(), json!(params.vocab_size))])
+        Facts::from([
+            ("vocab_size".to_string(), json!(params.vocab_size)),
+            (facts::ALGORITHM.to_string(), json!(params.algorithm)),
+        ])
     }
 
     fn run(params: &Options, ctx: &Context) -> Result<()> {

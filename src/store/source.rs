@@ -162,11 +162,22 @@ fn path(spec: &SourceSpec, root: &Path) -> Result<Listing> {
         .collect();
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let error = at(spec, format!("there is no file or folder `{}`", spec.text));
-    Err(match parent.is_dir() {
+    let error = match parent.is_dir() {
         true => error.suggest(suggest::closest(&name, siblings.iter().map(String::as_str))),
         false => error,
+    };
+    Err(of_variable(error, spec).help(format!("relative paths start from `{}`", root.display())))
+}
+
+/// How to name other files where a variable of the pipeline names these.
+fn of_variable(error: Error, spec: &SourceSpec) -> Error {
+    let place = spec.span.place();
+    let written: String = place.excerpt.chars().skip(place.column - 1).take(place.width).collect();
+    let variable = written.split_once("${vars.").and_then(|(_, rest)| rest.split_once('}'));
+    match variable {
+        Some((name, _)) => error.help(format!("to name yours: `--set vars.{name}=PATH`")),
+        None => error,
     }
-    .help(format!("relative paths start from `{}`", root.display())))
 }
 
 fn glob(spec: &SourceSpec, root: &Path) -> Result<Listing> {
@@ -182,8 +193,8 @@ fn glob(spec: &SourceSpec, root: &Path) -> Result<Listing> {
     let mut files = listing(spec, &base, matches.filter_map(Result::ok).filter(|p| !p.is_dir()))?;
     files.sort();
     if files.is_empty() {
-        return Err(literally(at(spec, format!("no file matches `{}`", spec.text)), spec)
-            .help(format!("relative paths start from `{}`", root.display())));
+        let error = literally(at(spec, format!("no file matches `{}`", spec.text)), spec);
+        return Err(of_variable(error, spec).help(format!("relative paths start from `{}`", root.display())));
     }
     Ok(files)
 }

@@ -31,7 +31,8 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::Value;
-use tokenizers::Model as _;
+use tokenizers::{Model as _, Normalizer as _, PreTokenizer as _};
+use tokenizers::{NormalizedString, OffsetReferential, OffsetType, PreTokenizedString};
 
 use crate::base::{Digest, Error, Place, Result, fs};
 use crate::corpus::conversation::Role;
@@ -339,7 +340,12 @@ impl Tokenizer {
     }
 
     fn encode_by_library(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.library()?.encode_fast(text, false).map_err(|e| not_encodable(text, &e))?;
+        let library = self.library()?;
+        let encoding =
+            library.encode_fast(text, false).map_err(|e| match word_without_token(library, text) {
+                Some(word) => not_encodable(&word, &e),
+                None => not_encodable(text, &e),
+            })?;
         self.without_control(encoding.get_ids().to_vec())
     }
 
@@ -491,6 +497,19 @@ impl Tokenizer {
             system: name(Special::System),
         };
         names.to_json().map(Some)
+    }
+
+    /// The same tokens, of which those that `names` has are the special ones.
+    ///
+    /// # Errors
+    /// When one of them is not in the vocabulary, or text is encoded to it.
+    pub fn with_names(self, names: &Names) -> Result<Self> {
+        if *names == Names::default() {
+            return Ok(self);
+        }
+        let own = self.config()?.map(|json| Names::parse(TOKENIZER_CONFIG_FILE, &json)).transpose()?;
+        let names = names.clone().or(own.unwrap_or_default());
+        Tokenizer::parse_with(TOKENIZER_FILE, self.json().to_vec(), &names)
     }
 
     /// Whether `id` is a special token, which plain text is never encoded to, except to the unknown token.
@@ -688,9 +707,21 @@ fn not_a_tokenizer(file: &str, error: &dyn std::fmt::Display) -> Error {
         .help("it must be in the format of Hugging Face `tokenizers`, with a `model` of BPE, Unigram, WordPiece or WordLevel")
 }
 
+/// The first word of a text that cannot be encoded, as the pre-tokenizer leaves it.
+fn word_without_token(library: &tokenizers::Tokenizer, text: &str) -> Option<String> {
+    let mut normalized = NormalizedString::from(text);
+    library.get_normalizer().map_or(Ok(()), |normalizer| normalizer.normalize(&mut normalized)).ok()?;
+    let mut cut = PreTokenizedString::from(normalized);
+    library.get_pre_tokenizer()?.pre_tokenize(&mut cut).ok()?;
+    let words = cut.get_splits(OffsetReferential::Normalized, OffsetType::None);
+    let unknown = |word: &&str| library.get_model().tokenize(word).is_err();
+    words.iter().map(|(word, _, _)| *word).find(unknown).map(str::to_string)
+}
+
 fn not_encodable(text: &str, error: &dyn std::fmt::Display) -> Error {
-    let start: String = text.chars().take(60).collect();
-    Error::input(format!("the text beginning {start:?} cannot be encoded"))
+    let (start, rest) = text.split_at(text.char_indices().nth(60).map_or(text.len(), |(at, _)| at));
+    let more = if rest.is_empty() { "" } else { "…" };
+    Error::input(format!("`{start}{more}` cannot be encoded"))
         .cause(error)
         .help("the tokenizer has no token for some of it and none for unknown text")
 }

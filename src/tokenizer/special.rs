@@ -76,7 +76,7 @@ impl Names {
     }
 
     /// Reads a `tokenizer_config.json` or a `special_tokens_map.json`; `file` is what messages call it.
-    fn parse(file: &str, json: &[u8]) -> Result<Names> {
+    pub(super) fn parse(file: &str, json: &[u8]) -> Result<Names> {
         let value: Value =
             serde_json::from_slice(json).map_err(|e| Error::input(format!("`{file}` is not JSON: {e}")))?;
         let token = |value: &Value, key: &str| match &value[key] {

@@ -3,6 +3,7 @@
 mod commands;
 mod engine;
 mod errors;
+mod import_export;
 mod own_text;
 mod project;
 #[cfg(unix)]

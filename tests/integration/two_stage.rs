@@ -99,6 +99,26 @@ fn the_result_generates_chats_and_can_be_looked_into() {
         p.tinylm(&args).stdout
     };
     assert_eq!(typed("Ou\u{300} est le the\u{301}"), typed("O\u{f9} est le th\u{e9}"));
+    assert_that_the_base_model_scores_texts(&p);
+}
+
+/// Given on the command line or as a file, as a table or as JSON.
+fn assert_that_the_base_model_scores_texts(p: &Project) {
+    let score =
+        |args: &[&str]| p.tinylm(&[&["score", "--model", "two_stage:base", "--top", "2"], args].concat());
+    p.write("said.txt", "Once upon a time");
+    let text = score(&["--text", "Once upon a time", "--format", "json"]);
+    let file = score(&["--file", "said.txt", "--format", "json"]);
+    assert_eq!((text.code, &text.stdout), (0, &file.stdout), "{}{}", text.stderr, file.stderr);
+    let found: serde_json::Value = serde_json::from_str(&text.stdout).expect("JSON");
+    let tokens = found["tokens"].as_array().expect("tokens");
+    assert!(found["bytes"] == 16 && tokens.iter().all(|t| t["top"].as_array().is_some_and(|t| t.len() == 2)));
+    let table = score(&["--text", "Once upon a time"]).stdout;
+    assert!(
+        table.contains("most probable") && table.contains("bits per byte (context 64, stride 32)"),
+        "{table}"
+    );
+    assert_eq!((score(&[]).code, score(&["--text", ""]).code), (2, 1), "no text, and an empty one");
 }
 
 #[test]

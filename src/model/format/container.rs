@@ -2,11 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use super::hf;
+use serde_json::json;
+
+use super::{gguf, hf, llama2c};
 use crate::base::{Error, Files, Result, suggest};
 use crate::kernel::BlockType;
 use crate::model::{Config, Model, Transformer};
-use crate::tokenizer::{EachText, Tokenizer};
+use crate::tokenizer::train::Algorithm;
+use crate::tokenizer::{self, EachText, Tokenizer};
 
 /// A form that whole models are stored in.
 pub trait Container: Sync {
@@ -25,8 +28,22 @@ pub trait Container: Sync {
     /// When a file is damaged, or asks for what can't be computed.
     fn read(&self, files: &Files) -> Result<Imported>;
 
+    /// Reads the tokenizer alone, of a file that may hold nothing else; `None` where the form holds none.
+    ///
+    /// # Errors
+    /// As [`Container::read`].
+    fn read_tokenizer(&self, files: &Files) -> Result<Option<Tokenizer>> {
+        Ok(self.read(files)?.tokenizer)
+    }
+
     /// Why a model of this architecture can't be written in the form with these options; `None` when it can.
     fn refuses(&self, config: &Config, options: &ExportOptions) -> Option<String>;
+
+    /// Why a model whose tokenizer is trained by this algorithm can't be written in the form; `None` when it
+    /// can, or when only the tokenizer itself tells.
+    fn refuses_tokenizer(&self, _: Algorithm) -> Option<String> {
+        None
+    }
 
     /// Writes a model into the empty folder `into`.
     ///
@@ -36,7 +53,7 @@ pub trait Container: Sync {
 }
 
 /// All of them. What recognizes files first reads them.
-pub static CONTAINERS: [&dyn Container; 1] = [&hf::HuggingFace];
+pub static CONTAINERS: [&dyn Container; 3] = [&hf::HuggingFace, &gguf::Gguf, &llama2c::Llama2C];
 
 /// The form called `name`.
 ///
@@ -87,4 +104,38 @@ pub struct Outgoing<'a> {
     pub options: &'a ExportOptions,
     /// Texts that it was trained on, as far as they are known, to compare the ids of another program with.
     pub texts: &'a EachText<'a>,
+}
+
+impl Outgoing<'_> {
+    /// Calls `write` with the model's numbers in f32: blocks decoded, adapters merged.
+    ///
+    /// # Errors
+    /// Those of `write`, and when the files of a quantized model don't read.
+    pub(super) fn with_numbers(&self, write: impl FnOnce(&Transformer) -> Result<()>) -> Result<()> {
+        let transformer = &self.model.transformer;
+        match transformer {
+            _ if transformer.is_quantized() => write(&Transformer::open(self.files)?.dequantized()),
+            _ if transformer.lora.is_some() => write(&transformer.merged_copy()),
+            _ => write(transformer),
+        }
+    }
+}
+
+/// The tokenizer in the form `name` among the files of a model, should there be one.
+///
+/// # Errors
+/// When it does not read.
+pub(super) fn tokenizer_beside(name: &str, files: &Files) -> Result<Option<Tokenizer>> {
+    let form = tokenizer::format::FORMATS.iter().find(|f| f.name() == name && f.recognizes(files));
+    form.map(|form| form.read(files)).transpose()
+}
+
+/// The first field in which a model differs from what a form computes, as text. Fields that only training
+/// needs are passed over.
+pub(super) fn difference(found: &Config, computed: &Config) -> Option<String> {
+    let computed = Config { dropout: found.dropout, init: found.init, ..computed.clone() };
+    let (found, computed) = (json!(found), json!(computed));
+    let mut fields = found.as_object().into_iter().flatten();
+    let (name, value) = fields.find(|(name, value)| computed[name.as_str()] != **value)?;
+    Some(format!("`{name}` is {value}, expected {}", computed[name.as_str()]))
 }

@@ -12,6 +12,8 @@ pub mod gguf;
 mod gpt2;
 mod hf;
 mod llama;
+mod llama2c;
+mod numbers;
 mod qwen3;
 mod rope;
 mod stored;
@@ -23,6 +25,7 @@ use serde_json::{Value, json};
 pub use self::adapter::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
 pub use self::container::{CONTAINERS, Container, ExportOptions, Imported, Outgoing, container, detect};
 use self::fields::Fields;
+pub use self::llama2c::LLAMA2C_FILE;
 pub use self::stored::Stored;
 use super::{Activation, Config, Layout};
 use crate::base::{Error, Result, suggest};
@@ -194,3 +197,7 @@ fn activation(fields: &Fields, key: &'static str, default: &'static str) -> Resu
 mod tests;
 #[cfg(test)]
 mod tests_of_adapters;
+#[cfg(test)]
+mod tests_of_import;
+#[cfg(test)]
+mod tests_of_llama2c;

@@ -1,12 +1,23 @@
 //! The forms that tokenizers are stored in by this and other programs, a file each, and the one list of them.
 //! What is read becomes a `tokenizer.json`, which means the same.
 
+mod build;
+mod compare;
+mod lines;
+pub(crate) mod llama2c;
+mod pieces;
+mod strict_words;
+#[cfg(test)]
+mod testing;
 mod tokenizer_json;
 
 use std::path::Path;
 
 use super::Tokenizer;
+use super::train::Algorithm;
 use crate::base::{Error, Files, Result, suggest};
+pub use compare::check_written;
+pub use strict_words::strict_words;
 
 /// A form that tokenizers are stored in.
 pub trait Format: Sync {
@@ -25,6 +36,12 @@ pub trait Format: Sync {
     /// When a file is damaged, or asks for what can't be done.
     fn read(&self, files: &Files) -> Result<Tokenizer>;
 
+    /// Why tokenizers that are trained by this algorithm can't be written in the form; `None` when they can,
+    /// or when only the tokenizer itself tells.
+    fn refuses(&self, _: Algorithm) -> Option<String> {
+        None
+    }
+
     /// Writes a tokenizer into the empty folder `into`.
     ///
     /// # Errors
@@ -33,7 +50,8 @@ pub trait Format: Sync {
 }
 
 /// All of them. What recognizes files first reads them.
-pub static FORMATS: [&dyn Format; 1] = [&tokenizer_json::TokenizerJson];
+pub static FORMATS: [&dyn Format; 3] =
+    [&tokenizer_json::TokenizerJson, &llama2c::Llama2c, &strict_words::StrictWords];
 
 /// The form called `name`.
 ///

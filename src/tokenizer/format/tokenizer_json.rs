@@ -3,10 +3,17 @@
 use std::path::Path;
 
 use super::Format;
+use crate::base::files::head;
 use crate::base::{Files, Result, fs};
 use crate::tokenizer::{Names, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer};
 
 pub struct TokenizerJson;
+
+/// Whether a file under another name begins as one does.
+fn looks_so(path: &Path) -> bool {
+    let head = String::from_utf8_lossy(&head(path, 4096)).into_owned();
+    head.trim_start().starts_with('{') && head.contains("\"added_tokens\"")
+}
 
 impl Format for TokenizerJson {
     fn name(&self) -> &'static str {
@@ -18,7 +25,7 @@ impl Format for TokenizerJson {
     }
 
     fn recognizes(&self, files: &Files) -> bool {
-        files.find(TOKENIZER_FILE).is_some()
+        files.find(TOKENIZER_FILE).is_some() || files.only().is_some_and(looks_so)
     }
 
     fn read(&self, files: &Files) -> Result<Tokenizer> {

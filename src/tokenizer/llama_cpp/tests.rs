@@ -96,28 +96,96 @@ fn phi_3_meets_the_reference() {
     meets_the_reference("phi-3");
 }
 
+/// Vocabularies of all models and ways of cutting: those of our fixtures, and with other options.
+fn vocabularies() -> Vec<(String, GgufVocabulary)> {
+    let of = |name: &str| GgufVocabulary::of(&fixture(name)).unwrap();
+    let [bytes, spm, unigram, pieces] = ["byte_bpe", "sentencepiece_bpe", "unigram", "wordpiece"].map(of);
+    let mut all = Vec::new();
+    let mut add = |name: &str, base: &GgufVocabulary, change: &dyn Fn(&mut GgufVocabulary)| {
+        let mut vocabulary = base.clone();
+        change(&mut vocabulary);
+        all.push((name.to_string(), vocabulary));
+    };
+    for (name, base) in [("byte_bpe", &bytes), ("sentencepiece_bpe", &spm), ("unigram", &unigram)] {
+        add(name, base, &|_| ());
+        add(&format!("{name} with tokens in text"), base, &|v| {
+            // `<tool>` and three others, one of them a part of another.
+            let last = v.tokens.len() - 3;
+            for (id, token) in [(7, "<tool>"), (last, "a "), (last + 1, "a b"), (last + 2, "<|start|>")] {
+                v.tokens[id] = token.to_string();
+                v.types[id] = token_type::USER_DEFINED;
+            }
+            v.merges = v.merges.take().map(|merges| {
+                let ids: std::collections::HashSet<&str> = v.tokens.iter().map(String::as_str).collect();
+                let whole = |merge: &String| {
+                    let (a, b) = bpe::halves(merge).unwrap();
+                    [a, b, &format!("{a}{b}")].iter().all(|token| ids.contains(token))
+                };
+                merges.into_iter().filter(whole).collect()
+            });
+        });
+    }
+    for pre in ["smollm", "llama-bpe", "dbrx", "qwen2", "qwen35", "laguna", "falcon", "default"] {
+        add(&format!("pre {pre}"), &bytes, &|v| v.pre = Some(pre.to_string()));
+    }
+    add("sentencepiece_bpe with a space before", &spm, &|v| v.add_space_prefix = Some(true));
+    add("unigram with a space before", &unigram, &|v| v.add_space_prefix = Some(true));
+    add("unigram of single spaces", &unigram, &|v| v.remove_extra_whitespaces = Some(true));
+    for (lowercase, strip_accents) in [(false, false), (true, false), (true, true)] {
+        let name = format!("wordpiece, lowercase {lowercase}, strip_accents {strip_accents}");
+        add(&name, &pieces, &|v| {
+            (v.lowercase, v.strip_accents) = (Some(lowercase), Some(strip_accents));
+        });
+    }
+    all
+}
+
+/// For `make_llama_cpp_fixtures.py`, which makes GGUF files of them.
+#[test]
+#[ignore = "writes target/llama_cpp_vocabularies.json"]
+fn write_the_vocabularies() {
+    let all: serde_json::Map<String, serde_json::Value> = vocabularies()
+        .into_iter()
+        .map(|(name, v)| {
+            let keys = serde_json::json!({
+                "model": v.model.name(), "pre": v.pre, "tokens": v.tokens, "token_type": v.types,
+                "scores": v.scores, "merges": v.merges, "bos_token_id": v.bos, "eos_token_id": v.eos,
+                "eot_token_id": v.eot, "unknown_token_id": v.unknown, "seperator_token_id": v.separator,
+                "padding_token_id": v.padding, "add_bos_token": v.add_bos, "add_eos_token": v.add_eos,
+                "add_space_prefix": v.add_space_prefix,
+                "remove_extra_whitespaces": v.remove_extra_whitespaces, "normalizer.lowercase": v.lowercase,
+                "normalizer.strip_accents": v.strip_accents, "precompiled_charsmap": v.precompiled_charsmap,
+            });
+            (name, keys)
+        })
+        .collect();
+    std::fs::write("target/llama_cpp_vocabularies.json", serde_json::to_vec(&all).unwrap()).unwrap();
+}
+
+#[test]
+fn meets_llama_cpp() {
+    let ids: BTreeMap<String, Vec<Vec<u32>>> =
+        serde_json::from_str(include_str!("../../../tests/fixtures/llama_cpp_ids.json")).unwrap();
+    let odd = compare::odd_texts().unwrap();
+    for (name, vocabulary) in vocabularies() {
+        let encoder = vocabulary.encoder().unwrap();
+        let ids = ids.get(&name).unwrap_or_else(|| panic!("no {name}"));
+        assert_eq!(ids.len(), odd.len(), "{name}");
+        for (text, ids) in odd.iter().zip(ids) {
+            if &encoder.encode(text).unwrap() != ids {
+                eprintln!("{name} LLAMA {text:?}\n   {:?}\n   {ids:?}", encoder.encode(text).unwrap());
+            }
+        }
+    }
+}
+
 #[test]
 fn look() {
-    for name in ["byte_bpe", "sentencepiece_bpe", "unigram", "wordpiece", "word", "char"] {
-        let tokenizer = fixture(name);
-        let vocabulary = match GgufVocabulary::of(&tokenizer) {
-            Ok(v) => v,
-            Err(e) => {
-                eprintln!("{name}: {e}");
-                continue;
-            }
-        };
+    for (name, vocabulary) in vocabularies() {
         let back = vocabulary.clone().into_tokenizer("model.gguf").unwrap();
         let encoder = vocabulary.encoder().unwrap();
         for text in compare::odd_texts().unwrap() {
-            let (a, b, c) = (
-                tokenizer.encode(&text).unwrap(),
-                encoder.encode(&text).unwrap(),
-                back.encode(&text).unwrap(),
-            );
-            if a != b {
-                eprintln!("{name} ORIG {text:?}\n   {a:?}\n   {b:?}");
-            }
+            let (b, c) = (encoder.encode(&text).unwrap(), back.encode(&text).unwrap());
             if b != c {
                 eprintln!("{name} BACK {text:?}\n   {b:?}\n   {c:?}");
             }

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::keys::{expect_same, metadata};
-use super::{Declared, File, GGUF_FILE, Tensor, Value, stored, write};
+use super::vocabulary::NO_VOCABULARY;
+use super::{Declared, File, GGUF_FILE, Tensor, VOCABULARY_KEY, Value, stored, write};
 use crate::base::{Error, Result};
 use crate::kernel::BlockType;
 use crate::model::format::Stored;
@@ -126,7 +127,7 @@ fn write_weights(
     make: &mut dyn FnMut(&Stored) -> Result<(BlockType, Vec<u8>)>,
 ) -> Result<()> {
     let mut metadata = metadata(config);
-    metadata.push(("tokenizer.ggml.model".into(), Value::from("none")));
+    metadata.push((VOCABULARY_KEY.into(), Value::from(NO_VOCABULARY)));
     write_tensors(config, path, &metadata, make)
 }
 

@@ -150,7 +150,7 @@ impl File {
 }
 
 /// The first number that is infinite or NaN, of blocks the first of those that share a scale or min that is.
-fn not_finite(ty: BlockType, bytes: &[u8]) -> Option<(usize, f32)> {
+pub(super) fn not_finite(ty: BlockType, bytes: &[u8]) -> Option<(usize, f32)> {
     let (len, group) = (ty.block_len(), ty.group_len());
     let (mut block, mut numbers) = (Block::default(), [0.0]);
     for (i, bytes) in bytes.chunks_exact(ty.bytes(len)).enumerate() {
