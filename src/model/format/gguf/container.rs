@@ -75,6 +75,9 @@ impl Container for Gguf {
             },
             dtype: out.options.dtype,
         };
+        if source.blocks.is_none() && source.gpt.is_quantized() {
+            return Err(Error::bug(format!("the blocks of `{}` are not among its files", out.files.label)));
+        }
         write_tensors(&gpt.config, &into.join(GGUF_FILE), &metadata, &mut |stored| source.bytes(stored))
     }
 }

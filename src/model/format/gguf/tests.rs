@@ -236,6 +236,15 @@ fn blocks_leave_as_they_are_and_types_that_do_not_fit_are_replaced() {
     }
     let read = Gguf.read(&Files::at(folder.path()).unwrap()).unwrap();
     assert_eq!(read.blocks.as_deref(), Some(folder.path().join(GGUF_FILE).as_path()));
+    assert!(read.transformer.is_quantized());
+    let quantized = Model { transformer: read.transformer, tokenizer: tokenizer() };
+    let again = quantized.save_blocks(folder.path(), &mut |_, _| unreachable!()).unwrap_err();
+    assert_eq!(again.message(), "the weights are quantized already");
+    let (numbers, layout) = (quantized.transformer.dequantized(), Layout::new(&small()[1]));
+    for stored in stored(&small()[1], &layout) {
+        let tensor = own.find(&stored.name).unwrap();
+        assert!(numbers.numbers(&stored) == own.numbers(tensor).unwrap(), "{}", stored.name);
+    }
     // Rows of 64 are no whole blocks of 256, and those of 256 are.
     let (_folder, file) = alone(Some(BlockType::Q4K));
     let ty = |name: &str| file.find(name).unwrap().ty;
