@@ -20,6 +20,7 @@ mod stream;
 mod template;
 mod texts;
 pub mod train;
+mod white_space;
 
 #[cfg(test)]
 mod tests_of_chat;
@@ -710,9 +711,21 @@ impl Tokenizer {
         self.0.digest
     }
 
+    /// Whether `digest` is that of the file, or would be if it were laid out as the tokenizers that are trained here
+    /// or without white space.
+    pub fn has_digest(&self, digest: Digest) -> bool {
+        let of = |json: fn(&[u8]) -> Vec<u8>| Digest::of(&json(self.json()));
+        self.digest() == digest || of(white_space::pretty) == digest || of(white_space::compact) == digest
+    }
+
     /// The bytes of the file, to be saved with a model.
     pub fn json(&self) -> &[u8] {
         &self.0.json
+    }
+
+    /// The same JSON without white space between its parts: less than half as long.
+    pub fn compact_json(&self) -> Vec<u8> {
+        white_space::compact(self.json())
     }
 
     /// `ids` with every special token replaced by its letters. Some models (unigram, word level) have their
