@@ -28,6 +28,14 @@ pub trait Container: Sync {
     /// When a file is damaged, or asks for what can't be computed.
     fn read(&self, files: &Files) -> Result<Imported>;
 
+    /// Reads the tokenizer alone, of a file that may hold nothing else; `None` where the form holds none.
+    ///
+    /// # Errors
+    /// As [`Container::read`].
+    fn read_tokenizer(&self, files: &Files) -> Result<Option<Tokenizer>> {
+        Ok(self.read(files)?.tokenizer)
+    }
+
     /// Reads a model, whose files may lack what `options` say.
     ///
     /// # Errors
@@ -35,14 +43,6 @@ pub trait Container: Sync {
     fn read_with(&self, files: &Files, options: &ImportOptions) -> Result<Imported> {
         options.expect_none(self.name())?;
         self.read(files)
-    }
-
-    /// Reads the tokenizer alone, of a file that may hold nothing else; `None` where the form holds none.
-    ///
-    /// # Errors
-    /// As [`Container::read`].
-    fn read_tokenizer(&self, files: &Files) -> Result<Option<Tokenizer>> {
-        Ok(self.read(files)?.tokenizer)
     }
 
     /// Why a model of this architecture can't be written in the form with these options; `None` when it can.
