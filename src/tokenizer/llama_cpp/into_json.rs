@@ -26,17 +26,24 @@ impl GgufVocabulary {
             let library =
                 tokenizers::Tokenizer::from_bytes(self.json()?.to_string()).and_then(|t| t.to_string(true));
             let json = library.map_err(|e| Error::input("its vocabulary does not fit together").cause(e))?;
-            let tokenizer = Tokenizer::parse_with(file, json.into_bytes(), &self.names())?;
+            let tokenizer = Tokenizer::parse_with(file, json.into_bytes(), &self.names(file))?;
             warn_of_others(file, &encoder, &tokenizer)?;
             Ok(tokenizer)
         };
         read().map_err(|e| e.context(format!("the vocabulary of `{file}` cannot be used")))
     }
 
-    fn names(&self) -> Names {
+    fn names(&self, file: &str) -> Names {
         let name = |id: Option<u32>| id.and_then(|id| self.tokens.get(id as usize)).cloned();
         let (bos, eos) = self.ends();
-        Names { bos: name(bos), eos: name(eos), pad: name(self.padding), ..Names::default() }
+        Names {
+            bos: name(bos),
+            eos: name(eos),
+            pad: name(self.padding),
+            chat_template: self.chat_template.clone(),
+            chat_template_file: self.chat_template.as_ref().map(|_| file.to_string()),
+            ..Names::default()
+        }
     }
 
     /// What begins and what ends a text: without a key, llama.cpp takes fixed ids.
