@@ -12,7 +12,7 @@ use crate::tokenizer::{Special, Tokenizer};
 
 impl GgufVocabulary {
     /// The vocabulary by which llama.cpp encodes text as `tokenizer` does, as far as its rules can express
-    /// that: see [`GgufVocabulary::compare`]. The chat template is not set.
+    /// that: see [`GgufVocabulary::compare`].
     ///
     /// # Errors
     /// When llama.cpp cannot hold such a tokenizer; says why.
@@ -63,6 +63,8 @@ impl Source<'_> {
         base.unknown = self.tokenizer.unknown();
         base.add_bos = Some(special(Special::Bos).is_some());
         base.add_eos = Some(false);
+        // Not all tokenizers can tell roles.
+        base.chat_template = self.tokenizer.chat_template().ok();
         Ok(base)
     }
 

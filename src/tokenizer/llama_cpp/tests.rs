@@ -229,6 +229,9 @@ fn ours_go_there_and_back() {
         assert_eq!(vocabulary.compare(&tokenizer, &no_texts).unwrap(), odd, "{name}");
         let back = vocabulary.clone().into_tokenizer("model.gguf").unwrap();
         assert_eq!(back.special(Special::Eos), tokenizer.special(Special::Eos));
+        assert_eq!(vocabulary.chat_template, Some(tokenizer.chat_template().unwrap()));
+        assert_eq!(back.chat_template().unwrap(), tokenizer.chat_template().unwrap());
+        assert!(!back.has_foreign_template());
         let again = GgufVocabulary::of(&back).unwrap();
         assert_eq!((&again.tokens, &again.types), (&vocabulary.tokens, &vocabulary.types), "{name}");
         let [once, twice] = [&vocabulary, &again].map(|v| v.encoder().unwrap());
