@@ -219,9 +219,7 @@ impl Texts {
         match self.compared() {
             0 if is_empty.iter().all(|files| files.is_empty()) => None,
             0 => Some("the form keeps the tokenizer as it is: no texts were compared".into()),
-            n => {
-                Some(format!("{} compared: each gives the same token ids in the other form", units::count(n)))
-            }
+            n => Some(format!("{} compared: the same token ids in the other form", units::count(n))),
         }
     }
 }

@@ -9,7 +9,6 @@ use super::training;
 use super::training_params::{NOT_IN_KEY, NOT_IN_STATE, training_params};
 use super::{facts, tokenizers};
 use crate::base::{Error, Result, units};
-use crate::corpus::conversation::Role;
 use crate::corpus::conversation::{self, ConversationReader};
 use crate::corpus::held_out::{Rule, Split};
 use crate::model::{Model, TOKENIZER_FILE, Transformer};
@@ -68,7 +67,7 @@ impl Kind for Finetune {
     fn info() -> Info {
         Info {
             name: "finetune",
-            version: 6, // 5: of few conversations one is held out; `held_out.json`; 6: architectures and recipes
+            version: 7, // 6: architectures and recipes; 7: a folder that `transformers` loads
             summary: "Teaches a pretrained model to answer, on conversations.",
             inputs: vec![
                 Port::new("model", "model", "The pretrained model."),
@@ -241,20 +240,12 @@ fn load(params: &Params, ctx: &Context) -> Result<Model> {
 /// An error where a model is too short for an exchange.
 pub(super) fn check_length(model: &Model) -> Result<()> {
     let seq_len = model.transformer.config.seq_len;
-    let shortest = shortest_row(longest_opening(&model.tokenizer)?).max(SHORTEST as usize);
+    let shortest = shortest_row(chat::longest_opening(&model.tokenizer)?).max(SHORTEST as usize);
     if seq_len >= shortest {
         return Ok(());
     }
     Err(Error::input(format!("a model of {seq_len} positions holds no exchange"))
         .help(format!("pretrain with `seq_len: {shortest}` or more")))
-}
-
-/// How many ids begin a turn at most.
-fn longest_opening(tokenizer: &Tokenizer) -> Result<usize> {
-    let opening = |role| Ok(tokenizer.turn(role)?.len());
-    // Few conversations have a system message; those that do say what is missing.
-    let system = tokenizer.turn(Role::System).map_or(0, |ids| ids.len());
-    Ok(opening(Role::User)?.max(opening(Role::Assistant)?).max(system))
 }
 
 /// The conversations packed into rows, to train on and to validate on, and the rule that parted them.

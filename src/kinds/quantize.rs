@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{texts, tokenizers};
+use super::{facts, texts, tokenizers};
 use crate::base::{Error, Files, Invalid, Monitor, Progress, Result, fs, suggest, units};
 use crate::corpus::held_out::{self, HeldOut, Rule};
 use crate::eval::{self, Gate, Scored, Scores};
@@ -192,8 +192,7 @@ impl Kind for Quantize {
     }
 
     fn facts(_: &Params, inputs: &Connected, _: &str) -> Facts {
-        let known = |fact: &str| Some((fact.to_string(), inputs.number("model", fact)?.1.into()));
-        ["vocab_size", "seq_len"].into_iter().filter_map(known).collect()
+        facts::of_same_model(inputs, "model")
     }
 
     fn run(params: &Params, ctx: &Context) -> Result<()> {

@@ -1,16 +1,18 @@
 //! The chat format: `<bos>`, then for each message the opening of its role's turn
 //! ([`Tokenizer::turn`]) and the content; an assistant's content ends with `<eos>`. Contents are encoded
 //! one by one and cannot forge a role.
+//!
+//! A tokenizer with the chat template of another program is spoken to as that says ([`super::foreign`]).
 
 use std::ops::Range;
 
-use super::{Special, Tokenizer};
+use super::{Special, Tokenizer, foreign};
 use crate::base::{Error, Result};
 use crate::corpus::clean;
 use crate::corpus::conversation::{Message, Role};
 
 /// A conversation as token ids.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rendered {
     pub ids: Vec<u32>,
     /// As long as `ids`: whether the token is part of the loss. True for the content of assistant messages of
@@ -20,6 +22,8 @@ pub struct Rendered {
     pub turns: Vec<Range<usize>>,
     /// How many ids the opening of each of `turns` has.
     pub openings: Vec<usize>,
+    /// How many ids come before the first message: that of `<bos>`, or none.
+    pub begin: usize,
     /// How many ids `<bos>` and the system message, if there is one, have.
     pub head: usize,
 }
@@ -50,14 +54,17 @@ impl Special {
 /// A whole conversation, for training.
 ///
 /// # Errors
-/// When there are no messages, or the tokenizer lacks one of the special tokens.
+/// When there are no messages, the tokenizer lacks one of the special tokens, or its chat template refuses the
+/// conversation.
 pub fn render(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Rendered> {
     if messages.is_empty() {
         return Err(Error::input("a conversation without messages cannot be rendered"));
     }
+    if let Some(template) = tokenizer.foreign_template()? {
+        return foreign::render(tokenizer, template, messages);
+    }
     let eos = end(tokenizer)?;
-    let mut out =
-        Rendered { ids: Vec::new(), target: Vec::new(), turns: Vec::new(), openings: Vec::new(), head: 1 };
+    let mut out = Rendered { begin: 1, head: 1, ..Rendered::default() };
     out.push(&[tokenizer.require(Special::Bos)?], false);
     for message in messages {
         let start = out.ids.len();
@@ -83,11 +90,18 @@ pub fn render(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Rendered> {
 /// # Errors
 /// As [`render`].
 pub fn prompt(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<u32>> {
-    let cleaned = |m: &Message| Message { content: clean::prompt(&m.content), ..m.clone() };
-    let messages: Vec<Message> = messages.iter().map(cleaned).collect();
+    let messages = cleaned(messages);
+    if let Some(template) = tokenizer.foreign_template()? {
+        return foreign::prompt(tokenizer, template, &messages);
+    }
     let mut ids = render(tokenizer, &messages)?.ids;
     ids.extend(tokenizer.turn(Role::Assistant)?);
     Ok(ids)
+}
+
+fn cleaned(messages: &[Message]) -> Vec<Message> {
+    let cleaned = |m: &Message| Message { content: clean::prompt(&m.content), ..m.clone() };
+    messages.iter().map(cleaned).collect()
 }
 
 /// [`prompt`] for further messages of a conversation that a model has already read. Its own answer must
@@ -96,6 +110,9 @@ pub fn prompt(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<u32>> {
 /// # Errors
 /// As [`render`].
 pub fn further(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<u32>> {
+    if let Some(template) = tokenizer.foreign_template()? {
+        return foreign::further(tokenizer, template, &cleaned(messages));
+    }
     let mut ids = prompt(tokenizer, messages)?;
     // `<bos>` is only at the beginning of a conversation.
     ids.remove(0);
@@ -107,7 +124,27 @@ pub fn further(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<u32>> 
 /// # Errors
 /// When the tokenizer lacks it.
 pub fn end(tokenizer: &Tokenizer) -> Result<u32> {
+    if let Some(template) = tokenizer.foreign_template()?
+        && let Some(end) = foreign::end(tokenizer, template)?
+    {
+        return Ok(end);
+    }
     tokenizer.require(Special::Eos)
+}
+
+/// How many ids open a turn at most.
+///
+/// # Errors
+/// When the tokenizer cannot open a turn.
+pub fn longest_opening(tokenizer: &Tokenizer) -> Result<usize> {
+    if tokenizer.has_foreign_template() {
+        let talk = [Message::new(Role::User, "a"), Message::new(Role::Assistant, "b")];
+        return Ok(render(tokenizer, &talk)?.openings.into_iter().max().unwrap_or(0));
+    }
+    let opening = |role| Ok(tokenizer.turn(role)?.len());
+    // Few conversations have a system message; those that do say what is missing.
+    let system = tokenizer.turn(Role::System).map_or(0, |ids| ids.len());
+    Ok(opening(Role::User)?.max(opening(Role::Assistant)?).max(system))
 }
 
 #[cfg(test)]

@@ -4,33 +4,36 @@
 //! becomes the role token, with any tokenizer. Truncation, padding and templates of special tokens, which a
 //! `tokenizer.json` may configure, are deliberately not applied here: they belong to making batches.
 
-mod base64;
 mod bpe;
 mod cache;
 pub mod chat;
 mod classes;
 mod cut;
+mod foreign;
 pub mod format;
 mod in_text;
 mod known;
 pub mod llama_cpp;
 mod special;
 mod stream;
+mod template;
 mod texts;
 pub mod train;
 mod white_space;
 
+#[cfg(test)]
+mod tests_of_chat;
 #[cfg(test)]
 pub(crate) mod tests_with_library;
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
 use rayon::prelude::*;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokenizers::{Model as _, Normalizer as _, PreTokenizer as _};
 use tokenizers::{NormalizedString, OffsetReferential, OffsetType, PreTokenizedString};
 
@@ -40,11 +43,13 @@ use crate::corpus::conversation::Role;
 use bpe::{Bpe, Work};
 use cache::WordCache;
 use cut::Cut;
+use foreign::{Before, Spellings};
 use in_text::{InText, Segment};
 use known::{BpeJson, OwnTokenizer, Vocabulary};
+pub use special::{GENERATION_FILE, Names, TOKENIZER_CONFIG_FILE};
 use special::{Named, Template};
-pub use special::{Names, TOKENIZER_CONFIG_FILE};
 pub use stream::StreamDecoder;
+use template::ChatTemplate;
 pub use texts::{EachText, Inputs, Text, Texts};
 
 /// The file of a tokenizer, alone or in a model's folder.
@@ -134,6 +139,16 @@ struct Inner {
     named_by_file: Named,
     /// The id of the unknown token.
     unknown: Option<u32>,
+    /// The names that were given; a chat template only where it is another program's.
+    names: Names,
+    /// The chat template among them, compiled when it is first used.
+    template: OnceLock<Result<ChatTemplate>>,
+    /// The special tokens as text, for chat templates.
+    spellings: OnceLock<Result<Spellings>>,
+    /// See [`Tokenizer::turn_ends`].
+    ends: OnceLock<Vec<u32>>,
+    /// The library's tokenizer, set to recognize special tokens in text.
+    recognizing: OnceLock<tokenizers::Tokenizer>,
 }
 
 /// The parts of a `tokenizer.json`, before the special tokens are resolved.
@@ -268,6 +283,11 @@ impl Tokenizer {
             unknown: parts.unknown,
         };
         let named = Named::of(&vocabulary, names)?;
+        if let Some(id) = names.ends.iter().find(|id| **id as usize >= parts.vocab_size) {
+            let what = format!("`eos_token_id` is {id}, and the tokenizer has {} tokens", parts.vocab_size);
+            return Err(Error::input(what).help(format!("correct it in `{GENERATION_FILE}`")));
+        }
+        let foreign = names.chat_template.clone().filter(|text| !template::is_own(text));
         let named_by_file = Named::of(&vocabulary, &Names::default())?;
         let Parts { engine, vocab_size, cut, bpe, in_text, special, unknown, .. } = parts;
         let mut control: BTreeSet<u32> = special.iter().copied().chain(named.all()).collect();
@@ -290,6 +310,11 @@ impl Tokenizer {
             named,
             named_by_file,
             unknown,
+            names: Names { chat_template: foreign, ..names.clone() },
+            template: OnceLock::new(),
+            spellings: OnceLock::new(),
+            ends: OnceLock::new(),
+            recognizing: OnceLock::new(),
         })))
     }
 
@@ -479,24 +504,151 @@ impl Tokenizer {
     }
 
     /// The `tokenizer_config.json` to be saved with [`Tokenizer::json`], where that alone does not determine
-    /// the special tokens.
+    /// the special tokens and the chat template.
     ///
     /// # Errors
     /// When it cannot be serialized.
     pub fn config(&self) -> Result<Option<Vec<u8>>> {
-        if self.0.named == self.0.named_by_file {
+        if self.0.named == self.0.named_by_file && !self.has_foreign_template() {
             return Ok(None);
         }
+        json_of(&self.names().to_json()).map(Some)
+    }
+
+    /// The `tokenizer_config.json` that `AutoTokenizer` of `transformers` needs beside [`Tokenizer::json`]:
+    /// [`Tokenizer::config`] with our chat format as a template, and how many tokens the model of the tokenizer
+    /// holds, where that is known.
+    ///
+    /// # Errors
+    /// When it cannot be serialized.
+    pub fn full_config(&self, seq_len: Option<usize>) -> Result<Vec<u8>> {
+        // A tokenizer that cannot tell roles apart has no template.
+        let names = Names { chat_template: self.chat_template().ok(), ..self.names() };
+        let mut value = names.to_json();
+        if let Some(unknown) = self.unknown().and_then(|id| self.token(id)) {
+            value["unk_token"] = json!(unknown);
+        }
+        if let Some(seq_len) = seq_len {
+            value["model_max_length"] = json!(seq_len);
+        }
+        value["clean_up_tokenization_spaces"] = json!(false);
+        json_of(&value)
+    }
+
+    /// The names to be read back. Those that another program did not give stay away, as its chat template may
+    /// ask for them.
+    fn names(&self) -> Names {
+        if self.has_foreign_template() {
+            return self.0.names.clone();
+        }
         let name = |special| self.special(special).and_then(|id| self.token(id));
-        let names = Names {
+        Names {
             bos: name(Special::Bos),
             eos: name(Special::Eos),
             pad: name(Special::Pad),
             user: name(Special::User),
             assistant: name(Special::Assistant),
             system: name(Special::System),
+            ..Names::default()
+        }
+    }
+
+    /// The chat template in Jinja: that of another program's model, or our format for this tokenizer's roles.
+    ///
+    /// # Errors
+    /// When the tokenizer cannot tell the roles of a conversation.
+    pub fn chat_template(&self) -> Result<String> {
+        if let Some(text) = &self.0.names.chat_template {
+            return Ok(text.clone());
+        }
+        self.require(Special::Bos)?;
+        self.require(Special::Eos)?;
+        let opening = |role| Ok((role, self.opening(role)?));
+        let mut openings = vec![opening(Role::User)?, opening(Role::Assistant)?];
+        // Few conversations have a system message.
+        openings.extend(opening(Role::System).ok());
+        Ok(template::own(&openings))
+    }
+
+    /// The text that [`Tokenizer::turn`] encodes.
+    fn opening(&self, role: Role) -> Result<String> {
+        let ids = self.turn(role)?;
+        let token = self.token(ids[0]).unwrap_or_default();
+        let named = self.special(Special::of_role(role)).is_none();
+        Ok(token + &if named { format!("{}\n", role.as_str()) } else { String::new() })
+    }
+
+    /// Whether conversations are written as another program's chat template says.
+    pub fn has_foreign_template(&self) -> bool {
+        self.0.names.chat_template.is_some()
+    }
+
+    /// # Errors
+    /// When it does not compile.
+    fn foreign_template(&self) -> Result<Option<&ChatTemplate>> {
+        let Some(text) = &self.0.names.chat_template else { return Ok(None) };
+        let file = self.0.names.chat_template_file.as_deref().unwrap_or("chat_template");
+        let compile = || ChatTemplate::new(file, text, self.0.names.variables());
+        self.0.template.get_or_init(compile).as_ref().map(Some).map_err(Error::clone)
+    }
+
+    /// The special tokens as text.
+    fn spellings(&self) -> Result<&Spellings> {
+        let special = || {
+            let ids = self.0.control.union(&self.0.special);
+            Spellings::new(ids.filter_map(|id| Some((self.token(*id)?, *id))))
         };
-        names.to_json().map(Some)
+        self.0.spellings.get_or_init(special).as_ref().map_err(Error::clone)
+    }
+
+    /// Tokens that end what is generated, beside `eos`: what a file beside the model says, and with a chat template
+    /// of another program the token that it writes behind an answer, and special tokens whose names are in common
+    /// use for it.
+    pub fn turn_ends(&self) -> &[u32] {
+        self.0.ends.get_or_init(|| {
+            let mut all = self.0.names.ends.clone();
+            if let Ok(Some(template)) = self.foreign_template() {
+                let known = special::TURN_ENDS.iter().filter_map(|name| self.id(name));
+                all.extend(known.filter(|id| self.0.special.contains(id)));
+                all.extend(self.special(Special::Eos));
+                // A template that refuses a question and its answer is told of where it is used.
+                all.extend(foreign::end(self, template).ok().flatten());
+            }
+            all.sort_unstable();
+            all.dedup();
+            all
+        })
+    }
+
+    /// [`Tokenizer::encode`] of a text between two special tokens, where that is not as by itself: as the
+    /// library encodes the whole.
+    fn encode_between(&self, before: Before, text: &str, next: Option<u32>) -> Result<Vec<u32>> {
+        let Engine::Library(library) = &self.0.engine else { return self.encode(text) };
+        if text.is_empty() || self.0.cut.is_some() || self.spellings()?.are_in(text) {
+            return self.encode(text);
+        }
+        let recognizing = self.0.recognizing.get_or_init(|| {
+            let mut library = tokenizers::Tokenizer::clone(library);
+            library.set_encode_special_tokens(false);
+            library
+        });
+        let ids_of = |text: &str| match recognizing.encode_fast(text, false) {
+            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Err(e) => Err(not_encodable(text, &e)),
+        };
+        let spelled = |id: u32| self.token(id).unwrap_or_default();
+        let (head, known) = match before {
+            Before::Nothing => (String::new(), Vec::new()),
+            Before::Token(id) => (spelled(id), vec![id]),
+            // A token by itself with every pre-tokenizer; `transformers` encodes parts of a chat so.
+            Before::Text => ("\n".to_string(), ids_of("\n")?),
+        };
+        let tail = next.map(spelled).unwrap_or_default();
+        let ids = ids_of(&format!("{head}{text}{tail}"))?;
+        match ids.strip_prefix(known.as_slice()).and_then(|ids| ids.strip_suffix(next.as_slice())) {
+            Some(ids) => self.without_control(ids.to_vec()),
+            None => self.encode(text),
+        }
     }
 
     /// The same tokens, of which those that `names` has are the special ones.
@@ -507,8 +659,7 @@ impl Tokenizer {
         if *names == Names::default() {
             return Ok(self);
         }
-        let own = self.config()?.map(|json| Names::parse(TOKENIZER_CONFIG_FILE, &json)).transpose()?;
-        let names = names.clone().or(own.unwrap_or_default());
+        let names = names.clone().or(self.0.names.clone());
         Tokenizer::parse_with(TOKENIZER_FILE, self.json().to_vec(), &names)
     }
 
@@ -668,6 +819,10 @@ fn library_of(json: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
     library.with_padding(None);
     library.with_truncation(None)?;
     Ok(library)
+}
+
+fn json_of(value: &Value) -> Result<Vec<u8>> {
+    serde_json::to_vec_pretty(value).map_err(|e| Error::bug(format!("{TOKENIZER_CONFIG_FILE}: {e}")))
 }
 
 /// Once per tokenizer: a process may load it several times, under several names.

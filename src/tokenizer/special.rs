@@ -17,6 +17,12 @@ use crate::base::{Error, Result, fs, suggest};
 pub const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_FILE: &str = "special_tokens_map.json";
 
+/// The file with a chat template by itself, which has precedence over the one in [`TOKENIZER_CONFIG_FILE`].
+const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
+
+/// The file beside a model that says which tokens end what it generates.
+pub const GENERATION_FILE: &str = "generation_config.json";
+
 /// Our key in [`TOKENIZER_CONFIG_FILE`]: the token that begins a turn of each role.
 const ROLES: &str = "role_tokens";
 
@@ -36,9 +42,39 @@ pub struct Names {
     pub assistant: Option<String>,
     /// Begins the system message.
     pub system: Option<String>,
+    /// The chat template of another program's model, in Jinja. No param: it comes with the tokenizer.
+    #[serde(skip)]
+    pub chat_template: Option<String>,
+    /// What messages call the chat template.
+    #[serde(skip)]
+    pub chat_template_file: Option<String>,
+    /// Ids that end what is generated, beside `eos`.
+    #[serde(skip)]
+    pub ends: Vec<u32>,
 }
 
+/// Names of special tokens that end a turn in chat templates.
+pub(super) const TURN_ENDS: &[&str] = &[
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<end_of_turn>",
+    "<turn|>",
+    "<|end|>",
+    "<|return|>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<｜end▁of▁sentence｜>",
+];
+
 impl Names {
+    /// Those that were given, as chat templates call them.
+    pub(super) fn variables(&self) -> Vec<(&'static str, String)> {
+        let all = [("bos_token", &self.bos), ("eos_token", &self.eos), ("pad_token", &self.pad)];
+        all.into_iter().filter_map(|(name, token)| Some((name, token.clone()?))).collect()
+    }
+
     pub fn get(&self, special: Special) -> Option<&str> {
         match special {
             Special::Bos => self.bos.as_deref(),
@@ -60,6 +96,12 @@ impl Names {
             user: self.user.or(others.user),
             assistant: self.assistant.or(others.assistant),
             system: self.system.or(others.system),
+            chat_template_file: match self.chat_template {
+                Some(_) => self.chat_template_file,
+                None => others.chat_template_file,
+            },
+            chat_template: self.chat_template.or(others.chat_template),
+            ends: if self.ends.is_empty() { others.ends } else { self.ends },
         }
     }
 
@@ -69,6 +111,13 @@ impl Names {
     /// When one of them cannot be read.
     pub fn beside<'a>(find: impl Fn(&str) -> Option<&'a Path>) -> Result<Names> {
         let mut names = Names::default();
+        if let Some(path) = find(CHAT_TEMPLATE_FILE) {
+            names.chat_template = Some(fs::read_text(path)?);
+            names.chat_template_file = Some(path.display().to_string());
+        }
+        if let Some(path) = find(GENERATION_FILE) {
+            names.ends = ends(&path.display().to_string(), &fs::read(path)?)?;
+        }
         for path in [TOKENIZER_CONFIG_FILE, SPECIAL_TOKENS_FILE].into_iter().filter_map(find) {
             names = names.or(Names::parse(&path.display().to_string(), &fs::read(path)?)?);
         }
@@ -77,8 +126,7 @@ impl Names {
 
     /// Reads a `tokenizer_config.json` or a `special_tokens_map.json`; `file` is what messages call it.
     pub(super) fn parse(file: &str, json: &[u8]) -> Result<Names> {
-        let value: Value =
-            serde_json::from_slice(json).map_err(|e| Error::input(format!("`{file}` is not JSON: {e}")))?;
+        let value = object(file, json)?;
         let token = |value: &Value, key: &str| match &value[key] {
             Value::Null => Ok(None),
             Value::String(token) => Ok(Some(token.clone())),
@@ -88,7 +136,11 @@ impl Names {
             }
             other => Err(Error::input(format!("`{file}`: `{key}` is {other}, expected a token"))),
         };
+        let chat_template = chat_template(file, &value["chat_template"])?;
         Ok(Names {
+            chat_template_file: chat_template.is_some().then(|| file.to_string()),
+            chat_template,
+            ends: Vec::new(),
             bos: token(&value, "bos_token")?,
             eos: token(&value, "eos_token")?,
             pad: token(&value, "pad_token")?,
@@ -99,7 +151,7 @@ impl Names {
     }
 
     /// As a [`TOKENIZER_CONFIG_FILE`].
-    pub(super) fn to_json(&self) -> Result<Vec<u8>> {
+    pub(super) fn to_json(&self) -> Value {
         let mut value = json!({"tokenizer_class": "PreTrainedTokenizerFast"});
         let mut roles = json!({});
         for (map, key, token) in [
@@ -117,8 +169,54 @@ impl Names {
         if roles != json!({}) {
             value[ROLES] = roles;
         }
-        serde_json::to_vec_pretty(&value).map_err(|e| Error::bug(format!("{TOKENIZER_CONFIG_FILE}: {e}")))
+        if let Some(template) = &self.chat_template {
+            value["chat_template"] = json!(template);
+        }
+        value
     }
+}
+
+/// A JSON object; `file` is what messages call it.
+fn object(file: &str, json: &[u8]) -> Result<Value> {
+    let value: Value =
+        serde_json::from_slice(json).map_err(|e| Error::input(format!("`{file}` is not JSON: {e}")))?;
+    match value.is_object() {
+        true => Ok(value),
+        false => Err(Error::input(format!("`{file}` is not a JSON object"))),
+    }
+}
+
+/// A template, or the default of a list of templates with names.
+fn chat_template(file: &str, value: &Value) -> Result<Option<String>> {
+    let text = |value: &Value| value.as_str().map(str::to_string);
+    match value {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(text.clone())),
+        Value::Array(all) => {
+            let default = all.iter().find(|template| template["name"] == "default");
+            default.and_then(|template| text(&template["template"])).map(Some).ok_or_else(|| {
+                Error::input(format!("`{file}`: none of the templates of `chat_template` is named `default`"))
+            })
+        }
+        other => Err(Error::input(format!(
+            "`{file}`: `chat_template` is {other}, expected a text or a list of templates with names"
+        ))),
+    }
+}
+
+/// `eos_token_id` of a [`GENERATION_FILE`]: an id, or several.
+fn ends(file: &str, json: &[u8]) -> Result<Vec<u32>> {
+    let value = object(file, json)?;
+    let found = &value["eos_token_id"];
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let ids = match found {
+        Value::Null => Some(Vec::new()),
+        Value::Array(all) => all.iter().map(id).collect(),
+        one => id(one).map(|id| vec![id]),
+    };
+    ids.ok_or_else(|| {
+        Error::input(format!("`{file}`: `eos_token_id` is {found}, expected a token id or several"))
+    })
 }
 
 /// The tokens that a post-processor adds before and after a text.
@@ -225,7 +323,8 @@ impl Vocabulary<'_> {
             Error::input(format!("`{name}` is to be `{token}`, and the tokenizer has no such token"))
                 .help("name a token of the vocabulary, spelled as it stands there")
         })?;
-        if !(self.apart)(token, id) {
+        // What would be taken without a name is taken with it: such a token is never the result of encoding.
+        if !(self.apart)(token, id) && self.found(special) != Some(id) {
             let what = format!("`{name}` is to be `{token}`, and text is encoded to that token as well");
             return Err(Error::input(what).help("name a special token, which no text is encoded to"));
         }
@@ -323,7 +422,7 @@ mod tests {
         .unwrap();
         assert_eq!((names.get(Special::Bos), names.get(Special::Eos)), (Some("<s>"), Some("</s>")));
         assert_eq!((names.get(Special::Pad), names.get(Special::User)), (None, Some("<u>")));
-        assert_eq!(Names::parse("x", &names.to_json().unwrap()).unwrap(), names);
+        assert_eq!(Names::parse("x", names.to_json().to_string().as_bytes()).unwrap(), names);
         let error = read(json!({"bos_token": 1})).unwrap_err().to_string();
         assert!(error.contains("`bos_token` is 1"), "{error}");
     }

@@ -377,8 +377,7 @@ const OPENING: u32 = 7;
 /// A conversation as `tokenizer::chat` renders it: contents are ids from 10.
 fn rendered(system: Option<usize>, turns: &[(usize, usize)], opening: usize) -> Rendered {
     let head = 1 + system.map_or(0, |len| opening + len);
-    let mut r =
-        Rendered { ids: vec![BOS], target: vec![false], turns: Vec::new(), openings: Vec::new(), head };
+    let mut r = Rendered { ids: vec![BOS], target: vec![false], begin: 1, head, ..Rendered::default() };
     let mut turn = |role: u32, len: usize| {
         let start = r.ids.len();
         let answer = role == ASSISTANT;

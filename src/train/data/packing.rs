@@ -62,7 +62,7 @@ fn pieces(c: &Rendered, len: usize, cut: &mut usize) -> Vec<Piece> {
     // A system message that leaves no room for talk is left away, and that counts as a cut.
     let head = if head.0.len() > len / 2 {
         *cut += 1;
-        (head.0[..1].to_vec(), head.1[..1].to_vec())
+        (head.0[..c.begin].to_vec(), head.1[..c.begin].to_vec())
     } else {
         head
     };

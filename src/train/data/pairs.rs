@@ -140,7 +140,7 @@ fn shortened(side: &Rendered, prompt: usize, limit: usize) -> Vec<u32> {
     if end <= limit {
         return side.ids[..end].to_vec();
     }
-    let head = if side.head <= limit / 2 { side.head } else { 1 };
+    let head = if side.head <= limit / 2 { side.head } else { side.begin };
     let limit = limit - head;
     let opening = |turn: usize| &side.ids[side.turns[turn].start..][..side.openings[turn]];
     let mut turns = (0..prompt).filter(|turn| side.turns[*turn].start >= side.head);
@@ -269,7 +269,7 @@ mod tests {
     fn of_lengths(system: usize, turns: &[usize], answers: [usize; 2]) -> RenderedPair {
         let side = |answer: usize, content: u32| {
             let mut r =
-                Rendered { ids: vec![BOS], target: vec![false], turns: vec![], openings: vec![], head: 1 };
+                Rendered { ids: vec![BOS], target: vec![false], begin: 1, head: 1, ..Rendered::default() };
             let mut turn = |role: usize, len: usize, content: u32| {
                 let start = r.ids.len();
                 r.ids.push(ROLES[role]);

@@ -23,6 +23,7 @@ fn pair(prompt: &[u32], chosen: &[u32], rejected: &[u32]) -> RenderedPair {
             target,
             turns: vec![1..start - 1, start - 1..ids.len()],
             openings: vec![1, 1],
+            begin: 1,
             head: 1,
             ids,
         }

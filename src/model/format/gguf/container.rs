@@ -62,6 +62,8 @@ impl Container for Gguf {
             return Err(Error::usage(why));
         }
         let mut vocabulary = GgufVocabulary::of(tokenizer)?;
+        // None where the tokenizer has no tokens for conversations.
+        vocabulary.chat_template = tokenizer.chat_template().ok();
         pad(&mut vocabulary, gpt.config.vocab_size);
         vocabulary.compare(tokenizer, out.texts)?;
         let mut metadata = metadata(&gpt.config);

@@ -212,6 +212,8 @@ fn a_whole_model_leaves_and_comes_back() {
         assert_eq!(tokenizer.vocab_size(), model.tokenizer.vocab_size(), "without the tokens that fill up");
         let text = "Naïve cats — 12 of them!\r\n";
         assert_eq!(tokenizer.encode(text).unwrap(), model.tokenizer.encode(text).unwrap());
+        assert_eq!(tokenizer.chat_template().unwrap(), model.tokenizer.chat_template().unwrap());
+        assert!(!tokenizer.has_foreign_template());
         // As many tokens as the embedding has rows.
         let vocabulary = vocabulary_of(&File::open(files.only().unwrap()).unwrap()).unwrap().unwrap();
         assert_eq!((vocabulary.tokens.len(), vocabulary.types.len()), (1000, 1000));
