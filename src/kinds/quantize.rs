@@ -368,7 +368,8 @@ impl Report {
 }
 
 /// The files that a model is read from.
-const MODEL_FILES: [&str; 5] = [CONFIG_FILE, WEIGHTS_FILE, GGUF_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE];
+const MODEL_FILES: [&str; 6] =
+    [CONFIG_FILE, "generation_config.json", WEIGHTS_FILE, GGUF_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE];
 
 fn bytes_on_disk(input: &Artifact, output: &Path) -> Result<Change> {
     let size = |files: &Files| -> Result<u64> {
