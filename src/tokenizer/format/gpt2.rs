@@ -87,7 +87,10 @@ fn pair(files: &Files) -> Option<(&Path, &Path)> {
     pairs.next().filter(|_| pairs.next().is_none())
 }
 
-fn read_merges(file: &str, text: &str, tokens: &[String]) -> Result<Vec<(String, String)>> {
+/// Pairs of tokens, the first merged first.
+pub(super) type Merges = Vec<(String, String)>;
+
+fn read_merges(file: &str, text: &str, tokens: &[String]) -> Result<Merges> {
     let known: HashSet<&str> = tokens.iter().map(String::as_str).collect();
     let mut merges = Vec::new();
     for (at, line) in Lines::of(file, text).enumerate() {
@@ -135,7 +138,7 @@ fn tokenizer(file: &str, tokens: &[String], merges: &[(String, String)], names: 
 }
 
 /// Tokens by id and merges.
-pub(super) fn parts_of(tokenizer: &Tokenizer) -> Result<(Vec<String>, Vec<(String, String)>)> {
+pub(super) fn parts_of(tokenizer: &Tokenizer) -> Result<(Vec<String>, Merges)> {
     let cannot = |why: String| {
         Error::input(format!("GPT-2's files cannot hold this tokenizer: {why}"))
             .help("they hold byte-level BPE with GPT-2's words, as `algorithm: byte_bpe` trains it")

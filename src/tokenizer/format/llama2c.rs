@@ -75,7 +75,8 @@ fn bytes_of(tokenizer: &Tokenizer) -> Result<Vec<u8>> {
     }
     let pieces = all.pieces;
     check_layout("the tokenizer", &pieces)?;
-    for (id, piece) in pieces.iter().enumerate().filter(|(id, piece)| piece.kind != kind(*id)) {
+    let other = pieces.iter().enumerate().find(|(id, piece)| piece.kind != kind(*id));
+    if let Some((id, piece)) = other {
         return Err(cannot(format!(
             "token {id} ({:?}) is {:?} here, and {:?} there",
             piece.text,

@@ -441,7 +441,8 @@ mod tests {
         let error = |bytes: &[u8]| read(bytes).unwrap_err().to_string();
         assert!(error(&model("word")).contains("a model of whole words"));
         let trainer = |proto: &mut ModelProto| proto.trainer.clone().unwrap();
-        let cases: [(&str, &dyn Fn(&mut ModelProto), &str); 14] = [
+        type Case<'a> = (&'a str, &'a dyn Fn(&mut ModelProto), &'a str);
+        let cases: [Case; 14] = [
             ("bpe", &|p| p.pieces[9].kind = Some(5), "is marked as unused"),
             ("bpe", &|p| p.pieces[9].kind = Some(9), "has the type 9, expected 1 to 6"),
             ("bpe", &|p| p.pieces[0].kind = Some(1), "it has 0 unknown tokens"),
