@@ -35,11 +35,8 @@ impl Format for StrictWords {
         let named = || NAMES.iter().find_map(|name| files.find(name));
         let path = files.only().or_else(named).map_or_else(|| files.file(NAMES[0]), Ok)?;
         let (file, text) = (path.display().to_string(), fs::read_text(path)?);
-        let words = if text.trim_start().starts_with('[') && path.extension().is_some_and(|e| e == "json") {
-            array(&file, &text)?
-        } else {
-            lines(&file, &text)?
-        };
+        let is_json = files.all.iter().any(|(name, at)| at == path && name.ends_with(".json"));
+        let words = if is_json { array(&file, &text)? } else { lines(&file, &text)? };
         named_words(&file, &words, None)
     }
 
