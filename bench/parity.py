@@ -25,6 +25,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -159,7 +160,10 @@ def top_difference(ours, theirs):
 
 
 def beside_transformers(rows, column, facts, python):
-    theirs = json.loads(subprocess.run([python, __file__, "--transformers"], input=json.dumps(facts), capture_output=True, text=True, check=True).stdout)
+    done = subprocess.run([python, __file__, "--transformers"], input=json.dumps(facts), capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"transformers failed:\n{done.stderr[-3000:]}")
+    theirs = json.loads(done.stdout.splitlines()[-1])
     rows.add("transformers: type", column, theirs["class"])
     rows.share("transformers: ids of odd texts", column, theirs["ids"], len(facts["texts"]))
     rows.add("transformers: max difference of log-probabilities", column, f"{theirs['difference']:.1e}", theirs["difference"] <= 1e-4)
@@ -205,7 +209,7 @@ def beside_llama_cpp(rows, column, project, name, python, texts, bos, chat, targ
 
     for quantize in ["f32", "q8_0", "q4_k"]:
         path = project.folder / f"{name}-{quantize}.gguf"
-        project.run("export", "--model", target, "--format", "gguf", *([] if quantize == "f32" else ["--quantize", quantize]), "-o", path)
+        project.run("export", "--model", target, "--format", "gguf", *([] if quantize == "f32" else ["--quantize", quantize]), "-o", path, "--force")
         with Server(python, path, SHAPE["seq_len"]) as server:
             rows.share(f"llama.cpp {quantize}: ids of odd texts", column, sum(server.ids(text) == ids for text, ids in texts), len(texts))
             same, difference = 0, 0.0
@@ -231,6 +235,7 @@ def judge(rows, project, name, python):
     target = f"parity:{name}"
     tell(f"{name}: tinylm")
     folder = project.folder / f"{name}-hf"
+    shutil.rmtree(folder, ignore_errors=True)
     project.run("export", "--model", target, "--format", "hf", "-o", folder)
     config = json.loads((folder / "config.json").read_text())
     bos = [config["bos_token_id"]]
@@ -255,6 +260,7 @@ def judge(rows, project, name, python):
 def stories(rows, project, folder):
     """llama2.c's own model, against what llama2.c and its authors' figures say."""
     column, golden = "stories260K", json.loads((folder / "golden.json").read_text())
+    shutil.rmtree(project.folder / "stories", ignore_errors=True)
     project.run("import", folder / "stories260K.bin", "--tokenizer", folder / "tok512.bin", "-o", "stories")
     expected = (folder / "expected_greedy_200steps.txt").read_text()
     text = project.run("generate", "--model", "stories", "--prompt", "", "--strategy", "greedy", "--max-new-tokens", 200)

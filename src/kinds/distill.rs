@@ -249,7 +249,7 @@ impl Kind for Distill {
         ]);
         Info {
             name: "distill",
-            version: 1,
+            version: 2, // 2: a folder that `transformers` loads
             summary: "Trains a model on token shards and on what other models expect of them.",
             inputs,
             outputs: vec![Port::new(

@@ -67,7 +67,7 @@ impl Kind for Finetune {
     fn info() -> Info {
         Info {
             name: "finetune",
-            version: 6, // 5: of few conversations one is held out; `held_out.json`; 6: architectures and recipes
+            version: 7, // 6: architectures and recipes; 7: a folder that `transformers` loads
             summary: "Teaches a pretrained model to answer, on conversations.",
             inputs: vec![
                 Port::new("model", "model", "The pretrained model."),

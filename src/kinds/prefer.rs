@@ -50,7 +50,7 @@ impl Kind for Prefer {
     fn info() -> Info {
         Info {
             name: "prefer",
-            version: 1,
+            version: 2, // 2: a folder that `transformers` loads
             summary: "Teaches a model which of two answers to prefer, on pairs (DPO).",
             inputs: vec![
                 Port::new("model", "model", "The model, fine-tuned on conversations: also the reference."),

@@ -35,7 +35,7 @@ impl Kind for Pretrain {
         inputs.push(Port::new("model", "model", "A model to begin with, instead of a fresh one.").optional());
         Info {
             name: "pretrain",
-            version: 6, // 5: `held_out.json` beside the model; 6: architectures and recipes
+            version: 7, // 6: architectures and recipes; 7: a folder that `transformers` loads
             summary: "Trains a decoder-only transformer on token shards, a new one or one to go on from.",
             inputs,
             outputs: vec![Port::new(

@@ -1,12 +1,15 @@
-//! A model's folder: `config.json`, `model.safetensors` or `model.gguf`, `tokenizer.json`, and a
-//! `tokenizer_config.json` where the tokenizer alone does not say which tokens are special.
+//! A model's folder, which `AutoModelForCausalLM` and `AutoTokenizer` of `transformers` load: `config.json`,
+//! `generation_config.json`, `model.safetensors` (or `model.gguf`), `tokenizer.json`, `tokenizer_config.json`.
 
 use std::path::Path;
 
 use super::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, Config, Transformer};
+use serde_json::{Value, json};
+
 use crate::base::{Error, Files, Result, fs};
+use crate::kernel::BlockType;
 pub use crate::tokenizer::TOKENIZER_FILE;
-use crate::tokenizer::{Special, TOKENIZER_CONFIG_FILE, Tokenizer};
+use crate::tokenizer::{GENERATION_FILE, Special, TOKENIZER_CONFIG_FILE, Tokenizer};
 
 pub const CONFIG_FILE: &str = "config.json";
 pub const WEIGHTS_FILE: &str = "model.safetensors";
@@ -37,22 +40,64 @@ impl Model {
     /// # Errors
     /// When a file cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        self.save_beside_weights(folder)?;
-        fs::write(&folder.join(WEIGHTS_FILE), &self.transformer.to_safetensors()?)
+        self.save_as(folder, BlockType::F32)
+    }
+
+    /// [`Model::save`] with the weights in f32, f16 or bf16. They are one file, whatever its size.
+    ///
+    /// # Errors
+    /// When a weight is too large for f16, or a file cannot be written.
+    ///
+    /// # Panics
+    /// When `ty` is another type.
+    pub fn save_as(&self, folder: &Path, ty: BlockType) -> Result<()> {
+        let dtype = match ty {
+            BlockType::F16 => "float16",
+            BlockType::Bf16 => "bfloat16",
+            _ => "float32",
+        };
+        self.save_described(folder, dtype)?;
+        fs::write(&folder.join(WEIGHTS_FILE), &self.transformer.to_safetensors_as(ty)?)
     }
 
     /// Writes all files but the weights.
     pub(super) fn save_beside_weights(&self, folder: &Path) -> Result<()> {
-        let (bos, eos) = (self.tokenizer.special(Special::Bos), self.tokenizer.special(Special::Eos));
-        let json = serde_json::to_vec_pretty(&self.transformer.config.to_json(bos, eos)?)
-            .map_err(|e| Error::bug(format!("{CONFIG_FILE}: {e}")))?;
-        fs::write(&folder.join(CONFIG_FILE), &json)?;
-        fs::write(&folder.join(TOKENIZER_FILE), self.tokenizer.json())?;
-        if let Some(json) = self.tokenizer.config()? {
-            fs::write(&folder.join(TOKENIZER_CONFIG_FILE), &json)?;
-        }
-        Ok(())
+        self.save_described(folder, "float32")
     }
+
+    /// [`Model::save_beside_weights`] for weights of PyTorch's type `dtype`.
+    fn save_described(&self, folder: &Path, dtype: &str) -> Result<()> {
+        let (transformer, tokenizer) = (&self.transformer, &self.tokenizer);
+        let (bos, eos) = (tokenizer.special(Special::Bos), tokenizer.special(Special::Eos));
+        let mut config = transformer.config.to_json(bos, eos)?;
+        config["torch_dtype"] = json!(dtype);
+        let write = |name: &str, value: &Value| {
+            let json = serde_json::to_vec_pretty(value).map_err(|e| Error::bug(format!("{name}: {e}")))?;
+            fs::write(&folder.join(name), &json)
+        };
+        write(CONFIG_FILE, &config)?;
+        write(GENERATION_FILE, &generation_config(tokenizer))?;
+        fs::write(&folder.join(TOKENIZER_FILE), tokenizer.json())?;
+        let config = tokenizer.full_config(Some(transformer.config.seq_len))?;
+        fs::write(&folder.join(TOKENIZER_CONFIG_FILE), &config)
+    }
+}
+
+/// The ids that `generate` of `transformers` needs.
+fn generation_config(tokenizer: &Tokenizer) -> Value {
+    let mut ends: Vec<u32> = tokenizer.special(Special::Eos).into_iter().collect();
+    ends.extend(tokenizer.turn_ends().iter().filter(|id| Some(**id) != tokenizer.special(Special::Eos)));
+    let mut value = json!({});
+    let ids = [("bos_token_id", Special::Bos), ("pad_token_id", Special::Pad)];
+    for (key, id) in ids.into_iter().filter_map(|(key, special)| Some((key, tokenizer.special(special)?))) {
+        value[key] = json!(id);
+    }
+    match ends.as_slice() {
+        [] => {}
+        [eos] => value["eos_token_id"] = json!(eos),
+        several => value["eos_token_id"] = json!(several),
+    }
+    value
 }
 
 impl Transformer {

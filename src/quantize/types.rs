@@ -27,7 +27,7 @@ impl Types {
     pub fn new(ty: BlockType, tensors: &BTreeMap<String, BlockType>) -> Result<Self, Invalid> {
         let pattern = |(text, ty): (&String, &BlockType)| match glob::Pattern::new(text) {
             Ok(pattern) => Ok((pattern, *ty)),
-            Err(e) => Err(Invalid::new(&format!("tensors.{text}"), format!("is no pattern: {}", e.msg))),
+            Err(e) => Err(Invalid::new(format!("tensors.{text}"), format!("is no pattern: {}", e.msg))),
         };
         let mut patterns = tensors.iter().map(pattern).collect::<Result<Vec<_>, _>>()?;
         patterns.sort_by_key(|(pattern, _)| Reverse(letters(pattern)));

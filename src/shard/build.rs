@@ -186,7 +186,10 @@ fn encode(text: &Text, tokenizer: &Tokenizer, bos: u32, eos: u32) -> Result<(Vec
             let rendered = chat::render(tokenizer, &conversation.messages)?;
             let named = rendered.opening_ids().filter(|id| !tokenizer.is_special(*id)).count() as u64;
             let mut ids = rendered.ids;
-            if ids.last() != Some(&eos) {
+            // Another program's chat template may write a line break behind it.
+            let ended = tokenizer.has_foreign_template()
+                && rendered.turns.last().is_some_and(|turn| ids[turn.clone()].contains(&eos));
+            if ids.last() != Some(&eos) && !ended {
                 ids.push(eos);
             }
             Ok((ids, named))

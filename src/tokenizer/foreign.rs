@@ -8,7 +8,8 @@
 //!
 //! Where a conversation is to be cut, at an answer's beginning and end, the ids of the whole are kept when those
 //! of the part before the cut are their beginning, as they are with the usual pre-tokenizers; else both sides
-//! are encoded by themselves, so that what is asked is what was learned.
+//! are encoded by themselves, so that what is asked is what was learned. The end of a prompt is such a cut only
+//! where its answer is encoded behind it: a prompt itself has the ids that `transformers` gives.
 
 use std::ops::Range;
 
@@ -194,7 +195,7 @@ pub fn further(tokenizer: &Tokenizer, template: &ChatTemplate, messages: &[Messa
     let written = Written::new(tokenizer, template, &all, true)?;
     let turns = Turns::of(tokenizer, template, &written, &all);
     let end = turns.all[1].answer.as_ref().map_or(0, |answer| answer.end);
-    let (ids, at) = Pieces::new(tokenizer, &written).encode(&[end])?;
+    let (ids, at) = Pieces::new(tokenizer, &written).encode(&[Border { at: end, cuts: true }])?;
     Ok(ids[at[0]..].to_vec())
 }
 
@@ -205,15 +206,17 @@ pub fn further(tokenizer: &Tokenizer, template: &ChatTemplate, messages: &[Messa
 pub fn render(tokenizer: &Tokenizer, template: &ChatTemplate, messages: &[Message]) -> Result<Rendered> {
     let written = Written::new(tokenizer, template, messages, false)?;
     let Turns { begin, head, all } = Turns::of(tokenizer, template, &written, messages);
-    let mut borders = vec![begin, head];
+    let cut = |at| Border { at, cuts: true };
+    let mut borders = vec![cut(begin), cut(head)];
     for turn in &all {
-        borders.extend([turn.range.start, turn.range.end, turn.opening]);
-        borders.extend(turn.answer.iter().flat_map(|answer| [answer.start, answer.end]));
+        borders.extend([cut(turn.range.start), cut(turn.range.end), Border { at: turn.opening, cuts: false }]);
+        borders.extend(turn.answer.iter().flat_map(|answer| [cut(answer.start), cut(answer.end)]));
     }
-    borders.sort_unstable();
-    borders.dedup();
+    borders.sort_unstable_by_key(|border| (border.at, !border.cuts));
+    borders.dedup_by_key(|border| border.at);
     let (ids, at) = Pieces::new(tokenizer, &written).encode(&borders)?;
-    let id_at = |border: usize| at[borders.binary_search(&border).expect("each border has an id")];
+    let place = |at: usize| borders.binary_search_by_key(&at, |border| border.at).expect("a border");
+    let id_at = |border: usize| at[place(border)];
     let mut target = vec![false; ids.len()];
     for (turn, message) in all.iter().zip(messages) {
         if let Some(answer) = turn.answer.as_ref().filter(|_| message.is_learned()) {
@@ -294,7 +297,7 @@ impl Look<'_> {
         let first = self.content_from(begin).unwrap_or(begin);
         let ended =
             self.written.tokens.iter().rev().find(|(place, id)| {
-                place.start >= begin && place.end <= first && self.tokenizer.ends_turn(*id)
+                place.start >= begin && place.end <= first && self.tokenizer.turn_ends().contains(id)
             });
         ended.map_or(begin, |(place, _)| self.after(place.end))
     }
@@ -309,7 +312,7 @@ impl Look<'_> {
         self.written
             .tokens
             .iter()
-            .find(|(place, id)| place.start >= from && place.end <= to && self.tokenizer.ends_turn(*id))
+            .find(|(place, id)| place.start >= from && place.end <= to && self.tokenizer.turn_ends().contains(id))
     }
 
     /// Behind white space, where a special token or nothing follows it.
@@ -366,6 +369,14 @@ struct Pieces<'a> {
     at: Vec<usize>,
 }
 
+/// A place in a text.
+#[derive(Debug, Clone, Copy)]
+struct Border {
+    at: usize,
+    /// Whether no token may lie across it.
+    cuts: bool,
+}
+
 /// What stands before a text.
 #[derive(Clone, Copy)]
 pub enum Before {
@@ -380,14 +391,14 @@ impl<'a> Pieces<'a> {
     }
 
     /// The ids of the text, and how many come before each of `borders`, which ascend.
-    fn encode(mut self, borders: &[usize]) -> Result<(Vec<u32>, Vec<usize>)> {
+    fn encode(mut self, borders: &[Border]) -> Result<(Vec<u32>, Vec<usize>)> {
         let (mut borders, mut from) = (borders, 0);
         let mut before = Before::Nothing;
         for (place, id) in &self.written.tokens {
-            let inside = borders.partition_point(|border| *border < place.start);
+            let inside = borders.partition_point(|border| border.at < place.start);
             self.text(from..place.start, &borders[..inside], before, Some(*id))?;
             borders = &borders[inside..];
-            while borders.first().is_some_and(|border| *border <= place.start) {
+            while borders.first().is_some_and(|border| border.at <= place.start) {
                 self.at.push(self.ids.len());
                 borders = &borders[1..];
             }
@@ -402,27 +413,32 @@ impl<'a> Pieces<'a> {
     fn text(
         &mut self,
         range: Range<usize>,
-        borders: &[usize],
+        borders: &[Border],
         mut before: Before,
         next: Option<u32>,
     ) -> Result<()> {
         let (text, tokenizer) = (&self.written.text, self.tokenizer);
         let encode = |before, range: Range<usize>, next| tokenizer.encode_between(before, &text[range], next);
-        // Where `whole` begins, where the last border is, and how many of its ids come before that.
+        // Where `whole` begins, where it was cut last, and how many of its ids are written.
         let (mut from, mut last, mut taken) = (range.start, range.start, 0);
         let mut whole = encode(before, range.clone(), next)?;
-        for border in borders.iter().copied() {
-            let head = encode(before, from..border, if border < range.end { None } else { next })?;
-            if whole.starts_with(&head) && head.len() >= taken {
-                self.ids.extend(&whole[taken..head.len()]);
-                taken = head.len();
+        for Border { at, cuts } in borders.iter().copied() {
+            let head = encode(before, from..at, if at < range.end { None } else { next })?;
+            let same = whole.iter().zip(&head).take_while(|(a, b)| a == b).count().max(taken);
+            if !cuts {
+                self.at.push(self.ids.len() + same - taken);
+                continue;
+            }
+            if same == head.len() {
+                self.ids.extend(&whole[taken..same]);
+                taken = same;
             } else {
                 let before_last = if last > from { Before::Text } else { before };
-                self.ids.extend(encode(before_last, last..border, None)?);
-                (from, before, taken) = (border, Before::Text, 0);
+                self.ids.extend(encode(before_last, last..at, None)?);
+                (from, before, taken) = (at, Before::Text, 0);
                 whole = encode(before, from..range.end, next)?;
             }
-            last = border;
+            last = at;
             self.at.push(self.ids.len());
         }
         self.ids.extend(&whole[taken..]);

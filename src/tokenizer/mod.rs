@@ -4,7 +4,6 @@
 //! becomes the role token, with any tokenizer. Truncation, padding and templates of special tokens, which a
 //! `tokenizer.json` may configure, are deliberately not applied here: they belong to making batches.
 
-mod base64;
 mod bpe;
 mod cache;
 pub mod chat;
@@ -146,6 +145,8 @@ struct Inner {
     template: OnceLock<Result<ChatTemplate>>,
     /// The special tokens as text, for chat templates.
     spellings: OnceLock<Result<Spellings>>,
+    /// See [`Tokenizer::turn_ends`].
+    ends: OnceLock<Vec<u32>>,
     /// The library's tokenizer, set to recognize special tokens in text.
     recognizing: OnceLock<tokenizers::Tokenizer>,
 }
@@ -312,6 +313,7 @@ impl Tokenizer {
             names: Names { chat_template: foreign, ..names.clone() },
             template: OnceLock::new(),
             spellings: OnceLock::new(),
+            ends: OnceLock::new(),
             recognizing: OnceLock::new(),
         })))
     }
@@ -599,23 +601,23 @@ impl Tokenizer {
         self.0.spellings.get_or_init(special).as_ref().map_err(Error::clone)
     }
 
-    /// Tokens that end a turn in a chat template of another program: what its files say, and special tokens whose
-    /// names are in common use for it. None for our format, where `eos` alone does.
-    pub fn turn_ends(&self) -> Vec<u32> {
-        if !self.has_foreign_template() {
-            return self.0.names.ends.clone();
-        }
-        let known = special::TURN_ENDS.iter().filter_map(|name| self.id(name));
-        let known = known.filter(|id| self.0.special.contains(id));
-        let eos = self.special(Special::Eos);
-        let mut all: Vec<u32> = self.0.names.ends.iter().copied().chain(eos).chain(known).collect();
-        all.sort_unstable();
-        all.dedup();
-        all
-    }
-
-    fn ends_turn(&self, id: u32) -> bool {
-        self.turn_ends().contains(&id)
+    /// Tokens that end what is generated, beside `eos`: what a file beside the model says, and with a chat template
+    /// of another program the token that it writes behind an answer, and special tokens whose names are in common
+    /// use for it.
+    pub fn turn_ends(&self) -> &[u32] {
+        self.0.ends.get_or_init(|| {
+            let mut all = self.0.names.ends.clone();
+            if let Ok(Some(template)) = self.foreign_template() {
+                let known = special::TURN_ENDS.iter().filter_map(|name| self.id(name));
+                all.extend(known.filter(|id| self.0.special.contains(id)));
+                all.extend(self.special(Special::Eos));
+                // A template that refuses a question and its answer is told of where it is used.
+                all.extend(foreign::end(self, template).ok().flatten());
+            }
+            all.sort_unstable();
+            all.dedup();
+            all
+        })
     }
 
     /// [`Tokenizer::encode`] of a text between two special tokens, where that is not as by itself: as the
@@ -657,8 +659,7 @@ impl Tokenizer {
         if *names == Names::default() {
             return Ok(self);
         }
-        let own = self.config()?.map(|json| Names::parse(TOKENIZER_CONFIG_FILE, &json)).transpose()?;
-        let names = names.clone().or(own.unwrap_or_default());
+        let names = names.clone().or(self.0.names.clone());
         Tokenizer::parse_with(TOKENIZER_FILE, self.json().to_vec(), &names)
     }
 

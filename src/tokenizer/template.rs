@@ -86,7 +86,7 @@ impl ChatTemplate {
             tools => (),
             documents => (),
             add_generation_prompt => answer,
-            ..Value::from_iter(self.variables.iter().map(|(name, token)| (*name, token.as_str())))
+            ..Value::from_pairs(self.variables.iter().map(|(name, token)| (*name, token.as_str())))
         };
         let mut environment = self.environment.clone();
         let bytes: usize = contents.iter().map(|content| content.len()).sum();

@@ -17,7 +17,7 @@ use safetensors::{Dtype, SafeTensors, View};
 use serde_json::{Map, Value, json};
 
 use super::Fields;
-use super::weights::{expect_numbers, read_json, widen};
+use super::weights::{expect_finite, expect_numbers, read_json, widen};
 use crate::base::{Error, Result, fs, suggest};
 use crate::model::layout::{AdapterLayout, LinearLayout};
 use crate::model::lora::linears;
@@ -482,6 +482,7 @@ impl File<'_> {
                 .help("the adapter is of a model of another size, or its ranks differ between modules"));
         }
         expect_numbers(self.name, name, view)?;
+        expect_finite(self.name, name, view)?;
         let mut values = vec![0.0; shape[0] * shape[1]];
         widen(view, 0..shape[0] * shape[1], &mut values);
         Ok(values)

@@ -20,7 +20,9 @@ use super::{Container, ExportOptions, Fields, Imported, Outgoing, Stored};
 use crate::base::{Error, Files, Result, files, fs};
 use crate::kernel::BlockType;
 use crate::model::{Config, Layout, Role, Transformer, gpt2};
+use crate::tokenizer;
 use crate::tokenizer::format::{all_words, strict_words_until};
+use crate::tokenizer::train::Algorithm;
 
 pub struct GoJson;
 
@@ -83,6 +85,10 @@ impl Container for GoJson {
         }
         let reason = difference(config, &config_of(config))?;
         Some(format!("tiny-lm in Go computes GPT-2's parts with an output of its own: {reason}"))
+    }
+
+    fn refuses_tokenizer(&self, algorithm: Algorithm) -> Option<String> {
+        tokenizer::format::format("strict_words").ok()?.refuses(algorithm)
     }
 
     fn write(&self, out: &Outgoing, into: &Path) -> Result<()> {

@@ -41,7 +41,8 @@ impl Container for HuggingFace {
 
     fn write(&self, out: &Outgoing, into: &Path) -> Result<()> {
         match out.options.dtype {
-            None | Some(BlockType::F32) => out.model.save(into),
+            None => out.model.save(into),
+            Some(ty @ (BlockType::F32 | BlockType::F16 | BlockType::Bf16)) => out.model.save_as(into, ty),
             Some(ty) => Err(Error::usage(format!("weights of {} are not written", ty.name()))),
         }
     }

@@ -1,7 +1,7 @@
 //! Weights as safetensors, under the names and in the shapes of a model type.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use safetensors::tensor::TensorView;
@@ -13,20 +13,29 @@ use super::{Description, Format, Stored};
 use crate::base::{Error, Files, Result, fs, suggest};
 use crate::corpus::input::InputFile;
 use crate::corpus::json;
+use crate::kernel::BlockType;
 use crate::model::{CONFIG_FILE, Layout, Transformer, WEIGHTS_FILE};
+
+/// The file that says which of several files of weights holds each tensor.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// The output projection, in each type of file.
 const HEAD: &str = "lm_head.weight";
 
 impl Transformer {
-    /// Reads the configuration and the weights of a model's folder, which are safetensors or a GGUF file.
+    /// Reads the configuration and the weights of a model's folder, which are safetensors, one file or several
+    /// with an index, or a GGUF file.
     ///
     /// # Errors
-    /// When one of them is missing, or there are two files of weights, and as [`Transformer::load`].
+    /// When one of them is missing, there are two files of weights, or the index is not as the files are, and as
+    /// [`Transformer::load`].
     pub fn open(files: &Files) -> Result<Self> {
         let config = files.file(CONFIG_FILE)?;
         let Some(blocks) = files.find(GGUF_FILE) else {
-            return Self::load(config, files.file(WEIGHTS_FILE)?);
+            return match files.find(INDEX_FILE) {
+                Some(index) if files.find(WEIGHTS_FILE).is_none() => Self::load_shards(config, files, index),
+                _ => Self::load(config, files.file(WEIGHTS_FILE)?),
+            };
         };
         if files.find(WEIGHTS_FILE).is_some() {
             let what = format!("`{}` has a `{WEIGHTS_FILE}` and a `{GGUF_FILE}`", files.label);
@@ -41,14 +50,31 @@ impl Transformer {
     ///
     /// # Errors
     /// When one does not read, a key asks for what can't be computed, or a tensor is missing or of another
-    /// shape or type.
+    /// shape or type, or has a number that is not finite.
     pub fn load(config: &Path, weights: &Path) -> Result<Self> {
+        let (name, bytes) = (weights.display().to_string(), fs::read(weights)?);
+        let parts = vec![(name.clone(), tensors_of(&name, &bytes)?)];
+        Self::load_from(config, |format| File { name: &name, parts, format })
+    }
+
+    /// [`Transformer::load`] from the files that an index names.
+    fn load_shards(config: &Path, files: &Files, index: &Path) -> Result<Self> {
+        let index = Index::read(index)?;
+        let mut all = Vec::new();
+        for shard in index.shards() {
+            let path = files.file(shard).map_err(|e| e.context(format!("`{}` names `{shard}`", index.name)))?;
+            all.push((path.display().to_string(), fs::read(path)?));
+        }
+        let parts = all.iter().map(|(name, bytes)| Ok((name.clone(), tensors_of(name, bytes)?)));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        index.expect(&parts)?;
+        Self::load_from(config, |format| File { name: &index.name, parts, format })
+    }
+
+    fn load_from<'a>(config: &Path, open: impl FnOnce(&'static dyn Format) -> File<'a>) -> Result<Self> {
         let Description { format, config, notes } = description(config)?;
         notes.iter().for_each(|note| tracing::warn!("{note}"));
-        let (name, bytes) = (weights.display().to_string(), fs::read(weights)?);
-        let tensors = SafeTensors::deserialize(&bytes)
-            .map_err(|e| Error::input(format!("`{name}` is not a whole safetensors file: {e}")))?;
-        let file = File { name: &name, tensors, format };
+        let file = open(format);
         let layout = Layout::new(&config);
         let stored = format.tensors(&layout);
         // Shapes first: a model of the wrong configuration is refused before its memory is taken.
@@ -59,8 +85,9 @@ impl Transformer {
         file.unused(&stored).iter().for_each(|note| tracing::warn!("{note}"));
         let mut gpt = Transformer::zeros(&config);
         for tensor in &stored {
-            let places = tensor.places(&layout);
-            widen(&file.tensor(tensor)?, places, &mut gpt.weights);
+            let view = file.tensor(tensor)?;
+            expect_finite(file.name, &tensor.name, &view)?;
+            widen(&view, tensor.places(&layout), &mut gpt.weights);
         }
         Ok(gpt)
     }
@@ -71,14 +98,34 @@ impl Transformer {
     /// # Errors
     /// When they can't be laid out.
     pub fn to_safetensors(&self) -> Result<Vec<u8>> {
+        self.to_safetensors_as(BlockType::F32)
+    }
+
+    /// [`Transformer::to_safetensors`] in f32, f16 or bf16, rounded to the nearest number.
+    ///
+    /// # Errors
+    /// When a weight is too large for f16, or they can't be laid out.
+    ///
+    /// # Panics
+    /// When `ty` is another type.
+    pub fn to_safetensors_as(&self, ty: BlockType) -> Result<Vec<u8>> {
         if self.lora.is_some() {
-            return self.merged_copy().to_safetensors();
+            return self.merged_copy().to_safetensors_as(ty);
         }
         if self.is_quantized() {
-            return self.dequantized_copy().to_safetensors();
+            return self.dequantized_copy().to_safetensors_as(ty);
         }
         let stored = super::of(&self.config).tensors(&self.layout);
-        let tensors = stored.iter().map(|stored| (&stored.name, Written { stored, gpt: self }));
+        if ty == BlockType::F16 {
+            for stored in &stored {
+                let large = |place: &usize| half::f16::from_f32(self.weights[*place]).is_infinite();
+                if let Some(place) = stored.places(&self.layout).find(large) {
+                    let what = format!("tensor `{}` has {}, too large for f16", stored.name, self.weights[place]);
+                    return Err(Error::input(what).help("write bf16 or f32"));
+                }
+            }
+        }
+        let tensors = stored.iter().map(|stored| (&stored.name, Written { stored, gpt: self, ty }));
         // What `transformers` asks for before it reads a file.
         let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
         safetensors::serialize(tensors, Some(metadata))
@@ -114,15 +161,98 @@ pub(super) fn expect_numbers(file: &str, name: &str, view: &TensorView) -> Resul
         .help("convert the weights to one of these types first"))
 }
 
+/// # Errors
+/// When a number is infinite or NaN: whatever is computed with it is worth nothing.
+pub(super) fn expect_finite(file: &str, name: &str, view: &TensorView) -> Result<()> {
+    let data = view.data();
+    // All bits of the exponent are set.
+    let bits = |exponent: u16| move |b: &[u8; 2]| u16::from_le_bytes(*b) & exponent == exponent;
+    let found = match view.dtype() {
+        Dtype::F16 => data.as_chunks().0.iter().position(bits(0x7c00)),
+        Dtype::BF16 => data.as_chunks().0.iter().position(bits(0x7f80)),
+        _ => data.as_chunks().0.iter().position(|b| !f32::from_le_bytes(*b).is_finite()),
+    };
+    match found {
+        None => Ok(()),
+        Some(at) => Err(Error::input(format!("`{file}`: tensor `{name}` has a number that is NaN or infinite, at {at}"))
+            .help("the file is damaged, or its training diverged: take an earlier checkpoint")),
+    }
+}
+
+fn tensors_of<'a>(name: &str, bytes: &'a [u8]) -> Result<SafeTensors<'a>> {
+    SafeTensors::deserialize(bytes)
+        .map_err(|e| Error::input(format!("`{name}` is not a whole safetensors file: {e}")))
+}
+
+/// An [`INDEX_FILE`].
+struct Index {
+    name: String,
+    /// The file of each tensor.
+    files: BTreeMap<String, String>,
+}
+
+impl Index {
+    fn read(path: &Path) -> Result<Index> {
+        let (name, value) = read_json(path)?;
+        let wrong = |what: String| Error::input(format!("`{name}`: {what}"));
+        let Some(map) = value["weight_map"].as_object() else {
+            return Err(wrong("`weight_map` is missing, which names the file of each tensor".into()));
+        };
+        let mut files = BTreeMap::new();
+        for (tensor, file) in map {
+            let plain = |file: &&str| !file.is_empty() && *file != ".." && !file.contains(['/', '\\']);
+            let file = file.as_str().filter(plain).ok_or_else(|| {
+                wrong(format!("the file of `{tensor}` is {file}, expected the name of a file beside"))
+            })?;
+            files.insert(tensor.clone(), file.to_string());
+        }
+        Ok(Index { name, files })
+    }
+
+    /// The files, each once.
+    fn shards(&self) -> Vec<&str> {
+        let mut all: Vec<&str> = self.files.values().map(String::as_str).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// # Errors
+    /// When a tensor is not in its file, or in another. `parts` are in the order of [`Index::shards`].
+    fn expect(&self, parts: &[(String, SafeTensors)]) -> Result<()> {
+        let wrong = |what: String| Err(Error::input(format!("`{}`: {what}", self.name)));
+        for (shard, (_, part)) in self.shards().into_iter().zip(parts) {
+            let named = self.files.iter().filter(|(_, file)| *file == shard);
+            if let Some((tensor, _)) = named.into_iter().find(|(tensor, _)| part.tensor(tensor).is_err()) {
+                return wrong(format!("`{shard}` has no tensor `{tensor}`"));
+            }
+            for tensor in part.names() {
+                match self.files.get(tensor) {
+                    Some(file) if file == shard => {}
+                    Some(file) => return wrong(format!("tensor `{tensor}` is in `{shard}`, expected in `{file}`")),
+                    None => return wrong(format!("tensor `{tensor}` of `{shard}` is not named")),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A tensor whose bytes are made when they are written.
 struct Written<'a> {
     stored: &'a Stored,
     gpt: &'a Transformer,
+    ty: BlockType,
 }
 
 impl View for Written<'_> {
     fn dtype(&self) -> Dtype {
-        Dtype::F32
+        match self.ty {
+            BlockType::F32 => Dtype::F32,
+            BlockType::F16 => Dtype::F16,
+            BlockType::Bf16 => Dtype::BF16,
+            other => panic!("safetensors of {}", other.name()),
+        }
     }
 
     fn shape(&self) -> &[usize] {
@@ -130,21 +260,31 @@ impl View for Written<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let places = self.stored.places(&self.gpt.layout);
+        let numbers = self.stored.places(&self.gpt.layout).map(|place| self.gpt.weights[place]);
         let mut bytes = Vec::with_capacity(self.data_len());
-        places.for_each(|place| bytes.extend_from_slice(&self.gpt.weights[place].to_le_bytes()));
+        match self.ty {
+            BlockType::F16 => {
+                numbers.for_each(|x| bytes.extend_from_slice(&half::f16::from_f32(x).to_le_bytes()));
+            }
+            BlockType::Bf16 => {
+                numbers.for_each(|x| bytes.extend_from_slice(&half::bf16::from_f32(x).to_le_bytes()));
+            }
+            _ => numbers.for_each(|x| bytes.extend_from_slice(&x.to_le_bytes())),
+        }
         bytes.into()
     }
 
     fn data_len(&self) -> usize {
-        4 * self.stored.shape.iter().product::<usize>()
+        self.ty.bytes(self.stored.shape.iter().product())
     }
 }
 
-/// A file of weights.
+/// Weights, in one file or several.
 struct File<'a> {
+    /// The file, or the index of several.
     name: &'a str,
-    tensors: SafeTensors<'a>,
+    /// Each with its name.
+    parts: Vec<(String, SafeTensors<'a>)>,
     format: &'static dyn Format,
 }
 
@@ -152,7 +292,12 @@ impl<'a> File<'a> {
     /// By its name with or without the prefix, which files of a model without its output leave away.
     fn find(&self, name: &str) -> Option<TensorView<'a>> {
         let short = name.strip_prefix(self.format.prefix()).unwrap_or(name);
-        self.tensors.tensor(name).or_else(|_| self.tensors.tensor(short)).ok()
+        let find = |name: &str| self.parts.iter().find_map(|(_, tensors)| tensors.tensor(name).ok());
+        find(name).or_else(|| find(short))
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.parts.iter().flat_map(|(_, tensors)| tensors.names()).collect()
     }
 
     fn tensor(&self, stored: &Stored) -> Result<TensorView<'a>> {
@@ -168,7 +313,7 @@ impl<'a> File<'a> {
     }
 
     fn missing(&self, name: &str) -> Error {
-        let mut names = self.tensors.names();
+        let mut names = self.names();
         names.sort_unstable();
         let (some, more) = (names.iter().take(4), names.len().saturating_sub(4));
         let error = Error::input(format!("`{}` has no tensor `{name}`", self.name));
@@ -205,7 +350,7 @@ impl<'a> File<'a> {
             name == HEAD || stored.iter().any(|s| s.name == name || s.name.strip_prefix(prefix) == Some(name))
         };
         let constant = |name: &str| self.format.constants().iter().any(|end| name.ends_with(end));
-        let names = self.tensors.names().into_iter();
+        let names = self.names().into_iter();
         unused_note(self.name, names.filter(|name| !used(name) && !constant(name)).collect())
     }
 }
@@ -277,7 +422,8 @@ mod tests {
             let views =
                 names.iter().map(|name| (name, TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap()));
             let bytes = safetensors::serialize(views, None).unwrap();
-            File { name: "w", tensors: SafeTensors::deserialize(&bytes).unwrap(), format }.unused(&stored)
+            let parts = vec![("w".to_string(), SafeTensors::deserialize(&bytes).unwrap())];
+            File { name: "w", parts, format }.unused(&stored)
         };
         assert_eq!(unused(&[]), None);
         assert_eq!(unused(&["transformer.h.0.attn.bias", "h.0.attn.masked_bias", "lm_head.weight"]), None);

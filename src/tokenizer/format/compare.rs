@@ -49,7 +49,7 @@ pub(super) fn same_on_own_texts(form: &str, tokenizer: &Tokenizer, written: &Tok
 
 /// # Errors
 /// When the file of them, which is part of the program, is not JSON, which would be a bug.
-pub(super) fn odd_texts() -> Result<Vec<String>> {
+pub(in crate::tokenizer) fn odd_texts() -> Result<Vec<String>> {
     serde_json::from_str(ODD_TEXTS).map_err(|e| Error::bug(format!("odd_texts.json: {e}")))
 }
 

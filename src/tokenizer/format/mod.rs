@@ -17,6 +17,7 @@ use super::Tokenizer;
 use super::train::Algorithm;
 use crate::base::{Error, Files, Result, suggest};
 pub use compare::check_written;
+pub(super) use compare::odd_texts;
 pub use strict_words::{all_words, strict_words, strict_words_until};
 
 /// A form that tokenizers are stored in.

@@ -35,9 +35,6 @@ impl Format for TokenizerJson {
 
     fn write(&self, tokenizer: &Tokenizer, into: &Path) -> Result<()> {
         fs::write(&into.join(TOKENIZER_FILE), tokenizer.json())?;
-        match tokenizer.config()? {
-            Some(json) => fs::write(&into.join(TOKENIZER_CONFIG_FILE), &json),
-            None => Ok(()),
-        }
+        fs::write(&into.join(TOKENIZER_CONFIG_FILE), &tokenizer.full_config(None)?)
     }
 }

@@ -355,7 +355,7 @@ impl Reader {
 
     fn unknown_type(&self, name: &str, id: u32) -> Error {
         let known = OTHER_TYPES.iter().find(|(other, _)| *other == id);
-        let what = known.map_or(format!("of a type that is not known, {id}"), |(_, name)| format!("{name}"));
+        let what = known.map_or(format!("of a type that is not known, {id}"), |(_, name)| name.to_string());
         let names: Vec<_> = BlockType::all().map(BlockType::name).collect();
         Error::input(format!("`{}`: tensor `{}` is {what}", self.name, excerpt(name)))
             .help(format!("types that are read: {}", suggest::list(names)))
