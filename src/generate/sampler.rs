@@ -5,12 +5,14 @@
 
 use super::{Options, Sequence};
 use crate::base::Rng;
+use crate::kernel::{Isa, loss};
 use crate::model::Model;
 use crate::tokenizer::Special;
 
 /// Chooses next tokens of one model by given options.
 pub struct Sampler {
     options: Options,
+    isa: Isa,
     /// Ids from here on have a row in the embedding but no token in the tokenizer.
     vocab_size: usize,
     /// Never chosen: `<pad>`, `<unk>`, `<bos>`.
@@ -32,6 +34,7 @@ impl Sampler {
         banned.retain(|id| !ends.contains(id));
         Sampler {
             options: options.clone(),
+            isa: Isa::best(),
             vocab_size: model.tokenizer.vocab_size().min(model.transformer.config.vocab_size),
             banned,
             ends,
@@ -68,6 +71,11 @@ impl Sampler {
     }
 
     pub fn greedy(&self, sequence: &Sequence) -> u32 {
+        let all = &sequence.logits[..self.vocab_size.min(sequence.logits.len())];
+        let best = loss::likeliest(self.isa, all) as u32;
+        if self.options.repetition_penalty == 1.0 && !self.banned.contains(&best) {
+            return best;
+        }
         argmax(&self.logits(sequence))
     }
 

@@ -151,9 +151,11 @@ fn scores_of(isa: Isa, shape: &Shape, a: View, b: View, block: &Range<usize>, ou
     let seen = shape.start + block.end;
     let out = Parts::new(out);
     let a = a.below(block.start);
-    for left in (0..seen).step_by(STEP) {
+    // A single query sees all of the keys.
+    let step = if block.len() == 1 { seen } else { STEP };
+    for left in (0..seen).step_by(step) {
         let first = left.saturating_sub(shape.start).max(block.start);
-        let (rows, columns) = (first - block.start..block.len(), left..(left + STEP).min(seen));
+        let (rows, columns) = (first - block.start..block.len(), left..(left + step).min(seen));
         let product = Product { a, b: b.t(), k: shape.width, start: Start::Zero, c: out, stride: width };
         product.part(isa, rows, columns);
     }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{median_ms, peak_rss_mib, rounded};
 use crate::base::{Error, Result, Rng, machine, suggest};
 use crate::cli::{DtypeArg, flag_error, generate};
-use crate::kernel::{BlockType, Dtype, Isa, Team};
+use crate::kernel::{BlockType, Dtype, Isa, Team, loss};
 use crate::model::{self, Cache, Config, Decoder, Reading, Transformer};
 
 #[derive(Args)]
@@ -88,7 +88,7 @@ impl Generate {
             Some(ty) => transformer.rounded_to(ty)?,
             None => transformer.in_dtype(dtype),
         };
-        let new = self.new(&name, &transformer.config)?;
+        let new = self.new_tokens(&name, &transformer.config)?;
         let threads = self.threads.unwrap_or_else(machine::threads).max(1);
         let mut decoder = Decoder::new(&transformer, Team::new(threads));
         let (mut first, mut each) = (Vec::new(), Vec::new());
@@ -130,7 +130,7 @@ impl Generate {
     }
 
     /// How many tokens are generated.
-    fn new(&self, name: &str, config: &Config) -> Result<usize> {
+    fn new_tokens(&self, name: &str, config: &Config) -> Result<usize> {
         let new = self.new.unwrap_or(config.seq_len.saturating_sub(self.prompt));
         if self.prompt > 0 && new >= 2 && self.prompt + new <= config.seq_len && self.batch > 0 {
             return Ok(new);
@@ -158,8 +158,8 @@ impl Generate {
             let readings = caches.iter_mut().zip(&next);
             let mut readings: Vec<Reading> = readings.map(|(cache, ids)| Reading { cache, ids }).collect();
             let logits = decoder.read(&mut readings)?;
-            let best = |row: &[f32]| (0..size).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap_or(0) as u32;
-            next = logits.chunks_exact(size).map(|row| vec![best(row)]).collect();
+            let isa = Isa::best();
+            next = logits.chunks_exact(size).map(|row| vec![loss::likeliest(isa, row) as u32]).collect();
             if i == 0 {
                 first = begun.elapsed();
             }

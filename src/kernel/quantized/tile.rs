@@ -259,24 +259,24 @@ unsafe fn dots<
         }
         for q in 0..if NIBBLES { QUADS / 2 } else { QUADS } {
             let mut w = [S::splat_i(0); W];
-            for i in 0..W {
-                w[i] = S::load_i(codes.add(i * panel_bytes + 64 * q));
+            for (i, w) in w.iter_mut().enumerate() {
+                *w = S::load_i(codes.add(i * panel_bytes + 64 * q));
             }
-            for r in 0..R {
+            for (r, dots) in dots.iter_mut().enumerate() {
                 let x = x.byte_add(r * row_bytes).add(q);
                 let four = S::splat_i(x.read_unaligned());
                 if !NIBBLES {
                     for i in 0..W {
-                        dots[r][i] = S::dot_bytes(dots[r][i], w[i], four);
+                        dots[i] = S::dot_bytes(dots[i], w[i], four);
                     }
                     continue;
                 }
                 for i in 0..W {
-                    dots[r][i] = S::dot_nibbles(dots[r][i], S::low(w[i]), four);
+                    dots[i] = S::dot_nibbles(dots[i], S::low(w[i]), four);
                 }
                 let four = S::splat_i(x.add(QUADS / 2).read_unaligned());
                 for i in 0..W {
-                    dots[r][i] = S::dot_nibbles(dots[r][i], S::high(w[i]), four);
+                    dots[i] = S::dot_nibbles(dots[i], S::high(w[i]), four);
                 }
             }
         }
@@ -344,8 +344,8 @@ unsafe fn begin<S: Dots, const R: usize, const W: usize>(
     panel: usize,
 ) -> [[S::F; W]; R] {
     let mut sums = [[unsafe { S::splat(0.0) }; W]; R];
-    for r in 0..R {
-        for i in 0..W {
+    for (r, sums) in sums.iter_mut().enumerate() {
+        for (i, sum) in sums.iter_mut().enumerate() {
             let column = (panel + i) * LANES;
             let from = match task.start {
                 Start::Zero => continue,
@@ -355,7 +355,7 @@ unsafe fn begin<S: Dots, const R: usize, const W: usize>(
                 Start::Bias(bias) => bias[column..].as_ptr(),
             };
             let width = (task.panels.columns - column).min(LANES);
-            sums[r][i] = unsafe {
+            *sum = unsafe {
                 if width == LANES {
                     S::load(from)
                 } else {
