@@ -186,7 +186,8 @@ mod tests {
         scored(&report);
         let (of_shards, of_model) =
             (shards.read("shards", TOKENIZER_CONFIG_FILE), tuned.read("model", TOKENIZER_CONFIG_FILE));
-        let [shards, model] = [of_shards, of_model.clone()].map(|json| serde_json::from_slice::<Value>(&json).unwrap());
+        let [shards, model] =
+            [of_shards, of_model.clone()].map(|json| serde_json::from_slice::<Value>(&json).unwrap());
         for key in ["bos_token", "eos_token", "pad_token", "role_tokens"] {
             assert_eq!(shards[key], model[key], "{key}");
         }

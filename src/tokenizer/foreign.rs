@@ -209,7 +209,11 @@ pub fn render(tokenizer: &Tokenizer, template: &ChatTemplate, messages: &[Messag
     let cut = |at| Border { at, cuts: true };
     let mut borders = vec![cut(begin), cut(head)];
     for turn in &all {
-        borders.extend([cut(turn.range.start), cut(turn.range.end), Border { at: turn.opening, cuts: false }]);
+        borders.extend([
+            cut(turn.range.start),
+            cut(turn.range.end),
+            Border { at: turn.opening, cuts: false },
+        ]);
         borders.extend(turn.answer.iter().flat_map(|answer| [cut(answer.start), cut(answer.end)]));
     }
     borders.sort_unstable_by_key(|border| (border.at, !border.cuts));
@@ -262,10 +266,10 @@ impl Turns {
         let mut head = look.head(begin);
         let mut all = Vec::with_capacity(messages.len());
         let mut start = head;
-        for i in 0..messages.len() {
+        for (i, message) in messages.iter().enumerate() {
             let turn = look.turn(i, start);
             start = turn.range.end;
-            if messages[i].role == Role::System && i == 0 {
+            if message.role == Role::System && i == 0 {
                 head = start;
             }
             all.push(turn);
@@ -295,10 +299,9 @@ impl Look<'_> {
     /// The end of what comes before the first message: `begin`, or the end of a turn that the template adds.
     fn head(&self, begin: usize) -> usize {
         let first = self.content_from(begin).unwrap_or(begin);
-        let ended =
-            self.written.tokens.iter().rev().find(|(place, id)| {
-                place.start >= begin && place.end <= first && self.tokenizer.turn_ends().contains(id)
-            });
+        let ended = self.written.tokens.iter().rev().find(|(place, id)| {
+            place.start >= begin && place.end <= first && self.tokenizer.turn_ends().contains(id)
+        });
         ended.map_or(begin, |(place, _)| self.after(place.end))
     }
 
@@ -309,10 +312,9 @@ impl Look<'_> {
 
     /// The token that ends a turn, of those between two places.
     fn ended(&self, from: usize, to: usize) -> Option<&Token> {
-        self.written
-            .tokens
-            .iter()
-            .find(|(place, id)| place.start >= from && place.end <= to && self.tokenizer.turn_ends().contains(id))
+        self.written.tokens.iter().find(|(place, id)| {
+            place.start >= from && place.end <= to && self.tokenizer.turn_ends().contains(id)
+        })
     }
 
     /// Behind white space, where a special token or nothing follows it.

@@ -62,7 +62,8 @@ impl Transformer {
         let index = Index::read(index)?;
         let mut all = Vec::new();
         for shard in index.shards() {
-            let path = files.file(shard).map_err(|e| e.context(format!("`{}` names `{shard}`", index.name)))?;
+            let path =
+                files.file(shard).map_err(|e| e.context(format!("`{}` names `{shard}`", index.name)))?;
             all.push((path.display().to_string(), fs::read(path)?));
         }
         let parts = all.iter().map(|(name, bytes)| Ok((name.clone(), tensors_of(name, bytes)?)));
@@ -120,7 +121,8 @@ impl Transformer {
             for stored in &stored {
                 let large = |place: &usize| half::f16::from_f32(self.weights[*place]).is_infinite();
                 if let Some(place) = stored.places(&self.layout).find(large) {
-                    let what = format!("tensor `{}` has {}, too large for f16", stored.name, self.weights[place]);
+                    let what =
+                        format!("tensor `{}` has {}, too large for f16", stored.name, self.weights[place]);
                     return Err(Error::input(what).help("write bf16 or f32"));
                 }
             }
@@ -174,8 +176,10 @@ pub(super) fn expect_finite(file: &str, name: &str, view: &TensorView) -> Result
     };
     match found {
         None => Ok(()),
-        Some(at) => Err(Error::input(format!("`{file}`: tensor `{name}` has a number that is NaN or infinite, at {at}"))
-            .help("the file is damaged, or its training diverged: take an earlier checkpoint")),
+        Some(at) => Err(Error::input(format!(
+            "`{file}`: tensor `{name}` has a number that is NaN or infinite, at {at}"
+        ))
+        .help("the file is damaged, or its training diverged: take an earlier checkpoint")),
     }
 }
 
@@ -229,7 +233,9 @@ impl Index {
             for tensor in part.names() {
                 match self.files.get(tensor) {
                     Some(file) if file == shard => {}
-                    Some(file) => return wrong(format!("tensor `{tensor}` is in `{shard}`, expected in `{file}`")),
+                    Some(file) => {
+                        return wrong(format!("tensor `{tensor}` is in `{shard}`, expected in `{file}`"));
+                    }
                     None => return wrong(format!("tensor `{tensor}` of `{shard}` is not named")),
                 }
             }

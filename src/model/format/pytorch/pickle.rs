@@ -440,7 +440,7 @@ mod tests {
         bytes.push(b'.');
         assert_eq!(read(&bytes).unwrap().objects.len(), 3 + 61);
         // Nested deeper than any stack.
-        let deep = [b")".repeat(1), b"\x85".repeat(1 << 19), b".".to_vec()].concat();
+        let deep = [b")".to_vec(), b"\x85".repeat(1 << 19), b".".to_vec()].concat();
         drop(read(&deep).unwrap());
     }
 

@@ -359,7 +359,8 @@ impl Settings<'_> {
     /// The config with what is said, as far as the tensors leave it open.
     fn overlay(&self, config: Config) -> Result<Config> {
         let own = json!(config);
-        for field in self.said.user.keys().filter(|field| own.get(field.as_str()).is_none()) {
+        let mut unknown = self.said.user.keys().filter(|field| own.get(field.as_str()).is_none());
+        if let Some(field) = unknown.next() {
             let names = || own.as_object().into_iter().flat_map(|own| own.keys().map(String::as_str));
             return Err(Error::usage(format!("`config.{field}` is no field of an architecture"))
                 .suggest(suggest::closest(field, names()))
