@@ -395,7 +395,7 @@ mod tests {
         let (dir, size) = (tempfile::tempdir().unwrap(), words().vocab_size());
         let [folder, beside] = made(dir.path(), size + 3);
         let files = ("files", folder);
-        let said = error("", &[files.clone()]);
+        let said = error("", std::slice::from_ref(&files));
         assert!(said.contains("`folder` holds no tokenizer") && said.contains("(`tokenizer`)"), "{said}");
         let read = import("", &[files.clone(), ("tokenizer", beside.clone())]).unwrap();
         assert!(read.read("model", TOKENIZER_FILE) == words().json(), "fewer tokens than rows are fine");
