@@ -262,7 +262,8 @@ impl ScoredText {
                 Ok(ScoredText { ids, scored, bytes: document.text.len() as u64 })
             }
             Text::Conversation(conversation) => {
-                let rendered = chat::render(&model.tokenizer, &conversation.messages)?;
+                let rendered = chat::render(&model.tokenizer, &conversation.messages)
+                    .map_err(|e| e.context(format!("conversation `{}`", conversation.id)))?;
                 let learned = conversation.messages.iter().filter(|m| m.is_learned());
                 let bytes = learned.map(|m| m.content.len() as u64).sum();
                 Ok(ScoredText { ids: rendered.ids, scored: rendered.target, bytes })

@@ -292,7 +292,8 @@ fn rendered(ctx: &Context, port: &str, model: &Model) -> Result<Vec<(String, Ren
             if all.len() % 512 == 0 {
                 ctx.monitor.step("packing", all.len() as u64, Some(total), "conversations")?;
             }
-            let rendered = chat::render(&model.tokenizer, &conversation.messages)?;
+            let rendered = chat::render(&model.tokenizer, &conversation.messages)
+                .map_err(|e| e.context(format!("conversation `{}`", conversation.id)))?;
             all.push((conversation.id, rendered));
         }
     }

@@ -11,7 +11,9 @@ use super::reference::Reference;
 use super::tests::gap;
 use super::*;
 use crate::base::fs;
+use crate::corpus::conversation::Message;
 use crate::kernel::Team;
+use crate::tokenizer::{Names, Tokenizer, chat};
 
 /// Folders of fixtures.
 const MODELS: [&str; 6] = ["gpt2", "gpt2_untied", "llama", "llama_yarn", "llama_bias", "qwen3"];
@@ -192,26 +194,83 @@ fn write_models_for_transformers() {
             Yarn { factor: 4.0, original_seq_len: 8, beta_fast: 2.0, beta_slow: 0.1, attention_factor: None };
         Config { rope_scaling: Some(yarn), rope_base: 500.0, ..config.clone() }
     };
-    let llama = Config { n_kv_head: 2, attn_bias: true, tied: false, ..llama(41, 32, 2, 4, 32) };
-    let qwen3 = Config { n_kv_head: 1, d_head: 6, dropout: 0.1, ..modern(41, 32, 2, 4, 24, 32) };
+    let fixture = |name: &str, names: &Names| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+        Tokenizer::load_with(&path, names).unwrap()
+    };
+    let ours = fixture("tokenizers/byte_bpe.json", &Names::default());
+    let cases: Value = serde_json::from_slice(
+        &fs::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/chat/cases.json")).unwrap(),
+    )
+    .unwrap();
+    let chatml = &cases["templates"]["chatml"];
+    let text = |value: &Value| value.as_str().map(str::to_string);
+    let names = Names {
+        bos: text(&chatml["bos"]),
+        eos: text(&chatml["eos"]),
+        chat_template: text(&chatml["source"]),
+        ..Names::default()
+    };
+    let theirs = fixture("chat/bytes.json", &names);
+    // ChatML's tokens without a template.
+    let names = Names { bos: names.bos, eos: names.eos, ..Names::default() };
+    let like = fixture("chat/bytes.json", &names);
+    let (v, w) = (ours.vocab_size(), theirs.vocab_size());
+    let llama_of = |v| Config { n_kv_head: 2, attn_bias: true, tied: false, ..llama(v, 32, 2, 4, 96) };
+    let qwen3_of = |v| Config { n_kv_head: 1, d_head: 6, dropout: 0.1, ..modern(v, 32, 2, 4, 24, 96) };
     let models = [
-        ("gpt2", Config { activation: Activation::Relu2, tied: false, ..gpt2(41, 32, 2, 4, 32) }),
-        ("llama_yarn", yarn(&llama)),
-        ("llama", llama),
-        ("qwen3_yarn", yarn(&qwen3)),
-        ("qwen3", qwen3),
+        ("gpt2", Config { activation: Activation::Relu2, tied: false, ..gpt2(v, 32, 2, 4, 96) }, &ours),
+        ("llama_yarn", yarn(&llama_of(v)), &ours),
+        ("llama", llama_of(w), &theirs),
+        ("qwen3_yarn", yarn(&qwen3_of(v)), &ours),
+        ("qwen3", qwen3_of(w), &like),
     ];
-    for (name, config) in models {
+    for (name, config, tokenizer) in models {
         let mut gpt = Transformer::fresh(&config, 1);
         gpt.weights.iter_mut().enumerate().for_each(|(i, x)| *x += 0.3 * (i as f32).sin());
-        let ids: Vec<u32> = (0..32).map(|i| i * 7 % 41).collect();
+        let ids: Vec<u32> = (0..32).map(|i| i * 7 % config.vocab_size as u32).collect();
         let all = Sequences::new(&ids, &ids, ids.len());
         let logits = by_reference(&gpt, all).logits;
-        let (folder, json) = (into.join(name), config.to_json(Some(2), Some(3)).unwrap());
+        let greedy = greedy(&gpt, &ids[..8], 40);
+        let texts: Vec<Value> = ODD.iter().map(|t| json!([t, tokenizer.encode(t).unwrap()])).collect();
+        let talk = |messages: &Value| {
+            let read: Vec<Message> = serde_json::from_value(messages.clone()).unwrap();
+            json!([messages, chat::prompt(tokenizer, &read).unwrap()])
+        };
+        let chats: Vec<Value> =
+            ["question", "system", "more", "signs"].map(|name| talk(&cases["conversations"][name])).to_vec();
+        let folder = into.join(name);
         std::fs::create_dir_all(&folder).unwrap();
-        let write = |file: &str, bytes: &[u8]| fs::write(&folder.join(file), bytes).unwrap();
-        write(CONFIG_FILE, json.to_string().as_bytes());
-        write(WEIGHTS_FILE, &gpt.to_safetensors().unwrap());
-        write("logits.json", json!({ "ids": ids, "logits": logits }).to_string().as_bytes());
+        Model { transformer: gpt, tokenizer: tokenizer.clone() }.save(&folder).unwrap();
+        let expected =
+            json!({"ids": ids, "logits": logits, "greedy": greedy, "texts": texts, "chats": chats});
+        fs::write(&folder.join("logits.json"), expected.to_string().as_bytes()).unwrap();
     }
+}
+
+/// Texts that tokenizers stumble over; none spells a special token.
+const ODD: [&str; 10] = [
+    "",
+    " ",
+    "  two  spaces \n\n and\tmore \r\n",
+    "don't I'LL we've 's",
+    "1234 3.14 ½ Ⅷ",
+    "中文 和 日本語 한국어",
+    "naïve cafe\u{301} — “so” ist es…",
+    "😀👍🏽 👨\u{200d}👩",
+    "Orang-orang tua berjalan-jalan ke pasar , lalu pulang .",
+    "\u{0} control \u{7f} \u{a0}",
+];
+
+/// The likeliest continuation of `prompt`.
+fn greedy(gpt: &Transformer, prompt: &[u32], len: usize) -> Vec<u32> {
+    let mut decoder = Decoder::new(gpt, Team::new(1));
+    let (mut cache, mut next, mut out) = (Cache::default(), prompt.to_vec(), Vec::new());
+    while out.len() < len {
+        let logits = decoder.read(&mut [Reading { cache: &mut cache, ids: &next }]).unwrap();
+        let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
+        out.push(best as u32);
+        next = vec![best as u32];
+    }
+    out
 }

@@ -183,7 +183,8 @@ fn encode(text: &Text, tokenizer: &Tokenizer, bos: u32, eos: u32) -> Result<(Vec
             Ok(([&[bos], tokenizer.encode(&document.text)?.as_slice(), &[eos]].concat(), 0))
         }
         Text::Conversation(conversation) => {
-            let rendered = chat::render(tokenizer, &conversation.messages)?;
+            let rendered = chat::render(tokenizer, &conversation.messages)
+                .map_err(|e| e.context(format!("conversation `{}`", conversation.id)))?;
             let named = rendered.opening_ids().filter(|id| !tokenizer.is_special(*id)).count() as u64;
             let mut ids = rendered.ids;
             // Another program's chat template may write a line break behind it.

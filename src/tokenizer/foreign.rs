@@ -102,16 +102,29 @@ impl Written {
             }
         }
         let written = Self::of(spellings, text, messages.len(), &parts);
-        if let Some((text, parts)) = &all {
-            let expected = Self::of(spellings, text.clone(), messages.len(), parts);
-            if !expected.tokens.iter().map(|t| t.1).eq(written.tokens.iter().map(|t| t.1)) {
-                return Err(Error::input(
-                    "what is said changes the special tokens that the chat template writes",
-                )
-                .help("it is taken for a forgery: leave it out of the conversation"));
+        // A template might make a special token of what spells none.
+        let inert = |(message, marked): (&Message, &bool)| match *marked || message.content.trim().is_empty()
+        {
+            true => message.clone(),
+            false => Message { content: "x".into(), ..message.clone() },
+        };
+        let inert: Vec<Message> = messages.iter().zip(&some).map(inert).collect();
+        let expected = match marked(template, &inert, &some, answer) {
+            Ok((text, parts)) => Self::of(spellings, text, messages.len(), &parts).ids(),
+            Err(_) => Vec::new(),
+        };
+        match expected == written.ids() {
+            true => Ok(written),
+            false => {
+                Err(Error::input("what is said changes the special tokens that the chat template writes")
+                    .help("it is taken for a forgery: leave it out of the conversation"))
             }
         }
-        Ok(written)
+    }
+
+    /// The special tokens that the template wrote.
+    fn ids(&self) -> Vec<u32> {
+        self.tokens.iter().map(|(_, id)| *id).collect()
     }
 
     fn of(spellings: &Spellings, text: String, messages: usize, parts: &[(usize, Range<usize>)]) -> Self {
@@ -206,15 +219,14 @@ pub fn further(tokenizer: &Tokenizer, template: &ChatTemplate, messages: &[Messa
 pub fn render(tokenizer: &Tokenizer, template: &ChatTemplate, messages: &[Message]) -> Result<Rendered> {
     let written = Written::new(tokenizer, template, messages, false)?;
     let Turns { begin, head, all } = Turns::of(tokenizer, template, &written, messages);
-    let cut = |at| Border { at, cuts: true };
-    let mut borders = vec![cut(begin), cut(head)];
+    let places = all.iter().flat_map(|turn| [turn.range.start, turn.range.end, turn.opening]);
+    let mut borders: Vec<Border> = places.chain([begin, head]).map(|at| Border { at, cuts: false }).collect();
     for turn in &all {
+        let Some(answer) = &turn.answer else { continue };
         borders.extend([
-            cut(turn.range.start),
-            cut(turn.range.end),
-            Border { at: turn.opening, cuts: false },
+            Border { at: answer.start, cuts: turn.is_asked },
+            Border { at: answer.end, cuts: true },
         ]);
-        borders.extend(turn.answer.iter().flat_map(|answer| [cut(answer.start), cut(answer.end)]));
     }
     borders.sort_unstable_by_key(|border| (border.at, !border.cuts));
     borders.dedup_by_key(|border| border.at);
@@ -246,8 +258,11 @@ struct Turn {
     range: Range<usize>,
     /// Where its opening ends.
     opening: usize,
-    /// What is generated of it: from the end of the prompt to the token that ends it.
+    /// What is generated of it: from the end of the prompt, or from the content where the template writes the
+    /// prompt otherwise, to the token that ends it.
     answer: Option<Range<usize>>,
+    /// Whether it follows its prompt.
+    is_asked: bool,
 }
 
 /// Where all messages are.
@@ -351,14 +366,15 @@ impl Look<'_> {
         let ended = self.ended(from, limit).map(|(place, _)| place.end);
         // A system message that stands in the turn of another message is part of that.
         if self.messages[i].role == Role::System && ended.is_none() && i + 1 < self.messages.len() {
-            return Turn { range: start..start, opening: start, answer: None };
+            return Turn { range: start..start, opening: start, answer: None, is_asked: false };
         }
         let end = ended.unwrap_or(from);
         let next = match ended {
             Some(ended) => self.after(ended),
             None => self.asked(i + 1).filter(|asked| *asked >= end).unwrap_or(end),
         };
-        Turn { range: start..next, opening, answer: answer.then(|| opening..end.max(opening)) }
+        let answer = answer.then(|| opening..end.max(opening));
+        Turn { range: start..next, opening, answer, is_asked: asked.is_some() }
     }
 }
 

@@ -203,6 +203,8 @@ mod tests;
 #[cfg(test)]
 mod tests_of_adapters;
 #[cfg(test)]
+mod tests_of_folders;
+#[cfg(test)]
 mod tests_of_import;
 #[cfg(test)]
 mod tests_of_llama2c;
