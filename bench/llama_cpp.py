@@ -36,12 +36,12 @@ class Server:
     def complete(self, ids, new, top=0):
         """Greedy continuation of ids; `top` most probable ids of each place with their log-probabilities."""
         return self.ask(
-            "completion", prompt=ids, n_predict=new, temperature=0, samplers=[], n_probs=top, cache_prompt=False,
+            "completion", prompt=ids, n_predict=new, temperature=0, samplers=["temperature"], n_probs=top, cache_prompt=False,
             return_tokens=True,
         )  # fmt: skip
 
     def render(self, messages):
-        """The text of a conversation's prompt."""
+        """The text of a conversation's prompt, without the `<bos>` that the server puts before each prompt."""
         return self.ask("apply-template", messages=messages)["prompt"]
 
     def close(self):

@@ -15,6 +15,7 @@
 //!  generate  decoding strategies over a model
 //!  train     optimizer, schedule, batches, the loop; pretraining, fine-tuning, distillation
 //!  eval      perplexity, bits per byte, accuracies
+//!  quantize  weights as blocks of integers
 //!  query     SQL over Parquet and JSON lines
 //!  inspect   what is in a file, whatever it is
 //!  -- engine: pipelines; no language models
@@ -74,6 +75,7 @@ pub mod model;
 pub mod generate;
 pub mod train;
 pub mod eval;
+pub mod quantize;
 pub mod query;
 pub mod inspect;
 

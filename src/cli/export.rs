@@ -1,4 +1,4 @@
-//! `tinylm export`: a model or a tokenizer in a form that another program reads.
+//! `tinylm export`: a model, a tokenizer or token ids in a form that another program reads.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::import::{add_written, print_rows};
 use super::{Format, out, place, print_json, target};
-use crate::base::{Error, Result, suggest};
+use crate::base::{Error, Quiet, Result, suggest};
 use crate::kernel::BlockType;
 use crate::kinds::export::{Form, PORTS, Texts};
 use crate::tokenizer::TOKENIZER_FILE;
@@ -17,16 +17,19 @@ use crate::tokenizer::TOKENIZER_FILE;
 #[derive(Args)]
 pub struct Export {
     /// The model to write: a folder, `PIPELINE:STAGE` or `PIPELINE:STAGE.PORT`.
-    #[arg(long, value_name = "TARGET", required_unless_present = "tokenizer", conflicts_with = "tokenizer")]
+    #[arg(long, value_name = "TARGET", required_unless_present_any = ["tokenizer", "shards"])]
     model: Option<String>,
     /// The tokenizer to write, in a form of tokenizers: a path or a target, of a model too.
-    #[arg(long, value_name = "TARGET")]
+    #[arg(long, value_name = "TARGET", conflicts_with = "model")]
     tokenizer: Option<String>,
+    /// The token shards to write, in a form of token ids: `PIPELINE:STAGE` or a folder.
+    #[arg(long, value_name = "TARGET", conflicts_with_all = ["model", "tokenizer", "texts"])]
+    shards: Option<String>,
     /// The form to write: `tinylm stages export` lists the names.
     #[arg(long, value_name = "F")]
     format: String,
     /// The type of the model's matrices: `q8_0`, `q4_k` and others. Default: what they are.
-    #[arg(long, value_name = "TYPE", conflicts_with = "tokenizer")]
+    #[arg(long, value_name = "TYPE", conflicts_with_all = ["tokenizer", "shards"])]
     quantize: Option<String>,
     /// The folder to write, which must not be there, or be empty; of a form that is one file, that file, when it
     /// ends as the form's file does.
@@ -44,17 +47,18 @@ pub struct Export {
 
 impl Export {
     pub fn run(self, format: Format) -> Result<ExitCode> {
-        let targets = [&self.model, &self.tokenizer];
+        let targets = [&self.model, &self.tokenizer, &self.shards];
         let given = PORTS.into_iter().zip(targets).find_map(|(port, text)| Some((port, text.as_deref()?)));
-        let (port, text) = given.ok_or_else(|| Error::usage("--model or --tokenizer is missing"))?;
+        let (port, text) =
+            given.ok_or_else(|| Error::usage("--model, --tokenizer or --shards is missing"))?;
         let form = Form::named(port, &self.format)?;
         let quantize = self.quantize.as_deref().map(block_type).transpose()?;
         let is_alone = port == "tokenizer" && !text.ends_with(TOKENIZER_FILE);
         let artifact = if is_alone { target::resolve_as(text, port) } else { target::folder_of(text, port) }?;
-        let texts = self.texts(text)?;
+        let texts = if port == "shards" { Texts::default() } else { self.texts(text)? };
         let written = out::logged(|| {
             place::folder_or_file(&self.output, self.force, |into| {
-                form.write(&artifact, quantize, &texts, into)
+                form.write(&artifact, quantize, &texts, into, &Quiet)
             })
         })?;
         match format {

@@ -1,6 +1,7 @@
 //! `tinylm generate`: the continuation of a prompt, streamed.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -8,10 +9,12 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::{DtypeArg, Format, flag_error, out, print_json, target};
-use crate::base::{Error, Result, machine};
+use crate::base::error::Fault;
+use crate::base::{Error, Files, Result, machine};
 use crate::corpus::clean;
 use crate::generate::{self, Options, Session, Strategy};
-use crate::kinds::adapters;
+use crate::kinds::{adapters, import};
+use crate::model::format::ImportOptions;
 use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE};
 use crate::tokenizer::{Names, Tokenizer};
 
@@ -93,19 +96,40 @@ impl Decoding {
 
 /// The model that a target names, with the `adapter` of another merged into it.
 pub fn load_model(text: &str, adapter: Option<&str>, dtype: DtypeArg) -> Result<Model> {
-    let artifact = target::folder_of(text, "model")?;
-    let not_a_model =
-        |e: Error| e.context(format!("`{text}` is not a model")).blame(crate::base::error::Fault::Input);
-    let names = Names::beside(|name| artifact.find(name))?;
-    let files = artifact.as_files();
-    files.file(CONFIG_FILE).map_err(not_a_model)?;
-    let tokenizer = files.file(TOKENIZER_FILE).map_err(not_a_model)?;
-    let mut model = Model::open(&files, Tokenizer::load_with(tokenizer, &names)?)?;
+    let mut model = match whole_model(text)? {
+        Some(model) => model,
+        None => model_of_folder(text)?,
+    };
     if let Some(adapter) = adapter {
         model.transformer =
             adapters::merged(model.transformer, &target::folder_of(adapter, adapters::ADAPTER)?)?;
     }
     Ok(Model { transformer: model.transformer.in_dtype(dtype.into()), ..model })
+}
+
+/// The model of a file of another program that holds all of it, as GGUF files do; not where it is one of a model's
+/// folder.
+fn whole_model(text: &str) -> Result<Option<Model>> {
+    let path = Path::new(text);
+    if !path.is_file() || path.with_file_name(CONFIG_FILE).is_file() {
+        return Ok(None);
+    }
+    let files = Files::at(path)?;
+    let read = import::model(&files, None, import::AUTO, &ImportOptions::default(), &Names::default());
+    read.map(|read| Some(read.model)).map_err(|e| not_a_model(text, e))
+}
+
+fn model_of_folder(text: &str) -> Result<Model> {
+    let artifact = target::folder_of(text, "model")?;
+    let names = Names::beside(|name| artifact.find(name))?;
+    let files = artifact.as_files();
+    files.file(CONFIG_FILE).map_err(|e| not_a_model(text, e))?;
+    let tokenizer = files.file(TOKENIZER_FILE).map_err(|e| not_a_model(text, e))?;
+    Model::open(&files, Tokenizer::load_with(tokenizer, &names)?)
+}
+
+fn not_a_model(text: &str, error: Error) -> Error {
+    error.context(format!("`{text}` is not a model")).blame(Fault::Input)
 }
 
 impl Generate {

@@ -105,9 +105,9 @@ enum Command {
     Chat(Reporting<chat::Chat>),
     /// Show how probable a model finds a text, token by token.
     Score(Reporting<score::Score>),
-    /// Read a model or a tokenizer of another program.
+    /// Read a model, a tokenizer or token ids of another program.
     Import(import::Import),
-    /// Write a model or a tokenizer as another program reads it.
+    /// Write a model, a tokenizer or token ids as another program reads them.
     Export(export::Export),
     /// Measure how fast this machine trains, generates, tokenizes and plans.
     Bench(Reporting<bench::Bench>),

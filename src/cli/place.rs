@@ -40,8 +40,10 @@ pub fn folder(path: &Path, work: impl FnOnce(&Path) -> Result<()>) -> Result<Wri
 /// # Errors
 /// As [`folder`]; when `path` is to be a file and there are several.
 pub fn folder_or_file(path: &Path, force: bool, work: impl FnOnce(&Path) -> Result<()>) -> Result<Written> {
+    let free_for_a_file =
+        || must_be_free(path, force).map_err(|e| e.help("--force replaces a file, but no folder"));
     if path.is_file() {
-        must_be_free(path, force)?;
+        free_for_a_file()?;
     }
     let temporary = beside(path)?;
     let made = temporary.path().join("made");
@@ -55,7 +57,7 @@ pub fn folder_or_file(path: &Path, force: bool, work: impl FnOnce(&Path) -> Resu
             .is_some_and(|own| files.iter().any(|(name, _)| ending(name).as_deref() == Some(own)));
     match files.as_slice() {
         [(name, _)] if is_file => {
-            must_be_free(path, force)?;
+            free_for_a_file()?;
             fs::rename(&made.join(name), path)?;
         }
         several if is_file => {

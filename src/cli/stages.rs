@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Format, out, print_json};
 use crate::base::{Error, Result, suggest, units};
+use crate::kinds::import::TOKEN_FILES;
 use crate::model::format::CONTAINERS;
 use crate::model::{PRESETS, Preset};
 use crate::report::style::{Style, table};
@@ -105,7 +106,8 @@ fn takes_format(kind: &dyn Stage) -> bool {
 /// What the form stores, its name, and what it is.
 fn formats() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
     let models = CONTAINERS.iter().map(|form| ("model", form.name(), form.summary()));
-    models.chain(FORMATS.iter().map(|form| ("tokenizer", form.name(), form.summary())))
+    let tokenizers = FORMATS.iter().map(|form| ("tokenizer", form.name(), form.summary()));
+    models.chain(tokenizers).chain([("shards", TOKEN_FILES.0, TOKEN_FILES.1)])
 }
 
 fn port_row(port: &Port) -> Vec<String> {

@@ -111,7 +111,7 @@ pub fn texts_behind(text: &str) -> Result<(Inputs, Vec<String>)> {
     };
     let (pipeline, store) = opened(pipeline)?;
     let (stage, _) = named(&pipeline, stage)?;
-    for stage in pipeline.closure(&[stage.name.clone()])? {
+    for stage in pipeline.closure(std::slice::from_ref(&stage.name))? {
         for port in stage.outputs.iter().filter(|(_, ty)| is_text(ty)).map(|(port, _)| port) {
             let label = format!("{}.{port}", stage.name);
             match of_port(&label, &pipeline, &store, stage, port) {

@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub use gates::{Gate, Needs, missed, needs};
 pub use score::{TextScore, TokenScore, score_text};
+pub use windows::stride;
 use windows::windows;
 
 use crate::base::{Monitor, Result};
@@ -201,12 +202,9 @@ struct Selection {
 impl Selection {
     /// Selects documents or conversations; `own` are the model's rules for them.
     fn of(model: &Model, texts: &Texts, own: &[Rule], options: &Options) -> Result<Self> {
-        let rules = match (options.scored, own) {
-            (Scored::All, _) => Vec::new(),
-            (Scored::Validation, []) => {
-                vec![Rule::new(options.validation_fraction, &extremes(&texts.split)?)]
-            }
-            (Scored::Validation, own) => own.to_vec(),
+        let rules = match options.scored {
+            Scored::All => Vec::new(),
+            Scored::Validation => rules(own, options.validation_fraction, &texts.split)?,
         };
         let mut selection = Selection::default();
         for (inputs, rules) in [(&texts.validation, &[][..]), (&texts.split, &rules)] {
@@ -234,7 +232,14 @@ impl Selection {
     }
 }
 
-fn extremes(inputs: &Inputs) -> Result<Extremes> {
+/// The rules by which texts count as held out: a model's `own` for them, or where it has none that of a fraction.
+///
+/// # Errors
+/// When a text cannot be read.
+pub fn rules(own: &[Rule], validation_fraction: f64, inputs: &Inputs) -> Result<Vec<Rule>> {
+    if !own.is_empty() {
+        return Ok(own.to_vec());
+    }
     let mut extremes = Extremes::default();
     for text in inputs.texts()? {
         let text = text?;
@@ -242,7 +247,7 @@ fn extremes(inputs: &Inputs) -> Result<Extremes> {
             extremes.add(text.id());
         }
     }
-    Ok(extremes)
+    Ok(vec![Rule::new(validation_fraction, &extremes)])
 }
 
 impl ScoredText {

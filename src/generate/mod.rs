@@ -114,12 +114,12 @@ impl Sequence {
         self.tokens[self.dropped..].to_vec()
     }
 
-    fn set_logits(&mut self, logits: &[f32]) -> Result<()> {
+    fn set_logits(&mut self, logits: Vec<f32>) -> Result<()> {
         if logits.iter().any(|logit| logit.is_nan()) {
             return Err(Error::input("the model's logits are NaN")
                 .help("its weights are damaged, or its training diverged: train it anew"));
         }
-        self.logits = logits.to_vec();
+        self.logits = logits;
         Ok(())
     }
 }
@@ -157,7 +157,7 @@ impl<'a> Session<'a> {
         let ids = self.sequence.append(ids, config.seq_len);
         let reading = Reading { cache: &mut self.sequence.cache, ids: &ids };
         let logits = self.decoder.read(&mut [reading])?;
-        self.sequence.set_logits(&logits)?;
+        self.sequence.set_logits(logits)?;
         Ok(self.sequence.dropped - before)
     }
 
@@ -178,7 +178,7 @@ impl<'a> Session<'a> {
             caches.zip(&new).map(|(cache, ids)| Reading { cache, ids }).collect();
         let logits = self.decoder.read(&mut readings)?;
         for (sequence, row) in sequences.iter_mut().zip(logits.chunks_exact(config.vocab_size)) {
-            sequence.set_logits(row)?;
+            sequence.set_logits(row.to_vec())?;
         }
         Ok(())
     }

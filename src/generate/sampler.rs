@@ -5,12 +5,14 @@
 
 use super::{Options, Sequence};
 use crate::base::Rng;
+use crate::kernel::{Isa, loss};
 use crate::model::Model;
 use crate::tokenizer::Special;
 
 /// Chooses next tokens of one model by given options.
 pub struct Sampler {
     options: Options,
+    isa: Isa,
     /// Ids from here on have a row in the embedding but no token in the tokenizer.
     vocab_size: usize,
     /// Never chosen: `<pad>`, `<unk>`, `<bos>`.
@@ -32,6 +34,7 @@ impl Sampler {
         banned.retain(|id| !ends.contains(id));
         Sampler {
             options: options.clone(),
+            isa: Isa::best(),
             vocab_size: model.tokenizer.vocab_size().min(model.transformer.config.vocab_size),
             banned,
             ends,
@@ -68,6 +71,11 @@ impl Sampler {
     }
 
     pub fn greedy(&self, sequence: &Sequence) -> u32 {
+        let all = &sequence.logits[..self.vocab_size.min(sequence.logits.len())];
+        let best = loss::likeliest(self.isa, all) as u32;
+        if self.options.repetition_penalty == 1.0 && !self.banned.contains(&best) {
+            return best;
+        }
         argmax(&self.logits(sequence))
     }
 
@@ -100,18 +108,38 @@ fn minus_max(logits: &[f64]) -> Vec<f64> {
     logits.iter().map(|x| x - max).collect()
 }
 
-/// The tokens that temperature, top-k and top-p leave, most probable first, with probabilities that need
-/// not sum to 1.
-pub fn candidates(logits: &[f64], options: &Options) -> Vec<(u32, f64)> {
-    let scaled: Vec<f64> = minus_max(logits).iter().map(|x| x / options.temperature).collect();
-    let logs = log_softmax(&scaled);
-    let mut all: Vec<(u32, f64)> = logs.iter().enumerate().map(|(i, p)| (i as u32, libm::exp(*p))).collect();
-    // By logit: at the highest temperatures the probabilities no longer differ.
+/// The `k` ids of the largest logits, the largest first, and of equals the lower id. By logit: at the highest
+/// temperatures the probabilities no longer differ.
+fn likeliest(logits: &[f64], k: usize) -> Vec<u32> {
     let logit = |id: u32| logits[id as usize];
-    all.sort_by(|a, b| logit(b.0).total_cmp(&logit(a.0)).then(a.0.cmp(&b.0)));
-    if options.top_k > 0 {
-        all.truncate(options.top_k);
+    let order = |a: &u32, b: &u32| logit(*b).total_cmp(&logit(*a)).then(a.cmp(b));
+    // Most logits are below the k-th of those before them, and so looked at but once.
+    let room = k.saturating_mul(2).min(logits.len());
+    let (mut best, mut least) = (Vec::with_capacity(room), f64::NEG_INFINITY);
+    for id in 0..logits.len() as u32 {
+        if logit(id) < least {
+            continue;
+        }
+        best.push(id);
+        if best.len() == room && k < room {
+            let (_, last, _) = best.select_nth_unstable_by(k - 1, order);
+            least = logit(*last);
+            best.truncate(k);
+        }
     }
+    best.sort_unstable_by(order);
+    best.truncate(k);
+    best
+}
+
+/// The tokens that temperature, top-k and top-p leave, most probable first, with numbers that their
+/// probabilities are proportional to.
+pub fn candidates(logits: &[f64], options: &Options) -> Vec<(u32, f64)> {
+    let k = if options.top_k > 0 { options.top_k } else { logits.len() };
+    let ids = likeliest(logits, k);
+    let max = ids.first().map_or(0.0, |id| logits[*id as usize]);
+    let weight = |id: u32| libm::exp((logits[id as usize] - max) / options.temperature);
+    let mut all: Vec<(u32, f64)> = ids.into_iter().map(|id| (id, weight(id))).collect();
     let total: f64 = all.iter().map(|(_, p)| p).sum();
     let mut sum = 0.0;
     let kept = all.iter().position(|(_, p)| {

@@ -125,6 +125,16 @@ fn top_k_top_p_and_temperature_leave_what_they_should() {
     assert_eq!(left(0, 0.7), [0, 1]);
     // Of the two that top-k leaves, the first has two thirds.
     assert_eq!(left(2, 0.6), [0]);
+    // Many scores, some of which are equal, in an order of all.
+    let scores: Vec<f64> = (0..1000).map(|i| f64::from(i * 7919 % 311)).collect();
+    for k in [1, 2, 7, 40, 499, 500, 999, 1000, 5000] {
+        let options = Options { top_k: k, top_p: 1.0, temperature: 1e6, ..Options::default() };
+        let found: Vec<u32> = candidates(&scores, &options).into_iter().map(|(id, _)| id).collect();
+        let mut all: Vec<u32> = (0..1000).collect();
+        all.sort_by_key(|id| (-scores[*id as usize] as i64, *id));
+        assert!(found == all[..k.min(1000)], "{k}");
+    }
+    let scores: Vec<f64> = [0.5f64, 0.25, 0.125, 0.125].iter().map(|p| p.ln()).collect();
     let cold = candidates(&scores, &Options { temperature: 0.5, top_k: 0, top_p: 1.0, ..Options::default() });
     assert!((cold[0].1 / cold[1].1 - 4.0).abs() < 1e-5);
     assert_eq!(argmax(&[1.0, 3.0, 3.0]), 1);

@@ -3,6 +3,7 @@
 //! The type of a file is found from its content, not its extension: blobs in a store have none. Nothing
 //! here computes with a model or a tokenizer: the caller may pass [`Options::decode`].
 
+mod gguf;
 mod json;
 mod lines;
 mod model;
@@ -177,6 +178,7 @@ fn content(path: &Path, name: &str, options: &Options) -> Result<Content> {
         None if fs::size(path)? == 0 => Ok(Content::Empty),
         _ if head.starts_with(b"PAR1") => parquet::read(path, options).map(Content::Parquet),
         _ if model::is_safetensors(&head) => model::read(path, options).map(Content::Model),
+        _ if gguf::is_gguf(&head) => gguf::read(path, options).map(Content::Model),
         _ if head.contains(&0) || binary::known_as(&head).is_some() => Ok(Content::Binary(Binary::of(&head))),
         Some(b'{' | b'[') => json_or_text(path, name, options),
         _ => text::read(path, options).map(Content::Text),

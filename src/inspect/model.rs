@@ -1,5 +1,5 @@
-//! The weights of a model: a safetensors file, of which only the header is read, and its
-//! `config.json`.
+//! The weights of a model: a safetensors file, of which only the header is read, and its `config.json`; what
+//! is shown of a GGUF file, too.
 //!
 //! The form is that of <https://huggingface.co/docs/safetensors>: 8 bytes with the length of a JSON
 //! header, the header, the bytes of all tensors without gaps.
@@ -27,7 +27,9 @@ pub struct ModelSummary {
     pub tensors: Vec<Tensor>,
     /// The output projection, when it holds the same numbers as the token embedding.
     pub tied: Option<Tied>,
-    /// The metadata of the header.
+    /// How many tokens the vocabulary of a GGUF file has.
+    pub tokens: Option<u64>,
+    /// The metadata of the header, long lists shortened.
     pub metadata: BTreeMap<String, String>,
     /// `config.json`.
     pub config: Option<Value>,
@@ -71,7 +73,7 @@ pub struct Tensor {
     pub shape: Vec<u64>,
     pub bytes: u64,
     #[serde(skip)]
-    start: u64,
+    pub(super) start: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -123,6 +125,7 @@ pub(super) fn read(path: &Path, options: &Options) -> Result<ModelSummary> {
         tensor_bytes: size - data,
         tensors,
         tied,
+        tokens: None,
         metadata,
         architecture: architecture.map(|config| config.describe()),
         adapter: is_adapter.then(|| Adapter::of(config.as_ref().unwrap_or(&Value::Null))),
@@ -225,13 +228,16 @@ fn natural(name: &str) -> Vec<(u64, String)> {
 }
 
 impl Tensor {
-    fn elements(&self) -> u64 {
+    pub(super) fn elements(&self) -> u64 {
         self.shape.iter().product()
     }
 }
 
 impl ModelSummary {
     pub(super) fn summary(&self) -> String {
+        if let (Some(tokens), true) = (self.tokens, self.tensors.is_empty()) {
+            return format!("vocabulary of {} tokens", units::count(tokens));
+        }
         let what = match &self.adapter {
             Some(Adapter { rank: Some(rank), .. }) => format!("adapter of rank {rank}, "),
             Some(_) => "adapter of ".to_string(),
@@ -240,9 +246,19 @@ impl ModelSummary {
         format!("{what}{} parameters in {} tensors", units::count(self.parameters), self.tensors.len())
     }
 
+    /// How many tensors there are of each type, when there are several.
+    fn types(&self) -> Option<String> {
+        let mut types: BTreeMap<&str, usize> = BTreeMap::new();
+        self.tensors.iter().for_each(|tensor| *types.entry(&tensor.dtype).or_default() += 1);
+        let all: Vec<String> = types.iter().map(|(ty, n)| format!("{n} of {ty}")).collect();
+        (all.len() > 1).then(|| all.join(", "))
+    }
+
     pub(super) fn render(&self, page: &mut Page) {
         page.field("parameters", Some(units::count(self.parameters)));
         page.field("tensors", Some(format!("{}, {}", self.tensors.len(), units::bytes(self.tensor_bytes))));
+        page.field("types", self.types());
+        page.field("vocabulary", self.tokens.map(|tokens| format!("{} tokens", units::count(tokens))));
         let tied =
             self.tied.as_ref().map(|tied| format!("{} = {}, counted once", tied.output, tied.embedding));
         page.field("tied", tied);

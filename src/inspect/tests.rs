@@ -224,6 +224,48 @@ fn the_parts_of_an_architecture_are_named() {
 }
 
 #[test]
+fn a_gguf_file_shows_its_types_keys_and_architecture() {
+    use crate::kernel::BlockType;
+    use crate::model::{Model, Transformer, llama};
+    let files = Files::new();
+    let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizers/byte_bpe.json");
+    let tokenizer = crate::tokenizer::Tokenizer::load(&tokenizer).unwrap();
+    let model = Model { transformer: Transformer::fresh(&llama(999, 32, 1, 2, 8), 1), tokenizer };
+    let folder = files.path("model");
+    model.save_blocks(&folder, &mut |_, rows| Ok((BlockType::Q8_0, BlockType::Q8_0.encode(rows)?))).unwrap();
+    let alone = look(&folder.join("model.gguf"), "model.gguf");
+    let parts =
+        ["types           3 of F32, 8 of Q8_0", "llama.block_count", "tokenizer.ggml.model", "\"none\""];
+    shows(&alone, &parts);
+    shows(&alone, &["architecture    RMSNorm, rotary positions (base 10,000), SwiGLU", "999 × 32", "Q8_0"]);
+    let Content::Model(summary) = &alone.content else { panic!("{alone}") };
+    assert_eq!((summary.parameters, summary.tokens), (model.transformer.layout.len as u64, None));
+    // Of a folder, with what `config.json` says.
+    shows(&look(&folder, "model"), &["model.gguf", "model_type=llama", "48,448 parameters in 11 tensors"]);
+
+    let file = crate::model::format::gguf::File::open(&folder.join("model.gguf")).unwrap();
+    let tokens: Vec<String> = (0..50).map(|i| format!("t{i}")).collect();
+    let metadata = [("tokenizer.ggml.model", "gpt2".into()), ("tokenizer.ggml.tokens", tokens.into())];
+    let metadata =
+        metadata.map(|(key, value): (&str, crate::model::format::gguf::Value)| (key.to_string(), value));
+    let vocabulary = files.path("v");
+    crate::model::format::gguf::write(&vocabulary, &metadata, &[], &mut |_| unreachable!()).unwrap();
+    let report = look(&vocabulary, "v");
+    shows(&report, &["v: vocabulary of 50 tokens", "[\"t0\", \"t1\","]);
+
+    let whole = fs::read(&folder.join("model.gguf")).unwrap();
+    let found = error(&files.write("d", &whole[..whole.len() - 100]), "model.gguf");
+    let last = file.tensors.last().unwrap();
+    assert!(
+        found.contains(&format!("tensor `{}`", last.name)) && found.contains("beyond the file's"),
+        "{found}"
+    );
+    assert!(
+        error(&files.write("g", b"GGUF\x03\0\0\0rest"), "g").contains("the header is cut off or damaged")
+    );
+}
+
+#[test]
 fn damaged_models_are_told() {
     let files = Files::new();
     let whole = fs::read(&files.model("m")).unwrap();
@@ -335,7 +377,6 @@ fn text_is_counted_and_its_first_bad_byte_placed() {
 fn the_rest_is_named() {
     let files = Files::new();
     shows(&look(&files.write("e", b""), "e"), &["e: empty, 0 B"]);
-    shows(&look(&files.write("g", b"GGUF\x03\0\0\0rest"), "g"), &["GGUF model", "47 47 55 46"]);
     shows(&look(&files.write("s", b" \n "), "s"), &["text of 2 lines, 0 words"]);
     assert!(error(&files.path("absent"), "absent").contains("No such file"));
     let whole = fs::read(&files.documents()).unwrap();

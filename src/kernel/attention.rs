@@ -23,6 +23,9 @@ const BLOCK: usize = 128;
 /// Keys by which products leave out what is ahead.
 const STEP: usize = 32;
 
+/// Scores of fewer multiplications are computed by one thread.
+const SERIAL: usize = 1 << 14;
+
 /// Sequences that attend, each to itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
@@ -108,7 +111,7 @@ pub fn forward(
 ) {
     let (t, c) = (shape.queries, shape.heads * shape.width);
     let (out, stats) = (Parts::new(out), Parts::new(stats));
-    team.each(shape.batch * shape.heads, |task| {
+    let head = |task: usize| {
         let (s, h) = (task / shape.heads, task % shape.heads);
         let g = h / shape.group();
         let [q, k, v] = [q.head(&shape, s, h), k.head(&shape, s, g), v.head(&shape, s, g)];
@@ -129,7 +132,14 @@ pub fn forward(
                 mix(team.isa, &shape, scores, width, &block, v, out.from(s * t * c + h * shape.width), c);
             }
         });
-    });
+    };
+    let tasks = shape.batch * shape.heads;
+    // A new token behind a short text takes less time than waiting for other threads.
+    if tasks * t * shape.keys() * shape.width < SERIAL {
+        (0..tasks).for_each(head)
+    } else {
+        team.each(tasks, head)
+    }
 }
 
 fn blocks(t: usize) -> impl Iterator<Item = Range<usize>> {
@@ -141,9 +151,11 @@ fn scores_of(isa: Isa, shape: &Shape, a: View, b: View, block: &Range<usize>, ou
     let seen = shape.start + block.end;
     let out = Parts::new(out);
     let a = a.below(block.start);
-    for left in (0..seen).step_by(STEP) {
+    // A single query sees all of the keys.
+    let step = if block.len() == 1 { seen } else { STEP };
+    for left in (0..seen).step_by(step) {
         let first = left.saturating_sub(shape.start).max(block.start);
-        let (rows, columns) = (first - block.start..block.len(), left..(left + STEP).min(seen));
+        let (rows, columns) = (first - block.start..block.len(), left..(left + step).min(seen));
         let product = Product { a, b: b.t(), k: shape.width, start: Start::Zero, c: out, stride: width };
         product.part(isa, rows, columns);
     }

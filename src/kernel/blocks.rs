@@ -234,10 +234,150 @@ impl BlockType {
             _ => panic!("{} has no blocks", self.name()),
         }
     }
+
+    /// The least and the greatest code.
+    ///
+    /// # Panics
+    /// When the type is not quantized.
+    pub fn codes(self) -> [i8; 2] {
+        match self {
+            BlockType::Q4_0 => [-8, 7],
+            BlockType::Q5_0 => [-16, 15],
+            // Not -128: products of codes may take their absolute value.
+            BlockType::Q8_0 => [-127, 127],
+            BlockType::Q6K => [-32, 31],
+            BlockType::Q4_1 | BlockType::Q4K => [0, 15],
+            BlockType::Q5_1 | BlockType::Q5K => [0, 31],
+            _ => panic!("{} has no codes", self.name()),
+        }
+    }
+
+    /// The greatest of the integers that scales of groups are stored as; 1 where a block is one group.
+    pub fn scales(self) -> i8 {
+        match self {
+            BlockType::Q4K | BlockType::Q5K => 63,
+            BlockType::Q6K => 127,
+            _ => 1,
+        }
+    }
+
+    /// Appends a block, the inverse of [`BlockType::unpack`].
+    ///
+    /// # Panics
+    /// When the type is not quantized.
+    pub fn pack(self, block: &Integers, to: &mut Vec<u8>) {
+        let half = |x: f32| half::f16::from_f32(x).to_le_bytes();
+        if self != BlockType::Q6K {
+            to.extend(half(block.scale));
+        }
+        match self {
+            BlockType::Q4_0 => block.push_low(8, to),
+            BlockType::Q4_1 => {
+                to.extend(half(block.min));
+                block.push_low(0, to);
+            }
+            BlockType::Q5_0 => {
+                block.push_fifth(16, to);
+                block.push_low(16, to);
+            }
+            BlockType::Q5_1 => {
+                to.extend(half(block.min));
+                block.push_fifth(0, to);
+                block.push_low(0, to);
+            }
+            BlockType::Q8_0 => to.extend(block.codes[..32].iter().map(|code| *code as u8)),
+            BlockType::Q4K | BlockType::Q5K => {
+                to.extend(half(-block.min));
+                block.push_scales_and_mins(to);
+                block.push_k4(self == BlockType::Q5K, to);
+            }
+            BlockType::Q6K => {
+                block.push_k6(to);
+                to.extend(block.scales.iter().map(|scale| *scale as u8));
+                to.extend(half(block.scale));
+            }
+            _ => panic!("{} has no blocks", self.name()),
+        }
+    }
 }
 
 fn copy<const N: usize>(bytes: &[u8], numbers: &mut [f32], number: impl Fn([u8; N]) -> f32) {
     numbers.iter_mut().zip(bytes.as_chunks::<N>().0).for_each(|(x, b)| *x = number(*b));
+}
+
+/// A block as integers: a number of a group is `scale · scales[group] · code + min · mins[group]`. Of blocks
+/// of 32 numbers only the first 32 codes count, and `scales[0]` and `mins[0]` are 1.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Integers {
+    /// IEEE 754's binary16, as is
+    pub scale: f32,
+    /// this one.
+    pub min: f32,
+    /// One for each [`BlockType::group_len`] codes, within [`BlockType::scales`].
+    pub scales: [i8; 16],
+    /// 0 to 63.
+    pub mins: [u8; 16],
+    /// Within [`BlockType::codes`].
+    pub codes: [i8; 256],
+}
+
+impl Default for Integers {
+    fn default() -> Self {
+        Integers { scale: 0.0, min: 0.0, scales: [1; 16], mins: [1; 16], codes: [0; 256] }
+    }
+}
+
+impl Integers {
+    /// The scale and the min of a group.
+    pub fn group(&self, group: usize) -> (f32, f32) {
+        (self.scale * f32::from(self.scales[group]), self.min * f32::from(self.mins[group]))
+    }
+
+    /// 32 codes, counted from 0: the lower four bits, those of the first 16 in the lower halves of the bytes.
+    fn push_low(&self, zero: i8, to: &mut Vec<u8>) {
+        let code = |i: usize| (self.codes[i] + zero) as u8 & 15;
+        to.extend((0..16).map(|i| code(i) | code(i + 16) << 4));
+    }
+
+    /// The fifth bits of 32 codes.
+    fn push_fifth(&self, zero: i8, to: &mut Vec<u8>) {
+        let bit = |i: usize| (self.codes[i] + zero) as u8 >> 4 & 1;
+        to.extend((0..4).map(|byte| (0..8).fold(0, |all, i| all | bit(8 * byte + i) << i)));
+    }
+
+    /// 8 scales and mins of 6 bits each: the inverse of [`scale_and_min`].
+    fn push_scales_and_mins(&self, to: &mut Vec<u8>) {
+        let (scale, min) = (|i: usize| self.scales[i] as u8, |i: usize| self.mins[i]);
+        to.extend((0..4).map(|i| scale(i) | scale(i + 4) >> 4 << 6));
+        to.extend((0..4).map(|i| min(i) | min(i + 4) >> 4 << 6));
+        to.extend((4..8).map(|i| scale(i) & 15 | (min(i) & 15) << 4));
+    }
+
+    /// 8 groups of 32 codes, two of them side by side in each 32 bytes; before them their fifth bits.
+    fn push_k4(&self, has_fifth: bool, to: &mut Vec<u8>) {
+        let code = |group: usize, i: usize| self.codes[32 * group + i] as u8;
+        if has_fifth {
+            let fifth = |i: usize| (0..8).fold(0, |all, group| all | (code(group, i) >> 4 & 1) << group);
+            to.extend((0..32).map(fifth));
+        }
+        let pair = |i: usize| (2 * (i / 32), i % 32);
+        to.extend((0..128).map(pair).map(|(group, i)| code(group, i) & 15 | code(group + 1, i) << 4));
+    }
+
+    /// The lower four bits of 256 codes, then the upper two.
+    fn push_k6(&self, to: &mut Vec<u8>) {
+        let code =
+            |half: usize, quarter: usize, i: usize| (self.codes[128 * half + 32 * quarter + i] + 32) as u8;
+        for half in 0..2 {
+            let low = |i: usize| code(half, i / 32, i % 32) & 15 | code(half, i / 32 + 2, i % 32) << 4;
+            to.extend((0..64).map(low));
+        }
+        for half in 0..2 {
+            let high =
+                |i: usize| (0..4).fold(0, |all, quarter| all | code(half, quarter, i) >> 4 << (2 * quarter));
+            to.extend((0..32).map(high));
+        }
+    }
 }
 
 /// A block's parts. Of those of 32 numbers only the first 32 codes and the first scale and min count.
@@ -338,6 +478,38 @@ mod tests {
             }
             let max = numbers.iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(max < 0.02, "{ty:?}: {max}");
+        }
+    }
+
+    #[test]
+    fn blocks_that_are_packed_are_unpacked_alike() {
+        let mut rng = crate::base::Rng::new(1, "blocks");
+        for ty in BlockType::all().filter(|ty| ty.is_quantized()) {
+            let has_min = ty.codes()[0] == 0;
+            for _ in 0..50 {
+                let mut within = |low: i8, high: i8| {
+                    low + rng.index((i32::from(high) - i32::from(low) + 1) as usize) as i8
+                };
+                let [low, high] = ty.codes();
+                let mut block =
+                    Integers { scale: 0.25, min: if has_min { -0.5 } else { 0.0 }, ..Default::default() };
+                block.codes[..ty.block_len()].fill_with(|| within(low, high));
+                if ty.scales() > 1 {
+                    block.scales.fill_with(|| within(if has_min { 0 } else { -127 }, ty.scales()));
+                    block.mins.fill_with(|| within(0, 63) as u8);
+                }
+                let (mut bytes, mut found) = (Vec::new(), Block::default());
+                ty.pack(&block, &mut bytes);
+                ty.unpack(&bytes, &mut found);
+                assert_eq!(found.codes[..ty.block_len()], block.codes[..ty.block_len()], "{ty:?}");
+                for group in 0..ty.block_len() / ty.group_len() {
+                    assert_eq!(
+                        (found.scales[group], found.mins[group]),
+                        block.group(group),
+                        "{ty:?} {group}"
+                    );
+                }
+            }
         }
     }
 

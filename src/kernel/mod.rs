@@ -50,8 +50,8 @@
 //! numbers. `dx` is the gradient of the loss with respect to `x`. `stats` of a norm are mean and rstd
 //! (`1 / standard deviation`) of each row, those of attention the max and the inverse sum of each softmax.
 //!
-//! Unsafe code is here for three things: instructions whose presence was checked at run time, threads that
-//! write disjoint parts of one slice, and memory in huge pages.
+//! Unsafe code is here for four things: instructions whose presence was checked at run time, threads that
+//! write disjoint parts of one slice, memory in huge pages, and numbers read as the bytes that they are.
 
 pub mod activation;
 pub mod adamw;

@@ -187,6 +187,7 @@ impl Simd for Neon {
 impl Dots for Neon {
     /// 16 bytes, or 4 i32, in each register.
     type I = [int32x4_t; 4];
+    const PANELS: usize = 1;
     const BIAS: i32 = 0;
 
     #[inline(always)]

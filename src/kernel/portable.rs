@@ -127,6 +127,7 @@ impl Simd for Portable {
 
 impl Dots for Portable {
     type I = [u32; LANES];
+    const PANELS: usize = 1;
     const BIAS: i32 = 0;
 
     #[inline(always)]

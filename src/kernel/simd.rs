@@ -196,6 +196,8 @@ pub trait Simd: Tiles {
 pub trait Dots: Tiles {
     /// 16 i32, or 64 bytes, of which a lane has four.
     type I: Copy;
+    /// The width of a tile of several rows, in vectors: 1 or 2.
+    const PANELS: usize;
     /// What [`Dots::dot_bytes`] takes a code for, less what it stands for.
     const BIAS: i32;
     unsafe fn splat_i(x: i32) -> Self::I;

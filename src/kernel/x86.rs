@@ -293,6 +293,8 @@ impl Tiles for Vnni {
 macro_rules! bytes_of_512 {
     () => {
         type I = __m512i;
+        // 4 × 2 sums, as many of f32, 2 of codes and 1 of x: 19 of 32 registers.
+        const PANELS: usize = 2;
 
         #[inline(always)]
         unsafe fn splat_i(x: i32) -> __m512i {
@@ -360,6 +362,8 @@ impl Dots for Avx512 {
 
 impl Dots for Avx2 {
     type I = [__m256i; 2];
+    // 4 sums of two registers, two of codes and one of x; those of f32 are needed once a group.
+    const PANELS: usize = 1;
     const BIAS: i32 = 0;
 
     #[inline(always)]

@@ -447,11 +447,12 @@ impl Report {
 fn open(artifact: &Artifact, ctx: &Context, tokenizer: &Tokenizer) -> Result<Logits> {
     let logits = Logits::open(&teachers::files(artifact))?;
     let shards = ctx.input("shards")?;
-    for (what, theirs, own) in [
-        ("tokenizer", logits.header.tokenizer, tokenizer.digest()),
-        ("shards", logits.header.shards, shards.digest),
+    let (of_tokenizer, of_shards) = (logits.header.tokenizer, logits.header.shards);
+    for (what, theirs, own, same) in [
+        ("tokenizer", of_tokenizer, tokenizer.digest(), tokenizer.has_digest(of_tokenizer)),
+        ("shards", of_shards, shards.digest, of_shards == shards.digest),
     ] {
-        if theirs != own {
+        if !same {
             let found = format!("{what} {}, connected is {}", theirs.short(), own.short());
             return Err(Error::input(format!("`{}` was computed with the {found}", artifact.label))
                 .help(format!("connect the same {what} to `teach` and `distill`")));

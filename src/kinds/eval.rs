@@ -12,7 +12,7 @@ use crate::corpus::conversation::{Message, Role};
 use crate::corpus::held_out;
 use crate::eval::{self, Gate, Scored};
 use crate::generate;
-use crate::model::{Model, TOKENIZER_FILE};
+use crate::model::{GGUF_FILE, Model, TOKENIZER_FILE};
 use crate::stage::{Artifact, Connected, Context, Info, Issue, Kind, Port};
 use crate::tokenizer::Tokenizer;
 use crate::train::Sample;
@@ -130,7 +130,10 @@ impl Kind for Eval {
             max_tokens: params.max_tokens,
             completions: params.completions,
         };
-        let report = eval::evaluate(&model, &texts, &options, ctx.monitor)?;
+        let mut report = eval::evaluate(&model, &texts, &options, ctx.monitor)?;
+        if let (Some(blocks), None) = (input.find(GGUF_FILE), adapter) {
+            report.model_bytes = fs::size(blocks)?;
+        }
         announce(&report);
         let folder = ctx.output("report")?;
         fs::write_json(&folder.join("report.json"), &report)?;

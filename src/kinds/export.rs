@@ -1,4 +1,4 @@
-//! `export`: a model or a tokenizer in a form that another program reads.
+//! `export`: a model, a tokenizer or token ids in a form that another program reads.
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::import::{self, What};
 use super::{facts, texts, tokenizers};
-use crate::base::{Error, Result, fs, suggest, units};
+use crate::base::{Error, Monitor, Result, fs, suggest, units};
 use crate::kernel::BlockType;
 use crate::model::Model;
 use crate::model::format::{self, Container, ExportOptions, Outgoing};
+use crate::shard::flat;
 use crate::stage::{Artifact, Connected, Context, FILES, Info, Issue, Kind, Port, Upstream};
 use crate::tokenizer::format as tokenizer_format;
 use crate::tokenizer::format::Format as TokenizerFormat;
@@ -30,7 +32,7 @@ pub struct Params {
 }
 
 /// The ports of which one must be connected.
-pub const PORTS: [&str; 2] = ["model", "tokenizer"];
+pub const PORTS: [&str; 3] = ["model", "tokenizer", "shards"];
 
 impl Kind for Export {
     type Params = Params;
@@ -41,13 +43,14 @@ impl Kind for Export {
         Info {
             name: "export",
             version: 1,
-            summary: "Writes a model or a tokenizer as another program reads it.",
+            summary: "Writes a model, a tokenizer or token ids as another program reads them.",
             inputs: vec![
                 Port::new("model", "model", "The model to write.").optional(),
                 Port::new("tokenizer", "tokenizer", "The tokenizer to write, in a form of tokenizers.")
                     .or(&["model"])
                     .or_source(&["tokenizer.json", ".json"])
                     .optional(),
+                Port::new("shards", "shards", "The token ids to write, in a form of token ids.").optional(),
                 Port::new("docs", "documents", docs).optional().many(),
                 Port::new("chats", "conversations", chats).optional().many(),
             ],
@@ -82,8 +85,8 @@ impl Kind for Export {
         let texts = Texts::new(texts::inputs(ctx)?, Vec::new());
         let port = PORTS.into_iter().find(|port| ctx.optional(port).is_some()).unwrap_or(PORTS[0]);
         let form = Form::named(port, &params.format)?;
-        form.write(ctx.input(port)?, params.quantize, &texts, ctx.output("files")?)?;
-        texts.report().iter().for_each(|line| tracing::info!("{line}"));
+        form.write(ctx.input(port)?, params.quantize, &texts, ctx.output("files")?, ctx.monitor)?;
+        texts.report().iter().for_each(|line| tracing::info!("texts: {line}"));
         Ok(())
     }
 }
@@ -96,8 +99,13 @@ fn validate_one(params: &Params, port: &str, inputs: &Connected) -> Vec<Issue> {
     };
     let mut issues = Vec::new();
     if port != "model" {
-        let what = format!("it says how a model is written, and a {port} is");
+        let what = format!("it says how a model is written, and `{port}` is connected");
         issues.extend(params.quantize.map(|_| Issue::param("quantize", what).help("leave it away")));
+    }
+    if port == "shards" {
+        let given = ["docs", "chats"].into_iter().find(|port| !inputs.get(port).is_empty());
+        let what = "token ids are written as they are: there is nothing to compare texts with";
+        issues.extend(given.map(|port| Issue::input(port, what).help("leave them away")));
     }
     let up = inputs.get(port).first();
     let reason = up.and_then(|up| form.refuses(up, params.quantize));
@@ -105,11 +113,13 @@ fn validate_one(params: &Params, port: &str, inputs: &Connected) -> Vec<Issue> {
     issues
 }
 
-/// A form of models or of tokenizers.
+/// A form of models, of tokenizers or of token ids.
 #[derive(Clone, Copy)]
 pub enum Form {
     Model(&'static dyn Container),
     Tokenizer(&'static dyn TokenizerFormat),
+    /// [`TOKEN_FILES`]
+    Shards,
 }
 
 impl Form {
@@ -130,7 +140,8 @@ impl Form {
     fn of_port(port: &str, name: &str) -> Result<Self> {
         match port {
             "model" => format::container(name).map(Form::Model),
-            _ => tokenizer_format::format(name).map(Form::Tokenizer),
+            "tokenizer" => tokenizer_format::format(name).map(Form::Tokenizer),
+            _ => import::check_format(What::Shards, name).map(|()| Form::Shards),
         }
     }
 
@@ -138,6 +149,7 @@ impl Form {
     fn refuses(self, up: &Upstream, quantize: Option<BlockType>) -> Option<String> {
         let algorithm = facts::algorithm(up);
         match self {
+            Form::Shards => None,
             Form::Tokenizer(form) => form.refuses(algorithm?),
             Form::Model(form) => {
                 let options = ExportOptions { dtype: quantize };
@@ -158,30 +170,47 @@ impl Form {
         quantize: Option<BlockType>,
         texts: &Texts,
         into: &Path,
+        monitor: &dyn Monitor,
     ) -> Result<()> {
-        let tokenizer = tokenizers::load(artifact, Names::default())?;
-        let each = |work: &mut dyn FnMut(&str) -> Result<()>| texts.each(work);
-        let form = match self {
-            Form::Model(form) => form,
-            Form::Tokenizer(form) => {
-                form.write(&tokenizer, into)?;
-                return tokenizer_format::check_written(form, &tokenizer, into, &each).map(drop);
-            }
-        };
-        let (files, options) = (artifact.as_files(), ExportOptions { dtype: quantize });
-        let model = Model::open(&files, tokenizer)?;
-        if let Some(why) = form.refuses(&model.transformer.config, &options) {
-            return Err(Error::usage(format!(
-                "`{}` can't be written as `{}`: {why}",
-                artifact.label,
-                form.name()
-            )));
+        match self {
+            Form::Model(form) => write_model(form, artifact, quantize, texts, into),
+            Form::Tokenizer(form) => write_tokenizer(form, artifact, texts, into),
+            Form::Shards => flat::export(&artifact.as_files().all, None, into, monitor).map(drop),
         }
-        form.write(&Outgoing { model: &model, files: &files, options: &options, texts: &each }, into)
     }
 }
 
+fn write_model(
+    form: &dyn Container,
+    artifact: &Artifact,
+    quantize: Option<BlockType>,
+    texts: &Texts,
+    into: &Path,
+) -> Result<()> {
+    let (files, options) = (artifact.as_files(), ExportOptions { dtype: quantize });
+    let model = Model::open(&files, tokenizers::load(artifact, Names::default())?)?;
+    if let Some(why) = form.refuses(&model.transformer.config, &options) {
+        let what = format!("`{}` can't be written as `{}`: {why}", artifact.label, form.name());
+        return Err(Error::usage(what));
+    }
+    let each = |work: &mut dyn FnMut(&str) -> Result<()>| texts.each(work);
+    form.write(&Outgoing { model: &model, files: &files, options: &options, texts: &each }, into)
+}
+
+fn write_tokenizer(
+    form: &dyn TokenizerFormat,
+    artifact: &Artifact,
+    texts: &Texts,
+    into: &Path,
+) -> Result<()> {
+    let tokenizer = tokenizers::load(artifact, Names::default())?;
+    form.write(&tokenizer, into)?;
+    let each = |work: &mut dyn FnMut(&str) -> Result<()>| texts.each(work);
+    tokenizer_format::check_written(form, &tokenizer, into, &each).map(drop)
+}
+
 /// Texts whose ids are compared with those of another program, and how many of them were.
+#[derive(Default)]
 pub struct Texts {
     stored: Inputs,
     /// Plain text, each file one.
@@ -219,9 +248,7 @@ impl Texts {
         match self.compared() {
             0 if is_empty.iter().all(|files| files.is_empty()) => None,
             0 => Some("the form keeps the tokenizer as it is: no texts were compared".into()),
-            n => {
-                Some(format!("{} compared: each gives the same token ids in the other form", units::count(n)))
-            }
+            n => Some(format!("{} compared: the same token ids in the other form", units::count(n))),
         }
     }
 }

@@ -1,13 +1,16 @@
-//! `import`: a model or a tokenizer of another program becomes one of ours.
+//! `import`: a model, a tokenizer or token ids of another program become ours.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use crate::base::{Error, Files, Result, units};
-use crate::model::format::{self, Container, Imported};
+use crate::base::{Error, Files, Invalid, Monitor, Result, units};
+use crate::model::format::{self, Container, ImportOptions, Imported};
 use crate::model::{Config, Model};
+use crate::shard::Totals;
+use crate::shard::flat::{self, FlatOptions, FlatReport, Width};
 use crate::stage::{Artifact, Connected, Context, FILES, Info, Issue, Kind, Port};
 use crate::tokenizer::format as tokenizer_format;
 use crate::tokenizer::{Names, Special, Tokenizer};
@@ -24,6 +27,11 @@ pub struct Params {
     /// Which tokens of the tokenizer begin and end a text, fill up a batch, and begin a turn of each role:
     /// `{ bos: "<s>", eos: "</s>" }`. Default: what the files say, or a token of a usual name.
     pub special_tokens: Names,
+    /// What the files of a model don't say of its architecture, by the names of the params of `pretrain`:
+    /// `{ n_head: 4 }`. Where something is missing, the error names it.
+    pub config: Map<String, Value>,
+    /// Bytes of an id of `train.bin`, 2 or 4. Default: 2 where the vocabulary fits.
+    pub id_bytes: Option<u64>,
 }
 
 /// What may be imported.
@@ -32,6 +40,7 @@ pub struct Params {
 pub enum What {
     Model,
     Tokenizer,
+    Shards,
 }
 
 impl What {
@@ -40,16 +49,30 @@ impl What {
         match self {
             What::Model => "model",
             What::Tokenizer => "tokenizer",
+            What::Shards => "shards",
         }
     }
 }
+
+/// The form of token ids, and what it is.
+pub const TOKEN_FILES: (&str, &str) =
+    ("train_bin", "nanoGPT: `train.bin` and `val.bin`, ids of 2 bytes, or 4 for large vocabularies");
+
+/// A shard takes no further document once it has this many tokens.
+const SHARD_TOKENS: u64 = 32 << 20;
 
 /// The value of `format` that has it detected.
 pub const AUTO: &str = "auto";
 
 impl Default for Params {
     fn default() -> Self {
-        Params { what: What::Model, format: AUTO.into(), special_tokens: Names::default() }
+        Params {
+            what: What::Model,
+            format: AUTO.into(),
+            special_tokens: Names::default(),
+            config: Map::new(),
+            id_bytes: None,
+        }
     }
 }
 
@@ -60,7 +83,7 @@ impl Kind for Import {
         Info {
             name: "import",
             version: 1,
-            summary: "Reads a model or a tokenizer of another program.",
+            summary: "Reads a model, a tokenizer or token ids of another program.",
             inputs: vec![
                 Port::new("files", FILES, "The files of the other program: one, several, or a folder.")
                     .or_source(&[""])
@@ -68,7 +91,7 @@ impl Kind for Import {
                 Port::new(
                     "tokenizer",
                     "tokenizer",
-                    "The model's tokenizer, of any form, where its own files hold none.",
+                    "The tokenizer of a model, where its own files hold none, or of token ids; of any form.",
                 )
                 .or(&["model"])
                 .or_source(&[""])
@@ -81,6 +104,7 @@ impl Kind for Import {
                     "With `what: model`: the model's folder, as `pretrain` makes it.",
                 ),
                 Port::new("tokenizer", "tokenizer", "With `what: tokenizer`: `tokenizer.json`."),
+                Port::new("shards", "shards", "With `what: shards`: token shards, as `shard` makes them."),
             ],
             open: false,
             seeded: false,
@@ -98,10 +122,19 @@ impl Kind for Import {
         let unknown = check_format(params.what, &params.format).err();
         let mut issues: Vec<Issue> =
             unknown.into_iter().map(|e| Issue::param("format", e.to_string())).collect();
-        if params.what != What::Model && !inputs.get("tokenizer").is_empty() {
-            let what = format!("`tokenizer` is connected, and a {} is imported", params.what.name());
+        let has_tokenizer = !inputs.get("tokenizer").is_empty();
+        if params.what == What::Tokenizer && has_tokenizer {
+            let what = "`tokenizer` is connected, and a tokenizer is imported";
             issues.push(Issue::input("tokenizer", what).help("leave it away, or set `what: model`"));
         }
+        if params.what == What::Shards && !has_tokenizer {
+            let what = "files of token ids do not say which tokens they are";
+            issues.push(Issue::input("files", what).help("connect their tokenizer to `tokenizer`"));
+        }
+        if params.what != What::Model && !params.config.is_empty() {
+            issues.push(Issue::param("config", "it completes the files of a model").help("leave it away"));
+        }
+        issues.extend(width(params.id_bytes).err().map(Issue::from));
         issues
     }
 
@@ -112,7 +145,8 @@ impl Kind for Import {
         match params.what {
             What::Model => {
                 let tokenizer = ctx.optional("tokenizer").map(Artifact::as_files);
-                let read = model(&files, tokenizer.as_ref(), &params.format, names)?;
+                let options = ImportOptions { config: params.config.clone() };
+                let read = model(&files, tokenizer.as_ref(), &params.format, &options, names)?;
                 tracing::info!("{}: {}", read.format, about_model(&read.model.transformer.config));
                 tracing::info!("tokenizer: {}", about_tokenizer(&read.model.tokenizer));
                 read.save(folder)
@@ -122,7 +156,30 @@ impl Kind for Import {
                 tracing::info!("{format}: {}", about_tokenizer(&tokenizer));
                 save_tokenizer(&tokenizer, folder)
             }
+            What::Shards => {
+                let tokenizer = tokenizer(&ctx.input("tokenizer")?.as_files(), AUTO, names)?.1;
+                let report = shards(
+                    &files,
+                    &tokenizer,
+                    width(params.id_bytes).map_err(Error::invalid)?,
+                    folder,
+                    ctx.monitor,
+                )?;
+                tracing::info!("{}", about_shards(&report));
+                Ok(())
+            }
         }
+    }
+}
+
+/// # Errors
+/// When ids are not so wide.
+fn width(bytes: Option<u64>) -> std::result::Result<Option<Width>, Invalid> {
+    match bytes {
+        None => Ok(None),
+        Some(2) => Ok(Some(Width::Two)),
+        Some(4) => Ok(Some(Width::Four)),
+        Some(other) => Err(Invalid::new("id_bytes", format!("must be 2 or 4, found {other}"))),
     }
 }
 
@@ -151,6 +208,9 @@ pub fn check_format(what: What, name: &str) -> Result<()> {
         _ if name == AUTO => Ok(()),
         What::Model => format::container(name).map(drop),
         What::Tokenizer => tokenizer_format::format(name).map(drop),
+        What::Shards if name == TOKEN_FILES.0 => Ok(()),
+        What::Shards => Err(Error::usage(format!("there is no format `{name}` of token ids"))
+            .help(format!("there is `{}`", TOKEN_FILES.0))),
     }
 }
 
@@ -159,15 +219,23 @@ pub struct ReadModel {
     /// The form that it was stored in.
     pub format: &'static str,
     pub model: Model,
+    /// The file with the blocks of a quantized model.
+    blocks: Option<PathBuf>,
 }
 
 /// Reads a model whose tokenizer may lie apart.
 ///
 /// # Errors
 /// When a file is damaged or of no known form, when there is no tokenizer, or it has more tokens than the model.
-pub fn model(files: &Files, tokenizer: Option<&Files>, format: &str, names: &Names) -> Result<ReadModel> {
+pub fn model(
+    files: &Files,
+    tokenizer: Option<&Files>,
+    format: &str,
+    options: &ImportOptions,
+    names: &Names,
+) -> Result<ReadModel> {
     let container = container_of(files, format)?;
-    let Imported { transformer, tokenizer: own, .. } = container.read(files)?;
+    let Imported { transformer, tokenizer: own, blocks } = container.read_with(files, options)?;
     let given =
         tokenizer.map(|files| self::tokenizer(files, AUTO, names).map(|(_, given)| given)).transpose()?;
     let tokenizer = match (given, own) {
@@ -182,7 +250,7 @@ pub fn model(files: &Files, tokenizer: Option<&Files>, format: &str, names: &Nam
         let help = "give the tokenizer that the model was trained with (`tokenizer`)";
         e.context(format!("`{}` can't be read", files.label)).help(help)
     })?;
-    Ok(ReadModel { format: container.name(), model: Model { transformer, tokenizer } })
+    Ok(ReadModel { format: container.name(), model: Model { transformer, tokenizer }, blocks })
 }
 
 /// The form called `format`, or the one that the files are of.
@@ -209,7 +277,7 @@ pub fn tokenizer(files: &Files, format: &str, names: &Names) -> Result<(&'static
         (Ok(form), _) => (form.name(), form.read(files)?),
         (Err(_), Ok(container)) if format == AUTO => {
             let none = || Error::input(format!("the model `{}` holds no tokenizer", files.label));
-            (container.name(), container.read(files)?.tokenizer.ok_or_else(none)?)
+            (container.name(), container.read_tokenizer(files)?.ok_or_else(none)?)
         }
         (Err(e), _) => return Err(e),
     };
@@ -222,7 +290,10 @@ impl ReadModel {
     /// # Errors
     /// When a file cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        self.model.save(folder)
+        match &self.blocks {
+            Some(blocks) => self.model.save_blocks_of(blocks, folder),
+            None => self.model.save(folder),
+        }
     }
 }
 
@@ -232,6 +303,34 @@ impl ReadModel {
 /// When a file cannot be written.
 pub fn save_tokenizer(tokenizer: &Tokenizer, folder: &Path) -> Result<()> {
     tokenizer_format::format("tokenizer_json")?.write(tokenizer, folder)
+}
+
+/// Reads token ids, of which `tokenizer` says what they are, as token shards. A document ends with the token that
+/// ends a text.
+///
+/// # Errors
+/// When a file is damaged, or an id is beyond the vocabulary.
+pub fn shards(
+    files: &Files,
+    tokenizer: &Tokenizer,
+    width: Option<Width>,
+    folder: &Path,
+    monitor: &dyn Monitor,
+) -> Result<FlatReport> {
+    let options = FlatOptions { width, eos: flat::eos_of(tokenizer), shard_tokens: SHARD_TOKENS };
+    flat::import(files, tokenizer, &options, folder, monitor)
+}
+
+/// How many tokens and documents there are.
+pub fn about_shards(report: &FlatReport) -> String {
+    let split = |name: &str, totals: &Totals| {
+        format!(
+            "{} tokens in {} documents to {name}",
+            units::count(totals.tokens),
+            units::count(totals.documents)
+        )
+    };
+    format!("{}, {}", split("train on", &report.train), split("validate on", &report.validation))
 }
 
 /// Its size and architecture in words.
@@ -296,7 +395,7 @@ mod tests {
         let (dir, size) = (tempfile::tempdir().unwrap(), words().vocab_size());
         let [folder, beside] = made(dir.path(), size + 3);
         let files = ("files", folder);
-        let said = error("", &[files.clone()]);
+        let said = error("", std::slice::from_ref(&files));
         assert!(said.contains("`folder` holds no tokenizer") && said.contains("(`tokenizer`)"), "{said}");
         let read = import("", &[files.clone(), ("tokenizer", beside.clone())]).unwrap();
         assert!(read.read("model", TOKENIZER_FILE) == words().json(), "fewer tokens than rows are fine");

@@ -11,6 +11,7 @@ pub mod ingest;
 pub mod ingest_chat;
 pub mod prefer;
 pub mod pretrain;
+pub mod quantize;
 pub mod shard;
 pub mod synthesize;
 pub mod teach;
@@ -41,6 +42,7 @@ pub fn all() -> Vec<Box<dyn Stage>> {
         erase::<ingest_chat::IngestChat>(),
         erase::<prefer::Prefer>(),
         erase::<pretrain::Pretrain>(),
+        erase::<quantize::Quantize>(),
         erase::<shard::Shard>(),
         erase::<synthesize::Synthesize>(),
         erase::<teach::Teach>(),

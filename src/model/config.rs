@@ -217,6 +217,10 @@ impl Config {
         if let Some((name, n)) = positive.iter().find(|(_, n)| *n > 1 << 24) {
             return Err(Invalid::new(*name, format!("is {n}, beyond what this trains")));
         }
+        // Each layer has parameters of its own to be named.
+        if self.n_layer > 1 << 12 {
+            return Err(Invalid::new("n_layer", format!("is {}, beyond what this trains", self.n_layer)));
+        }
         if !self.n_head.is_multiple_of(self.n_kv_head) {
             let why = format!("is {}, which does not divide the {} heads", self.n_kv_head, self.n_head);
             return Err(Invalid::new("n_kv_head", why));

@@ -149,7 +149,7 @@ impl<'a> Decoder<'a> {
 
 fn pass_of<'p>(team: &'p Team, model: &'p Transformer, rows: usize) -> Pass<'p> {
     let dropout = DropoutSites::NONE;
-    Pass { team, model, rows, first_row: 0, first_sequence: 0, dropout, keep: false }
+    Pass { team, model, rows, first_row: 0, first_sequence: 0, dropout, keep: false, watch: None }
 }
 
 /// What is new of each text, one behind the other.

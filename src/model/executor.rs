@@ -12,12 +12,13 @@ use std::sync::Mutex;
 
 use super::layer::attention::Span;
 use super::layer::head::{self, gather, scatter};
-use super::layer::{DropoutSites, Pass, embed, norm};
+use super::layer::{DropoutSites, Pass, Watch, embed, norm};
 use super::ordered::{self, OrderedGradient, Turns, lock};
 use super::workspace::{Scratch, Workspace};
 use super::{Config, Prediction, Transformer, block};
 use crate::kernel::embedding::{self, Ids};
 use crate::kernel::loss::{self, CHUNK, IGNORE, Soft, Targets};
+use crate::kernel::matmul::View;
 use crate::kernel::{Buffer, Team};
 
 /// Tokens of a micro-batch, or more where one sequence is longer. Small, so that there are micro-batches for all
@@ -262,6 +263,24 @@ impl Executor {
         }
     }
 
+    /// Calls `watch` with the rows that each linear layer and the output projection reads, `[N, in]`, micro-batch
+    /// by micro-batch in their order, and with the place of its weights in [`Transformer::weights`].
+    ///
+    /// # Panics
+    /// As [`Executor::loss`].
+    pub fn inputs(&mut self, model: &Transformer, all: Sequences, watch: &Watch) {
+        self.check(all);
+        self.prepare(1, all.length);
+        let Executor { team, workspaces, .. } = self;
+        let mut workspace = lock(&workspaces[0]);
+        for (first, part) in split(all, sequences_of(all.length)) {
+            let pass = pass_of(team, model, part, first, DropoutSites::NONE, false);
+            forward(&Pass { watch: Some(watch), ..pass }, &mut workspace, part);
+            let (rows, c) = (part.ids.len(), model.config.d_model);
+            watch(team, &model.layout.head, rows, View::new(&workspace.scratch.a[..rows * c], c));
+        }
+    }
+
     pub(super) fn check(&self, all: Sequences) {
         let Sequences { ids, targets, length, weights, soft } = all;
         assert!(length <= self.config.seq_len && length > 0, "{length} of {} positions", self.config.seq_len);
@@ -317,7 +336,7 @@ pub(super) fn pass_of<'a>(
     keep: bool,
 ) -> Pass<'a> {
     let (rows, first_row) = (part.ids.len(), first_sequence * part.length);
-    Pass { team, model, rows, first_row, first_sequence, dropout, keep }
+    Pass { team, model, rows, first_row, first_sequence, dropout, keep, watch: None }
 }
 
 /// Up to the last norm, whose output goes into `scratch.a`.

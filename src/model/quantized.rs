@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::format::Stored;
 use super::layout::Role;
 use super::{Parameter, Transformer};
+use crate::base::Result;
 use crate::kernel::BlockType;
 use crate::kernel::quantized::Matrix;
 
@@ -37,6 +38,30 @@ impl Transformer {
         let mut numbers = vec![0.0; stored.shape.iter().product()];
         ty.decode(bytes, &mut numbers);
         stored.places(&self.layout).zip(numbers).for_each(|(place, x)| self.weights[place] = x);
+    }
+
+    /// The same model with all matrices rounded to blocks of a quantized type, or where a row is no whole blocks
+    /// of the type that stands in for it, see [`BlockType::for_rows_of`].
+    ///
+    /// # Errors
+    /// When a number is not finite.
+    pub fn rounded_to(mut self, ty: BlockType) -> Result<Self> {
+        for (i, p) in self.layout.parameters.clone().iter().enumerate() {
+            let name = || p.name.clone();
+            let tensors: Vec<Stored> = match p.role {
+                Role::Matrix => p.columns.iter().map(|c| Stored::part(p, i, name(), c.clone())).collect(),
+                Role::Embedding | Role::Head => vec![Stored::whole(p, i, name())],
+                Role::Position | Role::Vector | Role::Scalar => continue,
+            };
+            for stored in tensors {
+                let ty = ty.for_rows_of(stored.shape[1]);
+                let numbers: Vec<f32> =
+                    stored.places(&self.layout).map(|place| self.weights[place]).collect();
+                let bytes = ty.encode(&numbers).map_err(|e| e.context(format!("`{}`", p.name)))?;
+                self.put(&stored, ty, &bytes);
+            }
+        }
+        Ok(self)
     }
 
     /// Whether matrices are integers with scales, which products read as they are. Such a model computes forward

@@ -6,6 +6,7 @@
 //! here; [`TokenStream`] only gives windows of the ids laid end to end.
 
 mod build;
+pub mod flat;
 pub mod logits;
 mod read;
 mod write;

@@ -1,35 +1,39 @@
-//! Bytes as text (RFC 4648, with padding), as a `tokenizer.json` holds them.
+//! Base64 with padding (RFC 4648, section 4).
 
-const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 pub fn encode(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let bits = (0..3).fold(0, |bits, i| bits << 8 | u32::from(group.get(i).copied().unwrap_or(0)));
-        for i in 0..4 {
-            let letter = LETTERS[(bits >> (18 - 6 * i)) as usize & 63];
-            text.push(if i <= group.len() { char::from(letter) } else { '=' });
+    for chunk in bytes.chunks(3) {
+        let padded = [chunk[0], *chunk.get(1).unwrap_or(&0), *chunk.get(2).unwrap_or(&0)];
+        let bits = u32::from_be_bytes([0, padded[0], padded[1], padded[2]]);
+        for place in 0..4 {
+            let digit = DIGITS[(bits >> (18 - 6 * place)) as usize & 63];
+            text.push(if place > chunk.len() { '=' } else { char::from(digit) });
         }
     }
     text
 }
 
-/// `None` when the text is no such.
-pub fn decode(text: &str) -> Option<Vec<u8>> {
-    let letters = text.trim_end_matches('=').as_bytes();
-    if text.len() % 4 != 0 || text.len() - letters.len() > 2 {
-        return None;
-    }
-    let mut bytes = Vec::with_capacity(letters.len() * 3 / 4);
-    for group in letters.chunks(4) {
-        let mut bits = 0;
-        for letter in group {
-            bits = bits << 6 | LETTERS.iter().position(|l| l == letter)? as u32;
+/// # Errors
+/// The byte in `text` from which on it is not Base64.
+pub fn decode(text: &str) -> Result<Vec<u8>, usize> {
+    let digits = text.trim_end_matches('=');
+    let padding = text.len() - digits.len();
+    let mut bytes = Vec::with_capacity(digits.len() / 4 * 3 + 2);
+    let (mut bits, mut count) = (0u32, 0);
+    for (at, digit) in digits.bytes().enumerate() {
+        let value = DIGITS.iter().position(|d| *d == digit).ok_or(at)?;
+        bits = bits << 6 | value as u32;
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            bytes.push((bits >> count) as u8);
+            bits &= (1 << count) - 1;
         }
-        bits <<= 6 * (4 - group.len());
-        bytes.extend_from_slice(&bits.to_be_bytes()[1..group.len()]);
     }
-    Some(bytes)
+    let whole = text.len().is_multiple_of(4) && padding < 3 && bits == 0;
+    if whole { Ok(bytes) } else { Err(digits.len().saturating_sub(1)) }
 }
 
 #[cfg(test)]
@@ -37,12 +41,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_examples_of_the_rfc() {
-        let all = ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"];
-        for (len, text) in all.into_iter().enumerate() {
-            assert_eq!(encode(&b"foobar"[..len]), text);
-            assert_eq!(decode(text).as_deref(), Some(&b"foobar"[..len]));
+    fn bytes_come_back_and_what_is_not_base64_is_refused() {
+        for (text, due) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")] {
+            assert_eq!(encode(text.as_bytes()), due);
+            assert_eq!(decode(due).unwrap(), text.as_bytes());
         }
-        assert_eq!(["Zg=", "Z", "Zm9v====", "Zm9*"].map(decode), [const { None }; 4]);
+        let all: Vec<u8> = (0..=255).collect();
+        assert_eq!(decode(&encode(&all)).unwrap(), all);
+        for (wrong, at) in [("Zg=", 1), ("Zg", 1), ("Zh==", 1), ("Z!==", 1), ("====", 0), ("Zm 8", 2)] {
+            assert_eq!(decode(wrong), Err(at), "{wrong}");
+        }
     }
 }

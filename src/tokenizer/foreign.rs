@@ -281,10 +281,10 @@ impl Turns {
         let mut head = look.head(begin);
         let mut all = Vec::with_capacity(messages.len());
         let mut start = head;
-        for i in 0..messages.len() {
+        for (i, message) in messages.iter().enumerate() {
             let turn = look.turn(i, start);
             start = turn.range.end;
-            if messages[i].role == Role::System && i == 0 {
+            if message.role == Role::System && i == 0 {
                 head = start;
             }
             all.push(turn);

@@ -7,6 +7,7 @@
 mod base64;
 mod bpe;
 mod cache;
+mod charsmap;
 pub mod chat;
 mod classes;
 mod cut;
@@ -20,12 +21,15 @@ mod stream;
 mod template;
 mod texts;
 pub mod train;
+mod unigram;
+mod white_space;
 
 #[cfg(test)]
 mod tests_of_chat;
 #[cfg(test)]
 pub(crate) mod tests_with_library;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
@@ -42,6 +46,7 @@ use crate::corpus::conversation::Role;
 
 use bpe::{Bpe, Work};
 use cache::WordCache;
+use charsmap::Charsmap;
 use cut::Cut;
 use foreign::{Before, Spellings};
 use in_text::{InText, Segment};
@@ -51,6 +56,7 @@ use special::{Named, Template};
 pub use stream::StreamDecoder;
 use template::ChatTemplate;
 pub use texts::{EachText, Inputs, Text, Texts};
+use unigram::Unigram;
 
 /// The file of a tokenizer, alone or in a model's folder.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
@@ -124,6 +130,10 @@ struct Inner {
     cut: Option<Cut>,
     /// The BPE model, where it is supported without the library.
     bpe: Option<Bpe>,
+    /// The model, if it is a unigram language model.
+    unigram: Option<Unigram>,
+    /// The first step of the normalizer, where the library is not to do it.
+    charsmap: Option<Charsmap>,
     /// Whether a word may be encoded to a special token.
     forgeable: bool,
     /// Buffers and caches of encoding, one for each thread that encoded at the same time.
@@ -157,6 +167,8 @@ struct Parts {
     vocab_size: usize,
     cut: Option<Cut>,
     bpe: Option<Bpe>,
+    unigram: Option<Unigram>,
+    charsmap: Option<Charsmap>,
     in_text: Option<InText>,
     special: BTreeSet<u32>,
     template: Template,
@@ -170,15 +182,18 @@ impl Parts {
         let vocab_size = vocabulary.size();
         let engine = Engine::Own(vocabulary);
         let template = Template::default();
-        let (cut, bpe) = (Some(cut), Some(bpe));
-        (Parts { engine, vocab_size, cut, bpe, in_text, special, template, unknown }, dropout)
+        let (cut, bpe, unigram, charsmap) = (Some(cut), Some(bpe), None, None);
+        let parts =
+            Parts { engine, vocab_size, cut, bpe, unigram, charsmap, in_text, special, template, unknown };
+        (parts, dropout)
     }
 
     /// [`Parts::own`], read by the library.
     fn of_library(file: &str, json: &[u8]) -> Result<(Parts, f64)> {
         let mut value: Value = serde_json::from_slice(json).map_err(|e| not_json(file, json, &e))?;
         let dropout = value["model"]["dropout"].as_f64().unwrap_or(0.0);
-        let library = if dropout == 0.0 {
+        let charsmap = take_charsmap(&mut value).map_err(|e| not_a_tokenizer(file, &e))?;
+        let library = if dropout == 0.0 && charsmap.is_none() {
             library_of(json)
         } else {
             value["model"]["dropout"] = Value::Null;
@@ -200,14 +215,18 @@ impl Parts {
         let is_special = |token: &tokenizers::AddedToken| {
             token.special && !(spells_bytes && known::byte_of_name(&token.content).is_some())
         };
-        let special = added.iter().filter(|(_, t)| is_special(t)).map(|(id, _)| *id).collect();
-        let cut = Cut::of(&value).filter(|_| plain);
+        let special: BTreeSet<u32> = added.iter().filter(|(_, t)| is_special(t)).map(|(id, _)| *id).collect();
+        let cut = Cut::of(&value).filter(|_| plain && charsmap.is_none());
         let model = cut.and_then(|_| BpeJson::deserialize(&value["model"]).ok());
         let bpe = cut.zip(model).and_then(|(cut, model)| Bpe::of(&model, cut));
         let unknown = unknown_id(&library, &value);
         let template = Template::of(&value["post_processor"]);
+        let only_special = added.iter().all(|(_, t)| t.special);
+        let unigram = Unigram::of(&value["model"], &special).filter(|_| cut.is_some() || only_special);
         let engine = Engine::Library(Box::new(library));
-        Ok((Parts { engine, vocab_size, cut, bpe, in_text, special, template, unknown }, dropout))
+        let parts =
+            Parts { engine, vocab_size, cut, bpe, unigram, charsmap, in_text, special, template, unknown };
+        Ok((parts, dropout))
     }
 
     fn id(&self, token: &str) -> Option<u32> {
@@ -289,7 +308,7 @@ impl Tokenizer {
         }
         let foreign = names.chat_template.clone().filter(|text| !template::is_own(text));
         let named_by_file = Named::of(&vocabulary, &Names::default())?;
-        let Parts { engine, vocab_size, cut, bpe, in_text, special, unknown, .. } = parts;
+        let Parts { engine, vocab_size, cut, bpe, unigram, charsmap, in_text, special, unknown, .. } = parts;
         let mut control: BTreeSet<u32> = special.iter().copied().chain(named.all()).collect();
         if let Some(unknown) = unknown {
             control.remove(&unknown);
@@ -302,6 +321,8 @@ impl Tokenizer {
             vocab_size,
             cut,
             bpe,
+            unigram,
+            charsmap,
             forgeable,
             scratches: Mutex::default(),
             in_text,
@@ -366,12 +387,26 @@ impl Tokenizer {
 
     fn encode_by_library(&self, text: &str) -> Result<Vec<u32>> {
         let library = self.library()?;
-        let encoding =
-            library.encode_fast(text, false).map_err(|e| match word_without_token(library, text) {
-                Some(word) => not_encodable(&word, &e),
-                None => not_encodable(text, &e),
-            })?;
-        self.without_control(encoding.get_ids().to_vec())
+        let text = match &self.0.charsmap {
+            Some(charsmap) => charsmap.normalize(text),
+            None => Cow::Borrowed(text),
+        };
+        let ids = match &self.0.unigram {
+            Some(_) => {
+                let words = words_of(library, &text).map_err(|e| not_encodable(&text, &e))?;
+                let words = words.get_splits(OffsetReferential::Normalized, OffsetType::None);
+                let ids = words.into_iter().map(|(word, _, _)| self.encode_word(word));
+                ids.collect::<Result<Vec<_>>>()?.concat()
+            }
+            None => {
+                let encoding = library.encode_fast(text.as_ref(), false).map_err(|e| {
+                    let word = word_without_token(library, &text);
+                    not_encodable(word.as_deref().unwrap_or(&text), &e)
+                })?;
+                encoding.get_ids().to_vec()
+            }
+        };
+        self.without_control(ids)
     }
 
     /// The ids of a word as the pre-tokenizer leaves it; special tokens are not spelled out.
@@ -386,8 +421,13 @@ impl Tokenizer {
         }
     }
 
-    /// [`Tokenizer::encode_spelled`] by the library.
+    /// [`Tokenizer::encode_spelled`], where the model is not [`Bpe`].
     fn encode_word(&self, word: &str) -> Result<Vec<u32>> {
+        if let Some(unigram) = &self.0.unigram {
+            let mut ids = Vec::new();
+            unigram.encode(word, &mut ids).map_err(|e| not_encodable(word, &e))?;
+            return Ok(ids);
+        }
         let tokens = self.library()?.get_model().tokenize(word).map_err(|e| not_encodable(word, &e))?;
         Ok(tokens.into_iter().map(|token| token.id).collect())
     }
@@ -684,6 +724,11 @@ impl Tokenizer {
         self.0.unknown
     }
 
+    /// Whether this is a unigram language model with scores in binary32, as SentencePiece has them.
+    fn has_single_scores(&self) -> bool {
+        self.0.unigram.as_ref().is_some_and(Unigram::has_single_scores)
+    }
+
     /// The token as the vocabulary spells it, which is not always text: `Ġthe`, `<0x0A>`.
     pub fn token(&self, id: u32) -> Option<String> {
         match &self.0.engine {
@@ -723,9 +768,21 @@ impl Tokenizer {
         self.0.digest
     }
 
+    /// Whether `digest` is that of the file, or would be if it were laid out as the tokenizers that are trained here
+    /// or without white space.
+    pub fn has_digest(&self, digest: Digest) -> bool {
+        let of = |json: fn(&[u8]) -> Vec<u8>| Digest::of(&json(self.json()));
+        self.digest() == digest || of(white_space::pretty) == digest || of(white_space::compact) == digest
+    }
+
     /// The bytes of the file, to be saved with a model.
     pub fn json(&self) -> &[u8] {
         &self.0.json
+    }
+
+    /// The same JSON without white space between its parts: less than half as long.
+    pub fn compact_json(&self) -> Vec<u8> {
+        white_space::compact(self.json())
     }
 
     /// `ids` with every special token replaced by its letters. Some models (unigram, word level) have their
@@ -861,15 +918,44 @@ fn not_a_tokenizer(file: &str, error: &dyn std::fmt::Display) -> Error {
         .help("it must be in the format of Hugging Face `tokenizers`, with a `model` of BPE, Unigram, WordPiece or WordLevel")
 }
 
-/// The first word of a text that cannot be encoded, as the pre-tokenizer leaves it.
-fn word_without_token(library: &tokenizers::Tokenizer, text: &str) -> Option<String> {
+/// The words of a text, as the normalizer and the pre-tokenizer leave them.
+fn words_of(library: &tokenizers::Tokenizer, text: &str) -> tokenizers::Result<PreTokenizedString> {
     let mut normalized = NormalizedString::from(text);
-    library.get_normalizer().map_or(Ok(()), |normalizer| normalizer.normalize(&mut normalized)).ok()?;
-    let mut cut = PreTokenizedString::from(normalized);
-    library.get_pre_tokenizer()?.pre_tokenize(&mut cut).ok()?;
-    let words = cut.get_splits(OffsetReferential::Normalized, OffsetType::None);
+    library.get_normalizer().map_or(Ok(()), |normalizer| normalizer.normalize(&mut normalized))?;
+    let mut words = PreTokenizedString::from(normalized);
+    library.get_pre_tokenizer().map_or(Ok(()), |cut| cut.pre_tokenize(&mut words))?;
+    Ok(words)
+}
+
+/// The first word of a text that cannot be encoded.
+fn word_without_token(library: &tokenizers::Tokenizer, text: &str) -> Option<String> {
+    let words = words_of(library, text).ok()?;
+    let words = words.get_splits(OffsetReferential::Normalized, OffsetType::None);
     let unknown = |word: &&str| library.get_model().tokenize(word).is_err();
     words.iter().map(|(word, _, _)| *word).find(unknown).map(str::to_string)
+}
+
+/// Takes SentencePiece's table of characters out of a `tokenizer.json`, where it is the first step and no
+/// token is looked for in the text before.
+fn take_charsmap(json: &mut Value) -> Result<Option<Charsmap>, String> {
+    let is_in_text = |token: &Value| token["special"] == false;
+    if json["added_tokens"].as_array().into_iter().flatten().any(is_in_text) {
+        return Ok(None);
+    }
+    let Some(normalizer) = json.get_mut("normalizer") else { return Ok(None) };
+    let is_table = |step: &Value| step["type"] == "Precompiled";
+    let first = if is_table(normalizer) {
+        normalizer.take()
+    } else {
+        match normalizer.get_mut("normalizers").and_then(Value::as_array_mut) {
+            Some(steps) if steps.first().is_some_and(is_table) => steps.remove(0),
+            _ => return Ok(None),
+        }
+    };
+    match first["precompiled_charsmap"].as_str() {
+        Some(table) => Charsmap::of_base64(table).map(Some),
+        None => Err("`Precompiled` has no `precompiled_charsmap`".into()),
+    }
 }
 
 fn not_encodable(text: &str, error: &dyn std::fmt::Display) -> Error {

@@ -125,7 +125,7 @@ impl Names {
     }
 
     /// Reads a `tokenizer_config.json` or a `special_tokens_map.json`; `file` is what messages call it.
-    fn parse(file: &str, json: &[u8]) -> Result<Names> {
+    pub(super) fn parse(file: &str, json: &[u8]) -> Result<Names> {
         let value = object(file, json)?;
         let token = |value: &Value, key: &str| match &value[key] {
             Value::Null => Ok(None),

@@ -323,7 +323,7 @@ pub(crate) fn gpt_2() -> Option<Vec<u8>> {
     Some(byte_level(&model))
 }
 
-fn trained_on(text: &str, algorithm: Algorithm) -> Vec<u8> {
+pub(crate) fn trained_on(text: &str, algorithm: Algorithm) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = DocumentWriter::create(folder.path()).unwrap();
     writer.push(&Document::new(text.to_string(), "a", 0, text.len() as u64)).unwrap();

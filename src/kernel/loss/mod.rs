@@ -423,6 +423,14 @@ fn add_part(
 }
 
 simd! {
+    /// The id of the largest logit, of equals the lower.
+    pub fn likeliest<S>(logits: &[f32]) -> usize {
+        let max = max_with::<S>(logits, f32::NEG_INFINITY);
+        let equal = |some: &[f32]| some.iter().filter(|x| **x == max).count();
+        let some = logits.chunks(4 * LANES).position(|some| equal(some) > 0).unwrap_or(0) * 4 * LANES;
+        some + logits[some..].iter().position(|x| *x == max).unwrap_or(0)
+    }
+
     fn rank<S>(logits: &[f32], target: u32) -> usize {
         let (lower, own) = (&logits[..target as usize], logits[target as usize]);
         let likelier = logits.iter().filter(|x| **x > own).count();
@@ -698,6 +706,18 @@ mod tests {
             probabilities.extend(exps[..k].iter().map(|x| (x / sum) as f32));
         }
         (named, probabilities)
+    }
+
+    #[test]
+    fn the_likeliest_of_equals_is_the_lower() {
+        for isa in crate::kernel::Isa::available() {
+            for (n, best, equal) in [(1, 0, 0), (5, 3, 4), (150, 149, 149), (1000, 64, 700), (1000, 130, 131)]
+            {
+                let mut logits = numbers("logits", n, 1.0);
+                (logits[best], logits[equal]) = (9.0, 9.0);
+                assert_eq!(likeliest(isa, &logits), best, "{n} by {}", isa.name());
+            }
+        }
     }
 
     #[test]

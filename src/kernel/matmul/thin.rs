@@ -87,6 +87,11 @@ simd! {
                         thin_rows::<S, N, 4>(x, a.column, k, b.pointer(0, j), b.row, to.add(j));
                         j += 4 * LANES;
                     }
+                    // As many as a head of attention often has.
+                    if j + 2 * LANES <= columns.end {
+                        thin_rows::<S, N, 2>(x, a.column, k, b.pointer(0, j), b.row, to.add(j));
+                        j += 2 * LANES;
+                    }
                     while j + LANES <= columns.end {
                         thin_rows::<S, N, 1>(x, a.column, k, b.pointer(0, j), b.row, to.add(j));
                         j += LANES;

@@ -127,8 +127,8 @@ unsafe fn all<S: Dots>(task: &Task) {
     }
 }
 
-/// Tiles of 4 rows × 2 panels, of 4 panels where a single row is left: as many as the sums of which fit
-/// registers, and keep several chains of additions going.
+/// Tiles of 4 rows × 1 or 2 panels, and of 1 row × 4 panels where there are few rows: several chains of
+/// additions, whose sums stay in registers.
 #[inline(always)]
 unsafe fn each<S: Dots, const NIBBLES: bool, const QUADS: usize, const MINS: bool>(task: &Task) {
     let whole = task.panels.columns / LANES;
@@ -140,7 +140,7 @@ unsafe fn each<S: Dots, const NIBBLES: bool, const QUADS: usize, const MINS: boo
                 panel += 4;
             }
         }
-        while panel + 2 <= whole {
+        while S::PANELS == 2 && panel + 2 <= whole {
             let left = fours::<S, 2, NIBBLES, QUADS, MINS>(task, panel);
             rows::<S, 2, NIBBLES, QUADS, MINS>(task, panel, left);
             panel += 2;
@@ -179,6 +179,20 @@ unsafe fn rows<S: Dots, const W: usize, const NIBBLES: bool, const QUADS: usize,
     }
 }
 
+/// Where a tile's numbers lie.
+#[derive(Clone, Copy)]
+struct Place {
+    /// The first panel, and from there to the next.
+    panel: *const u8,
+    panel_bytes: usize,
+    /// The first row, and from there to the next.
+    row: *const u8,
+    row_bytes: usize,
+    k: usize,
+    /// What codes are too large by, for these instructions.
+    zero: i32,
+}
+
 /// `R` rows times `W` panels; the last panel may be incomplete.
 #[inline(always)]
 unsafe fn tile<
@@ -194,74 +208,132 @@ unsafe fn tile<
     panel: usize,
 ) {
     let (k, form) = (task.rows.k(), task.panels.form);
-    let (group, zero) = (4 * QUADS, if NIBBLES { form.zero } else { S::BIAS });
-    let code_bytes = if NIBBLES { 32 * QUADS } else { 64 * QUADS };
-    let group_bytes = code_bytes + if MINS { 128 } else { 64 };
-    let panel_bytes = 4 * form.panel_words(k);
+    let panel_bytes = size_of::<f32>() * form.panel_words(k);
     // SAFETY: `multiply` checked the bounds.
     unsafe {
-        let codes = task.panels.data.as_ptr().cast::<u8>().add(panel * panel_bytes);
-        let x = task.rows.pointer(row);
+        let place = Place {
+            panel: task.panels.data.as_ptr().cast::<u8>().add(panel * panel_bytes),
+            panel_bytes,
+            row: task.rows.pointer(row),
+            row_bytes: task.rows.stride(),
+            k,
+            zero: if NIBBLES { form.zero } else { S::BIAS },
+        };
         let mut sums = begin::<S, R, W>(task, row, panel);
-        for g in 0..k / group {
-            let codes = codes.add(g * group_bytes);
-            let mut totals = [0; R];
-            let mut dots = [[S::splat_i(0); W]; R];
-            for r in 0..R {
-                totals[r] = total(x.add(r * task.rows.stride()), k, g, group);
-                dots[r] = [S::splat_i(-zero * totals[r]); W];
-            }
-            for q in 0..if NIBBLES { QUADS / 2 } else { QUADS } {
-                let mut w = [S::splat_i(0); W];
-                for i in 0..W {
-                    w[i] = S::load_i(codes.add(i * panel_bytes + 64 * q));
-                }
-                for r in 0..R {
-                    let x = x.add(r * task.rows.stride() + g * group + 4 * q).cast::<i32>();
-                    let four = S::splat_i(x.read_unaligned());
-                    for i in 0..W {
-                        dots[r][i] = if NIBBLES {
-                            S::dot_nibbles(dots[r][i], S::low(w[i]), four)
-                        } else {
-                            S::dot_bytes(dots[r][i], w[i], four)
-                        };
-                    }
-                    if NIBBLES {
-                        let four = S::splat_i(x.add(QUADS / 2).read_unaligned());
-                        for i in 0..W {
-                            dots[r][i] = S::dot_nibbles(dots[r][i], S::high(w[i]), four);
-                        }
-                    }
-                }
-            }
-            for r in 0..R {
-                let x = x.add(r * task.rows.stride() + Rows::scales_at(k)).cast::<f32>();
-                let scale = x.add(g * group / GROUP).read_unaligned();
-                for i in 0..W {
-                    let of_panel = codes.add(i * panel_bytes + code_bytes).cast::<f32>();
-                    let both = S::scaled(S::load(of_panel), S::splat(scale));
-                    sums[r][i] = S::fma(S::float(dots[r][i]), both, sums[r][i]);
-                    if MINS {
-                        let min = S::load(of_panel.add(LANES));
-                        sums[r][i] = S::fma(min, S::splat(scale * totals[r] as f32), sums[r][i]);
-                    }
-                }
-            }
+        for g in 0..k / (4 * QUADS) {
+            let totals = totals::<R, QUADS>(place, g);
+            let dots = dots::<S, R, W, NIBBLES, QUADS, MINS>(place, g, totals);
+            add::<S, R, W, NIBBLES, QUADS, MINS>(place, g, dots, totals, &mut sums);
         }
         end::<S, R, W>(task, row, panel, sums);
     }
 }
 
-/// The sum of a group of a row.
+/// Bytes of the codes of a group of a panel, and of the whole group.
+const fn group_bytes(nibbles: bool, quads: usize, mins: bool) -> (usize, usize) {
+    let codes = if nibbles { 32 * quads } else { 64 * quads };
+    (codes, codes + if mins { 128 } else { 64 })
+}
+
+/// The exact sums of products of group `g`.
 #[inline(always)]
-unsafe fn total(row: *const u8, k: usize, g: usize, group: usize) -> i32 {
+unsafe fn dots<
+    S: Dots,
+    const R: usize,
+    const W: usize,
+    const NIBBLES: bool,
+    const QUADS: usize,
+    const MINS: bool,
+>(
+    place: Place,
+    g: usize,
+    totals: [i32; R],
+) -> [[S::I; W]; R] {
+    let Place { panel, panel_bytes, row, row_bytes, zero, .. } = place;
     unsafe {
-        let sums = row.add(Rows::sums_at(k)).cast::<i32>();
-        if group == LANES {
-            return sums.add(g).read_unaligned();
+        let codes = panel.add(g * group_bytes(NIBBLES, QUADS, MINS).1);
+        let x = row.add(g * 4 * QUADS).cast::<i32>();
+        let mut dots = [[S::splat_i(0); W]; R];
+        for r in 0..R {
+            dots[r] = [S::splat_i(-zero * totals[r]); W];
         }
-        sums.add(2 * g).read_unaligned() + sums.add(2 * g + 1).read_unaligned()
+        for q in 0..if NIBBLES { QUADS / 2 } else { QUADS } {
+            let mut w = [S::splat_i(0); W];
+            for (i, w) in w.iter_mut().enumerate() {
+                *w = S::load_i(codes.add(i * panel_bytes + 64 * q));
+            }
+            for (r, dots) in dots.iter_mut().enumerate() {
+                let x = x.byte_add(r * row_bytes).add(q);
+                let four = S::splat_i(x.read_unaligned());
+                if !NIBBLES {
+                    for i in 0..W {
+                        dots[i] = S::dot_bytes(dots[i], w[i], four);
+                    }
+                    continue;
+                }
+                for i in 0..W {
+                    dots[i] = S::dot_nibbles(dots[i], S::low(w[i]), four);
+                }
+                let four = S::splat_i(x.add(QUADS / 2).read_unaligned());
+                for i in 0..W {
+                    dots[i] = S::dot_nibbles(dots[i], S::high(w[i]), four);
+                }
+            }
+        }
+        dots
     }
+}
+
+/// Adds what group `g` gives, with its scales and mins.
+#[inline(always)]
+unsafe fn add<
+    S: Dots,
+    const R: usize,
+    const W: usize,
+    const NIBBLES: bool,
+    const QUADS: usize,
+    const MINS: bool,
+>(
+    place: Place,
+    g: usize,
+    dots: [[S::I; W]; R],
+    totals: [i32; R],
+    sums: &mut [[S::F; W]; R],
+) {
+    let (code_bytes, bytes) = group_bytes(NIBBLES, QUADS, MINS);
+    unsafe {
+        let scales = place.panel.add(g * bytes + code_bytes).cast::<f32>();
+        let of_rows = place.row.add(Rows::scales_at(place.k)).cast::<f32>().add(g * 4 * QUADS / GROUP);
+        for r in 0..R {
+            let scale = of_rows.byte_add(r * place.row_bytes).read_unaligned();
+            for i in 0..W {
+                let scales = scales.byte_add(i * place.panel_bytes);
+                let both = S::scaled(S::load(scales), S::splat(scale));
+                sums[r][i] = S::fma(S::float(dots[r][i]), both, sums[r][i]);
+                if MINS {
+                    let all = S::splat(scale * totals[r] as f32);
+                    sums[r][i] = S::fma(S::load(scales.add(LANES)), all, sums[r][i]);
+                }
+            }
+        }
+    }
+}
+
+/// The sums of group `g` of the rows.
+#[inline(always)]
+unsafe fn totals<const R: usize, const QUADS: usize>(place: Place, g: usize) -> [i32; R] {
+    let mut totals = [0; R];
+    for (r, total) in totals.iter_mut().enumerate() {
+        unsafe {
+            let sums = place.row.add(r * place.row_bytes + Rows::sums_at(place.k)).cast::<i32>();
+            *total = if 4 * QUADS == LANES {
+                sums.add(g).read_unaligned()
+            } else {
+                sums.add(2 * g).read_unaligned() + sums.add(2 * g + 1).read_unaligned()
+            };
+        }
+    }
+    totals
 }
 
 /// The first values of the sums.
@@ -272,8 +344,8 @@ unsafe fn begin<S: Dots, const R: usize, const W: usize>(
     panel: usize,
 ) -> [[S::F; W]; R] {
     let mut sums = [[unsafe { S::splat(0.0) }; W]; R];
-    for r in 0..R {
-        for i in 0..W {
+    for (r, sums) in sums.iter_mut().enumerate() {
+        for (i, sum) in sums.iter_mut().enumerate() {
             let column = (panel + i) * LANES;
             let from = match task.start {
                 Start::Zero => continue,
@@ -283,7 +355,7 @@ unsafe fn begin<S: Dots, const R: usize, const W: usize>(
                 Start::Bias(bias) => bias[column..].as_ptr(),
             };
             let width = (task.panels.columns - column).min(LANES);
-            sums[r][i] = unsafe {
+            *sum = unsafe {
                 if width == LANES {
                     S::load(from)
                 } else {

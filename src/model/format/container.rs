@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
-use super::{hf, llama2c};
+use super::{gguf, go, hf, llama2c, pytorch};
 use crate::base::{Error, Files, Result, suggest};
 use crate::kernel::BlockType;
 use crate::model::{Config, Model, Transformer};
@@ -28,6 +28,23 @@ pub trait Container: Sync {
     /// When a file is damaged, or asks for what can't be computed.
     fn read(&self, files: &Files) -> Result<Imported>;
 
+    /// Reads the tokenizer alone, of a file that may hold nothing else; `None` where the form holds none.
+    ///
+    /// # Errors
+    /// As [`Container::read`].
+    fn read_tokenizer(&self, files: &Files) -> Result<Option<Tokenizer>> {
+        Ok(self.read(files)?.tokenizer)
+    }
+
+    /// Reads a model, whose files may lack what `options` say.
+    ///
+    /// # Errors
+    /// As [`Container::read`], and when `options` say what the files do, otherwise.
+    fn read_with(&self, files: &Files, options: &ImportOptions) -> Result<Imported> {
+        options.expect_none(self.name())?;
+        self.read(files)
+    }
+
     /// Why a model of this architecture can't be written in the form with these options; `None` when it can.
     fn refuses(&self, config: &Config, options: &ExportOptions) -> Option<String>;
 
@@ -45,7 +62,8 @@ pub trait Container: Sync {
 }
 
 /// All of them. What recognizes files first reads them.
-pub static CONTAINERS: [&dyn Container; 2] = [&hf::HuggingFace, &llama2c::Llama2C];
+pub static CONTAINERS: [&dyn Container; 5] =
+    [&pytorch::PyTorch, &hf::HuggingFace, &gguf::Gguf, &llama2c::Llama2C, &go::GoJson];
 
 /// The form called `name`.
 ///
@@ -70,6 +88,27 @@ pub fn detect(files: &Files) -> Result<&'static dyn Container> {
         Error::input(format!("`{}` is no model of a known form", files.label))
             .help(format!("known are {}", forms.collect::<Vec<_>>().join("; ")))
     })
+}
+
+/// What completes the files of a model.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ImportOptions {
+    /// Fields of [`Config`] by their names, such as `n_head`, that the files don't say.
+    pub config: Map<String, Value>,
+}
+
+impl ImportOptions {
+    /// # Errors
+    /// When something is said, for a form whose files say all.
+    pub(super) fn expect_none(&self, form: &str) -> Result<()> {
+        match self.config.keys().next() {
+            None => Ok(()),
+            Some(field) => Err(Error::usage(format!(
+                "`config.{field}`: the files of a model in the form `{form}` say it"
+            ))
+            .help("leave `config` away")),
+        }
+    }
 }
 
 /// A model that was read.
@@ -119,6 +158,15 @@ impl Outgoing<'_> {
 /// When it does not read.
 pub(super) fn tokenizer_beside(name: &str, files: &Files) -> Result<Option<Tokenizer>> {
     let form = tokenizer::format::FORMATS.iter().find(|f| f.name() == name && f.recognizes(files));
+    form.map(|form| form.read(files)).transpose()
+}
+
+/// The tokenizer in any form among the files of a model, should there be one.
+///
+/// # Errors
+/// When it does not read.
+pub(super) fn tokenizer_among(files: &Files) -> Result<Option<Tokenizer>> {
+    let form = tokenizer::format::FORMATS.iter().find(|f| f.recognizes(files));
     form.map(|form| form.read(files)).transpose()
 }
 

@@ -119,6 +119,13 @@ impl<'a> Fields<'a> {
         self.map.get(name).filter(|value| !value.is_null())
     }
 
+    /// As [`Fields::get`], by a name of any origin.
+    pub fn find(&self, name: &str) -> Option<&'a Value> {
+        let (key, value) = self.map.get_key_value(name)?;
+        self.asked.borrow_mut().insert(key.as_str());
+        Some(value).filter(|value| !value.is_null())
+    }
+
     /// # Errors
     /// When it is no whole number.
     pub fn size(&self, name: &'a str) -> Result<usize> {

@@ -17,6 +17,7 @@ use crate::base::{Error, Files, Result, files, fs};
 use crate::kernel::BlockType;
 use crate::model::{Config, Layout, Role, Transformer, llama};
 use crate::tokenizer;
+use crate::tokenizer::train::Algorithm;
 
 pub struct Llama2C;
 
@@ -104,6 +105,10 @@ impl Container for Llama2C {
         let computed = Config { tied: config.tied, ..config_of(&header_of(config)) };
         let reason = difference(config, &computed)?;
         Some(format!("llama2.c computes Llama's parts with fixed numbers: {reason}"))
+    }
+
+    fn refuses_tokenizer(&self, algorithm: Algorithm) -> Option<String> {
+        tokenizer::format::format("llama2c").ok()?.refuses(algorithm)
     }
 
     fn write(&self, out: &Outgoing, into: &Path) -> Result<()> {

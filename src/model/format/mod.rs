@@ -9,11 +9,13 @@ mod adapter;
 mod container;
 mod fields;
 pub mod gguf;
+mod go;
 mod gpt2;
 mod hf;
 mod llama;
 mod llama2c;
 mod numbers;
+mod pytorch;
 mod qwen3;
 mod rope;
 mod stored;
@@ -23,8 +25,11 @@ mod weights;
 use serde_json::{Value, json};
 
 pub use self::adapter::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
-pub use self::container::{CONTAINERS, Container, ExportOptions, Imported, Outgoing, container, detect};
+pub use self::container::{
+    CONTAINERS, Container, ExportOptions, ImportOptions, Imported, Outgoing, container, detect,
+};
 use self::fields::Fields;
+pub use self::go::GO_FILE;
 pub use self::llama2c::LLAMA2C_FILE;
 pub use self::stored::Stored;
 use super::{Activation, Config, Layout};
@@ -203,3 +208,5 @@ mod tests_of_folders;
 mod tests_of_import;
 #[cfg(test)]
 mod tests_of_llama2c;
+#[cfg(test)]
+mod tests_of_go;

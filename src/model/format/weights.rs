@@ -357,14 +357,17 @@ impl<'a> File<'a> {
         };
         let constant = |name: &str| self.format.constants().iter().any(|end| name.ends_with(end));
         let names = self.names().into_iter();
-        let mut unused: Vec<&str> = names.filter(|name| !used(name) && !constant(name)).collect();
-        unused.sort_unstable();
-        let (all, some) = (unused.len(), suggest::list(unused.iter().take(8).copied()));
-        let what = if all == 1 { "tensor is" } else { "tensors are" };
-        let more = if all > 8 { format!(" and {} more", all - 8) } else { String::new() };
-        let file = self.name;
-        (all > 0).then(|| format!("`{file}`: {all} {what} not part of the model and not used: {some}{more}"))
+        unused_note(self.name, names.filter(|name| !used(name) && !constant(name)).collect())
     }
+}
+
+/// What is said of tensors that are not part of a model, should there be any.
+pub(super) fn unused_note(file: &str, mut unused: Vec<&str>) -> Option<String> {
+    unused.sort_unstable();
+    let (all, some) = (unused.len(), suggest::list(unused.iter().take(8).copied()));
+    let what = if all == 1 { "tensor is" } else { "tensors are" };
+    let more = if all > 8 { format!(" and {} more", all - 8) } else { String::new() };
+    (all > 0).then(|| format!("`{file}`: {all} {what} not part of the model and not used: {some}{more}"))
 }
 
 /// Puts the numbers of a tensor to their places.

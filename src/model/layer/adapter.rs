@@ -51,6 +51,9 @@ impl<'a> Pass<'a> {
         y: &mut [f32],
         stride: usize,
     ) {
+        if let Some(watch) = self.watch {
+            watch(self.team, &layout.weight, self.rows, x);
+        }
         linear::forward(self.team, self.linear(layout), x, y, stride);
         let Some((adapters, dropped)) = self.adapters(layout) else { return };
         let hidden = at_least(&mut kept.0, self.rows * adapters.width());

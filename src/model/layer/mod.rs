@@ -11,6 +11,8 @@ pub mod head;
 pub mod mlp;
 pub mod norm;
 
+use std::ops::Range;
+
 use super::layout::LinearLayout;
 use super::ordered::Turns;
 use super::{Config, Transformer};
@@ -31,7 +33,12 @@ pub struct Pass<'a> {
     pub dropout: DropoutSites,
     /// Whether activations are kept for a backward pass.
     pub keep: bool,
+    /// Sees what linear layers read.
+    pub watch: Option<&'a Watch<'a>>,
 }
+
+/// Is given a team, where the weights of a linear layer lie, how many rows it reads, and these, `[N, in]`.
+pub type Watch<'a> = dyn Fn(&Team, &Range<usize>, usize, View) + Sync + 'a;
 
 impl<'a> Pass<'a> {
     pub fn config(&self) -> &'a Config {

@@ -72,3 +72,19 @@ pub(super) fn json_of(tokenizer: &Tokenizer) -> Result<Value> {
     serde_json::from_slice(tokenizer.json())
         .map_err(|e| Error::bug(format!("the tokenizer.json of a tokenizer cannot be read: {e}")))
 }
+
+/// Spells words in symbols of bytes; cut into GPT-2's words before, if `cut`.
+pub(super) fn byte_level(cut: bool) -> Value {
+    json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": cut})
+}
+
+/// The merges of a BPE, each `"a b"` or `["a", "b"]` in the file.
+pub(super) fn merges_of(json: &Value) -> Vec<(String, String)> {
+    let halves = |merge: &Value| match merge {
+        Value::String(both) => {
+            both.split_once(' ').map(|(left, right)| (left.to_string(), right.to_string()))
+        }
+        both => Some((both[0].as_str()?.to_string(), both[1].as_str()?.to_string())),
+    };
+    json["model"]["merges"].as_array().into_iter().flatten().filter_map(halves).collect()
+}

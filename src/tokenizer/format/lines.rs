@@ -7,7 +7,7 @@ pub(super) struct Line<'a> {
     pub text: &'a str,
     file: &'a str,
     /// From 1.
-    number: usize,
+    pub number: usize,
 }
 
 impl Line<'_> {

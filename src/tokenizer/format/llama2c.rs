@@ -13,10 +13,11 @@ use std::path::Path;
 
 use super::Format;
 use super::compare::same_on_own_texts;
-use super::pieces::{Kind, Piece, Pieces};
+use super::pieces::{Algorithm, Kind, Piece, Pieces};
 use crate::base::{Error, Files, Result, files, fs};
 use crate::tokenizer::cut::SPACE;
 use crate::tokenizer::known::byte_of_name;
+use crate::tokenizer::train;
 use crate::tokenizer::{Names, Tokenizer};
 
 pub struct Llama2c;
@@ -50,25 +51,38 @@ impl Format for Llama2c {
         parse(&path.display().to_string(), &fs::read(path)?)
     }
 
+    fn refuses(&self, _: train::Algorithm) -> Option<String> {
+        let ids = "its ids 0, 1 and 2 are `<unk>`, `<s>` and `</s>`, and 3 to 258 the bytes";
+        Some(format!("{ids}; tokenizers that are trained here have others there"))
+    }
+
     fn write(&self, tokenizer: &Tokenizer, into: &Path) -> Result<()> {
         let bytes = bytes_of(tokenizer)?;
-        same_on_own_texts(self.name(), tokenizer, &parse(FILE, &bytes)?)?;
+        same_on_own_texts(self.name(), tokenizer, &parse(FILE, &bytes)?, &[SPACE])?;
         fs::write(&into.join(FILE), &bytes)
     }
 }
 
 /// The file's bytes.
 fn bytes_of(tokenizer: &Tokenizer) -> Result<Vec<u8>> {
-    let Pieces { pieces, dummy_prefix } = Pieces::of(tokenizer)?;
+    let all = Pieces::of(tokenizer)?;
     let cannot = |why: String| {
         Error::input(format!("llama2.c cannot hold this tokenizer: {why}"))
             .help("it takes those whose ids 0, 1 and 2 are `<unk>`, `<s>` and `</s>` and 3 to 258 the bytes")
     };
-    if !dummy_prefix {
+    if all.algorithm != Algorithm::Bpe {
+        return Err(cannot("its model is no byte-pair encoding".into()));
+    }
+    if !all.dummy_prefix {
         return Err(cannot("llama2.c adds a space before each text".into()));
     }
+    if all.remove_extra_whitespaces || !all.charsmap.is_empty() {
+        return Err(cannot("it normalizes texts, and llama2.c does not".into()));
+    }
+    let pieces = all.pieces;
     check_layout("the tokenizer", &pieces)?;
-    for (id, piece) in pieces.iter().enumerate().filter(|(id, piece)| piece.kind != kind(*id)) {
+    let other = pieces.iter().enumerate().find(|(id, piece)| piece.kind != kind(*id));
+    if let Some((id, piece)) = other {
         return Err(cannot(format!(
             "token {id} ({:?}) is {:?} here, and {:?} there",
             piece.text,
@@ -117,7 +131,8 @@ pub(crate) fn parse(file: &str, bytes: &[u8]) -> Result<Tokenizer> {
     check_layout(file, &pieces)?;
     let bos = Some(pieces[1].text.clone());
     let names = Names { eos: bos.clone(), bos, ..Names::default() };
-    Pieces { pieces, dummy_prefix: true }.into_tokenizer(file, &names)
+    let pieces = Pieces { pieces, dummy_prefix: true, spelled_before: true, ..Pieces::default() };
+    pieces.into_tokenizer(file, &names)
 }
 
 fn kind(id: usize) -> Kind {
@@ -294,7 +309,7 @@ mod tests {
             "{}",
             error("byte_bpe")
         );
-        assert!(error("unigram").contains("its model is \"Unigram\""));
+        assert!(error("unigram").contains("no byte-pair encoding"));
         // One of two ways to a token is missing, so that `a ab` stays.
         let mut json: serde_json::Value = serde_json::from_slice(read.json()).unwrap();
         json["model"]["merges"].as_array_mut().unwrap().retain(|merge| merge[0] != "ab");

@@ -3,13 +3,20 @@
 
 mod build;
 mod compare;
+mod gpt2;
 mod lines;
 pub(crate) mod llama2c;
 mod pieces;
+mod sentencepiece;
+mod splits;
 mod strict_words;
 #[cfg(test)]
 mod testing;
+mod tiktoken;
+mod tiny_lm;
 mod tokenizer_json;
+mod vocab_json;
+mod word_list;
 
 use std::path::Path;
 
@@ -17,7 +24,9 @@ use super::Tokenizer;
 use super::train::Algorithm;
 use crate::base::{Error, Files, Result, suggest};
 pub use compare::check_written;
-pub use strict_words::strict_words;
+pub(super) use compare::odd_texts;
+pub use strict_words::{all_words, strict_words, strict_words_until};
+pub use word_list::word_list;
 
 /// A form that tokenizers are stored in.
 pub trait Format: Sync {
@@ -50,8 +59,16 @@ pub trait Format: Sync {
 }
 
 /// All of them. What recognizes files first reads them.
-pub static FORMATS: [&dyn Format; 3] =
-    [&tokenizer_json::TokenizerJson, &llama2c::Llama2c, &strict_words::StrictWords];
+pub static FORMATS: [&dyn Format; 8] = [
+    &tokenizer_json::TokenizerJson,
+    &sentencepiece::SentencePiece,
+    &gpt2::Gpt2,
+    &tiktoken::Tiktoken,
+    &llama2c::Llama2c,
+    &tiny_lm::TinyLm,
+    &word_list::WordList,
+    &strict_words::StrictWords,
+];
 
 /// The form called `name`.
 ///

@@ -11,6 +11,7 @@ use super::Format;
 use super::build::{Draft, ids_of, json_of};
 use super::lines::{Lines, place_in};
 use crate::base::{Error, Files, Result, fs};
+use crate::tokenizer::train::Algorithm;
 use crate::tokenizer::{Names, Tokenizer};
 
 pub struct StrictWords;
@@ -34,12 +35,13 @@ impl Format for StrictWords {
         let named = || NAMES.iter().find_map(|name| files.find(name));
         let path = files.only().or_else(named).map_or_else(|| files.file(NAMES[0]), Ok)?;
         let (file, text) = (path.display().to_string(), fs::read_text(path)?);
-        let words = if text.trim_start().starts_with('[') && path.extension().is_some_and(|e| e == "json") {
-            array(&file, &text)?
-        } else {
-            lines(&file, &text)?
-        };
-        named_words(&file, &words)
+        let is_json = files.all.iter().any(|(name, at)| at == path && name.ends_with(".json"));
+        let words = if is_json { array(&file, &text)? } else { lines(&file, &text)? };
+        named_words(&file, &words, None)
+    }
+
+    fn refuses(&self, _: Algorithm) -> Option<String> {
+        Some("it has no special tokens; tokenizers that are trained here have some".into())
     }
 
     fn write(&self, tokenizer: &Tokenizer, into: &Path) -> Result<()> {
@@ -61,10 +63,18 @@ impl Format for StrictWords {
 /// # Errors
 /// When there is none, or a word is there twice or empty.
 pub fn strict_words(words: &[String]) -> Result<Tokenizer> {
-    named_words("the list of words", words)
+    named_words("the list of words", words, None)
 }
 
-fn named_words(file: &str, words: &[String]) -> Result<Tokenizer> {
+/// As [`strict_words`]; `end` is the word that ends a text, should it be among them, and no text is encoded to it.
+///
+/// # Errors
+/// As [`strict_words`].
+pub fn strict_words_until(words: &[String], end: &str) -> Result<Tokenizer> {
+    named_words("the list of words", words, words.iter().position(|word| word == end))
+}
+
+fn named_words(file: &str, words: &[String], end: Option<usize>) -> Result<Tokenizer> {
     let ids = ids_of(file, words)?;
     if let Some(at) = ids.get("") {
         return Err(Error::input(format!("`{file}`: word {at} is empty")));
@@ -75,19 +85,31 @@ fn named_words(file: &str, words: &[String]) -> Result<Tokenizer> {
         decoder: Value::Null,
         // Without an unknown token in the vocabulary, an unknown word is an error.
         model: json!({"type": "WordLevel", "unk_token": "", "vocab": ids}),
-        special: Vec::new(),
+        special: end.map(|id| (id as u32, words[id].clone())).into_iter().collect(),
     };
-    draft.tokenizer(file, &Names::default())
+    draft.tokenizer(file, &Names { eos: end.map(|id| words[id].clone()), ..Names::default() })
+}
+
+/// The words by id, of a tokenizer like those made here without a special one.
+fn words_of(tokenizer: &Tokenizer) -> Result<Vec<String>> {
+    let words = all_words(tokenizer)?;
+    if json_of(tokenizer)?["added_tokens"].as_array().is_some_and(|added| !added.is_empty()) {
+        return Err(Error::input("a list of words cannot say that one of them ends a text")
+            .help("write it as `tokenizer_json`, which holds every tokenizer"));
+    }
+    Ok(words)
 }
 
 /// The words by id, of a tokenizer like those made here.
-fn words_of(tokenizer: &Tokenizer) -> Result<Vec<String>> {
+///
+/// # Errors
+/// When the tokenizer is another.
+pub fn all_words(tokenizer: &Tokenizer) -> Result<Vec<String>> {
     let json = json_of(tokenizer)?;
     let unknown = json["model"]["unk_token"].as_str().and_then(|token| tokenizer.id(token));
     let plain = json["normalizer"].is_null()
         && json["pre_tokenizer"]["type"] == "WhitespaceSplit"
-        && json["model"]["type"] == "WordLevel"
-        && json["added_tokens"].as_array().is_none_or(Vec::is_empty);
+        && json["model"]["type"] == "WordLevel";
     if !plain || unknown.is_some() {
         return Err(Error::input("the tokenizer is no list of words that are separated by white space")
             .help("write it as `tokenizer_json`, which holds every tokenizer"));
@@ -131,6 +153,10 @@ mod tests {
         assert_eq!(tokenizer.encode("the  cat\n sat\u{85}END ").unwrap(), [0, 1, 2, 8]);
         assert_eq!(tokenizer.decode(&[0, 6, 8]).unwrap(), "the dog END");
         assert_eq!((tokenizer.encode("").unwrap(), tokenizer.vocab_size()), (vec![], 9));
+        let ended = strict_words_until(&words("the cat END"), "END").unwrap();
+        assert_eq!((ended.special(crate::tokenizer::Special::Eos), ended.vocab_size()), (Some(2), 3));
+        assert_eq!(all_words(&ended).unwrap(), words("the cat END"));
+        assert!(words_of(&ended).unwrap_err().message().contains("ends a text"));
         let error = tokenizer.encode("the cat saw The dog").unwrap_err().to_string();
         assert!(error.contains("`saw`"), "{error}");
         let mut stream = tokenizer.decoder();

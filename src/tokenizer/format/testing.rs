@@ -2,7 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
 use crate::base::{Files, fs};
+use crate::tokenizer::Tokenizer;
 
 /// A file of the reference data that lies beside the repository, where it is.
 pub fn shared(path: &str) -> Option<PathBuf> {
@@ -32,4 +36,20 @@ pub fn files(all: &[(&str, &[u8])]) -> (tempfile::TempDir, Files) {
     }
     let files = Files::at(dir.path()).unwrap();
     (dir, files)
+}
+
+/// What the original programs give: `make_tokenizer_form_fixtures.py`.
+pub fn forms() -> Value {
+    serde_json::from_slice(&fs::read(&folder("tokenizer_forms.json")).unwrap()).unwrap()
+}
+
+/// The ids of the odd texts.
+pub fn ids_of_texts(tokenizer: &Tokenizer) -> Value {
+    let texts = super::compare::odd_texts().unwrap();
+    texts.iter().map(|text| json!(tokenizer.encode(text).unwrap())).collect()
+}
+
+/// The SHA-256 of ids as JSON, a list a text.
+pub fn digest(ids: &[Vec<u32>]) -> String {
+    Sha256::digest(json!(ids).to_string()).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -20,7 +20,7 @@ impl Charsmap {
             return Err(bad(format!("has {} bytes, and its length alone needs 4", bytes.len())));
         };
         let len = u32::from_le_bytes(*head) as usize;
-        if len >= rest.len() || len % 4 != 0 {
+        if len >= rest.len() || !len.is_multiple_of(4) {
             return Err(bad(format!("says that its trie has {len} bytes, and {} follow", rest.len())));
         }
         let (units, replacements) = rest.split_at(len);

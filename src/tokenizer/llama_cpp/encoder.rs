@@ -146,6 +146,11 @@ impl<'a> Encoder<'a> {
         Ok(())
     }
 
+    /// Whether a character is a token.
+    pub(super) fn has_piece(&self, c: char) -> bool {
+        self.ids.contains_key(&*c.encode_utf8(&mut [0; 4]))
+    }
+
     fn fragments(&self, text: &str) -> Vec<Fragment> {
         match &self.in_text {
             Some(in_text) => in_text.fragments(text),

@@ -5,38 +5,44 @@ use serde_json::{Map, Value, json};
 use super::bpe::halves;
 use super::encoder::is_in_text;
 use super::pre::{DEFAULT, GPT2, Pre};
-use super::{GgufVocabulary, Ids, VocabularyModel, token_type};
+use super::{Encoder, GgufVocabulary, VocabularyModel, token_type};
 use crate::base::{Error, Result};
 use crate::tokenizer::cut::SPACE;
-use crate::tokenizer::known::{byte_of_name, pieces_decoder};
-use crate::tokenizer::{Names, Tokenizer, base64};
+use crate::tokenizer::format::odd_texts;
+use crate::tokenizer::{Names, Tokenizer};
+
+/// White space that the library's WordPiece drops as control characters, and llama.cpp ends words at.
+pub const OTHER_BLANKS: &str = r"[\x0B\x0C\u{85}]";
 
 impl GgufVocabulary {
-    /// A tokenizer that gives the same ids; `file` is what messages call the GGUF file.
+    /// A tokenizer that gives the same ids; `file` is what messages call the GGUF file. A warning says how many
+    /// odd texts have other ids, if any: WordPiece, for example, lowers case otherwise in llama.cpp.
     ///
     /// # Errors
     /// When the vocabulary is damaged, or asks for what is not supported here.
     pub fn into_tokenizer(self, file: &str) -> Result<Tokenizer> {
         let read = || -> Result<Tokenizer> {
-            self.encoder()?;
+            let encoder = self.encoder()?;
             let library =
                 tokenizers::Tokenizer::from_bytes(self.json()?.to_string()).and_then(|t| t.to_string(true));
             let json = library.map_err(|e| Error::input("its vocabulary does not fit together").cause(e))?;
-            Tokenizer::parse_with(file, json.into_bytes(), &self.names())
+            let tokenizer = Tokenizer::parse_with(file, json.into_bytes(), &self.names(file))?;
+            warn_of_others(file, &encoder, &tokenizer)?;
+            Ok(tokenizer)
         };
         read().map_err(|e| e.context(format!("the vocabulary of `{file}` cannot be used")))
     }
 
-    fn names(&self) -> Names {
+    fn names(&self, file: &str) -> Names {
         let name = |id: Option<u32>| id.and_then(|id| self.tokens.get(id as usize)).cloned();
         let (bos, eos) = self.ends();
         Names {
             bos: name(bos),
             eos: name(eos),
             pad: name(self.padding),
-            chat_template_file: self.chat_template.is_some().then(|| "tokenizer.chat_template".to_string()),
+            chat_template_file: self.chat_template.is_some().then(|| file.to_string()),
             chat_template: self.chat_template.clone(),
-            ends: self.eot.into_iter().collect(),
+            ends: self.eot.filter(|eot| Some(*eot) != eos).into_iter().collect(),
             ..Names::default()
         }
     }
@@ -81,7 +87,7 @@ impl GgufVocabulary {
     }
 
     /// Whether a token is special: by its type, or since a key names it.
-    fn is_special(&self, id: u32) -> bool {
+    pub(super) fn is_special(&self, id: u32) -> bool {
         let (bos, eos) = self.ends();
         let keys = self.special_ids().map(|(_, special)| special);
         let named = keys.into_iter().chain([bos, eos]).any(|special| special == Some(id));
@@ -110,81 +116,6 @@ impl GgufVocabulary {
         ])
     }
 
-    fn spm(&self) -> Result<Parts> {
-        let unknown = self.unknown_or(0).ok();
-        let prefix = self.add_space_prefix.unwrap_or(true);
-        let has_bytes = self.tokens.iter().any(|token| byte_of_name(token).is_some());
-        let model = json!({"type": "BPE", "dropout": null, "unk_token": unknown.map(|id| &self.tokens[id as usize]),
-            "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": true,
-            "byte_fallback": has_bytes, "ignore_merges": false, "vocab": self.vocab(), "merges": self.spm_merges()?});
-        let mut steps = vec![replace(json!({"String": " "}), "▁")];
-        if prefix {
-            steps.insert(0, json!({"type": "Prepend", "prepend": SPACE}));
-        }
-        Ok(vec![("normalizer", sequence(steps)), ("decoder", spaces_decoder(prefix)), ("model", model)])
-    }
-
-    /// All pairs of tokens that are a token together, that of the highest score first. What is no text has no
-    /// merges.
-    fn spm_merges(&self) -> Result<Vec<(&str, &str)>> {
-        let scores = self.finite_scores()?;
-        let is_text = |id: u32| !self.is_special(id) && self.type_of(id) != token_type::BYTE;
-        let texts = || (0..self.tokens.len() as u32).filter(|id| is_text(*id));
-        let ids: Ids = texts().map(|id| (self.tokens[id as usize].as_str(), id)).collect();
-        let mut made: Vec<u32> = texts().collect();
-        made.sort_by(|a, b| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b)));
-        let mut merges = Vec::new();
-        for id in made {
-            let token = self.tokens[id as usize].as_str();
-            let halves = token.char_indices().skip(1).map(|(at, _)| token.split_at(at));
-            let mut halves: Vec<_> =
-                halves.filter_map(|(a, b)| Some((*ids.get(a)?, *ids.get(b)?, (a, b)))).collect();
-            let score = |id: u32| scores[id as usize];
-            halves.sort_by(|a, b| score(b.0).total_cmp(&score(a.0)).then(score(b.1).total_cmp(&score(a.1))));
-            merges.extend(halves.into_iter().map(|(.., both)| both));
-        }
-        Ok(merges)
-    }
-
-    fn unigram(&self) -> Result<Parts> {
-        let unknown = self.unknown_or(2)?;
-        let scores = self.finite_scores()?;
-        let normal = (0..).zip(scores).filter(|(id, _)| self.type_of(*id) == token_type::NORMAL);
-        let lowest = normal.map(|(_, score)| *score).fold(f32::MAX, f32::min);
-        // What is no text is in the library's trie as well: there it is the least likely.
-        let score = |id: u32| match self.type_of(id) {
-            token_type::NORMAL | token_type::UNUSED => scores[id as usize],
-            token_type::USER_DEFINED => 0.0,
-            _ => lowest,
-        };
-        let vocab: Vec<_> =
-            (0..).zip(&self.tokens).map(|(id, token)| (token, f64::from(score(id)))).collect();
-        let model = json!({"type": "Unigram", "unk_id": unknown, "byte_fallback": false, "vocab": vocab});
-        let prefixed = self.add_space_prefix == Some(true) || self.remove_extra_whitespaces == Some(true);
-        Ok(vec![
-            ("normalizer", self.unigram_normalizer()),
-            ("decoder", spaces_decoder(prefixed)),
-            ("model", model),
-        ])
-    }
-
-    fn unigram_normalizer(&self) -> Value {
-        let mut steps = Vec::new();
-        if let Some(charsmap) = self.precompiled_charsmap.as_ref().filter(|bytes| !bytes.is_empty()) {
-            steps.push(json!({"type": "Precompiled", "precompiled_charsmap": base64::encode(charsmap)}));
-        }
-        if self.remove_extra_whitespaces == Some(true) {
-            steps.push(replace(json!({"Regex": "^ +| +$"}), ""));
-            steps.push(replace(json!({"Regex": " {2,}"}), " "));
-            steps.push(json!({"type": "Prepend", "prepend": SPACE}));
-        } else if self.add_space_prefix == Some(true) {
-            // Spaces alone get none.
-            steps.push(replace(json!({"Regex": "^(?= *[^ ])"}), "▁"));
-        }
-        steps.push(replace(json!({"String": " "}), "▁"));
-        sequence(steps)
-    }
-
     fn word_piece(&self) -> Result<Parts> {
         let unknown = self.unknown_or(100)?;
         let lowercase = self.lowercase.unwrap_or(true);
@@ -202,41 +133,52 @@ impl GgufVocabulary {
         }
         let model = json!({"type": "WordPiece", "unk_token": self.tokens[unknown as usize], "vocab": vocab,
             "continuing_subword_prefix": "##", "max_input_chars_per_word": u32::MAX});
+        let strip_accents = self.strip_accents.unwrap_or(lowercase);
+        let bert = json!({"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+            "strip_accents": strip_accents, "lowercase": lowercase});
         Ok(vec![
-            (
-                "normalizer",
-                json!({"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
-                "strip_accents": self.strip_accents.unwrap_or(lowercase), "lowercase": lowercase}),
-            ),
+            ("normalizer", sequence(vec![replace(json!({"Regex": OTHER_BLANKS}), " "), bert])),
             ("pre_tokenizer", json!({"type": "BertPreTokenizer"})),
             ("decoder", json!({"type": "WordPiece", "prefix": "##", "cleanup": true})),
             ("model", model),
         ])
     }
 
-    fn vocab(&self) -> Map<String, Value> {
+    pub(super) fn vocab(&self) -> Map<String, Value> {
         self.tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect()
     }
 }
 
-/// Parts of a `tokenizer.json`, by their keys.
-type Parts = Vec<(&'static str, Value)>;
+fn warn_of_others(file: &str, encoder: &Encoder, tokenizer: &Tokenizer) -> Result<()> {
+    let texts = odd_texts()?;
+    // Where llama.cpp fails, any ids will do.
+    let differs = |text: &&String| {
+        encoder.encode(text).ok().is_some_and(|its| tokenizer.encode(text).ok() != Some(its))
+    };
+    let others: Vec<&String> = texts.iter().filter(differs).collect();
+    if let Some(first) = others.first() {
+        tracing::warn!(
+            "`{file}`: of {} odd texts, {} have other ids than in llama.cpp, such as {first:?}",
+            texts.len(),
+            others.len()
+        );
+    }
+    Ok(())
+}
 
-fn replace(pattern: Value, content: &str) -> Value {
+/// Parts of a `tokenizer.json`, by their keys.
+pub type Parts = Vec<(&'static str, Value)>;
+
+pub fn replace(pattern: Value, content: &str) -> Value {
     json!({"type": "Replace", "pattern": pattern, "content": content})
 }
 
-fn sequence(steps: Vec<Value>) -> Value {
+pub fn sequence(steps: Vec<Value>) -> Value {
     json!({"type": "Sequence", "normalizers": steps})
 }
 
-/// Joins tokens, [`SPACE`] as a space; the first is left out if `prefixed`.
-fn spaces_decoder(prefixed: bool) -> Value {
-    let mut decoder = pieces_decoder();
-    if let (true, Some(steps)) = (prefixed, decoder["decoders"].as_array_mut()) {
-        steps.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
-    }
-    decoder
+pub fn split(regex: &str) -> Value {
+    json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false})
 }
 
 /// Cuts by regular expressions, then spells bytes; the last may be GPT-2's, which spelling bytes includes.
@@ -245,8 +187,7 @@ fn pre_tokenizer(splits: &[&str], level: impl Fn(bool) -> Value) -> Value {
         [others @ .., last] if *last == GPT2 => (others, true),
         all => (all, false),
     };
-    let split = |regex: &&str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
-    let steps: Vec<Value> = splits.iter().map(split).chain([level(gpt2)]).collect();
+    let steps: Vec<Value> = splits.iter().map(|regex| split(regex)).chain([level(gpt2)]).collect();
     match steps.as_slice() {
         [only] => only.clone(),
         _ => json!({"type": "Sequence", "pretokenizers": steps}),

@@ -6,12 +6,16 @@
 //! the rules of llama.cpp's `src/llama-vocab.cpp` (as of November 2026), with the Unicode tables of the
 //! `tokenizers` library.
 
+mod base64;
 mod bpe;
 mod charsmap;
 mod compare;
 mod encoder;
 mod into_json;
+mod into_pieces;
+mod limits;
 mod of_json;
+mod of_pieces;
 mod pairs;
 mod pre;
 mod spm;

@@ -1,19 +1,18 @@
 //! The vocabulary that llama.cpp needs for a tokenizer.
 
-use std::collections::HashMap;
-
 use serde_json::Value;
 
+use super::into_json::OTHER_BLANKS;
 use super::pre::{DIGIT, GPT2, Pre, as_llama_cpp};
 use super::{GgufVocabulary, VocabularyModel, token_type};
 use crate::base::{Error, Result, suggest};
-use crate::tokenizer::cut::{Cut, SPACE};
+use crate::tokenizer::cut::SPACE;
 use crate::tokenizer::known::byte_of_name;
-use crate::tokenizer::{Special, Tokenizer, base64};
+use crate::tokenizer::{Special, Tokenizer};
 
 impl GgufVocabulary {
     /// The vocabulary by which llama.cpp encodes text as `tokenizer` does, as far as its rules can express
-    /// that: see [`GgufVocabulary::compare`]. The chat template is not set.
+    /// that: see [`GgufVocabulary::compare`].
     ///
     /// # Errors
     /// When llama.cpp cannot hold such a tokenizer; says why.
@@ -27,9 +26,9 @@ impl GgufVocabulary {
 }
 
 /// A tokenizer and its `tokenizer.json`.
-struct Source<'a> {
-    tokenizer: &'a Tokenizer,
-    json: Value,
+pub struct Source<'a> {
+    pub tokenizer: &'a Tokenizer,
+    pub json: Value,
 }
 
 impl Source<'_> {
@@ -46,7 +45,7 @@ impl Source<'_> {
     }
 
     /// What all models have: tokens, their types, and special tokens.
-    fn base(&self, model: VocabularyModel) -> Result<GgufVocabulary> {
+    pub fn base(&self, model: VocabularyModel) -> Result<GgufVocabulary> {
         let special = |special| self.tokenizer.special(special);
         let eos = special(Special::Eos).ok_or_else(no_eos)?;
         let ids = 0..self.tokenizer.vocab_size() as u32;
@@ -64,20 +63,24 @@ impl Source<'_> {
         base.unknown = self.tokenizer.unknown();
         base.add_bos = Some(special(Special::Bos).is_some());
         base.add_eos = Some(false);
+        // Not all tokenizers can tell roles.
+        base.chat_template = self.tokenizer.chat_template().ok();
         Ok(base)
     }
 
     fn type_of(&self, id: u32) -> i32 {
         let Some(token) = self.tokenizer.token(id) else { return token_type::UNUSED };
         let inner = &self.tokenizer.0;
-        let is_byte = || self.json["model"]["byte_fallback"] == true && byte_of_name(&token).is_some();
+        let model = &self.json["model"];
+        // Those of a unigram model without byte fallback are not made from text either, if it was read here.
+        let has_bytes = model["byte_fallback"] == true || model["type"] == "Unigram";
         if inner.control.contains(&id) {
             token_type::CONTROL
         } else if inner.unknown == Some(id) {
             token_type::UNKNOWN
         } else if inner.special.contains(&id) {
             token_type::CONTROL
-        } else if is_byte() {
+        } else if has_bytes && byte_of_name(&token).is_some() {
             token_type::BYTE
         } else if self.added().any(|added| added["id"] == id) {
             token_type::USER_DEFINED
@@ -91,7 +94,7 @@ impl Source<'_> {
     }
 
     /// The steps of a part that may be a sequence of several.
-    fn steps(&self, part: &str, steps: &str) -> Vec<&Value> {
+    pub fn steps(&self, part: &str, steps: &str) -> Vec<&Value> {
         match &self.json[part] {
             Value::Null => Vec::new(),
             one if one["type"] == "Sequence" => one[steps].as_array().into_iter().flatten().collect(),
@@ -99,7 +102,7 @@ impl Source<'_> {
         }
     }
 
-    fn pre_tokenizers(&self) -> Vec<&Value> {
+    pub fn pre_tokenizers(&self) -> Vec<&Value> {
         self.steps("pre_tokenizer", "pretokenizers")
     }
 
@@ -128,65 +131,14 @@ impl Source<'_> {
         Ok(base)
     }
 
-    fn spm(&self) -> Result<GgufVocabulary> {
-        let mut base = self.base(VocabularyModel::Spm)?;
-        let spaces = self.spaces()?;
-        if spaces.charsmap.is_some() || spaces.merged || self.json["model"]["ignore_merges"] == true {
-            return Err(no_rules("its BPE over characters normalizes text or ignores merges"));
-        }
-        let merges = self.merges()?;
-        let mut scores: HashMap<String, f32> = HashMap::new();
-        for (rank, merge) in merges.iter().enumerate() {
-            // The rank of the merge that makes a token; of several, the first.
-            scores.entry(merge.concat()).or_insert(-(rank as f32));
-        }
-        // The others are never made of two.
-        let score = |token: &String| scores.get(token).copied().unwrap_or(-(merges.len() as f32));
-        base.scores = Some(base.tokens.iter().map(score).collect());
-        base.add_space_prefix = Some(spaces.prefixed);
-        Ok(base)
-    }
-
-    fn unigram(&self) -> Result<GgufVocabulary> {
-        let mut base = self.base(VocabularyModel::Unigram)?;
-        let spaces = self.spaces()?;
-        let pieces = self.json["model"]["vocab"].as_array().map_or(&[][..], Vec::as_slice);
-        let score = |id: usize| pieces.get(id).and_then(|piece| piece[1].as_f64()).unwrap_or(0.0) as f32;
-        base.scores = Some((0..base.tokens.len()).map(score).collect());
-        if base.unknown.is_none() {
-            return Err(no_rules("it has no unknown token"));
-        }
-        base.add_space_prefix = Some(spaces.prefixed);
-        base.remove_extra_whitespaces = Some(spaces.merged);
-        base.precompiled_charsmap = spaces.charsmap;
-        Ok(base)
-    }
-
-    /// How SentencePiece's models treat spaces, and normalize text.
-    fn spaces(&self) -> Result<Spaces> {
-        let mut spaces = Spaces::default();
-        for step in self.steps("normalizer", "normalizers") {
-            spaces.normalize(step)?;
-        }
-        if Cut::of(&self.json) == Some(Cut::Pieces) {
-            return Ok(spaces);
-        }
-        for step in self.pre_tokenizers() {
-            match kind(step) {
-                "Metaspace" if step["replacement"] == SPACE.to_string() => {
-                    spaces.prefixed |= step["prepend_scheme"] != "never" && step["add_prefix_space"] != false;
-                }
-                // White space ends words, and is not kept.
-                "WhitespaceSplit" => spaces.merged = true,
-                _ => return Err(no_rules(&format!("its pre-tokenizer is {step}"))),
-            }
-        }
-        Ok(spaces)
-    }
-
     fn word_piece(&self) -> Result<GgufVocabulary> {
         let mut base = self.base(VocabularyModel::WordPiece)?;
-        let [normalizer, words] = ["normalizer", "pre_tokenizer"].map(|part| &self.json[part]);
+        let words = &self.json["pre_tokenizer"];
+        let normalizer = match self.steps("normalizer", "normalizers").as_slice() {
+            [only] => only,
+            [blanks, bert] if is_blanks(blanks) => bert,
+            _ => &Value::Null,
+        };
         let as_bert = normalizer["type"] == "BertNormalizer"
             && normalizer["clean_text"] == true
             && normalizer["handle_chinese_chars"] == true
@@ -208,7 +160,7 @@ impl Source<'_> {
         Ok(base)
     }
 
-    fn merges(&self) -> Result<Vec<[String; 2]>> {
+    pub fn merges(&self) -> Result<Vec<[String; 2]>> {
         let model = &self.json["model"];
         for option in ["continuing_subword_prefix", "end_of_word_suffix"] {
             if model[option].as_str().is_some_and(|text| !text.is_empty()) {
@@ -217,36 +169,6 @@ impl Source<'_> {
         }
         let merges = model["merges"].as_array().into_iter().flatten();
         merges.map(|merge| pair(merge).ok_or_else(|| Error::bug(format!("{merge} is no merge")))).collect()
-    }
-}
-
-/// How spaces are treated, and text is normalized, before it is spelled in tokens.
-#[derive(Default)]
-struct Spaces {
-    /// Text begins with a space.
-    prefixed: bool,
-    /// Several are one, and those at both ends are dropped.
-    merged: bool,
-    charsmap: Option<Vec<u8>>,
-}
-
-impl Spaces {
-    fn normalize(&mut self, step: &Value) -> Result<()> {
-        let to_space = step["content"] == SPACE.to_string() || step["content"] == " ";
-        match kind(step) {
-            "Prepend" if step["prepend"] == SPACE.to_string() => self.prefixed = true,
-            "Replace" if step["pattern"]["String"] == " " && step["content"] == SPACE.to_string() => {}
-            "Replace" if step["pattern"]["Regex"] == " {2,}" && to_space => self.merged = true,
-            "Replace" if step["pattern"]["Regex"] == "^ +| +$" && step["content"] == "" => {}
-            "Replace" if step["pattern"]["Regex"] == "^(?= *[^ ])" && to_space => self.prefixed = true,
-            "Strip" => {}
-            "Precompiled" => {
-                let text = step["precompiled_charsmap"].as_str().and_then(base64::decode);
-                self.charsmap = Some(text.ok_or_else(|| no_rules("its character map is damaged"))?);
-            }
-            _ => return Err(no_rules(&format!("it normalizes text by {step}"))),
-        }
-        Ok(())
     }
 }
 
@@ -282,11 +204,16 @@ fn splits_of(step: &Value) -> Result<Vec<String>> {
     }
 }
 
-fn kind(step: &Value) -> &str {
+/// Whether a step makes spaces of [`OTHER_BLANKS`].
+fn is_blanks(step: &Value) -> bool {
+    step["type"] == "Replace" && step["pattern"]["Regex"] == OTHER_BLANKS && step["content"] == " "
+}
+
+pub fn kind(step: &Value) -> &str {
     step["type"].as_str().unwrap_or_default()
 }
 
-fn no_rules(why: &str) -> Error {
+pub fn no_rules(why: &str) -> Error {
     Error::input(format!("llama.cpp has no rules for this tokenizer: {why}")).help(
         "it knows byte-level BPE, SentencePiece's BPE and unigram, and WordPiece: train a tokenizer with \
          `algorithm: byte_bpe` for a model that is to be used there",

@@ -8,7 +8,7 @@ use std::fmt::Display;
 use serde_json::json;
 
 use super::value::Value;
-use super::{ARCHITECTURE_KEY, FILE_TYPE_KEY, File};
+use super::{ARCHITECTURE_KEY, FILE_TYPE_KEY, File, TOKENS_KEY};
 use crate::base::{Error, Result, suggest};
 use crate::model::format::gpt2::Gpt2;
 use crate::model::format::{Format, llama, tinylm};
@@ -185,9 +185,13 @@ fn default_attention_factor(factor: f64) -> f64 {
 /// # Errors
 /// When the file holds no model, or a key is missing, odd, or asks for what can't be computed.
 pub fn config_of(file: &File) -> Result<Config> {
-    if file.tensors.is_empty() && file.value("tokenizer.ggml.tokens").is_some() {
+    if file.tensors.is_empty() && file.value(TOKENS_KEY).is_some() {
         return Err(file.wrong("the file holds a vocabulary, but no tensors: it is no model"))
             .map_err(|e| e.help("its tokenizer can be imported alone"));
+    }
+    if let Some(parts) = file.value("split.count").filter(|parts| parts.as_size() != Some(1)) {
+        return Err(file.wrong(format_args!("the file is one of {parts} parts of a model")))
+            .map_err(|e| e.help("join them with llama.cpp's `llama-gguf-split --merge`"));
     }
     let architecture = Architecture::of_file(file)?;
     let keys = Keys { file, architecture, asked: RefCell::default() };
@@ -267,7 +271,12 @@ impl<'a> Keys<'a> {
         let text = self.get("config").and_then(Value::as_str).ok_or_else(|| wrong("is missing".into()))?;
         let json = serde_json::from_str(text).map_err(|e| wrong(format!("is no JSON: {e}")))?;
         let fields = super::super::Fields::of(CONFIG_KEY, &json)?;
-        tinylm::Tinylm.read(&fields).map_err(|e| e.context(format!("`{}` is damaged", self.file.name)))
+        let config = tinylm::Tinylm.read(&fields);
+        let config = config.map_err(|e| e.context(format!("`{}` is damaged", self.file.name)))?;
+        match config.n_layer > self.file.tensors.len() {
+            true => Err(wrong(format!("says `n_layer` is {}, more than there are tensors", config.n_layer))),
+            false => Ok(config),
+        }
     }
 
     fn config(&self) -> Result<Config> {
@@ -288,6 +297,11 @@ impl<'a> Keys<'a> {
             )
         };
         self.only("expert_count", 0)?;
+        // Before anything is made for each block.
+        if base.n_layer > self.file.tensors.len() {
+            let tensors = self.file.tensors.len();
+            return Err(self.wrong("block_count", format_args!("the file has {tensors} tensors in all")));
+        }
         match self.architecture {
             Architecture::Gpt2 => self.gpt2(base),
             _ => self.llama(base),

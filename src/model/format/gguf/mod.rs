@@ -7,20 +7,26 @@
 //!  write      a file, tensor by tensor
 //!  names      names and shapes of tensors
 //!  keys       an architecture as keys
+//!  vocabulary a tokenizer as keys
 //!  model      a model's folder with `model.gguf`
+//!  container  a whole model in one file
 //! ```
 
+mod container;
 mod keys;
 mod model;
 mod names;
 mod read;
 mod value;
+mod vocabulary;
 mod write;
 
+pub use self::container::Gguf;
 pub use self::keys::{Architecture, config_of, metadata, why_not_llama_cpp};
 pub use self::names::stored;
 pub use self::read::{File, Tensor};
 pub use self::value::{Array, Value};
+pub use self::vocabulary::{tokenizer_of, vocabulary_of};
 pub use self::write::{Declared, write};
 
 /// The weights of a model's folder, instead of safetensors.
@@ -35,6 +41,12 @@ const ALIGNMENT: usize = 32;
 const ALIGNMENT_KEY: &str = "general.alignment";
 const ARCHITECTURE_KEY: &str = "general.architecture";
 const FILE_TYPE_KEY: &str = "general.file_type";
+const VOCABULARY_KEY: &str = "tokenizer.ggml.model";
+const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_damage;
+#[cfg(test)]
+mod tests_with_llama_cpp;

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::keys::{expect_same, metadata};
-use super::{Declared, File, GGUF_FILE, Tensor, Value, stored, write};
+use super::vocabulary::NO_VOCABULARY;
+use super::{Declared, File, GGUF_FILE, Tensor, VOCABULARY_KEY, Value, stored, write};
 use crate::base::{Error, Result};
 use crate::kernel::BlockType;
 use crate::model::format::Stored;
@@ -11,6 +12,9 @@ use crate::model::{Config, Layout, Model, Role, Transformer};
 
 /// Chooses the type of a tensor and rounds its rows, `[n, k]`, to it.
 pub type Choose<'a> = dyn FnMut(&Stored, &[f32]) -> Result<(BlockType, Vec<u8>)> + 'a;
+
+/// Gives the type and the bytes of a tensor.
+pub(super) type Make<'a> = dyn FnMut(&Stored) -> Result<(BlockType, Vec<u8>)> + 'a;
 
 impl Transformer {
     /// Reads the weights of a file that is of the architecture `config`, as its folder's `config.json` says.
@@ -120,13 +124,9 @@ impl Model {
 }
 
 /// Writes a file without a vocabulary.
-fn write_weights(
-    config: &Config,
-    path: &Path,
-    make: &mut dyn FnMut(&Stored) -> Result<(BlockType, Vec<u8>)>,
-) -> Result<()> {
+fn write_weights(config: &Config, path: &Path, make: &mut Make) -> Result<()> {
     let mut metadata = metadata(config);
-    metadata.push(("tokenizer.ggml.model".into(), Value::from("none")));
+    metadata.push((VOCABULARY_KEY.into(), Value::from(NO_VOCABULARY)));
     write_tensors(config, path, &metadata, make)
 }
 
@@ -135,7 +135,7 @@ pub(super) fn write_tensors(
     config: &Config,
     path: &Path,
     metadata: &[(String, Value)],
-    make: &mut dyn FnMut(&Stored) -> Result<(BlockType, Vec<u8>)>,
+    make: &mut Make,
 ) -> Result<()> {
     let stored = stored(config, &Layout::new(config));
     let declared = |s: &Stored| Declared { name: s.name.clone(), shape: s.shape.clone() };

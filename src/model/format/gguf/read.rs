@@ -150,7 +150,7 @@ impl File {
 }
 
 /// The first number that is infinite or NaN, of blocks the first of those that share a scale or min that is.
-fn not_finite(ty: BlockType, bytes: &[u8]) -> Option<(usize, f32)> {
+pub(super) fn not_finite(ty: BlockType, bytes: &[u8]) -> Option<(usize, f32)> {
     let (len, group) = (ty.block_len(), ty.group_len());
     let (mut block, mut numbers) = (Block::default(), [0.0]);
     for (i, bytes) in bytes.chunks_exact(ty.bytes(len)).enumerate() {
@@ -355,7 +355,7 @@ impl Reader {
 
     fn unknown_type(&self, name: &str, id: u32) -> Error {
         let known = OTHER_TYPES.iter().find(|(other, _)| *other == id);
-        let what = known.map_or(format!("of a type that is not known, {id}"), |(_, name)| format!("{name}"));
+        let what = known.map_or(format!("of a type that is not known, {id}"), |(_, name)| name.to_string());
         let names: Vec<_> = BlockType::all().map(BlockType::name).collect();
         Error::input(format!("`{}`: tensor `{}` is {what}", self.name, excerpt(name)))
             .help(format!("types that are read: {}", suggest::list(names)))

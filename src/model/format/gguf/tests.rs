@@ -7,19 +7,20 @@ use candle_core::quantized::gguf_file;
 use super::*;
 use crate::base::{Files, fs};
 use crate::kernel::BlockType;
+use crate::model::format::{Container, ExportOptions, Outgoing};
 use crate::model::{
     CONFIG_FILE, Config, Layout, Model, Role, Transformer, WEIGHTS_FILE, Yarn, gpt2, llama, modern,
 };
 use crate::tokenizer::Tokenizer;
 
 /// Of 300 tokens.
-fn tokenizer() -> Tokenizer {
+pub(super) fn tokenizer() -> Tokenizer {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizers/byte_bpe.json");
     Tokenizer::load(&path).unwrap()
 }
 
 /// One of each architecture and of each way to differ in it; the last is of none that llama.cpp has.
-fn small() -> [Config; 5] {
+pub(super) fn small() -> [Config; 5] {
     const V: usize = 1000;
     let yarn = Yarn {
         factor: 4.0,
@@ -35,12 +36,12 @@ fn small() -> [Config; 5] {
     [gpt2(V, 32, 2, 2, 6), grouped, biased, scaled, mixed]
 }
 
-fn model(config: &Config) -> Model {
+pub(super) fn model(config: &Config) -> Model {
     Model { transformer: Transformer::fresh(config, 5), tokenizer: tokenizer() }
 }
 
 /// A model's folder with all matrices of `ty`, and its GGUF file.
-fn saved(config: &Config, ty: BlockType) -> (tempfile::TempDir, PathBuf, Model) {
+pub(super) fn saved(config: &Config, ty: BlockType) -> (tempfile::TempDir, PathBuf, Model) {
     let (dir, model) = (tempfile::tempdir().unwrap(), model(config));
     let mut choose = |stored: &crate::model::format::Stored, rows: &[f32]| {
         let ty = ty.for_rows_of(*stored.shape.last().unwrap());
@@ -182,4 +183,114 @@ fn a_folder_of_two_models_is_refused() {
     configure(&Config { n_layer: 3, ..one });
     let found = open();
     assert!(found.contains("`gpt2.block_count` is 2, and by the `config.json` beside 3"), "{found}");
+}
+
+/// A whole model in one file, and the folder it is in.
+fn exported(
+    model: &Model,
+    files: &Files,
+    dtype: Option<BlockType>,
+) -> crate::base::Result<tempfile::TempDir> {
+    let dir = tempfile::tempdir().unwrap();
+    let options = ExportOptions { dtype };
+    Gguf.write(&Outgoing { model, files, options: &options, texts: &|_| Ok(()) }, dir.path())?;
+    Ok(dir)
+}
+
+#[test]
+fn a_whole_model_leaves_and_comes_back() {
+    for config in &small()[..4] {
+        let model = model(config);
+        let dir = exported(&model, &Files::default(), None).unwrap();
+        let files = Files::at(dir.path()).unwrap();
+        assert_eq!(crate::model::format::detect(&files).unwrap().name(), "gguf");
+        let read = Gguf.read(&files).unwrap();
+        assert_eq!(known(&read.transformer.config), known(config));
+        assert!(read.transformer.weights[..] == model.transformer.weights[..]);
+        assert_eq!(read.blocks, None);
+        let tokenizer = read.tokenizer.unwrap();
+        assert_eq!(tokenizer.vocab_size(), model.tokenizer.vocab_size(), "without the tokens that fill up");
+        let text = "Naïve cats — 12 of them!\r\n";
+        assert_eq!(tokenizer.encode(text).unwrap(), model.tokenizer.encode(text).unwrap());
+        assert_eq!(tokenizer.chat_template().unwrap(), model.tokenizer.chat_template().unwrap());
+        assert!(!tokenizer.has_foreign_template());
+        // As many tokens as the embedding has rows.
+        let vocabulary = vocabulary_of(&File::open(files.only().unwrap()).unwrap()).unwrap().unwrap();
+        assert_eq!((vocabulary.tokens.len(), vocabulary.types.len()), (1000, 1000));
+        assert_eq!((vocabulary.tokens[999].as_str(), vocabulary.types[999]), ("[PAD999]", 5));
+    }
+}
+
+#[test]
+fn blocks_leave_as_they_are_and_types_that_do_not_fit_are_replaced() {
+    let (dir, path, model) = saved(&small()[1], BlockType::Q5_0);
+    let files = Files::at(dir.path()).unwrap();
+    let own = File::open(&path).unwrap();
+    let alone = |dtype| {
+        let dir = exported(&model, &files, dtype).unwrap();
+        let file = File::open(&dir.path().join(GGUF_FILE)).unwrap();
+        (dir, file)
+    };
+    let (folder, file) = alone(None);
+    for (ours, theirs) in own.tensors.iter().zip(&file.tensors) {
+        assert_eq!((&ours.name, ours.ty), (&theirs.name, theirs.ty));
+        assert_eq!(own.bytes(ours).unwrap(), file.bytes(theirs).unwrap());
+    }
+    let read = Gguf.read(&Files::at(folder.path()).unwrap()).unwrap();
+    assert_eq!(read.blocks.as_deref(), Some(folder.path().join(GGUF_FILE).as_path()));
+    assert!(read.transformer.is_quantized());
+    let quantized = Model { transformer: read.transformer, tokenizer: tokenizer() };
+    let again = quantized.save_blocks(folder.path(), &mut |_, _| unreachable!()).unwrap_err();
+    assert_eq!(again.message(), "the weights are quantized already");
+    let (numbers, layout) = (quantized.transformer.dequantized(), Layout::new(&small()[1]));
+    for stored in stored(&small()[1], &layout) {
+        let tensor = own.find(&stored.name).unwrap();
+        assert!(numbers.numbers(&stored) == own.numbers(tensor).unwrap(), "{}", stored.name);
+    }
+    // Rows of 64 are no whole blocks of 256, and those of 256 are.
+    let (_folder, file) = alone(Some(BlockType::Q4K));
+    let ty = |name: &str| file.find(name).unwrap().ty;
+    assert_eq!(ty("blk.0.attn_q.weight"), BlockType::Q5_0);
+    assert_eq!(ty("blk.0.ffn_down.weight"), BlockType::Q4K);
+    assert_eq!((ty("token_embd.weight"), ty("output_norm.weight")), (BlockType::Q5_0, BlockType::F32));
+    let (_folder, file) = alone(Some(BlockType::F16));
+    assert_eq!(file.value("general.file_type"), Some(&Value::U32(1)));
+}
+
+#[test]
+fn numbers_that_a_type_cannot_hold_are_refused() {
+    let mut model = model(&small()[0]);
+    model.transformer.weights[7] = 70_000.0;
+    let found = exported(&model, &Files::default(), Some(BlockType::F16)).unwrap_err().to_string();
+    assert!(
+        found.contains("`token_embd.weight`") && found.contains("number 7 is 70000, too large for f16"),
+        "{found}"
+    );
+    model.transformer.weights[7] = f32::NAN;
+    let found = exported(&model, &Files::default(), None).unwrap_err().to_string();
+    assert!(
+        found.contains("`token_embd.weight`") && found.contains("number 7 of a tensor is NaN"),
+        "{found}"
+    );
+    let mixed = exported(&self::model(&small()[4]), &Files::default(), None).unwrap_err();
+    assert_eq!(
+        mixed.message(),
+        "llama.cpp does not compute embeddings mixed into each block (`residual_mix`)"
+    );
+}
+
+/// llama.cpp's own files, where the shared data is there.
+#[test]
+fn vocabularies_of_llama_cpp_are_read() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/tok_llamacpp_vocab");
+    for (name, tokens) in [("gpt-2", 50_257), ("mpt", 50_432), ("phi-3", 32_064)] {
+        let path = folder.join(format!("ggml-vocab-{name}.gguf"));
+        let Ok(file) = File::open(&path) else { return };
+        let vocabulary = vocabulary_of(&file).unwrap().unwrap();
+        assert_eq!((vocabulary.tokens.len(), vocabulary.types.len()), (tokens, tokens), "{name}");
+        let found = Gguf.read(&Files::at(&path).unwrap()).err().unwrap().to_string();
+        assert!(found.contains("the file holds a vocabulary, but no tensors"), "{found}");
+    }
+    let tokenizer = Gguf.read_tokenizer(&Files::at(&folder.join("ggml-vocab-gpt-2.gguf")).unwrap()).unwrap();
+    assert_eq!(tokenizer.unwrap().encode("ied 4 ½ months").unwrap(), [798, 604, 25208, 1933]);
 }
