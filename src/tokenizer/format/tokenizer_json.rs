@@ -35,6 +35,10 @@ impl Format for TokenizerJson {
 
     fn write(&self, tokenizer: &Tokenizer, into: &Path) -> Result<()> {
         fs::write(&into.join(TOKENIZER_FILE), tokenizer.json())?;
-        fs::write(&into.join(TOKENIZER_CONFIG_FILE), &tokenizer.full_config(None)?)
+        // One file where that says all, so that it can be written under a name of its own.
+        match tokenizer.config()? {
+            Some(_) => fs::write(&into.join(TOKENIZER_CONFIG_FILE), &tokenizer.full_config(None)?),
+            None => Ok(()),
+        }
     }
 }
