@@ -163,7 +163,7 @@ mod tests {
     use serde_json::json;
 
     use crate::tokenizer::Special;
-    use crate::tokenizer::format::testing::{files, folder, forms, ids_of_texts, shared};
+    use crate::tokenizer::format::tests_common::{files, folder, forms, ids_of_texts, shared};
 
     fn small() -> (String, String) {
         let mut tokens: Vec<String> = vec!["<|endoftext|>".into()];
@@ -263,7 +263,11 @@ mod tests {
             assert_eq!(ids_of_texts(&tokenizer), forms()[name]["ids"], "{name}");
             let lines = fs::read_text(&dir.join("corpus.en")).unwrap();
             let ids: Vec<Vec<u32>> = lines.lines().map(|line| tokenizer.encode(line).unwrap()).collect();
-            assert_eq!(crate::tokenizer::format::testing::digest(&ids), forms()[name]["corpus.en"], "{name}");
+            assert_eq!(
+                crate::tokenizer::format::tests_common::digest(&ids),
+                forms()[name]["corpus.en"],
+                "{name}"
+            );
         }
     }
 }

@@ -201,7 +201,7 @@ mod tests {
     use super::*;
     use crate::base::damage::damaged;
     use crate::tokenizer::Special;
-    use crate::tokenizer::format::testing::{folder, shared};
+    use crate::tokenizer::format::tests_common::{folder, shared};
 
     /// A file of `pieces` after the special tokens and bytes, with falling scores.
     fn file_of(pieces: &[&str]) -> Vec<u8> {

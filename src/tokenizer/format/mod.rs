@@ -11,7 +11,7 @@ mod sentencepiece;
 mod splits;
 mod strict_words;
 #[cfg(test)]
-mod testing;
+mod tests_common;
 mod tiktoken;
 mod tiny_lm;
 mod tokenizer_json;

@@ -297,7 +297,7 @@ mod tests {
     use super::*;
     use crate::base::damage::damaged;
     use crate::tokenizer::format::check_written;
-    use crate::tokenizer::format::testing::{digest, folder, forms, ids_of_texts, shared};
+    use crate::tokenizer::format::tests_common::{digest, folder, forms, ids_of_texts, shared};
     use crate::tokenizer::tests_with_library::trained_on;
     use crate::tokenizer::train;
 

@@ -141,7 +141,7 @@ fn lines(file: &str, text: &str) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tokenizer::format::testing::{file, folder};
+    use crate::tokenizer::format::tests_common::{file, folder};
 
     fn words(text: &str) -> Vec<String> {
         text.split(' ').map(String::from).collect()

@@ -257,7 +257,7 @@ fn tokenizer(
 mod tests {
     use super::*;
     use crate::tokenizer::Special;
-    use crate::tokenizer::format::testing::{file, files, folder, forms, ids_of_texts};
+    use crate::tokenizer::format::tests_common::{file, files, folder, forms, ids_of_texts};
 
     /// All bytes, then some tokens.
     fn ranks(tokens: &[&str]) -> String {

@@ -210,7 +210,7 @@ fn check_merges(file: &str, tokens: &[String], merges: &[(String, String)]) -> R
 mod tests {
     use super::*;
     use crate::tokenizer::Special;
-    use crate::tokenizer::format::testing::{file, folder, forms, ids_of_texts};
+    use crate::tokenizer::format::tests_common::{file, folder, forms, ids_of_texts};
 
     fn fixture(name: &str) -> String {
         fs::read_text(&folder(&format!("tokenizer_forms/tiny_lm_{name}.json"))).unwrap()

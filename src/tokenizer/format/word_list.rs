@@ -152,7 +152,7 @@ fn lines(file: &str, text: &str) -> Result<Vocab> {
 mod tests {
     use super::*;
     use crate::tokenizer::Special;
-    use crate::tokenizer::format::testing::{file, folder, forms, ids_of_texts};
+    use crate::tokenizer::format::tests_common::{file, folder, forms, ids_of_texts};
 
     fn list() -> String {
         fs::read_text(&folder("tokenizer_forms/word_list.json")).unwrap()

@@ -86,7 +86,8 @@ fn is_optional(name: &str) -> bool {
 
 impl Model {
     /// Writes a folder whose weights are a `model.gguf`, with the types and blocks that `choose` gives for
-    /// matrices, the token embedding and the output. All other tensors are f32. Adapters are merged.
+    /// matrices, the token embedding and the output. Learned positions are f16, all other tensors f32. Adapters are
+    /// merged.
     ///
     /// # Errors
     /// When `choose` fails, a file cannot be written, or the weights are blocks already.
@@ -101,10 +102,12 @@ impl Model {
         self.save_beside_weights(folder)?;
         write_weights(&gpt.config, &folder.join(GGUF_FILE), &mut |stored| {
             let numbers = gpt.numbers(stored);
-            match is_matrix(stored, &gpt.layout) {
-                true => choose(stored, &numbers),
-                false => Ok((BlockType::F32, BlockType::F32.encode(&numbers)?)),
-            }
+            let ty = match gpt.layout.parameters[stored.parameter].role {
+                Role::Matrix | Role::Embedding | Role::Head => return choose(stored, &numbers),
+                Role::Position => BlockType::F16,
+                Role::Vector | Role::Scalar => BlockType::F32,
+            };
+            Ok((ty, ty.encode(&numbers)?))
         })
     }
 
