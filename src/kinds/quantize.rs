@@ -559,7 +559,11 @@ mod tests {
     #[test]
     fn what_is_known_of_the_model_is_known_of_what_comes_out() {
         let known = serde_json::json!({ "vocab_size": 600, "seq_len": 32 });
-        let facts = Quantize::facts(&Params::default(), &connected(&[("model", &[known.clone()])]), "model");
+        let facts = Quantize::facts(
+            &Params::default(),
+            &connected(&[("model", std::slice::from_ref(&known))]),
+            "model",
+        );
         assert_eq!(serde_json::json!(facts), known);
     }
 }
