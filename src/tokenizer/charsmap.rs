@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use super::base64;
 
 /// A table: a trie of the texts to be replaced, and their replacements.
+#[derive(Debug)]
 pub struct Charsmap {
     /// A double-array trie, as Darts-clone stores it.
     units: Vec<u32>,
@@ -97,7 +98,7 @@ impl Charsmap {
     }
 
     /// The longest beginning of `text` that has a rule, in bytes, and its replacement.
-    fn longest(&self, text: &str) -> Option<(usize, &str)> {
+    pub fn longest(&self, text: &str) -> Option<(usize, &str)> {
         let mut at = offset(self.units[0]);
         let mut longest = None;
         for (i, byte) in text.bytes().enumerate() {

@@ -140,7 +140,7 @@ impl<'a> Encoder<'a> {
         match &self.rules {
             Rules::Bpe(bpe) => bpe.encode(&self.ids, text, buffers, out),
             Rules::Spm(spm) => return spm.encode(&self.ids, text, buffers, out),
-            Rules::Unigram(unigram) => return unigram.encode(text, buffers, out),
+            Rules::Unigram(unigram) => unigram.encode(text, buffers, out),
             Rules::WordPiece(pieces) => pieces.encode(&self.ids, text, out),
         }
         Ok(())

@@ -4,11 +4,11 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
-use super::base64;
 use super::encoder::is_in_text;
 use super::into_json::{Parts, replace, sequence, split};
 use super::{GgufVocabulary, Ids, token_type};
 use crate::base::Result;
+use crate::tokenizer::base64;
 use crate::tokenizer::cut::SPACE;
 use crate::tokenizer::known::{byte_of_name, pieces_decoder};
 

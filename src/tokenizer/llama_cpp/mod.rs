@@ -6,9 +6,7 @@
 //! the rules of llama.cpp's `src/llama-vocab.cpp` (as of November 2026), with the Unicode tables of the
 //! `tokenizers` library.
 
-mod base64;
 mod bpe;
-mod charsmap;
 mod compare;
 mod encoder;
 mod into_json;

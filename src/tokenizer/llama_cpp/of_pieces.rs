@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::base64;
 use super::into_pieces::{HAS_TEXT, OUTER_SPACES, SPACES, SPECIAL_CUT};
 use super::of_json::{Source, kind, no_rules};
 use super::{GgufVocabulary, VocabularyModel};
 use crate::base::Result;
+use crate::tokenizer::base64;
 use crate::tokenizer::classes::{Class, MARKED};
 use crate::tokenizer::cut::{Cut, SPACE};
 
@@ -122,7 +122,7 @@ impl Spaces {
             "Replace" if step["pattern"]["Regex"] == HAS_TEXT && to_space => self.prefixed = true,
             "Strip" => {}
             "Precompiled" => {
-                let text = step["precompiled_charsmap"].as_str().and_then(base64::decode);
+                let text = step["precompiled_charsmap"].as_str().and_then(|text| base64::decode(text).ok());
                 self.charsmap = Some(text.ok_or_else(|| no_rules("its character map is damaged"))?);
             }
             _ => return Err(no_rules(&format!("it normalizes text by {step}"))),

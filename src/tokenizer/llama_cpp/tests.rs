@@ -7,7 +7,7 @@ use serde_json::json;
 use super::*;
 use crate::base::damage::damaged;
 use crate::tokenizer::format::odd_texts;
-use crate::tokenizer::{Special, Tokenizer};
+use crate::tokenizer::{Special, Tokenizer, base64};
 
 /// The reference files of llama.cpp; `None`, with a word, where they are absent.
 fn references() -> Option<PathBuf> {
@@ -351,8 +351,10 @@ fn damaged_vocabularies_are_refused_by_key() {
     refused(&spm, "`tokenizer.ggml.scores`: entry 300 is NaN", &|v| score(v, f32::NAN));
     refused(&unigram, "`tokenizer.ggml.scores`: entry 300 is inf", &|v| score(v, f32::INFINITY));
     let charsmap = |v: &mut GgufVocabulary, bytes: &[u8]| v.precompiled_charsmap = Some(bytes.to_vec());
-    refused(&unigram, "`tokenizer.ggml.precompiled_charsmap` has 3 bytes", &|v| charsmap(v, &[1; 3]));
-    let lies = "says that its trie has 4 bytes, and 4 follow";
+    refused(&unigram, "`tokenizer.ggml.precompiled_charsmap`: the table of characters is cut off", &|v| {
+        charsmap(v, &[1; 3])
+    });
+    let lies = "has 4 bytes, and its trie 4";
     refused(&unigram, lies, &|v| charsmap(v, &[4, 0, 0, 0, 1, 2, 3, 4]));
     refused(&pieces, "`tokenizer.ggml.unknown_token_id` is 157", &|v| v.unknown = Some(157));
     refused(&pieces, "`tokenizer.ggml.unknown_token_id` is missing", &|v| {

@@ -5,10 +5,10 @@ use std::collections::HashMap;
 
 use foldhash::fast::FixedState;
 
-use super::charsmap::Charsmap;
 use super::encoder::Buffers;
 use super::{GgufVocabulary, token_type};
 use crate::base::{Error, Result};
+use crate::tokenizer::charsmap::Charsmap;
 use crate::tokenizer::cut::SPACE;
 
 /// The penalty of the unknown token, below the lowest score.
@@ -22,7 +22,7 @@ pub struct Unigram {
     scores: Vec<f64>,
     unknown: u32,
     unknown_score: f64,
-    charsmap: Charsmap,
+    charsmap: Option<Charsmap>,
     add_space_prefix: bool,
     merge_spaces: bool,
 }
@@ -66,21 +66,20 @@ impl Unigram {
             charsmap: vocabulary
                 .precompiled_charsmap
                 .as_deref()
-                .map_or(Ok(Charsmap::default()), Charsmap::of)?,
+                .map(Charsmap::of)
+                .transpose()
+                .map_err(damaged)?,
             add_space_prefix: vocabulary.add_space_prefix.unwrap_or(false),
             merge_spaces: vocabulary.remove_extra_whitespaces.unwrap_or(false),
         })
     }
 
     /// Appends the ids of a text.
-    ///
-    /// # Errors
-    /// When the charsmap is damaged.
-    pub fn encode(&self, text: &str, buffers: &mut Buffers, out: &mut Vec<u32>) -> Result<()> {
+    pub fn encode(&self, text: &str, buffers: &mut Buffers, out: &mut Vec<u32>) {
         let Buffers { escaped, best, .. } = buffers;
-        self.normalize(text, escaped)?;
+        self.normalize(text, escaped);
         if escaped.is_empty() {
-            return Ok(());
+            return;
         }
         self.find_best(escaped, best);
         let start = out.len();
@@ -94,7 +93,6 @@ impl Unigram {
             (at, after_unknown) = (start as usize, id == self.unknown);
         }
         out[start..].reverse();
-        Ok(())
     }
 
     fn find_best(&self, text: &str, best: &mut Vec<Best>) {
@@ -121,11 +119,11 @@ impl Unigram {
     }
 
     /// Puts the text after the charsmap's replacements, with spaces as [`SPACE`], into `out`.
-    fn normalize(&self, text: &str, out: &mut String) -> Result<()> {
+    fn normalize(&self, text: &str, out: &mut String) {
         out.clear();
         let (mut in_word, mut prefixed, mut at) = (false, false, 0);
         while let Some(first) = text[at..].chars().next() {
-            let (len, replaced) = self.replace(&text[at..], first.len_utf8())?;
+            let (len, replaced) = self.replace(&text[at..], first.len_utf8());
             at += len;
             for c in replaced.chars() {
                 if c != ' ' && !in_word && (self.merge_spaces || self.add_space_prefix && !prefixed) {
@@ -140,32 +138,24 @@ impl Unigram {
                 }
             }
         }
-        Ok(())
     }
 }
 
 impl Unigram {
     /// What the beginning of a text is replaced by, and how long that is: a character, unless the charsmap has
     /// more. The beginning of a user-defined token is left as it is, even if the rest does not follow.
-    fn replace<'a>(&'a self, text: &'a str, character: usize) -> Result<(usize, &'a str)> {
+    fn replace<'a>(&'a self, text: &'a str, character: usize) -> (usize, &'a str) {
         let defined = text.floor_char_boundary(self.defined.longest_path(text.as_bytes()));
         if defined > 0 {
-            return Ok((defined, &text[..defined]));
+            return (defined, &text[..defined]);
         }
-        match self.charsmap.longest(text.as_bytes())? {
-            Some((len, replaced)) if text.is_char_boundary(len) => Ok((len, utf8(replaced)?)),
-            Some(_) => Err(not_utf8()),
-            None => Ok((character, &text[..character])),
-        }
+        let rule = self.charsmap.as_ref().and_then(|charsmap| charsmap.longest(text));
+        rule.unwrap_or((character, &text[..character]))
     }
 }
 
-fn utf8(replacement: &[u8]) -> Result<&str> {
-    std::str::from_utf8(replacement).map_err(|_| not_utf8())
-}
-
-fn not_utf8() -> Error {
-    Error::input("`tokenizer.ggml.precompiled_charsmap` replaces parts of characters, which is not supported")
+fn damaged(why: String) -> Error {
+    Error::input(format!("`tokenizer.ggml.precompiled_charsmap`: {why}"))
 }
 
 /// Tokens by their bytes.
