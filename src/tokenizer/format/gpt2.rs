@@ -14,7 +14,7 @@ use super::lines::Lines;
 use super::vocab_json::{self, Vocab};
 use crate::base::{Error, Files, Result, fs};
 use crate::tokenizer::cut::Cut;
-use crate::tokenizer::train::form;
+use crate::tokenizer::train::{Algorithm, form};
 use crate::tokenizer::{Names, TOKENIZER_CONFIG_FILE, Tokenizer, byte_symbol};
 
 pub struct Gpt2;
@@ -56,6 +56,10 @@ impl Format for Gpt2 {
         let tokens = vocab.without_gaps(&vocab_file)?;
         let merges = read_merges(&merges_file, &fs::read_text(merges)?, &tokens)?;
         tokenizer(&vocab_file, &tokens, &merges, &names)
+    }
+
+    fn refuses(&self, algorithm: Algorithm) -> Option<String> {
+        (algorithm != Algorithm::ByteBpe).then(|| "it holds byte-level BPE alone (`byte_bpe`)".into())
     }
 
     fn write(&self, tokenizer: &Tokenizer, into: &Path) -> Result<()> {

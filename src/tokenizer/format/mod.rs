@@ -94,3 +94,23 @@ pub fn detect(files: &Files) -> Result<&'static dyn Format> {
             .help(format!("known are {}", forms.collect::<Vec<_>>().join("; ")))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forms_say_before_there_is_a_tokenizer_which_algorithms_they_hold() {
+        let holds = |name: &str| {
+            use Algorithm::{ByteBpe, SentencepieceBpe, Unigram, Wordpiece};
+            let form = format(name).unwrap();
+            [ByteBpe, SentencepieceBpe, Unigram, Wordpiece].map(|a| form.refuses(a).is_none())
+        };
+        assert_eq!(holds("tokenizer_json"), [true; 4]);
+        assert_eq!([holds("gpt2"), holds("tiktoken")], [[true, false, false, false]; 2]);
+        assert_eq!(holds("sentencepiece"), [false, true, true, false]);
+        for name in ["llama2c", "strict_words", "word_list", "tiny_lm"] {
+            assert_eq!(holds(name), [false; 4], "{name}");
+        }
+    }
+}

@@ -23,6 +23,7 @@ use super::pieces::{Algorithm, Kind, Piece, Pieces};
 use crate::base::{Error, Files, Result, files, fs};
 use crate::tokenizer::cut::SPACE;
 use crate::tokenizer::known::byte_of_name;
+use crate::tokenizer::train;
 use crate::tokenizer::{Names, Special, TOKENIZER_CONFIG_FILE, Tokenizer};
 
 pub struct SentencePiece;
@@ -126,6 +127,12 @@ impl Format for SentencePiece {
         })?;
         let names = Names::beside(|name| files.find(name))?;
         parse(&path.display().to_string(), &fs::read(path)?, names)
+    }
+
+    fn refuses(&self, algorithm: train::Algorithm) -> Option<String> {
+        use train::Algorithm::{ByteBpe, Word, Wordpiece};
+        let is_another = matches!(algorithm, ByteBpe | Wordpiece | Word);
+        is_another.then(|| "it holds pieces of SentencePiece (`sentencepiece_bpe`, `unigram`)".into())
     }
 
     fn write(&self, tokenizer: &Tokenizer, into: &Path) -> Result<()> {

@@ -18,7 +18,7 @@ use super::splits::{reaches_all, splits};
 use super::vocab_json::{self, MOST_IDS, Vocab};
 use super::{Format, gpt2};
 use crate::base::{Error, Files, Result, files, fs};
-use crate::tokenizer::train::form;
+use crate::tokenizer::train::{Algorithm, form};
 use crate::tokenizer::{Names, TOKENIZER_CONFIG_FILE, Tokenizer, base64, byte_of_symbol, byte_symbol};
 
 pub struct Tiktoken;
@@ -118,6 +118,10 @@ impl Format for Tiktoken {
         };
         let names = Names::beside(|name| files.find(name))?;
         tokenizer(&file, &ranks, special, known.map_or(&[], |known| known.pattern), &names)
+    }
+
+    fn refuses(&self, algorithm: Algorithm) -> Option<String> {
+        (algorithm != Algorithm::ByteBpe).then(|| "it holds byte-level BPE alone (`byte_bpe`)".into())
     }
 
     fn write(&self, tokenizer: &Tokenizer, into: &Path) -> Result<()> {

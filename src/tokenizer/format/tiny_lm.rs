@@ -17,7 +17,7 @@ use super::build::Draft;
 use super::vocab_json::{self, Vocab};
 use super::word_list::PYTHON_SPACE;
 use crate::base::{Error, Files, Result, files, fs};
-use crate::tokenizer::train::form;
+use crate::tokenizer::train::{Algorithm, form};
 use crate::tokenizer::{Names, Tokenizer};
 
 pub struct TinyLm;
@@ -78,6 +78,10 @@ impl Format for TinyLm {
             Some(true) => bpe(&file, vocab_json::parse(&file, &text, "a BPE tokenizer of `tiny_lm`")?),
             _ => characters(&file, vocab_json::parse(&file, &text, "a tokenizer of `tiny_lm`")?),
         }
+    }
+
+    fn refuses(&self, _: Algorithm) -> Option<String> {
+        Some("it is only read".into())
     }
 
     fn write(&self, _: &Tokenizer, _: &Path) -> Result<()> {

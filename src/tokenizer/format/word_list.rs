@@ -14,7 +14,7 @@ use super::build::{Draft, ids_of, json_of};
 use super::lines::Lines;
 use super::vocab_json::{self, Vocab};
 use crate::base::{Error, Files, Result, files, fs};
-use crate::tokenizer::train::form;
+use crate::tokenizer::train::{Algorithm, form};
 use crate::tokenizer::{Names, Tokenizer};
 
 pub struct WordList;
@@ -51,6 +51,10 @@ impl Format for WordList {
             false => lines(&file, &text)?,
         };
         named_word_list(&file, vocab)
+    }
+
+    fn refuses(&self, _: Algorithm) -> Option<String> {
+        Some("it has special tokens of its own names, such as `[BOS]`; tokenizers that are trained here have others".into())
     }
 
     fn write(&self, tokenizer: &Tokenizer, into: &Path) -> Result<()> {
