@@ -255,7 +255,7 @@ impl Kind for Distill {
             outputs: vec![Port::new(
                 "model",
                 "model",
-                "`model.safetensors`, `config.json`, `tokenizer.json`; `distillation.json`, `held_out.json`, \
+                "`model.safetensors` with what `transformers` loads beside it; `distillation.json`, `held_out.json`, \
                  metrics and samples.",
             )],
             open: false,

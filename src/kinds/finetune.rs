@@ -87,7 +87,7 @@ impl Kind for Finetune {
                 Port::new(
                     "model",
                     "model",
-                    "`model.safetensors`, `config.json`, `tokenizer.json`; `held_out.json`, metrics and samples.",
+                    "`model.safetensors` with what `transformers` loads beside it; `held_out.json`, metrics and samples.",
                 ),
                 Port::new(
                     "adapter",

@@ -75,7 +75,7 @@ impl Kind for Prefer {
             outputs: vec![Port::new(
                 "model",
                 "model",
-                "`model.safetensors`, `config.json`, `tokenizer.json`; `preference.json`, `held_out.json`, metrics \
+                "`model.safetensors` with what `transformers` loads beside it; `preference.json`, `held_out.json`, metrics \
                  and samples.",
             )],
             open: false,

@@ -41,7 +41,7 @@ impl Kind for Pretrain {
             outputs: vec![Port::new(
                 "model",
                 "model",
-                "`model.safetensors`, `config.json`, `tokenizer.json`; `held_out.json`, metrics and samples.",
+                "`model.safetensors` with what `transformers` loads beside it; `held_out.json`, metrics and samples.",
             )],
             open: false,
             seeded: true,

@@ -15,8 +15,7 @@ fn checkpoint(step: u64) -> String {
 
 /// The output ports of the steps that are kept.
 pub(super) fn checkpoints(steps: &[u64]) -> impl Iterator<Item = Port> {
-    let doc =
-        "The model after this step: `model.safetensors`, `config.json`, `tokenizer.json`; `held_out.json`.";
+    let doc = "The model after this step: `model.safetensors` with what `transformers` loads beside it; `held_out.json`.";
     steps.iter().map(move |step| Port::new(&checkpoint(*step), "model", doc))
 }
 
