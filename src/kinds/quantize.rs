@@ -143,7 +143,7 @@ impl Kind for Quantize {
         }));
         Info {
             name: "quantize",
-            version: 1,
+            version: 2, // 2: x is rounded as llama.cpp rounds it, which the figures show
             summary: "Stores a model's matrices in 8, 6, 5 or 4 bits, and reports what that costs.",
             inputs,
             outputs: vec![Port::new(

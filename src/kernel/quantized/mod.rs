@@ -5,8 +5,8 @@
 //! consecutive k of one column side by side, then 16 scales and, where the type has them, 16 mins. Codes of 4
 //! bits are two a byte, others bytes.
 //!
-//! Each row of x is rounded to integers from -127 to 127, 32 numbers with one scale (`max / 127`), as ggml does
-//! for its products with blocks. A group's sum of products is an exact integer, and what it adds to y is
+//! Each row of x is rounded to integers from -127 to 127 as ggml does for its products with blocks: 32 numbers
+//! with one scale, `max / 127` in f16, or 256 numbers with one in f32 where the blocks are of a K type. A group's sum of products is an exact integer, and what it adds to y is
 //!
 //! ```text
 //! y += (scale of the column · scale of x) · Σ code·x  +  min of the column · (scale of x · Σ x)
@@ -28,7 +28,7 @@ mod tile;
 use std::ops::Range;
 
 use self::form::Form;
-use self::rows::Rows;
+use self::rows::{Rows, Sharing};
 use self::tile::{Instructions, Panels, multiply};
 use super::blocks::Block;
 use super::matmul::{Start, View, matmul};
@@ -48,6 +48,8 @@ pub struct Matrix {
 struct Part {
     columns: Range<usize>,
     form: Form,
+    /// Of the rows that the columns are multiplied with.
+    sharing: Sharing,
     data: Buffer,
 }
 
@@ -92,7 +94,7 @@ impl Matrix {
             }
         }
         let at = self.parts.partition_point(|part| part.columns.start < columns.start);
-        self.parts.insert(at, Part { columns, form, data });
+        self.parts.insert(at, Part { columns, form, sharing: Sharing::beside(ty), data });
     }
 
     /// Columns that were set to blocks lie elsewhere, as f32, from now on.
@@ -210,8 +212,13 @@ impl<'a> Columns<'a> {
         if let Start::Bias(bias) = start {
             assert!(bias.len() >= self.len, "the bias is no row of y");
         }
-        let product = Product { columns: *self, start, y: Parts::new(y), stride };
-        Rows::with(team, m, self.matrix.k, |rows| product.compute(team, rows, x));
+        let (k, to) = (self.matrix.k, Parts::new(y));
+        for sharing in Sharing::ALL {
+            let product = Product { columns: *self, sharing, start, y: to, stride };
+            if product.parts().next().is_some() {
+                Rows::with(team, m, k, sharing, |rows| product.compute(team, rows, x));
+            }
+        }
         for columns in self.matrix.plain() {
             let shape = (m, columns.len(), self.matrix.k);
             let plain = View::new(self.plain, self.matrix.n).from_column(columns.start);
@@ -224,9 +231,10 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// A product's quantized columns.
+/// A product's quantized columns, those whose rows share scales alike.
 struct Product<'a> {
     columns: Columns<'a>,
+    sharing: Sharing,
     start: Start<'a>,
     y: Parts<'a>,
     stride: usize,
@@ -234,7 +242,8 @@ struct Product<'a> {
 
 impl Product<'_> {
     fn compute(&self, team: &Team, rows: Rows, x: View) {
-        let (m, k, n) = (rows.count(), rows.k(), self.columns.len);
+        let (m, k) = (rows.count(), rows.k());
+        let n: usize = self.parts().map(|(_, columns)| columns.len()).sum();
         let panels = self.panels();
         let with = Instructions::of(team.isa);
         if m >= MANY {
@@ -253,7 +262,8 @@ impl Product<'_> {
     /// Each part with its quantized columns that are asked for.
     fn parts(&self) -> impl Iterator<Item = (&Part, Range<usize>)> {
         let all = self.columns.first..self.columns.first + self.columns.len;
-        self.columns.matrix.parts.iter().filter_map(move |part| {
+        let parts = self.columns.matrix.parts.iter().filter(|part| part.sharing == self.sharing);
+        parts.filter_map(move |part| {
             let columns = part.columns.start.max(all.start)..part.columns.end.min(all.end);
             (!columns.is_empty()).then_some((part, columns))
         })

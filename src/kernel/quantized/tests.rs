@@ -31,7 +31,8 @@ fn plain(ty: BlockType, bytes: &[u8], k: usize, x: &[f32], start: f32, j: usize)
         ty.unpack(bytes, &mut block);
         for g in 0..len / group {
             let at = b * len + g * group;
-            let of = &x[at / 32 * 32..at / 32 * 32 + 32];
+            let shared = if len == 256 { 256 } else { 32 };
+            let of = &x[at / shared * shared..][..shared];
             let max = of.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
             let inverse = if max > 1e-30 { 127.0 / max } else { 0.0 };
             let rounded = x[at..at + group].iter().map(|x| (x * inverse).round_ties_even() as i32);
@@ -39,6 +40,7 @@ fn plain(ty: BlockType, bytes: &[u8], k: usize, x: &[f32], start: f32, j: usize)
             let codes = &block.codes[g * group..(g + 1) * group];
             let dot: i32 = rounded.iter().zip(codes).map(|(x, code)| x * i32::from(*code)).sum();
             let scale = max / 127.0;
+            let scale = if len == 256 { scale } else { half::f16::from_f32(scale).to_f32() };
             y = (dot as f32).mul_add(block.scales[g] * scale, y);
             if !Form::of(ty).mins {
                 continue;
@@ -104,7 +106,7 @@ fn all_instructions_give_the_same_bits() {
         let (team, x) = (Team::new(1), input(m, k));
         let of = |with: Instructions| {
             let mut y = vec![0.0; m * n];
-            Rows::with(&team, m, k, |rows| {
+            Rows::with(&team, m, k, Sharing::beside(ty), |rows| {
                 rows.round(team.isa, View::new(&x, k), 0..m);
                 let part = &matrix.parts[0];
                 let panels = Panels { form: part.form, data: &part.data, columns: n };
@@ -126,13 +128,14 @@ fn the_largest_codes_do_not_overflow() {
     let bytes = block.repeat(n * k / 32);
     let matrix = matrix(BlockType::Q8_0, n, k, &bytes);
     for sign in [1.0, -1.0] {
-        let x = vec![2.0 * sign; k];
+        // The scale of 127 / 64 / 127 is exact.
+        let x = vec![127.0 / 64.0 * sign; k];
         let found = same_everywhere(|team| {
             let mut y = vec![0.0; n];
             Columns::all(&matrix, &[]).product(team, 1, View::new(&x, k), Start::Zero, &mut y, n);
             vec![y]
         });
-        near("y", &found[0], &[-128.0 * 0.5 * 2.0 * f64::from(sign) * k as f64; 16], 1e-6);
+        near("y", &found[0], &[-128.0 * 0.5 * 127.0 / 64.0 * f64::from(sign) * k as f64; 16], 1e-6);
     }
 }
 
