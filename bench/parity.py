@@ -11,9 +11,8 @@ One small model of each type (gpt2, llama, also with a tokenizer of SentencePiec
 - by transformers (`AutoModelForCausalLM`, `AutoTokenizer`): the log-probabilities of all ids at every place of some
   texts, greedy continuations, ids of odd texts, and the rendered chat template;
 - by llama.cpp (PyPI `xllamacpp`: its server, f32 keys and values, no flash attention) from GGUF files in f32, Q8_0 and
-  Q4_K: ids of the odd texts, greedy continuations beside tinylm's on the same file (blocks are multiplied with
-  rounded rows, which the two round a little differently: where the texts part, both ids are nearly as probable), the
-  20 most probable ids of each place, and the rendered chat template.
+  Q4_K: ids of the odd texts, greedy continuations beside tinylm's on the same file (and, where the texts part, how far
+  apart the two ids are), the 20 most probable ids of each place, and the rendered chat template.
 
 `--stories` names a folder with `stories260K.bin`, `tok512.bin`, `golden.json` and `expected_greedy_200steps.txt`
 (a model of karpathy/tinyllamas with what llama2.c says with it); then that is imported and compared, too.
@@ -291,7 +290,7 @@ def stories(rows, project, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES), help="default: all")
-    parser.add_argument("--steps", type=int, default=200, help="of pretraining (default 200), and half of them of fine-tuning")
+    parser.add_argument("--steps", type=int, default=600, help="of pretraining (default 600), and half of them of fine-tuning")
     parser.add_argument("--stories", type=Path, metavar="DIR", help="a folder with stories260K and its golden values")
     parser.add_argument("--python", help="a Python that has the packages")
     parser.add_argument("--project", help="keep everything in this folder")
