@@ -1,31 +1,38 @@
-//! Decoding: from a model's probabilities to text. Greedy, sampling (temperature, top-k, top-p) and
-//! beam search, with a repetition penalty, a KV cache and streaming.
+//! Decoding: from a model's probabilities to text. Greedy, sampling (temperature, top-k, top-p, min-p) and
+//! beam search, with a repetition penalty, stop strings, a KV cache and streaming; one prompt, or many as a
+//! batch.
 //!
 //! A model sees `seq_len` tokens at most. When a sequence is longer, its older tokens are dropped and the
 //! newest `seq_len / 2` are read again into an empty cache ([`Session::feed`]).
 
+mod batch;
 mod beam;
 mod sampler;
+mod search;
 mod stop;
+mod writer;
 
 use std::ops::ControlFlow;
 
+use serde::Serialize;
+
 use crate::base::monitor::Monitor;
-use crate::base::{Error, Invalid, Result, Rng};
+use crate::base::{Error, Invalid, Result};
 use crate::corpus::clean;
 use crate::corpus::conversation::Message;
-use crate::kernel::{Team, loss};
+use crate::kernel::Team;
 use crate::model::{Cache, Decoder, Model, Reading};
-use crate::tokenizer::{Special, StreamDecoder, chat};
+use crate::tokenizer::{Special, chat};
 
+pub use batch::continue_each;
 pub use sampler::Sampler;
-use stop::Stops;
+use search::{Chooser, Search};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Strategy {
     /// Always the most probable token.
     Greedy,
-    /// Drawn by probability, after temperature, top-k and top-p.
+    /// Drawn by probability, after temperature, top-k, top-p and min-p.
     #[default]
     Sample,
     /// The most probable of `num_beams` continuations that are extended side by side.
@@ -43,8 +50,8 @@ pub struct Options {
     /// Only the most probable tokens that together have this probability; 1 for all (nucleus sampling;
     /// Holtzman et al., 2020).
     pub top_p: f64,
-    /// Only tokens of at least this share of the most probable token's probability; 0 for all (Nguyen et al.,
-    /// 2024).
+    /// Only tokens of at least this share of the most probable token's probability, both after temperature; 0
+    /// for all (Nguyen et al., 2024).
     pub min_p: f64,
     pub num_beams: usize,
     /// Beams are compared by the sum of their tokens' log-probabilities over their length to this power: above
@@ -54,7 +61,7 @@ pub struct Options {
     /// al., 2019); 1 changes nothing.
     pub repetition_penalty: f64,
     pub max_new_tokens: usize,
-    /// Texts that end generation where the first of them begins; they are not part of the result.
+    /// Texts that end generation: the result ends where the first to be complete begins.
     pub stop: Vec<String>,
     pub seed: u64,
 }
@@ -95,9 +102,8 @@ impl Options {
         if !self.length_penalty.is_finite() {
             return invalid("length_penalty", self.length_penalty.to_string(), "a number");
         }
-        if let Some(i) = self.stop.iter().position(String::is_empty) {
-            let found = format!("empty at index {i}");
-            return invalid("stop", found, "a text of at least one character");
+        if self.stop.iter().any(String::is_empty) {
+            return invalid("stop", "empty".to_string(), "a text of at least one character");
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return invalid("top_p", self.top_p.to_string(), "a number above 0, at most 1");
@@ -113,7 +119,8 @@ impl Options {
 }
 
 /// Why a text ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Finish {
     /// The model chose a token that ends texts.
     End,
@@ -128,7 +135,7 @@ pub enum Finish {
 pub struct Continuation {
     /// To be appended to the prompt's text.
     pub text: String,
-    /// All new tokens, without the one that ended the text.
+    /// All new tokens: those of a stop string too, an end token not.
     pub tokens: Vec<u32>,
     /// Of each of `tokens`, by the model's own distribution: before temperature, penalty and filters.
     pub logprobs: Vec<f64>,
@@ -201,40 +208,27 @@ impl<'a> Session<'a> {
             return Ok(0);
         }
         let before = self.sequence.dropped;
-        let ids = self.sequence.append(ids, config.seq_len);
-        let reading = Reading { cache: &mut self.sequence.cache, ids: &ids };
-        let logits = self.decoder.read(&mut [reading])?;
-        self.sequence.set_logits(logits)?;
-        Ok(self.sequence.dropped - before)
+        let mut sequence = std::mem::take(&mut self.sequence);
+        let read = self.read_each(vec![(&mut sequence, ids)]);
+        self.sequence = sequence;
+        read.map(|()| self.sequence.dropped - before)
     }
 
-    /// The log-probability of `id` as the next token.
-    fn logprob(&self, id: u32) -> f64 {
-        let mut logits = self.sequence.logits.clone();
-        let vocab_size = logits.len();
-        -loss::predictions(self.decoder.team(), &mut logits, vocab_size, &[id])[0].nats
-    }
-
-    /// Reads one id in each of several sequences, as one batch.
-    fn read_each(&mut self, sequences: &mut [Sequence], ids: &[u32]) -> Result<()> {
+    /// Reads on in several sequences, as one batch; each has something to read.
+    fn read_each(&mut self, mut all: Vec<(&mut Sequence, &[u32])>) -> Result<()> {
         let config = &self.model.transformer.config;
-        config.validate_ids(ids)?;
-        if sequences.is_empty() {
+        all.iter().try_for_each(|(_, ids)| config.validate_ids(ids))?;
+        if all.is_empty() {
             return Ok(());
         }
-        let new: Vec<Vec<u32>> = sequences
-            .iter_mut()
-            .zip(ids)
-            .map(|(sequence, id)| sequence.append(&[*id], config.seq_len))
-            .collect();
-        let caches = sequences.iter_mut().map(|sequence| &mut sequence.cache);
+        let new = all.iter_mut().map(|(sequence, ids)| sequence.append(ids, config.seq_len));
+        let new: Vec<Vec<u32>> = new.collect();
+        let caches = all.iter_mut().map(|(sequence, _)| &mut sequence.cache);
         let mut readings: Vec<Reading> =
             caches.zip(&new).map(|(cache, ids)| Reading { cache, ids }).collect();
         let logits = self.decoder.read(&mut readings)?;
-        for (sequence, row) in sequences.iter_mut().zip(logits.chunks_exact(config.vocab_size)) {
-            sequence.set_logits(row.to_vec())?;
-        }
-        Ok(())
+        let rows = logits.chunks_exact(config.vocab_size);
+        all.iter_mut().zip(rows).try_for_each(|((sequence, _), row)| sequence.set_logits(row.to_vec()))
     }
 }
 
@@ -249,102 +243,33 @@ pub fn stream(
     options: &Options,
     on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Continuation> {
-    stream_with(session, prompt, options, &mut Rng::new(options.seed, "generate"), on_text)
-}
-
-fn stream_with(
-    session: &mut Session,
-    prompt: &[u32],
-    options: &Options,
-    rng: &mut Rng,
-    on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-) -> Result<Continuation> {
     options.validate().map_err(Error::invalid)?;
     if session.sequence.logits.is_empty() {
         return Err(Error::input("there is nothing to continue: the prompt has no tokens"));
     }
     let sampler = Sampler::new(session.model, options);
-    let mut writer = Writer::new(session.model, prompt, options);
-    let mut beam = match options.strategy {
-        Strategy::Beam => Some(beam::search(session, &sampler, options)?.into_iter()),
-        Strategy::Greedy | Strategy::Sample => None,
-    };
-    while writer.out.tokens.len() < options.max_new_tokens {
-        let id = match (&mut beam, options.strategy) {
-            (Some(ids), _) => ids.next(),
-            (None, Strategy::Greedy) => Some(sampler.greedy(&session.sequence)),
-            (None, _) => Some(sampler.sample(&session.sequence, rng)),
-        };
-        let Some(id) = id.filter(|id| !sampler.is_end(*id)) else {
-            writer.out.finish = Finish::End;
-            break;
-        };
-        let go_on = writer.push(id, session.logprob(id), on_text);
-        session.feed(&[id])?;
-        if go_on.is_break() {
+    let beams = options.strategy == Strategy::Beam;
+    let sequence = if beams { session.sequence.clone() } else { std::mem::take(&mut session.sequence) };
+    let read_before = sequence.tokens.len();
+    let rng = batch::stream_of(options, 0, 0);
+    let (mut search, mut said) = (Search::new(session.model, sequence, prompt, options, rng), 0);
+    while !search.is_over() {
+        search.step(&Chooser { sampler: &sampler, options, team: session.decoder.team() });
+        let new = &search.text()[said..];
+        if !new.is_empty() && on_text(new).is_break() {
             break;
         }
+        said = search.text().len();
+        search.read(session)?;
     }
-    Ok(writer.end(on_text))
-}
-
-/// A text as it grows.
-struct Writer {
-    decoder: StreamDecoder,
-    stops: Stops,
-    out: Continuation,
-    broken: bool,
-}
-
-impl Writer {
-    fn new(model: &Model, prompt: &[u32], options: &Options) -> Self {
-        let mut decoder = model.tokenizer.decoder();
-        // Whether the first new token begins with a space depends on the prompt's last token.
-        prompt.iter().for_each(|id| drop(decoder.push(*id)));
-        decoder.finish();
-        let out = Continuation {
-            text: String::new(),
-            tokens: Vec::new(),
-            logprobs: Vec::new(),
-            finish: Finish::Length,
-        };
-        Writer { decoder, stops: Stops::new(&options.stop), out, broken: false }
+    let (result, sequence) = search.finish();
+    if !beams {
+        session.sequence = sequence;
     }
-
-    fn push(
-        &mut self,
-        id: u32,
-        logprob: f64,
-        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
-        self.out.tokens.push(id);
-        self.out.logprobs.push(logprob);
-        let piece = self.decoder.push(id).map(|piece| self.stops.push(&piece)).unwrap_or_default();
-        self.say(&piece, on_text);
-        if self.stops.met() {
-            self.out.finish = Finish::Stop;
-        }
-        if self.broken || self.stops.met() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    }
-
-    fn say(&mut self, piece: &str, on_text: &mut dyn FnMut(&str) -> ControlFlow<()>) {
-        self.out.text.push_str(piece);
-        if !piece.is_empty() && !self.broken {
-            self.broken = on_text(piece).is_break();
-        }
-    }
-
-    fn end(mut self, on_text: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Continuation {
-        if self.out.finish != Finish::Stop {
-            let rest = self.decoder.finish().unwrap_or_default();
-            let rest = self.stops.push(&rest) + &self.stops.finish();
-            if self.stops.met() {
-                self.out.finish = Finish::Stop;
-            }
-            self.say(&rest, on_text);
-        }
-        self.out
-    }
+    // The session reads all that was said: in a conversation, the next turn follows it.
+    let read = session.sequence.tokens.len() - read_before;
+    session.feed(&result.tokens[read..])?;
+    Ok(result)
 }
 
 /// The tokens of a user's prompt, cleaned as training text is.
@@ -387,11 +312,17 @@ pub fn answer(model: &Model, messages: &[Message], options: &Options, threads: u
 }
 
 fn warn_if_cut(model: &Model, ids: &[u32]) {
+    let cut = cut(model, ids);
+    if cut > 0 {
+        tracing::warn!("{}", cut_to_fit(model, ids.len(), cut));
+    }
+}
+
+/// How many of the first tokens of a prompt do not fit.
+pub fn cut(model: &Model, ids: &[u32]) -> usize {
     let mut all = Sequence::default();
     all.append(ids, model.transformer.config.seq_len);
-    if all.dropped > 0 {
-        tracing::warn!("{}", cut_to_fit(model, ids.len(), all.dropped));
-    }
+    all.dropped
 }
 
 /// The warning that of a prompt of `tokens` tokens the first `cut` do not fit.
@@ -410,11 +341,11 @@ pub fn continuation(model: &Model, ids: &[u32], options: &Options, threads: usiz
     Ok(stream(&mut session, ids, options, &mut |_| ControlFlow::Continue(()))?.text)
 }
 
-/// The model's continuations of several prompts, each drawn with its own stream of the seed; the first with
-/// that of a single prompt.
+/// The model's continuations of several prompts, computed side by side, each drawn with its own stream of the
+/// seed; the first with that of a single prompt.
 ///
 /// # Errors
-/// As [`stream`].
+/// As [`continue_each`].
 pub fn continue_all(
     model: &Model,
     prompts: &[Vec<u32>],
@@ -422,22 +353,19 @@ pub fn continue_all(
     threads: usize,
     monitor: &dyn Monitor,
 ) -> Result<Vec<Continuation>> {
-    let one = |(i, ids): (usize, &Vec<u32>)| {
-        monitor.step("generating", i as u64, Some(prompts.len() as u64), "prompts")?;
-        let mut session = Session::new(model, threads);
-        session.feed(ids)?;
-        let label = if i == 0 { "generate".to_string() } else { format!("generate {i}") };
-        let mut rng = Rng::new(options.seed, &label);
-        stream_with(&mut session, ids, options, &mut rng, &mut |_| ControlFlow::Continue(()))
-    };
-    prompts.iter().enumerate().map(one).collect()
+    let mut all = Vec::with_capacity(prompts.len());
+    continue_each(model, prompts, 1, options, threads, monitor, &mut |_, _, continuation| {
+        all.push(continuation);
+        Ok(())
+    })?;
+    Ok(all)
 }
 
 /// The model's answers to conversations, as [`continue_all`] continues their prompts. Logs a warning for each
 /// that is too long and is cut.
 ///
 /// # Errors
-/// As [`stream`] and [`chat::prompt`].
+/// As [`continue_each`] and [`chat::prompt`].
 pub fn answers(
     model: &Model,
     conversations: &[Vec<Message>],
