@@ -10,6 +10,7 @@
 //! Long documents are scored in windows that overlap by half, so that every token is scored once and
 //! has at least half a window of context (but at a document's beginning).
 
+pub mod bootstrap;
 mod gates;
 mod score;
 pub mod sign_test;
