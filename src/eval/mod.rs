@@ -11,6 +11,7 @@
 //! has at least half a window of context (but at a document's beginning).
 
 mod gates;
+pub mod items;
 mod score;
 pub mod sign_test;
 mod windows;
