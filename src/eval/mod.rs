@@ -12,6 +12,7 @@
 
 pub mod bootstrap;
 mod gates;
+pub mod items;
 mod score;
 pub mod sign_test;
 mod windows;
