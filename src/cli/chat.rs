@@ -11,7 +11,7 @@ use super::generate::{Decoding, load_model};
 use super::{Format, out, print_json};
 use crate::base::{Error, Result, machine};
 use crate::corpus::conversation::{Message, Role};
-use crate::generate::{Options, Session, stream};
+use crate::generate::{Finish, Options, Session, stream};
 use crate::model::Model;
 use crate::report::style::Style;
 use crate::tokenizer::chat;
@@ -117,17 +117,17 @@ impl<'a> ChatSession<'a> {
             out::out(&format!("{} ", Style::stdout().cyan("assistant:")))?;
         }
         let before = self.session.sequence.dropped;
-        let answer = self.answer(text, options, format)?;
+        let (answer, finish) = self.answer(text, options, format)?;
         match format {
             Format::Text => out::line("")?,
-            Format::Json => print_json(&json!({"user": text, "assistant": answer}))?,
+            Format::Json => print_json(&json!({"user": text, "assistant": answer, "finish_reason": finish}))?,
         }
         self.warn_of_forgotten(before);
         Ok(())
     }
 
-    /// Sends `text` and gives the answer, printed as it is generated.
-    fn answer(&mut self, text: &str, options: &Options, format: Format) -> Result<String> {
+    /// Sends `text` and gives the answer, printed as it is generated, and why it ends.
+    fn answer(&mut self, text: &str, options: &Options, format: Format) -> Result<(String, Finish)> {
         let tokenizer = &self.model.tokenizer;
         let begins = self.session.sequence.tokens.is_empty();
         let user = Message::new(Role::User, text);
@@ -135,8 +135,9 @@ impl<'a> ChatSession<'a> {
         let further = if begins { chat::prompt } else { chat::further };
         let ids = further(tokenizer, &messages)?;
         self.session.feed(&ids)?;
+        let before = (!options.stop.is_empty()).then(|| self.session.sequence.clone());
         let (mut answer, mut printed) = (String::new(), Ok(()));
-        stream(&mut self.session, &ids, options, &mut |piece| {
+        let result = stream(&mut self.session, &ids, options, &mut |piece| {
             // Some tokenizers begin every text with a space.
             let piece = if answer.is_empty() { piece.trim_start() } else { piece };
             answer.push_str(piece);
@@ -146,9 +147,14 @@ impl<'a> ChatSession<'a> {
             if printed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
         printed?;
+        if let Some(before) = before.filter(|_| result.finish == Finish::Stop) {
+            // What was said ends before the stop string.
+            self.session.sequence = before;
+            self.session.feed(&tokenizer.encode(&answer)?)?;
+        }
         // The end token was chosen but not read; the next turn must see it.
         self.session.feed(&[chat::end(tokenizer)?])?;
-        Ok(answer)
+        Ok((answer, result.finish))
     }
 
     /// Warns after a turn in which the conversation exceeded `seq_len`.

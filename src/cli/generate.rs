@@ -1,22 +1,29 @@
-//! `tinylm generate`: the continuation of a prompt, streamed.
+//! `tinylm generate`: the continuation of a prompt, streamed; several samples, or the prompts of a file, as a
+//! batch.
 
+use std::fmt;
+use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Args, ValueEnum};
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Value, json};
 
-use super::{DtypeArg, Format, flag_error, out, print_json, target};
+use super::prompts::{Asked, Prompts, Row};
+use super::{DtypeArg, Format, flag_error, out, place, print_json, target};
 use crate::base::error::Fault;
-use crate::base::{Error, Files, Result, machine};
+use crate::base::{Error, Files, Quiet, Result, machine, units};
 use crate::corpus::clean;
-use crate::generate::{self, Options, Session, Strategy};
+use crate::corpus::conversation::{Message, Role};
+use crate::generate::{self, Continuation, Finish, Options, Session, Strategy};
 use crate::kinds::{adapters, import};
 use crate::model::format::ImportOptions;
 use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE};
-use crate::tokenizer::{Names, Tokenizer};
+use crate::report::style::Style;
+use crate::tokenizer::{Names, Tokenizer, chat};
 
 #[derive(Args)]
 pub struct Generate {
@@ -28,8 +35,21 @@ pub struct Generate {
     #[arg(long, value_name = "TARGET")]
     adapter: Option<String>,
     /// What the text begins with.
-    #[arg(long)]
-    prompt: String,
+    #[arg(long, required_unless_present = "prompts", conflicts_with = "prompts")]
+    prompt: Option<String>,
+    /// A file of prompts, which are continued side by side; the results are JSON lines. `.jsonl`: an object with
+    /// `prompt`, or `messages` that are answered, and perhaps `id` on each line; `.txt`: a prompt on each line.
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// How many texts to draw behind each prompt, each from a stream of the seed of its own.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    n: usize,
+    /// A file for the results as JSON lines, which is written at once when all are there.
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Replace the file that is there.
+    #[arg(long, requires = "output")]
+    force: bool,
     #[command(flatten)]
     decoding: Decoding,
 }
@@ -49,15 +69,27 @@ pub struct Decoding {
     /// Only the likeliest tokens that together have this probability.
     #[arg(long, value_name = "P", default_value_t = 0.95)]
     top_p: f64,
+    /// Only tokens of at least this share of the likeliest token's probability, after temperature, top-k and
+    /// top-p; 0 for all.
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    min_p: f64,
     /// Continuations followed side by side, with --strategy beam.
     #[arg(long, value_name = "N", default_value_t = 4)]
     num_beams: usize,
+    /// With --strategy beam: above 0 for longer texts, below 0 for shorter ones. Divides the sum of
+    /// log-probabilities as length to this power.
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    length_penalty: f64,
     /// Makes tokens that are there already less likely; 1 changes nothing.
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     repetition_penalty: f64,
     /// Tokens to generate at most.
     #[arg(long, value_name = "N", default_value_t = 100)]
     max_new_tokens: usize,
+    /// End where the model writes this text, which is left out. May be repeated. A line break is $'\n' in most
+    /// shells.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    stop: Vec<String>,
     /// What sampling derives from.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -87,6 +119,9 @@ impl Decoding {
             num_beams: self.num_beams,
             repetition_penalty: self.repetition_penalty,
             max_new_tokens: self.max_new_tokens,
+            min_p: self.min_p,
+            length_penalty: self.length_penalty,
+            stop: self.stop.clone(),
             seed: self.seed,
         };
         options.validate().map_err(flag_error)?;
@@ -135,42 +170,259 @@ fn not_a_model(text: &str, error: Error) -> Error {
 impl Generate {
     pub fn run(self, format: Format) -> Result<ExitCode> {
         let options = self.decoding.options()?;
+        self.validate_n(&options)?;
+        // Mistakes are told before a model is loaded.
+        let file = out::logged(|| self.prompts.as_deref().map(Prompts::read).transpose())?;
+        self.output.iter().try_for_each(|path| place::must_be_free_for_a_file(path, self.force))?;
         let model = load_model(&self.model, self.adapter.as_deref(), self.decoding.dtype)?;
-        let prompt = clean::prompt(&self.prompt);
-        let ids = generate::prompt_ids(&model, &prompt)?;
+        let inputs = match (file, &self.prompt) {
+            (Some(file), _) => inputs_of(&model, file)?,
+            (None, Some(prompt)) => {
+                let input = Input::new(&model, None, Asked::Prompt(prompt.clone()));
+                vec![input.map_err(|e| Error::usage(format!("--prompt: {}", e.message())))?]
+            }
+            (None, None) => return Err(Error::bug("neither a prompt nor a file of prompts")),
+        };
+        let run = Run { model: &model, options: &options, inputs: &inputs, samples: self.n };
+        match (&self.output, inputs.as_slice()) {
+            (Some(path), _) => self.write(&run, path, format)?,
+            (None, [input]) if self.n == 1 && self.prompts.is_none() => run.stream(input, format)?,
+            (None, [_]) if self.prompts.is_none() && format == Format::Text => run.print_samples()?,
+            (None, _) => {
+                let total = run.write_lines(&mut out::Out)?;
+                if self.prompts.is_some() {
+                    out::say(&total.to_string());
+                }
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn validate_n(&self, options: &Options) -> Result<()> {
+        let n = self.n;
+        if n == 0 {
+            return Err(Error::usage("--n is 0: expected 1 or more"));
+        }
+        if n > 1 && options.strategy != Strategy::Sample {
+            return Err(Error::usage(format!("--n {n}: only with --strategy sample do texts differ"))
+                .help("leave out --n, or --strategy"));
+        }
+        Ok(())
+    }
+
+    /// Writes all results to the file at `path`.
+    fn write(&self, run: &Run, path: &Path, format: Format) -> Result<()> {
+        let mut total = None;
+        let bytes = place::file(path, self.force, |into| {
+            total = Some(run.write_lines(into)?);
+            Ok(())
+        })?;
+        let total = total.ok_or_else(|| Error::bug("a file without results"))?;
+        match format {
+            Format::Text => {
+                out::line(&format!("wrote {} ({}): {total}", path.display(), units::bytes(bytes)))
+            }
+            Format::Json => print_json(&json!({
+                "output": path.display().to_string(), "bytes": bytes, "texts": total.texts, "tokens": total.tokens,
+                "seconds": total.seconds, "tokens_per_s": total.tokens as f64 / total.seconds,
+            })),
+        }
+    }
+}
+
+/// What is asked, and as the model reads it.
+struct Input {
+    id: Option<Value>,
+    asked: Asked,
+    ids: Vec<u32>,
+    /// How many of `ids` do not fit.
+    cut: usize,
+}
+
+impl Input {
+    fn new(model: &Model, id: Option<Value>, asked: Asked) -> Result<Self> {
+        let asked = match asked {
+            Asked::Prompt(text) => Asked::Prompt(clean::prompt(&text)),
+            messages => messages,
+        };
+        let ids = match &asked {
+            Asked::Prompt(text) => generate::prompt_ids(model, text)?,
+            Asked::Messages(messages) => chat::prompt(&model.tokenizer, messages)?,
+        };
         if ids.is_empty() {
-            return Err(Error::usage(
-                "--prompt: the prompt is empty, and this tokenizer has no token to begin a text with",
-            ));
+            let message = "the prompt is empty, and this tokenizer has no token to begin a text with";
+            return Err(Error::input(message));
         }
-        let begun = Instant::now();
-        let mut session = Session::new(&model, machine::threads());
-        let cut = session.feed(&ids)?;
-        if cut > 0 {
-            out::warn(&generate::cut_to_fit(&model, ids.len(), cut));
+        Ok(Input { id, asked, cut: generate::cut(model, &ids), ids })
+    }
+}
+
+fn inputs_of(model: &Model, prompts: Prompts) -> Result<Vec<Input>> {
+    let Prompts { file, rows } = prompts;
+    let input = |row: Row| {
+        let at = row.at;
+        Input::new(model, row.id, row.asked).map_err(|e| {
+            // Its own place, if it has one, is in another file.
+            let place = file.place(at);
+            place.map_or_else(|e| e, |place| e.at(place))
+        })
+    };
+    rows.into_iter().map(input).collect()
+}
+
+/// A result as a line.
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    messages: Option<Vec<Said<'a>>>,
+    sample: usize,
+    text: &'a str,
+    tokens: &'a [u32],
+    logprobs: &'a [f64],
+    finish_reason: Finish,
+    /// Of the prompt, where it was too long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_tokens_cut: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct Said<'a> {
+    role: Role,
+    content: &'a str,
+}
+
+impl<'a> Line<'a> {
+    fn new(input: &'a Input, sample: usize, result: &'a Continuation) -> Self {
+        let said = |message: &'a Message| Said { role: message.role, content: &message.content };
+        let (prompt, messages, text) = match &input.asked {
+            Asked::Prompt(prompt) => (Some(prompt.as_str()), None, result.text.as_str()),
+            Asked::Messages(all) => (None, Some(all.iter().map(said).collect()), result.text.trim()),
+        };
+        let Continuation { tokens, logprobs, finish, .. } = result;
+        let prompt_tokens_cut = Some(input.cut).filter(|cut| *cut > 0);
+        let id = input.id.as_ref();
+        Line {
+            id,
+            prompt,
+            messages,
+            sample,
+            text,
+            tokens,
+            logprobs,
+            finish_reason: *finish,
+            prompt_tokens_cut,
         }
-        let mut text = String::new();
+    }
+}
+
+/// What was generated.
+struct Total {
+    texts: usize,
+    tokens: usize,
+    seconds: f64,
+}
+
+impl fmt::Display for Total {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [texts, tokens] = [self.texts, self.tokens].map(|n| units::count(n as u64));
+        let rate = units::count((self.tokens as f64 / self.seconds) as u64);
+        write!(f, "{texts} texts, {tokens} tokens in {:.1} s ({rate} tokens/s)", self.seconds)
+    }
+}
+
+struct Run<'a> {
+    model: &'a Model,
+    options: &'a Options,
+    inputs: &'a [Input],
+    samples: usize,
+}
+
+impl Run<'_> {
+    /// Writes each result as a JSON line.
+    fn write_lines(&self, into: &mut dyn Write) -> Result<Total> {
+        self.each(&mut |input, sample, result| {
+            let line = serde_json::to_string(&Line::new(input, sample, &result));
+            let line = line.map_err(|e| Error::bug(format!("a result: {e}")))?;
+            writeln!(into, "{line}").map_err(|e| Error::input(format!("cannot write the results: {e}")))
+        })
+    }
+
+    /// Prints the samples behind the only prompt.
+    fn print_samples(&self) -> Result<()> {
+        self.each(&mut |input, sample, result| {
+            let Asked::Prompt(prompt) = &input.asked else { return Ok(()) };
+            let between = if sample > 0 { "\n" } else { "" };
+            let heading = Style::stdout().dim(format!("[sample {} of {}]", sample + 1, self.samples));
+            out::line(&format!("{between}{heading}\n{prompt}{}", result.text))
+        })?;
+        Ok(())
+    }
+
+    fn each(&self, done: &mut dyn FnMut(&Input, usize, Continuation) -> Result<()>) -> Result<Total> {
+        let Run { model, options, inputs, samples } = *self;
+        self.warn_of_cut();
+        let prompts: Vec<Vec<u32>> = inputs.iter().map(|input| input.ids.clone()).collect();
+        let (begun, mut tokens) = (Instant::now(), 0);
+        let threads = machine::threads();
+        generate::continue_each(
+            model,
+            &prompts,
+            samples,
+            options,
+            threads,
+            &Quiet,
+            &mut |i, sample, result| {
+                tokens += result.tokens.len();
+                done(&inputs[i], sample, result)
+            },
+        )?;
+        Ok(Total { texts: inputs.len() * samples, tokens, seconds: begun.elapsed().as_secs_f64() })
+    }
+
+    fn warn_of_cut(&self) {
+        let cut: Vec<&Input> = self.inputs.iter().filter(|input| input.cut > 0).collect();
+        match (cut.as_slice(), self.inputs.len()) {
+            ([], _) => {}
+            ([one], 1) => out::warn(&generate::cut_to_fit(self.model, one.ids.len(), one.cut)),
+            (some, all) => out::warn(&format!(
+                "{} of {all} prompts have more tokens than the {} that the model holds: their first ones are cut, \
+                 as many as `prompt_tokens_cut` says",
+                some.len(),
+                self.model.transformer.config.seq_len
+            )),
+        }
+    }
+
+    /// Prints the continuation of a prompt as it is generated.
+    fn stream(&self, input: &Input, format: Format) -> Result<()> {
+        let Asked::Prompt(prompt) = &input.asked else { return Err(Error::bug("a prompt is a text")) };
+        let (begun, mut printed) = (Instant::now(), Ok(()));
+        let mut session = Session::new(self.model, machine::threads());
+        session.feed(&input.ids)?;
+        self.warn_of_cut();
         if format == Format::Text {
-            out::out(&prompt)?;
+            out::out(prompt)?;
         }
-        let mut printed = Ok(());
-        let new = generate::stream(&mut session, &ids, &options, &mut |piece| {
-            text.push_str(piece);
-            match format {
-                Format::Text => printed = out::out(piece),
-                Format::Json => {}
+        let result = generate::stream(&mut session, &input.ids, self.options, &mut |piece| {
+            if format == Format::Text {
+                printed = out::out(piece);
             }
             if printed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
         printed?;
         let seconds = begun.elapsed().as_secs_f64();
+        let Continuation { text, tokens, logprobs, finish } = result;
         match format {
-            Format::Text => out::line("")?,
+            Format::Text => out::line(""),
             Format::Json => print_json(&json!({
-                "prompt": prompt, "text": text, "tokens": new, "prompt_tokens": ids.len(),
-                "prompt_tokens_cut": cut, "seconds": seconds, "tokens_per_s": new.len() as f64 / seconds,
-            }))?,
+                "prompt": prompt, "sample": 0, "text": text, "tokens": tokens, "logprobs": logprobs,
+                "finish_reason": finish, "prompt_tokens": input.ids.len(), "prompt_tokens_cut": input.cut,
+                "seconds": seconds, "tokens_per_s": tokens.len() as f64 / seconds,
+            })),
         }
-        Ok(ExitCode::SUCCESS)
     }
 }

@@ -12,6 +12,7 @@ mod inspect;
 mod out;
 mod place;
 mod plan;
+mod prompts;
 mod query;
 mod run;
 mod schema;
@@ -99,7 +100,7 @@ enum Command {
     Inspect(Reporting<inspect::Inspect>),
     /// Ask SQL of Parquet or JSON lines.
     Query(Reporting<query::Query>),
-    /// Generate text behind a prompt.
+    /// Generate text behind a prompt, or behind each prompt of a file.
     Generate(Reporting<generate::Generate>),
     /// Talk with a model.
     Chat(Reporting<chat::Chat>),

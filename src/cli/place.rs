@@ -1,5 +1,6 @@
 //! Where a command writes files for the user: whole or not at all, and over nothing that is there.
 
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use crate::base::{Error, Result, fs};
@@ -71,6 +72,34 @@ pub fn folder_or_file(path: &Path, force: bool, work: impl FnOnce(&Path) -> Resu
         }
     }
     Ok(Written { path: path.to_path_buf(), files })
+}
+
+/// Has `work` write what `path` then holds, at once. With `force` it replaces a file.
+///
+/// # Errors
+/// When something is there already, or `work` fails: nothing is left then.
+pub fn file(path: &Path, force: bool, work: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<u64> {
+    must_be_free_for_a_file(path, force)?;
+    let temporary = beside(path)?;
+    let made = temporary.path().join("made");
+    let mut writer = BufWriter::new(fs::create(&made)?);
+    work(&mut writer)?;
+    writer.flush().map_err(|e| Error::io("write", path, &e))?;
+    must_be_free_for_a_file(path, force)?;
+    fs::rename(&made, path)?;
+    fs::size(path)
+}
+
+/// Refuses a path where something is, or with `force` only a folder.
+///
+/// # Errors
+/// When there is.
+pub fn must_be_free_for_a_file(path: &Path, force: bool) -> Result<()> {
+    if path.is_dir() {
+        let error = Error::usage(format!("`{}` is a folder", path.display()));
+        return Err(error.help("name a file that is to be written"));
+    }
+    must_be_free(path, force).map_err(|e| e.help("--force replaces a file"))
 }
 
 /// Refuses a path where something is, an empty folder aside.

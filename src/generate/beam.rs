@@ -1,80 +1,98 @@
-//! Beam search: the `num_beams` most probable continuations are extended side by side; the result is the
-//! one with the highest mean log-probability of its tokens (Wu et al., 2016, with length penalty 1).
+//! Beam search, as the `transformers` library defines it: of all continuations by one token, the `num_beams`
+//! most probable are followed. Texts that ended are compared by the sum of their tokens' log-probabilities, that
+//! of the end token included, over `length ^ length_penalty` (Wu et al., 2016), length in tokens with the end
+//! token.
+//!
+//! A text ends with an end token, a stop string or `max_new_tokens`, and counts if it is among the `num_beams`
+//! most probable continuations of its step. The `num_beams` best such texts are kept. The search ends early
+//! when that many have ended and the most probable open beam, at its present length, would not be better than
+//! the worst of them (`early_stopping=False`): with a length penalty above 0 a longer text might still have
+//! become better. With one beam it is greedy search.
 
-use super::sampler::{Sampler, log_softmax};
-use super::{Options, Sequence, Session};
-use crate::base::Result;
+use super::search::{Branch, Chooser};
+use super::writer::Writer;
+use super::{Continuation, Finish, Options};
 
-struct Beam {
-    sequence: Sequence,
-    new: Vec<u32>,
-    /// The sum of the new tokens' log-probabilities.
-    score: f64,
+/// Texts that ended, the best first, with what they are compared by; `num_beams` at most.
+#[derive(Default)]
+pub struct Finished(Vec<(f64, Continuation)>);
+
+impl Finished {
+    fn add(&mut self, score: f64, writer: Writer, finish: Finish, most: usize) {
+        let at = self.0.iter().take_while(|(other, _)| *other >= score).count();
+        self.0.insert(at, (score, writer.end(finish)));
+        self.0.truncate(most);
+    }
+
+    /// The result, when the search is over: no beam is open, or none is likely to become better.
+    pub fn result(&mut self, open: &[Branch], options: &Options) -> Option<Continuation> {
+        let better = |best: &Branch| {
+            let worst = self.0.last().filter(|_| self.0.len() == options.num_beams);
+            let score = best.score / length(best.writer.tokens().len(), options);
+            worst.is_none_or(|(worst, _)| score > *worst)
+        };
+        let greedy = options.num_beams == 1 && !self.0.is_empty();
+        if !greedy && open.first().is_some_and(better) {
+            return None;
+        }
+        Some(self.0.swap_remove(0).1)
+    }
 }
 
-struct Finished {
-    ids: Vec<u32>,
-    mean: f64,
+/// What the score of a text of `tokens` tokens is divided by.
+fn length(tokens: usize, options: &Options) -> f64 {
+    libm::pow(tokens as f64, options.length_penalty)
 }
 
 /// A beam extended by one token: the beam's index, the token, the new score.
 type Step = (usize, u32, f64);
 
-/// The new tokens, without the end token. The session's sequence is not changed.
-pub fn search(session: &mut Session, sampler: &Sampler, options: &Options) -> Result<Vec<u32>> {
-    let mut beams = vec![Beam { sequence: session.sequence.clone(), new: Vec::new(), score: 0.0 }];
-    let mut finished: Vec<Finished> = Vec::new();
-    for _ in 0..options.max_new_tokens {
-        let mut grown: Vec<Step> = Vec::new();
-        for (b, id, score) in top_continuations(&beams, sampler, options.num_beams) {
-            if grown.len() == options.num_beams {
-                break;
-            }
-            if !sampler.is_end(id) {
-                grown.push((b, id, score));
-                continue;
-            }
-            let new = &beams[b].new;
-            finished.push(Finished { ids: new.clone(), mean: score / (new.len() + 1) as f64 });
-            // With one beam this is greedy search, which ends at the first end token.
-            if options.num_beams == 1 {
-                break;
-            }
-        }
-        beams = extend(session, &beams, &grown)?;
-        if beams.is_empty() || finished.len() >= options.num_beams {
+/// Extends `beams` by the most probable tokens; texts that end with them become `finished`. Gives the beams to
+/// follow, the most probable first, and what each is to read.
+pub fn step(beams: &[Branch], finished: &mut Finished, chooser: &Chooser) -> (Vec<Branch>, Vec<u32>) {
+    let Chooser { sampler, options, .. } = chooser;
+    let (mut grown, mut next) = (Vec::new(), Vec::new());
+    for (rank, (b, id, score)) in top_continuations(beams, chooser).into_iter().enumerate() {
+        let (counts, open) = (rank < options.num_beams, grown.len() < options.num_beams);
+        if !counts && !open {
             break;
         }
+        let mut writer = beams[b].writer.clone();
+        let tokens = writer.tokens().len() + 1;
+        let finish = match sampler.is_end(id) {
+            true => Some(Finish::End),
+            false => {
+                let logprob = chooser.logprob(&beams[b].sequence, id);
+                writer.push(id, logprob, options.max_new_tokens)
+            }
+        };
+        match finish {
+            Some(finish) if counts => {
+                finished.add(score / length(tokens, options), writer, finish, options.num_beams);
+            }
+            None if open => {
+                grown.push(Branch { sequence: beams[b].sequence.clone(), writer, score });
+                next.push(id);
+            }
+            _ => {}
+        }
     }
-    let open = beams.into_iter().map(|b| Finished { mean: b.score / b.new.len().max(1) as f64, ids: b.new });
-    let all = finished.into_iter().chain(open);
-    Ok(all.reduce(|a, b| if b.mean > a.mean { b } else { a }).map(|f| f.ids).unwrap_or_default())
+    if grown.is_empty() && finished.0.is_empty() {
+        // Nothing can follow: the tokenizer has no token that may be chosen.
+        finished.add(0.0, beams[0].writer.clone(), Finish::Length, 1);
+    }
+    (grown, next)
 }
 
-/// The top continuations of all beams by one token, best first; `2 * num_beams` of each beam, since half
-/// may be end tokens.
-fn top_continuations(beams: &[Beam], sampler: &Sampler, num_beams: usize) -> Vec<Step> {
-    let mut next: Vec<Step> = Vec::new();
+/// The top continuations of all beams by one token, best first: of each beam so many that `num_beams` are left
+/// when all end tokens are among them.
+fn top_continuations(beams: &[Branch], chooser: &Chooser) -> Vec<Step> {
+    let Chooser { sampler, options, .. } = chooser;
+    let mut all: Vec<Step> = Vec::new();
     for (b, beam) in beams.iter().enumerate() {
-        let logs = log_softmax(&sampler.logits(&beam.sequence));
-        let mut best: Vec<(u32, f64)> = logs.iter().enumerate().map(|(i, p)| (i as u32, *p)).collect();
-        best.sort_by(|x, y| y.1.total_cmp(&x.1).then(x.0.cmp(&y.0)));
-        // Banned tokens have a probability of 0 and are no continuation, however few others there are.
-        let possible = best.into_iter().take(2 * num_beams).filter(|(_, p)| p.is_finite());
-        next.extend(possible.map(|(id, p)| (b, id, beam.score + p)));
+        let best = sampler.most_probable(&beam.sequence, options.num_beams + sampler.end_count());
+        all.extend(best.into_iter().map(|(id, logprob)| (b, id, beam.score + logprob)));
     }
-    next.sort_by(|x, y| y.2.total_cmp(&x.2).then((x.0, x.1).cmp(&(y.0, y.1))));
-    next
-}
-
-/// Extends the beams by the steps, read as one batch.
-fn extend(session: &mut Session, beams: &[Beam], steps: &[Step]) -> Result<Vec<Beam>> {
-    let mut sequences: Vec<Sequence> = steps.iter().map(|(b, _, _)| beams[*b].sequence.clone()).collect();
-    let ids: Vec<u32> = steps.iter().map(|(_, id, _)| *id).collect();
-    session.read_each(&mut sequences, &ids)?;
-    let grown = sequences.into_iter().zip(steps).map(|(sequence, (b, id, score))| {
-        let new = beams[*b].new.iter().copied().chain([*id]).collect();
-        Beam { sequence, new, score: *score }
-    });
-    Ok(grown.collect())
+    all.sort_by(|x, y| y.2.total_cmp(&x.2).then((x.0, x.1).cmp(&(y.0, y.1))));
+    all
 }

@@ -1,28 +1,38 @@
-//! Decoding: from a model's probabilities to text. Greedy, sampling (temperature, top-k, top-p) and
-//! beam search, with a repetition penalty, a KV cache and streaming.
+//! Decoding: from a model's probabilities to text. Greedy, sampling (temperature, top-k, top-p, min-p) and
+//! beam search, with a repetition penalty, stop strings, a KV cache and streaming; one prompt, or many as a
+//! batch.
 //!
 //! A model sees `seq_len` tokens at most. When a sequence is longer, its older tokens are dropped and the
 //! newest `seq_len / 2` are read again into an empty cache ([`Session::feed`]).
 
+mod batch;
 mod beam;
 mod sampler;
+mod search;
+mod stop;
+mod writer;
 
 use std::ops::ControlFlow;
 
-use crate::base::{Error, Invalid, Result, Rng};
+use serde::Serialize;
+
+use crate::base::monitor::Monitor;
+use crate::base::{Error, Invalid, Result};
 use crate::corpus::clean;
 use crate::corpus::conversation::Message;
 use crate::kernel::Team;
 use crate::model::{Cache, Decoder, Model, Reading};
 use crate::tokenizer::{Special, chat};
 
+pub use batch::continue_each;
 pub use sampler::Sampler;
+use search::{Chooser, Search};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Strategy {
     /// Always the most probable token.
     Greedy,
-    /// Drawn by probability, after temperature, top-k and top-p.
+    /// Drawn by probability, after temperature, top-k, top-p and min-p.
     #[default]
     Sample,
     /// The most probable of `num_beams` continuations that are extended side by side.
@@ -40,11 +50,19 @@ pub struct Options {
     /// Only the most probable tokens that together have this probability; 1 for all (nucleus sampling;
     /// Holtzman et al., 2020).
     pub top_p: f64,
+    /// Only tokens of at least this share of the most probable token's probability, both after temperature; 0
+    /// for all (Nguyen et al., 2024).
+    pub min_p: f64,
     pub num_beams: usize,
+    /// Beams are compared by the sum of their tokens' log-probabilities over their length to this power: above
+    /// 0 for longer texts, below 0 for shorter ones.
+    pub length_penalty: f64,
     /// Divides positive and multiplies negative logits of tokens that the sequence already has (Keskar et
     /// al., 2019); 1 changes nothing.
     pub repetition_penalty: f64,
     pub max_new_tokens: usize,
+    /// Texts that end generation: the result ends where the first to be complete begins.
+    pub stop: Vec<String>,
     pub seed: u64,
 }
 
@@ -55,9 +73,12 @@ impl Default for Options {
             temperature: 0.8,
             top_k: 40,
             top_p: 0.95,
+            min_p: 0.0,
             num_beams: 4,
+            length_penalty: 1.0,
             repetition_penalty: 1.0,
             max_new_tokens: 100,
+            stop: Vec::new(),
             seed: 0,
         }
     }
@@ -75,6 +96,15 @@ impl Options {
             return invalid("temperature", self.temperature.to_string(), "a number above 0")
                 .map_err(|invalid| invalid.help("for 0 use the strategy `greedy`"));
         }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return invalid("min_p", self.min_p.to_string(), "a number from 0 to 1");
+        }
+        if !self.length_penalty.is_finite() {
+            return invalid("length_penalty", self.length_penalty.to_string(), "a number");
+        }
+        if self.stop.iter().any(String::is_empty) {
+            return invalid("stop", "empty".to_string(), "a text of at least one character");
+        }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return invalid("top_p", self.top_p.to_string(), "a number above 0, at most 1");
         }
@@ -86,6 +116,30 @@ impl Options {
         }
         Ok(())
     }
+}
+
+/// Why a text ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Finish {
+    /// The model chose a token that ends texts.
+    End,
+    /// A stop string.
+    Stop,
+    /// `max_new_tokens`.
+    Length,
+}
+
+/// What a model says behind a prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Continuation {
+    /// To be appended to the prompt's text.
+    pub text: String,
+    /// All new tokens: those of a stop string too, an end token not.
+    pub tokens: Vec<u32>,
+    /// Of each of `tokens`, by the model's own distribution: before temperature, penalty and filters.
+    pub logprobs: Vec<f64>,
+    pub finish: Finish,
 }
 
 /// Tokens that a model has read, and its prediction of the next one.
@@ -154,106 +208,68 @@ impl<'a> Session<'a> {
             return Ok(0);
         }
         let before = self.sequence.dropped;
-        let ids = self.sequence.append(ids, config.seq_len);
-        let reading = Reading { cache: &mut self.sequence.cache, ids: &ids };
-        let logits = self.decoder.read(&mut [reading])?;
-        self.sequence.set_logits(logits)?;
-        Ok(self.sequence.dropped - before)
+        let mut sequence = std::mem::take(&mut self.sequence);
+        let read = self.read_each(vec![(&mut sequence, ids)]);
+        self.sequence = sequence;
+        read.map(|()| self.sequence.dropped - before)
     }
 
-    /// Reads one id in each of several sequences, as one batch.
-    fn read_each(&mut self, sequences: &mut [Sequence], ids: &[u32]) -> Result<()> {
+    /// Reads on in several sequences, as one batch; each has something to read.
+    fn read_each(&mut self, mut all: Vec<(&mut Sequence, &[u32])>) -> Result<()> {
         let config = &self.model.transformer.config;
-        config.validate_ids(ids)?;
-        if sequences.is_empty() {
+        all.iter().try_for_each(|(_, ids)| config.validate_ids(ids))?;
+        if all.is_empty() {
             return Ok(());
         }
-        let new: Vec<Vec<u32>> = sequences
-            .iter_mut()
-            .zip(ids)
-            .map(|(sequence, id)| sequence.append(&[*id], config.seq_len))
-            .collect();
-        let caches = sequences.iter_mut().map(|sequence| &mut sequence.cache);
+        let new = all.iter_mut().map(|(sequence, ids)| sequence.append(ids, config.seq_len));
+        let new: Vec<Vec<u32>> = new.collect();
+        let caches = all.iter_mut().map(|(sequence, _)| &mut sequence.cache);
         let mut readings: Vec<Reading> =
             caches.zip(&new).map(|(cache, ids)| Reading { cache, ids }).collect();
         let logits = self.decoder.read(&mut readings)?;
-        for (sequence, row) in sequences.iter_mut().zip(logits.chunks_exact(config.vocab_size)) {
-            sequence.set_logits(row.to_vec())?;
-        }
-        Ok(())
+        let rows = logits.chunks_exact(config.vocab_size);
+        all.iter_mut().zip(rows).try_for_each(|((sequence, _), row)| sequence.set_logits(row.to_vec()))
     }
 }
 
-/// Continues `session` until an end token, `max_new_tokens`, or a `Break` of `on_token`. Gives the new
-/// tokens without the end token.
+/// Continues `session` until an end token, a stop string, `max_new_tokens`, or a `Break` of `on_text`, which
+/// gets the text as soon as it is certain. The text follows that of `prompt`, the tokens read last.
 ///
 /// # Errors
 /// When an option is out of range, nothing was read yet, or the model's logits are NaN.
-pub fn generate(
-    session: &mut Session,
-    options: &Options,
-    on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
-) -> Result<Vec<u32>> {
-    options.validate().map_err(Error::invalid)?;
-    if session.sequence.logits.is_empty() {
-        return Err(Error::input("there is nothing to continue: the prompt has no tokens"));
-    }
-    let sampler = Sampler::new(session.model, options);
-    if options.strategy == Strategy::Beam {
-        let ids = beam::search(session, &sampler, options)?;
-        session.feed(&ids)?;
-        for id in &ids {
-            if on_token(*id).is_break() {
-                break;
-            }
-        }
-        return Ok(ids);
-    }
-    let mut rng = Rng::new(options.seed, "generate");
-    let mut out = Vec::new();
-    while out.len() < options.max_new_tokens {
-        let id = match options.strategy {
-            Strategy::Greedy => sampler.greedy(&session.sequence),
-            _ => sampler.sample(&session.sequence, &mut rng),
-        };
-        if sampler.is_end(id) {
-            break;
-        }
-        out.push(id);
-        let go_on = on_token(id);
-        session.feed(&[id])?;
-        if go_on.is_break() {
-            break;
-        }
-    }
-    Ok(out)
-}
-
-/// [`generate`] with the text of the new tokens as soon as they make whole characters. The text follows
-/// that of `prompt`, the tokens read last.
-///
-/// # Errors
-/// As [`generate`].
 pub fn stream(
     session: &mut Session,
     prompt: &[u32],
     options: &Options,
     on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-) -> Result<Vec<u32>> {
-    let mut decoder = session.model.tokenizer.decoder();
-    // Whether the first new token begins with a space depends on the prompt's last token.
-    prompt.iter().for_each(|id| drop(decoder.push(*id)));
-    decoder.finish();
-    let mut stopped = false;
-    let ids = generate(session, options, &mut |id| {
-        let go_on = decoder.push(id).map_or(ControlFlow::Continue(()), |piece| on_text(&piece));
-        stopped = go_on.is_break();
-        go_on
-    })?;
-    if let Some(piece) = decoder.finish().filter(|_| !stopped) {
-        let _ = on_text(&piece);
+) -> Result<Continuation> {
+    options.validate().map_err(Error::invalid)?;
+    if session.sequence.logits.is_empty() {
+        return Err(Error::input("there is nothing to continue: the prompt has no tokens"));
     }
-    Ok(ids)
+    let sampler = Sampler::new(session.model, options);
+    let beams = options.strategy == Strategy::Beam;
+    let sequence = if beams { session.sequence.clone() } else { std::mem::take(&mut session.sequence) };
+    let read_before = sequence.tokens.len();
+    let rng = batch::stream_of(options, 0, 0);
+    let (mut search, mut said) = (Search::new(session.model, sequence, prompt, options, rng), 0);
+    while !search.is_over() {
+        search.step(&Chooser { sampler: &sampler, options, team: session.decoder.team() });
+        let new = &search.text()[said..];
+        if !new.is_empty() && on_text(new).is_break() {
+            break;
+        }
+        said = search.text().len();
+        search.read(session)?;
+    }
+    let (result, sequence) = search.finish();
+    if !beams {
+        session.sequence = sequence;
+    }
+    // The session reads all that was said: in a conversation, the next turn follows it.
+    let read = session.sequence.tokens.len() - read_before;
+    session.feed(&result.tokens[read..])?;
+    Ok(result)
 }
 
 /// The tokens of a user's prompt, cleaned as training text is.
@@ -277,7 +293,7 @@ pub fn ids_of(model: &Model, text: &str) -> Result<Vec<u32>> {
 /// The model's continuation of `prompt`. Logs a warning where the prompt is too long and is cut.
 ///
 /// # Errors
-/// As [`generate`].
+/// As [`stream`].
 pub fn text(model: &Model, prompt: &str, options: &Options, threads: usize) -> Result<String> {
     let ids = prompt_ids(model, prompt)?;
     warn_if_cut(model, &ids);
@@ -287,7 +303,7 @@ pub fn text(model: &Model, prompt: &str, options: &Options, threads: usize) -> R
 /// The model's answer to a conversation. Logs a warning where it is too long and is cut.
 ///
 /// # Errors
-/// As [`generate`] and [`chat::prompt`].
+/// As [`stream`] and [`chat::prompt`].
 pub fn answer(model: &Model, messages: &[Message], options: &Options, threads: usize) -> Result<String> {
     let ids = chat::prompt(&model.tokenizer, messages)?;
     warn_if_cut(model, &ids);
@@ -296,11 +312,17 @@ pub fn answer(model: &Model, messages: &[Message], options: &Options, threads: u
 }
 
 fn warn_if_cut(model: &Model, ids: &[u32]) {
+    let cut = cut(model, ids);
+    if cut > 0 {
+        tracing::warn!("{}", cut_to_fit(model, ids.len(), cut));
+    }
+}
+
+/// How many of the first tokens of a prompt do not fit.
+pub fn cut(model: &Model, ids: &[u32]) -> usize {
     let mut all = Sequence::default();
     all.append(ids, model.transformer.config.seq_len);
-    if all.dropped > 0 {
-        tracing::warn!("{}", cut_to_fit(model, ids.len(), all.dropped));
-    }
+    all.dropped
 }
 
 /// The warning that of a prompt of `tokens` tokens the first `cut` do not fit.
@@ -312,16 +334,50 @@ pub fn cut_to_fit(model: &Model, tokens: usize, cut: usize) -> String {
 /// The model's continuation of `ids`, as text to be appended to theirs.
 ///
 /// # Errors
-/// As [`generate`].
+/// As [`stream`].
 pub fn continuation(model: &Model, ids: &[u32], options: &Options, threads: usize) -> Result<String> {
     let mut session = Session::new(model, threads);
     session.feed(ids)?;
-    let mut text = String::new();
-    stream(&mut session, ids, options, &mut |piece| {
-        text.push_str(piece);
-        ControlFlow::Continue(())
+    Ok(stream(&mut session, ids, options, &mut |_| ControlFlow::Continue(()))?.text)
+}
+
+/// The model's continuations of several prompts, computed side by side, each drawn with its own stream of the
+/// seed; the first with that of a single prompt.
+///
+/// # Errors
+/// As [`continue_each`].
+pub fn continue_all(
+    model: &Model,
+    prompts: &[Vec<u32>],
+    options: &Options,
+    threads: usize,
+    monitor: &dyn Monitor,
+) -> Result<Vec<Continuation>> {
+    let mut all = Vec::with_capacity(prompts.len());
+    continue_each(model, prompts, 1, options, threads, monitor, &mut |_, _, continuation| {
+        all.push(continuation);
+        Ok(())
     })?;
-    Ok(text)
+    Ok(all)
+}
+
+/// The model's answers to conversations, as [`continue_all`] continues their prompts. Logs a warning for each
+/// that is too long and is cut.
+///
+/// # Errors
+/// As [`continue_each`] and [`chat::prompt`].
+pub fn answers(
+    model: &Model,
+    conversations: &[Vec<Message>],
+    options: &Options,
+    threads: usize,
+    monitor: &dyn Monitor,
+) -> Result<Vec<String>> {
+    let prompts = conversations.iter().map(|messages| chat::prompt(&model.tokenizer, messages));
+    let prompts = prompts.collect::<Result<Vec<_>>>()?;
+    prompts.iter().for_each(|ids| warn_if_cut(model, ids));
+    let all = continue_all(model, &prompts, options, threads, monitor)?;
+    Ok(all.into_iter().map(|one| one.text.trim().to_string()).collect())
 }
 
 #[cfg(test)]

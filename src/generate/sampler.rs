@@ -1,4 +1,4 @@
-//! The next token from logits: greedy or sampled, with temperature, top-k, top-p and repetition penalty.
+//! The next token from logits: greedy or sampled, with temperature, top-k, top-p, min-p and repetition penalty.
 //!
 //! Logits are f64 here, and a temperature divides their differences to the maximum, which are 0 or below:
 //! so the smallest temperature is greedy, the largest draws all candidates alike, and nothing is NaN.
@@ -45,29 +45,54 @@ impl Sampler {
         self.ends.contains(&id)
     }
 
+    /// How many tokens end generation.
+    pub fn end_count(&self) -> usize {
+        self.ends.len()
+    }
+
     /// Logits of the next token with the repetition penalty applied and banned tokens at minus infinity.
     pub fn logits(&self, sequence: &Sequence) -> Vec<f64> {
-        let mut logits: Vec<f64> =
-            sequence.logits.iter().take(self.vocab_size).map(|l| f64::from(*l)).collect();
+        self.allowed(self.penalized(sequence))
+    }
+
+    /// The `k` most probable next tokens that may be chosen, the most probable first, with their
+    /// log-probabilities after the repetition penalty: of all ids of the model, as its own distribution is.
+    pub fn most_probable(&self, sequence: &Sequence, k: usize) -> Vec<(u32, f64)> {
+        let logs = self.allowed(log_softmax(&self.penalized(sequence)));
+        let best = likeliest(&logs, k).into_iter().map(|id| (id, logs[id as usize]));
+        // Banned tokens are no continuation, however few others there are.
+        best.filter(|(_, logprob)| logprob.is_finite()).collect()
+    }
+
+    /// Logits of all ids of the model.
+    fn penalized(&self, sequence: &Sequence) -> Vec<f64> {
+        let mut logits: Vec<f64> = sequence.logits.iter().map(|l| f64::from(*l)).collect();
         let penalty = self.options.repetition_penalty;
-        if penalty != 1.0 {
-            let mut seen: Vec<u32> = sequence.tokens.clone();
-            seen.sort_unstable();
-            seen.dedup();
-            for id in seen.into_iter().filter(|id| !self.is_end(*id)) {
-                if let Some(logit) = logits.get_mut(id as usize) {
-                    let penalized = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
-                    // The difference of two infinities would be NaN.
-                    *logit = penalized.clamp(f64::MIN, f64::MAX);
-                }
-            }
+        if penalty == 1.0 {
+            return logits;
         }
-        for id in &self.banned {
-            if let Some(logit) = logits.get_mut(*id as usize) {
-                *logit = f64::NEG_INFINITY;
+        let mut seen: Vec<u32> = sequence.tokens.clone();
+        seen.sort_unstable();
+        seen.dedup();
+        for id in seen.into_iter().filter(|id| !self.is_end(*id)) {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                let penalized = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+                // The difference of two infinities would be NaN.
+                *logit = penalized.clamp(f64::MIN, f64::MAX);
             }
         }
         logits
+    }
+
+    /// Of numbers of all ids those of the tokens; banned ones at minus infinity.
+    fn allowed(&self, mut all: Vec<f64>) -> Vec<f64> {
+        all.truncate(self.vocab_size);
+        for id in &self.banned {
+            if let Some(number) = all.get_mut(*id as usize) {
+                *number = f64::NEG_INFINITY;
+            }
+        }
+        all
     }
 
     pub fn greedy(&self, sequence: &Sequence) -> u32 {
@@ -132,8 +157,8 @@ fn likeliest(logits: &[f64], k: usize) -> Vec<u32> {
     best
 }
 
-/// The tokens that temperature, top-k and top-p leave, most probable first, with numbers that their
-/// probabilities are proportional to.
+/// The tokens that temperature, top-k, top-p and min-p leave, in this order, as in the `transformers` library;
+/// the most probable first, with numbers that their probabilities are proportional to.
 pub fn candidates(logits: &[f64], options: &Options) -> Vec<(u32, f64)> {
     let k = if options.top_k > 0 { options.top_k } else { logits.len() };
     let ids = likeliest(logits, k);
@@ -147,5 +172,7 @@ pub fn candidates(logits: &[f64], options: &Options) -> Vec<(u32, f64)> {
         sum >= options.top_p
     });
     all.truncate(kept.map_or(all.len(), |i| i + 1));
+    // The most probable has the number 1.
+    all.retain(|(_, p)| *p >= options.min_p);
     all
 }

@@ -1,21 +1,24 @@
 //! `eval`: figures of a model on held-out text, with gates that fail the run.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::ingest::input_files;
 use super::{adapters, texts, tokenizers};
-use crate::base::{Error, Invalid, Result, fs, machine};
+use crate::base::{Error, Invalid, Result, fs, machine, suggest, units};
 use crate::corpus::conversation::{Message, Role};
-use crate::corpus::held_out;
-use crate::eval::{self, Gate, Scored};
+use crate::corpus::held_out::{self, HeldOut};
+use crate::eval::exam::Answered;
+use crate::eval::items::{self, ITEMS_FILE};
+use crate::eval::{self, Evaluation, Gate, Scored, sheet};
 use crate::generate;
 use crate::model::{GGUF_FILE, Model, TOKENIZER_FILE};
-use crate::stage::{Artifact, Connected, Context, Info, Issue, Kind, Port};
+use crate::stage::{Artifact, Connected, Context, FILES, Info, Issue, Kind, Port};
 use crate::tokenizer::Tokenizer;
-use crate::train::Sample;
+use crate::train::{Sample, json_lines};
 
 pub struct Eval;
 
@@ -31,12 +34,24 @@ pub struct Params {
     pub max_tokens: u64,
     /// Documents whose next word is guessed at most.
     pub completions: usize,
-    /// What sample texts begin with.
+    /// The most tokens that the model reads before a token that is scored; `null`: all that it can. Figures of
+    /// models compare where it is the same.
+    pub context: Option<usize>,
+    /// How far apart the windows begin in which texts longer than `context` are scored; `null`: half of it.
+    pub stride: Option<usize>,
+    /// Whether a question of `choices` is put as a user's turn, and each choice scored as what the assistant
+    /// says: for models that were tuned on conversations.
+    pub as_chat: bool,
+    /// Tokens of an answer in the exam at most.
+    pub exam_max_new_tokens: usize,
+    /// What sample texts begin with, beside the input of this name.
     pub prompts: Vec<String>,
     /// What sample answers are given to.
     pub questions: Vec<String>,
-    /// Conditions that fail the run while the report is kept: `bits_per_byte: "<= 2.2"`. Not part of the
-    /// key: changing one judges the same report anew.
+    /// Tokens of a sample at most.
+    pub sample_max_new_tokens: usize,
+    /// Conditions that fail the run while the report is kept: `bits_per_byte: "<= 2.2"`, `exam.pass_rate: ">= 0.8"`,
+    /// any number of `report.json`. Not part of the key: changing one judges the same report anew.
     pub gates: BTreeMap<String, String>,
 }
 
@@ -47,14 +62,41 @@ impl Default for Params {
             validation_fraction: 0.05,
             max_tokens: 100_000,
             completions: 100,
+            context: None,
+            stride: None,
+            as_chat: false,
+            exam_max_new_tokens: 60,
             prompts: Vec::new(),
             questions: Vec::new(),
+            sample_max_new_tokens: 60,
             gates: BTreeMap::new(),
         }
     }
 }
 
 const KEPT_APART: &str = "Kept apart from training as a whole: all of it counts.";
+const CLOZE: &str =
+    "Texts that break off before a word, as JSON lines: {id, category, text, accept: [word, …]}.";
+const PAIRS: &str =
+    "Good and bad sentences, as BLiMP has them: JSON lines, TSV or CSV with good, bad, uid, pair_id.";
+const CHOICES: &str =
+    "Multiple choice, as JSON lines: {id, category, question or context, choices: […], answer}.";
+const EXAM: &str =
+    "Questions with accepted answers, as JSON lines: {id, category, question, accept, reject} or {…, turns}.";
+const PROMPTS: &str =
+    "What sample texts begin with: a YAML list, JSON lines with `prompt`, or lines of text.";
+const REPORT: &str = "`report.json`: all figures, with 95 % intervals (bootstrap over items) and the context and stride \
+                      that they hold for; `items.parquet`: each item that they are computed from; `exam.jsonl`: each \
+                      question with its answer and what was accepted; `samples.jsonl` and `samples.md`.";
+
+/// The inputs that something is measured on, or samples begin with.
+const MEASURED: [&str; 9] =
+    ["docs", "chats", "validation_docs", "validation_chats", "cloze", "pairs", "choices", "exam", "prompts"];
+
+/// Endings of JSON lines, and of what else some inputs take.
+const ROWS: &[&str] = &[".jsonl", ".ndjson", ".json"];
+const ROWS_OR_TABLES: &[&str] = &[".jsonl", ".ndjson", ".json", ".tsv", ".csv"];
+const ROWS_OR_LINES: &[&str] = &[".yaml", ".yml", ".jsonl", ".ndjson", ".json", ".txt", ".text"];
 
 impl Kind for Eval {
     type Params = Params;
@@ -70,12 +112,23 @@ impl Kind for Eval {
         inputs.extend(texts::ports());
         inputs.push(Port::new("validation_docs", "documents", KEPT_APART).optional().many());
         inputs.push(Port::new("validation_chats", "conversations", KEPT_APART).optional().many());
+        let tasks = [
+            ("cloze", CLOZE, ROWS),
+            ("pairs", PAIRS, ROWS_OR_TABLES),
+            ("choices", CHOICES, ROWS),
+            ("exam", EXAM, ROWS),
+            ("prompts", PROMPTS, ROWS_OR_LINES),
+        ];
+        let port = |(name, doc, endings)| Port::new(name, FILES, doc).optional().many().or_source(endings);
+        inputs.extend(tasks.map(port));
         Info {
             name: "eval",
-            version: 5, // 4: what the model says was held out; 5: x beside blocks is rounded as llama.cpp rounds it
-            summary: "Measures a model on held-out text: bits per byte, perplexity, accuracies; with gates.",
+            // 4: what the model says was held out; 5: x beside blocks is rounded as llama.cpp rounds it; 6: items,
+            // intervals, context and stride
+            version: 6,
+            summary: "Measures a model: held-out text, cloze, minimal pairs, multiple choice, an exam; with gates.",
             inputs,
-            outputs: vec![Port::new("report", "report", "`report.json` and `samples.jsonl`.")],
+            outputs: vec![Port::new("report", "report", REPORT)],
             open: false,
             seeded: true,
             parallel: true,
@@ -85,13 +138,15 @@ impl Kind for Eval {
     }
 
     fn validate(params: &Params, inputs: &Connected) -> Vec<Issue> {
-        let any = |ports: [&str; 2]| ports.iter().any(|port| !inputs.get(port).is_empty());
-        let apart = any(["validation_docs", "validation_chats"]);
-        let mut issues = if apart { Vec::new() } else { texts::validate(inputs) };
+        let mut issues = nothing_to_measure(inputs);
         for (metric, condition) in &params.gates {
-            if let Err(why) = Gate::parse(condition).and_then(|_| measurable(metric, any)) {
+            if let Err(why) = Gate::parse(condition).and_then(|_| measurable(metric, inputs)) {
                 issues.push(Issue::param(&format!("gates.{metric}"), why));
             }
+        }
+        let seq_len = inputs.number("model", "seq_len").map_or(usize::MAX, |(_, seq_len)| seq_len as usize);
+        if let Err(invalid) = params.options(HeldOut::default(), 0).reach(seq_len) {
+            issues.push(invalid.into());
         }
         if !(0.0..=1.0).contains(&params.validation_fraction) {
             let why = format!("must be 0 to 1, found {}", params.validation_fraction);
@@ -123,20 +178,21 @@ impl Kind for Eval {
             split: texts::inputs(ctx)?,
             validation: texts::inputs_at(ctx, "validation_docs", "validation_chats")?,
         };
-        let options = eval::Options {
-            scored: params.split,
-            held_out: texts::held_out_by(trained.unwrap_or(input))?,
-            validation_fraction: params.validation_fraction,
-            max_tokens: params.max_tokens,
-            completions: params.completions,
+        let files = |port| input_files(ctx.all(port));
+        let tasks = eval::Tasks {
+            cloze: files("cloze"),
+            pairs: files("pairs"),
+            choices: files("choices"),
+            exam: files("exam"),
         };
-        let mut report = eval::evaluate(&model, &texts, &options, ctx.monitor)?;
+        let options = params.options(texts::held_out_by(trained.unwrap_or(input))?, ctx.seed);
+        let mut found = eval::evaluate(&model, &texts, &tasks, &options, ctx.monitor)?;
         if let (Some(blocks), None) = (input.find(GGUF_FILE), adapter) {
-            report.model_bytes = fs::size(blocks)?;
+            found.report.model_bytes = fs::size(blocks)?;
         }
-        announce(&report);
+        announce(&found);
         let folder = ctx.output("report")?;
-        fs::write_json(&folder.join("report.json"), &report)?;
+        write(&found, folder)?;
         samples(params, ctx, &model, folder)?;
         if let Some(peak) = machine::peak_memory() {
             ctx.monitor.measure("peak_memory", peak as f64 / f64::from(1 << 20), "MiB");
@@ -156,20 +212,64 @@ impl Kind for Eval {
     }
 }
 
-/// Whether the texts that a figure is measured on are connected; `any` looks at ports.
-fn measurable(metric: &str, any: impl Fn([&str; 2]) -> bool) -> Result<(), String> {
-    let ports = match eval::needs(metric)? {
-        eval::Needs::Nothing => return Ok(()),
-        eval::Needs::Documents => ["docs", "validation_docs"],
-        eval::Needs::Chats => ["chats", "validation_chats"],
-    };
-    match any(ports) {
-        true => Ok(()),
-        false => Err(format!("`{metric}` needs texts at `{}` or `{}`", ports[0], ports[1])),
+impl Params {
+    fn options(&self, held_out: HeldOut, seed: u64) -> eval::Options {
+        eval::Options {
+            scored: self.split,
+            held_out,
+            validation_fraction: self.validation_fraction,
+            max_tokens: self.max_tokens,
+            completions: self.completions,
+            context: self.context,
+            stride: self.stride,
+            as_chat: self.as_chat,
+            exam_max_new_tokens: self.exam_max_new_tokens,
+            intervals: Some(seed),
+        }
     }
 }
 
-fn announce(report: &eval::Report) {
+fn nothing_to_measure(inputs: &Connected) -> Vec<Issue> {
+    if MEASURED.iter().any(|port| !inputs.get(port).is_empty()) {
+        return Vec::new();
+    }
+    let message = "nothing is connected that the model could be measured on";
+    let help = format!("connect at least one of {}: `inputs: {{ docs: STAGE }}`", suggest::list(MEASURED));
+    vec![Issue::input("docs", message).help(help)]
+}
+
+/// Whether what a figure is measured on is connected.
+fn measurable(metric: &str, inputs: &Connected) -> Result<(), String> {
+    let ports: &[&str] = match eval::needs(metric)? {
+        eval::Needs::Nothing => return Ok(()),
+        eval::Needs::Documents => &["docs", "validation_docs"],
+        eval::Needs::Chats => &["chats", "validation_chats"],
+        eval::Needs::Cloze => &["cloze"],
+        eval::Needs::Pairs => &["pairs"],
+        eval::Needs::Choices => &["choices"],
+        eval::Needs::Exam => &["exam"],
+    };
+    if ports.iter().any(|port| !inputs.get(port).is_empty()) {
+        return Ok(());
+    }
+    let ports: Vec<String> = ports.iter().map(|port| format!("`{port}`")).collect();
+    Err(format!("`{metric}` needs an input at {}", ports.join(" or ")))
+}
+
+fn write(found: &Evaluation, folder: &Path) -> Result<()> {
+    fs::write_json(&folder.join("report.json"), &found.report)?;
+    items::write(&folder.join(ITEMS_FILE), &found.items)?;
+    if found.report.exam.is_some() {
+        fs::write(&folder.join("exam.jsonl"), &json_lines(&found.answered)?)?;
+    }
+    Ok(())
+}
+
+/// Failures of an exam that are logged; the others are in `exam.jsonl`.
+const FAILURES: usize = 10;
+
+fn announce(found: &Evaluation) {
+    let report = &found.report;
     for (what, scores) in [("documents", &report.documents), ("chats", &report.chats)] {
         if let Some(s) = scores {
             tracing::info!(
@@ -182,25 +282,93 @@ fn announce(report: &eval::Report) {
             );
         }
     }
+    announce_tasks(report);
+    if let Some(exam) = &report.exam {
+        let interval = percent(report, "exam.pass_rate");
+        tracing::info!("exam: {} of {} passed{interval}", exam.passed, exam.questions);
+        announce_failures(&found.answered);
+    }
 }
 
-/// Continuations of the prompts and answers to the questions, written and logged.
-fn samples(params: &Params, ctx: &Context, model: &Model, folder: &Path) -> Result<()> {
-    let options = generate::Options { max_new_tokens: 60, seed: ctx.seed, ..Default::default() };
-    let mut all = Vec::new();
-    for prompt in &params.prompts {
-        let text = generate::text(model, prompt, &options, rayon::current_num_threads())?;
-        tracing::info!("{prompt}{text}");
-        all.push(Sample { step: 0, prompt: prompt.clone(), text });
+fn announce_tasks(report: &eval::Report) {
+    let share = |name: &str, items: u64, accuracy: f64| {
+        let (percents, interval) = (100.0 * accuracy, percent(report, &format!("{name}.accuracy")));
+        format!("{name}: {percents:.1} % of {} right{interval}", units::count(items))
+    };
+    if let Some(cloze) = &report.cloze {
+        tracing::info!("{}", share("cloze", cloze.all.items, cloze.all.accuracy));
+        warn_long("cloze texts", cloze.longer_than_context, "the model sees their end alone");
     }
-    for question in &params.questions {
-        let message = Message::new(Role::User, question.as_str());
-        let text = generate::answer(model, &[message], &options, rayon::current_num_threads())?;
+    if let Some(pairs) = &report.pairs {
+        tracing::info!("{}", share("pairs", pairs.all.items, pairs.all.accuracy));
+        warn_long("pairs", pairs.longer_than_context, "they are scored in windows");
+    }
+    if let Some(choices) = &report.choices {
+        let per_byte = 100.0 * choices.all.accuracy_per_byte;
+        let line = share("choices", choices.all.items, choices.all.accuracy);
+        tracing::info!("{line}, {per_byte:.1} % by nats a byte");
+        warn_long("questions with choices", choices.longer_than_context, "they are scored in windows");
+    }
+}
+
+fn warn_long(what: &str, count: u64, then: &str) {
+    if count > 0 {
+        tracing::warn!("{} {what} are longer than the context: {then}", units::count(count));
+    }
+}
+
+fn announce_failures(answered: &[Answered]) {
+    let failures: Vec<String> = answered.iter().filter_map(Answered::failure).collect();
+    failures.iter().take(FAILURES).for_each(|failure| tracing::info!("failed {failure}"));
+    if failures.len() > FAILURES {
+        tracing::info!("and {} more, see exam.jsonl of the report", failures.len() - FAILURES);
+    }
+}
+
+/// ` (95 % interval 75 to 90)`, of a share in percent; nothing where there is no interval.
+fn percent(report: &eval::Report, figure: &str) -> String {
+    report.intervals.get(figure).map_or_else(String::new, |[low, high]| {
+        format!(" (95 % interval {:.0} to {:.0})", 100.0 * low, 100.0 * high)
+    })
+}
+
+/// Continuations of the prompts and answers to the questions, written; those of params are logged.
+fn samples(params: &Params, ctx: &Context, model: &Model, folder: &Path) -> Result<()> {
+    let max_new_tokens = params.sample_max_new_tokens;
+    let options = generate::Options { max_new_tokens, seed: ctx.seed, ..Default::default() };
+    let threads = rayon::current_num_threads();
+    let listed = sheet::prompts(&input_files(ctx.all("prompts")), ctx.monitor)?;
+    let prompts: Vec<&String> = params.prompts.iter().chain(&listed).collect();
+    let ids = prompts.iter().map(|prompt| generate::prompt_ids(model, prompt)).collect::<Result<Vec<_>>>()?;
+    let texts = generate::continue_all(model, &ids, &options, threads, ctx.monitor)?;
+    let mut all = Vec::new();
+    for (i, (prompt, said)) in prompts.into_iter().zip(texts).enumerate() {
+        if i < params.prompts.len() {
+            tracing::info!("{prompt}{}", said.text);
+        }
+        all.push(Sample { step: 0, prompt: prompt.clone(), text: said.text });
+    }
+    let chat = |question: &String| vec![Message::new(Role::User, question.as_str())];
+    let chats: Vec<Vec<Message>> = params.questions.iter().map(chat).collect();
+    let answers = generate::answers(model, &chats, &options, threads, ctx.monitor)?;
+    for (question, text) in params.questions.iter().zip(answers) {
         tracing::info!("user: {question} assistant: {text}");
         all.push(Sample { step: 0, prompt: question.clone(), text });
     }
-    let path: PathBuf = folder.join("samples.jsonl");
-    fs::write(&path, &crate::train::json_lines(&all)?)
+    if !listed.is_empty() {
+        tracing::info!("{} prompts are continued in samples.md of the report", listed.len());
+    }
+    write_samples(&all, &options, folder)
+}
+
+fn write_samples(all: &[Sample], options: &generate::Options, folder: &Path) -> Result<()> {
+    let generate::Options { temperature, top_k, top_p, seed, max_new_tokens, .. } = options;
+    let how = format!(
+        "Sampled at temperature {temperature}, top-k {top_k}, top-p {top_p}, seed {seed}, at most {max_new_tokens} tokens."
+    );
+    let page = sheet::markdown(&how, all.iter().map(|sample| (sample.prompt.as_str(), sample.text.as_str())));
+    fs::write(&folder.join("samples.md"), page.as_bytes())?;
+    fs::write(&folder.join("samples.jsonl"), &json_lines(all)?)
 }
 
 #[cfg(test)]
@@ -209,7 +377,7 @@ mod tests {
     use crate::kinds::finetune::Finetune;
     use crate::kinds::pretrain::Pretrain;
     use crate::kinds::shard::Shard;
-    use crate::kinds::texts::fixtures::{chats, docs};
+    use crate::kinds::texts::fixtures::{chats, docs, folder};
     use crate::stage::harness;
 
     const TINY: &str =
@@ -318,6 +486,50 @@ mod tests {
         assert_ne!(adapted, scored(&base, None));
     }
 
+    fn source(name: &str, text: &str) -> Artifact {
+        let path = folder().join(name);
+        fs::write(&path, text.as_bytes()).unwrap();
+        harness::artifact(name, &path).unwrap()
+    }
+
+    /// A model that was trained on a few chats.
+    fn chat_model() -> (harness::Outcome, Artifact) {
+        let fixed = [("tokenizer", tokenizer()), ("docs", docs(20))];
+        let (_shards, shards) = make::<Shard>("", &fixed, "shards");
+        let (_base, base) = make::<Pretrain>(TINY, &[("shards", shards), fixed[0].clone()], "model");
+        let inputs = [("model", base), ("tokenizer", tokenizer()), ("chats", chats(20))];
+        make::<Finetune>("steps: 3, batch_size: 2", &inputs, "model")
+    }
+
+    #[test]
+    fn an_exam_alone_is_measured_listed_and_gated() {
+        let exam = "{\"id\": \"a/1\", \"category\": \"a\", \"question\": \"Who?\", \"accept\": [\"/^/\"]}\n\
+                    {\"id\": \"a/2\", \"category\": \"a\", \"question\": \"What?\", \"accept\": [\"zyzzyva\"]}\n";
+        let (_model, model) = chat_model();
+        let inputs = [("model", model), ("tokenizer", tokenizer()), ("exam", source("e.jsonl", exam))];
+        let (made, report) = make::<Eval>("exam_max_new_tokens: 5", &inputs, "report");
+        let found = json(&made, "report", "report.json");
+        let passed = serde_json::json!({"questions": 2, "passed": 1, "pass_rate": 0.5});
+        assert_eq!(found["exam"]["by_category"]["a"], passed);
+        assert_eq!((&found["exam"]["pass_rate"], found.get("loss")), (&0.5.into(), None));
+        assert_eq!(found["intervals"], serde_json::json!({"exam.pass_rate": [0.0, 1.0]}));
+        assert_eq!((&found["context"], &found["stride"]), (&32.into(), &16.into()));
+        let answers = String::from_utf8(made.read("report", "exam.jsonl")).unwrap();
+        assert_eq!(answers.lines().count(), 2);
+        let items = items::read(&made.path("report").join(ITEMS_FILE)).unwrap();
+        assert_eq!(
+            items.iter().map(|item| (item.id.as_str(), item.score)).collect::<Vec<_>>(),
+            [("a/1", 1.0), ("a/2", 0.0)]
+        );
+        let gates = |gate: &str| {
+            let params =
+                Params { gates: [("exam.pass_rate".into(), gate.into())].into(), ..Params::default() };
+            Eval::gates(&params, &[("report".to_string(), report.clone())].into()).unwrap()
+        };
+        assert!(gates(">= 0.5").is_empty());
+        assert_eq!(gates(">= 0.8"), ["exam.pass_rate is 0.5000, the gate is >= 0.8"]);
+    }
+
     #[test]
     fn a_gate_on_what_is_not_measured_is_found_before_anything_runs() {
         let fails = |gate: &str| {
@@ -325,7 +537,8 @@ mod tests {
             let inputs = [("model", docs(1)), ("tokenizer", tokenizer()), ("docs", docs(1))];
             harness::run::<Eval>(&params, &inputs, 1).err().expect(gate).to_string()
         };
-        assert!(fails("chats.perplexity: '< 9'").contains("needs texts at `chats`"));
+        assert!(fails("chats.perplexity: '< 9'").contains("needs an input at `chats` or `validation_chats`"));
+        assert!(fails("exam.pass_rate: '> 0.8'").contains("needs an input at `exam`"));
         assert!(fails("perplexty: '< 9'").contains("did you mean `perplexity`"));
         assert!(fails("perplexity: '< .nan'").contains("not a finite number"));
     }

@@ -8,6 +8,7 @@ const PATIENCE: usize = 64;
 
 /// See [`Tokenizer::decoder`]. The concatenation of what [`StreamDecoder::push`] and
 /// [`StreamDecoder::finish`] return is [`Tokenizer::decode`] of all ids.
+#[derive(Clone)]
 pub struct StreamDecoder {
     tokenizer: Tokenizer,
     /// The last ids whose text came out: decoders treat the first token of a text differently, so new ids are
