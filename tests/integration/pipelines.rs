@@ -15,7 +15,18 @@ struct Short {
 }
 
 /// The pipelines of `pipelines/`, all of them.
-const SHORT: [Short; 7] = [
+const SHORT: [Short; 11] = [
+    Short {
+        name: "assistant",
+        set: &[
+            "vars.synthetic=60",
+            "vars.pretrain_steps=3",
+            "vars.finetune_steps=3",
+            "vars.lora_steps=3",
+            "vars.prefer_steps=3",
+        ],
+        bring: nothing,
+    },
     Short {
         name: "distill",
         set: &[
@@ -27,11 +38,22 @@ const SHORT: [Short; 7] = [
         bring: nothing,
     },
     Short {
-        name: "domain",
+        name: "distill_quantize",
+        set: &[
+            "vars.synthetic=60",
+            "vars.teacher_steps=3",
+            "vars.student_steps=3",
+            "stages.q8.params.gates={}",
+            "stages.q4.params.gates={}",
+        ],
+        bring: nothing,
+    },
+    Short {
+        name: "domain_adaptation",
         set: &["vars.documents=60", "vars.general_steps=3", "vars.medical_steps=3"],
         bring: nothing,
     },
-    Short { name: "import_stories260k", set: &[], bring: llama2c_checkpoint },
+    Short { name: "import_stories260k", set: &["vars.student_steps=3"], bring: llama2c_checkpoint },
     Short {
         name: "lora",
         set: &["vars.conversations=60", "vars.base_steps=3", "vars.steps=3"],
@@ -54,6 +76,33 @@ const SHORT: [Short; 7] = [
             "stages.base.params.d_model=32",
             "stages.base.params.n_layer=1",
             "stages.base.params.n_head=2",
+        ],
+        bring: nothing,
+    },
+    Short {
+        name: "stories",
+        set: &[
+            "vars.batch=2",
+            "vars.accumulate=2",
+            "vars.steps=3",
+            "vars.early=1",
+            "vars.middle=2",
+            "stages.base.params.vocab_size=257",
+            "stages.base.params.d_model=32",
+            "stages.base.params.n_head=2",
+            "stages.base.params.n_layer=1",
+        ],
+        bring: stories_and_gpt2,
+    },
+    Short {
+        name: "templates_only",
+        set: &[
+            "vars.documents=200",
+            "vars.base_steps=3",
+            "vars.student_steps=3",
+            "stages.base.params.d_model=32",
+            "stages.int8.params.gates={}",
+            "stages.report.params.gates={}",
         ],
         bring: nothing,
     },
@@ -117,6 +166,24 @@ fn run(project: &Project, short: &Short) {
 
 fn nothing(_: &Project) -> Vec<String> {
     Vec::new()
+}
+
+/// Stories with `<|endoftext|>` between them, and a tokenizer in GPT-2's form: of bytes, nothing merged.
+fn stories_and_gpt2(project: &Project) -> Vec<String> {
+    let story =
+        |i| format!("Story {i}. Once upon a time there was a cat with {i} kittens. They played all day.");
+    let stories: Vec<String> = (0..60).map(story).collect();
+    project.write("mine/stories.txt", stories.join("\n<|endoftext|>\n"));
+    // GPT-2 writes a byte as the character of that number where it is visible, else as one from 256 on.
+    let visible = |byte: &u32| matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);
+    let letters = (0..256).filter(visible).chain(256..256 + (0..256).filter(|b| !visible(b)).count() as u32);
+    let symbols = letters.map(|code| char::from_u32(code).expect("a character").to_string());
+    let tokens = symbols.chain(["<|endoftext|>".into()]);
+    let vocab: serde_json::Map<String, Value> = tokens.zip(0..).map(|(t, id)| (t, Value::from(id))).collect();
+    project.write("mine/encoder.json", Value::Object(vocab).to_string());
+    project.write("mine/vocab.bpe", "#version: 0.2\n");
+    let tokenizer = "vars.tokenizer=[./mine/encoder.json, ./mine/vocab.bpe]".to_string();
+    vec!["vars.stories=./mine/stories.txt".into(), tokenizer]
 }
 
 /// A checkpoint and a tokenizer in llama2.c's form (its `export.py`, version 0, and `tokenizer.py`): Llama's
