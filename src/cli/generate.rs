@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -26,6 +26,7 @@ use crate::report::style::Style;
 use crate::tokenizer::{Names, Tokenizer, chat};
 
 #[derive(Args)]
+#[command(group(ArgGroup::new("asked").required(true).args(["prompt", "prompts"])))]
 pub struct Generate {
     /// The model: a folder, `PIPELINE:STAGE` or `PIPELINE:STAGE.PORT`.
     #[arg(long, value_name = "TARGET")]
@@ -35,7 +36,7 @@ pub struct Generate {
     #[arg(long, value_name = "TARGET")]
     adapter: Option<String>,
     /// What the text begins with.
-    #[arg(long, required_unless_present = "prompts", conflicts_with = "prompts")]
+    #[arg(long)]
     prompt: Option<String>,
     /// A file of prompts, which are continued side by side; the results are JSON lines. `.jsonl`: an object with
     /// `prompt`, or `messages` that are answered, and perhaps `id` on each line; `.txt`: a prompt on each line.

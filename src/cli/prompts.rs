@@ -72,7 +72,7 @@ fn lines(file: &InputFile) -> Result<Vec<Row>> {
         at += line.len() as u64;
     }
     if blank > 0 {
-        tracing::info!("`{}`: {blank} empty lines are no prompts", file.name);
+        tracing::info!("`{}`: lines that are empty, and no prompts: {blank}", file.name);
     }
     Ok(rows)
 }

@@ -121,12 +121,13 @@ impl Search {
         session.read_each(self.readings().collect())
     }
 
-    /// The result, and the sequence of the first branch. Of a search that is not over, what there is.
+    /// The result, and the sequence that was read for it; beams have none left. Of a search that is not over,
+    /// what there is.
     pub fn finish(mut self) -> (Continuation, Sequence) {
         if self.result.is_none() {
             self.end(Finish::Length);
         }
-        let result = self.result.expect("the search has ended");
-        (result, self.branches.swap_remove(0).sequence)
+        let sequence = self.branches.into_iter().next().map(|branch| branch.sequence);
+        (self.result.expect("the search has ended"), sequence.unwrap_or_default())
     }
 }
