@@ -14,7 +14,7 @@
 //!  model     the transformer, its configuration, weights on disk, KV cache
 //!  generate  decoding strategies over a model
 //!  train     optimizer, schedule, batches, the loop; pretraining, fine-tuning, distillation
-//!  eval      perplexity, bits per byte, accuracies
+//!  eval      bits per byte, cloze, minimal pairs, choices, exams; how sure they are
 //!  quantize  weights as blocks of integers
 //!  query     SQL over Parquet and JSON lines
 //!  inspect   what is in a file, whatever it is

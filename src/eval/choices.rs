@@ -75,7 +75,8 @@ const FORM: Form = Form {
     tables: false,
 };
 
-/// Scores the choices in `files`. Gives an item of each question, and how many are longer than the context.
+/// Scores the choices in `files`. Gives their figures, `None` without files, and an item of each
+/// question.
 ///
 /// # Errors
 /// A row that is no question with choices, with its place; a model without tokens for roles, `as_chat`;
@@ -87,7 +88,7 @@ pub fn judge(
     as_chat: bool,
     reach: Reach,
     monitor: &dyn Monitor,
-) -> Result<(Vec<Item>, u64)> {
+) -> Result<(Option<Choices>, Vec<Item>)> {
     let (mut items, mut long) = (Vec::new(), 0);
     let parse = |row: &Row| question(row, model, as_chat);
     rows::read(files, &FORM, monitor, parse, |entries| {
@@ -104,11 +105,11 @@ pub fn judge(
         }
         Ok(())
     })?;
-    Ok((items, long))
+    Ok((figures(&items, long), items))
 }
 
 /// The figures of `items`; `None` where there is none.
-pub fn figures(items: &[Item], longer_than_context: u64) -> Option<Choices> {
+fn figures(items: &[Item], longer_than_context: u64) -> Option<Choices> {
     let mut groups: BTreeMap<String, Vec<&Item>> = BTreeMap::new();
     for item in items.iter().filter(|item| !item.group.is_empty()) {
         groups.entry(item.group.clone()).or_default().push(item);

@@ -44,7 +44,7 @@ const FORM: Form = Form {
 /// Texts that are continued side by side.
 const AT_ONCE: usize = 64;
 
-/// Continues the texts in `files`. Gives their items, and how many are longer than the model's context.
+/// Continues the texts in `files`. Gives their figures, `None` without files, and their items.
 ///
 /// # Errors
 /// A row that is no such text, with its place; cancellation; logits that are NaN.
@@ -53,7 +53,7 @@ pub fn judge(
     files: &[InputFile],
     threads: usize,
     monitor: &dyn Monitor,
-) -> Result<(Vec<Item>, u64)> {
+) -> Result<(Option<Cloze>, Vec<Item>)> {
     let (mut items, mut long) = (Vec::new(), 0);
     rows::read(files, &FORM, monitor, text, |entries| {
         for some in entries.chunks(AT_ONCE) {
@@ -68,11 +68,11 @@ pub fn judge(
         }
         Ok(())
     })?;
-    Ok((items, long))
+    Ok((figures(&items, long), items))
 }
 
 /// The figures of `items`; `None` where there is none.
-pub fn figures(items: &[Item], longer_than_context: u64) -> Option<Cloze> {
+fn figures(items: &[Item], longer_than_context: u64) -> Option<Cloze> {
     Some(Cloze { all: Tally::of(items)?, by_category: by_group(items), longer_than_context })
 }
 

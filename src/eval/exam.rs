@@ -332,7 +332,7 @@ fn turn(row: &Row, number: usize, value: &Value) -> Result<Turn> {
     if let Some(name) = fields.keys().find(|name| !TURN.contains(&name.as_str())) {
         return Err(row.unknown_field(&path, name, TURN.into_iter()));
     }
-    let user = fields.get("user").ok_or_else(|| row.missing(&path, "user", fields))?;
+    let user = fields.get("user").ok_or_else(|| row.missing(&path, &["user"], fields))?;
     let user = row.text(&join(&path, Step::Key("user")), "user", user)?.to_string();
     turn_of(row, &path, user, fields)
 }
@@ -530,7 +530,7 @@ mod tests {
             ("\n", "", "`exam.jsonl` has no rows", "out of the inputs"),
         ];
         for (row, place, message, help) in table {
-            let error = read(row).err().expect(row).to_string();
+            let error = read(row).expect_err(row).to_string();
             let place = if place.is_empty() { String::new() } else { format!("exam.jsonl:{place}\n") };
             assert!(
                 error.contains(&place) && error.contains(message) && error.contains(help),

@@ -118,8 +118,11 @@ impl Options {
     /// When one of them is out of range.
     pub fn reach(&self, seq_len: usize) -> Result<Reach, Invalid> {
         let context = self.context.unwrap_or(seq_len);
-        if context == 0 || context > seq_len {
-            let why = format!("is {context}: the model reads 1 to {seq_len} tokens");
+        if context == 0 {
+            return Err(Invalid::new("context", "is 0: expected 1 or more"));
+        }
+        if context > seq_len {
+            let why = format!("is {context}: the model reads {seq_len} tokens at most");
             return Err(Invalid::new("context", why).help("leave it out for all that the model can read"));
         }
         let stride = self.stride.unwrap_or(stride(context));
@@ -206,15 +209,13 @@ pub fn evaluate(
     let threads = rayon::current_num_threads();
     let mut executor = Executor::forward_only(config, Team::new(threads));
     let mut found = texts::score(model, &mut executor, texts, reach, options, monitor)?;
-    let (cloze, long_cloze) = cloze::judge(model, &tasks.cloze, threads, monitor)?;
-    let (pairs, long_pairs) = pairs::judge(model, &mut executor, &tasks.pairs, reach, monitor)?;
-    let (choices, long_choices) =
+    let (cloze, of_cloze) = cloze::judge(model, &tasks.cloze, threads, monitor)?;
+    let (pairs, of_pairs) = pairs::judge(model, &mut executor, &tasks.pairs, reach, monitor)?;
+    let (choices, of_choices) =
         choices::judge(model, &mut executor, &tasks.choices, options.as_chat, reach, monitor)?;
     let exam = exam::sit(model, &tasks.exam, options.exam_max_new_tokens, threads, monitor)?;
-    let (cloze_figures, pairs_figures) =
-        (cloze::figures(&cloze, long_cloze), pairs::figures(&pairs, long_pairs));
-    let (choices_figures, exam_figures) = (choices::figures(&choices, long_choices), exam.figures());
-    found.items.extend(cloze.into_iter().chain(pairs).chain(choices).chain(exam.items));
+    let of_exam = exam.items.iter().cloned();
+    found.items.extend(of_cloze.into_iter().chain(of_pairs).chain(of_choices).chain(of_exam));
     let report = Report {
         parameters: config.parameters() as u64,
         model_bytes: model.transformer.to_safetensors()?.len() as u64,
@@ -225,10 +226,10 @@ pub fn evaluate(
         chats: found.chats,
         completion_accuracy: found.completion_accuracy,
         completions: found.completions,
-        cloze: cloze_figures,
-        pairs: pairs_figures,
-        choices: choices_figures,
-        exam: exam_figures,
+        cloze,
+        pairs,
+        choices,
+        exam: exam.figures(),
         intervals: options.intervals.map(|seed| intervals(&found.items, seed)).unwrap_or_default(),
         not_scored: found.not_scored,
     };
@@ -248,3 +249,5 @@ fn is_zero(n: &u64) -> bool {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_tasks;

@@ -53,7 +53,7 @@ const FORM: Form = Form {
     tables: true,
 };
 
-/// Scores the pairs in `files`. Gives their items, and how many have a sentence longer than the context.
+/// Scores the pairs in `files`. Gives their figures, `None` without files, and their items.
 ///
 /// # Errors
 /// A row that is no pair, with its place; cancellation; logits that are NaN.
@@ -63,7 +63,7 @@ pub fn judge(
     files: &[InputFile],
     reach: Reach,
     monitor: &dyn Monitor,
-) -> Result<(Vec<Item>, u64)> {
+) -> Result<(Option<Pairs>, Vec<Item>)> {
     let (mut items, mut long) = (Vec::new(), 0);
     let parse = |row: &Row| pair(row, model);
     rows::read(files, &FORM, monitor, parse, |entries| {
@@ -77,11 +77,11 @@ pub fn judge(
         }
         Ok(())
     })?;
-    Ok((items, long))
+    Ok((figures(&items, long), items))
 }
 
 /// The figures of the pairs among `items`; `None` where there is none.
-pub fn figures(items: &[Item], longer_than_context: u64) -> Option<Pairs> {
+fn figures(items: &[Item], longer_than_context: u64) -> Option<Pairs> {
     let all = Tally::of(items)?;
     Some(Pairs { all, by_paradigm: by_group(items), longer_than_context })
 }

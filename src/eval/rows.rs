@@ -255,20 +255,21 @@ impl<'a> Row<'a> {
         names.iter().find_map(|name| Some((*name, self.fields.get(*name).filter(|value| !value.is_null())?)))
     }
 
-    /// The first of `names` that is a field; `names[0]` is what is missed where none is.
+    /// The first of `names` that is a field.
     ///
     /// # Errors
     /// When there is none.
     pub fn needed<'n>(&self, names: &[&'n str]) -> Result<(&'n str, &Value)> {
-        self.first(names).ok_or_else(|| self.missing(&[], names[0], &self.fields))
+        self.first(names).ok_or_else(|| self.missing(&[], names, &self.fields))
     }
 
-    /// The error that the object at `path` with `fields` lacks the field `name`.
-    pub fn missing(&self, path: &[Step], name: &str, fields: &Map<String, Value>) -> Error {
-        let error = self.error(path, format!("the field `{name}` is missing"));
-        let names = || fields.keys().map(String::as_str);
-        let error = error.suggest(suggest::closest(name, names()));
-        if fields.is_empty() { error } else { error.help(format!("there are {}", suggest::list(names()))) }
+    /// The error that the object at `path` with `fields` lacks a field that is called one of `names`.
+    pub fn missing(&self, path: &[Step], names: &[&str], fields: &Map<String, Value>) -> Error {
+        let wanted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+        let error = self.error(path, format!("the field {} is missing", wanted.join(" or ")));
+        let found = || fields.keys().map(String::as_str);
+        let error = error.suggest(names.iter().find_map(|name| suggest::closest(name, found())));
+        if fields.is_empty() { error } else { error.help(format!("there are {}", suggest::list(found()))) }
     }
 
     /// The error that the object at `path` has a field that none of `known` is.

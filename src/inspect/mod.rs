@@ -29,6 +29,7 @@ pub use self::tokenizer::{Token, TokenizerSummary};
 use crate::base::table::{Table, shorten};
 use crate::base::{Error, Result, fs, units};
 use crate::corpus::binary;
+use crate::eval::items::ITEMS_FILE;
 use crate::model::{ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE};
 
 /// Token ids to text; `None` when they are not of this tokenizer.
@@ -223,6 +224,8 @@ impl Content {
     fn rank(&self, name: &str) -> Option<u8> {
         match self {
             Content::Model(_) => Some(0),
+            // What an evaluation found says more than the items that it was computed from.
+            Content::Parquet(_) if name == ITEMS_FILE => Some(4),
             Content::Parquet(_) => Some(1),
             Content::Tokenizer(_) => Some(2),
             Content::Json(_) if name == "report.json" => Some(3),

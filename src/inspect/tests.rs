@@ -14,6 +14,7 @@ use crate::base::Digest;
 use crate::corpus::conversation::{Conversation, ConversationWriter, Message, Role};
 use crate::corpus::document::{Document as Doc, DocumentWriter};
 use crate::corpus::{conversation, document, parquet_io};
+use crate::eval::items;
 use crate::shard::logits::{Header, LogitsWriter};
 
 struct Files {
@@ -96,6 +97,17 @@ fn shows(report: &Report, parts: &[&str]) {
         assert!(page.contains(part), "no `{part}` in:\n{page}");
     }
     assert!(page.lines().all(|line| line.chars().count() <= 100), "{page}");
+}
+
+#[test]
+fn of_an_evaluation_the_report_is_shown_and_its_items_are_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    let items = [items::Item::scored(items::Task::Exam, "sums", "sums/1", 1.0)];
+    items::write(&dir.path().join(items::ITEMS_FILE), &items).unwrap();
+    fs::write(&dir.path().join("report.json"), b"{\"exam\": {\"pass_rate\": 0.83}}").unwrap();
+    let report = look(dir.path(), "report");
+    shows(&report, &["items.parquet", "Parquet of 1 rows, 10 columns", "report.json", "\"pass_rate\": 0.83"]);
+    shows(&look(&dir.path().join(items::ITEMS_FILE), "items.parquet"), &["sums/1", "score_per_byte"]);
 }
 
 #[test]

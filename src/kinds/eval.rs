@@ -1,4 +1,13 @@
-//! `eval`: figures of a model on held-out text, with gates that fail the run.
+//! `eval`: figures of a model on held-out text and on tasks, with gates that fail the run.
+//!
+//! `report.json` has `parameters`, `model_bytes`, `vocab_size`, and `context` and `stride` in tokens; of documents
+//! `texts`, `tokens`, `bytes`, `loss`, `perplexity`, `bits_per_byte`, `bytes_per_token`, `top1_accuracy`,
+//! `top5_accuracy`; `chats` with the same; `completion_accuracy` of `completions`; `cloze {items, accuracy,
+//! by_category}`, `pairs {items, accuracy, by_paradigm}`, `choices {items, accuracy, accuracy_per_byte,
+//! by_category}`, `exam {questions, passed, pass_rate, by_category}`; where there are some, `longer_than_context`
+//! of a task; `intervals`, figure -> [low, high]; and `not_scored`, what has nothing held out. What was not
+//! measured is left out. `exam.jsonl` has a question a line, see [`crate::eval::exam::Answered`], and
+//! `items.parquet` an item a row, see [`crate::eval::items::Item`].
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -148,6 +157,14 @@ impl Kind for Eval {
         if let Err(invalid) = params.options(HeldOut::default(), 0).reach(seq_len) {
             issues.push(invalid.into());
         }
+        for (name, tokens) in [
+            ("exam_max_new_tokens", params.exam_max_new_tokens),
+            ("sample_max_new_tokens", params.sample_max_new_tokens),
+        ] {
+            if tokens == 0 {
+                issues.push(Invalid::new(name, "is 0: expected 1 or more").into());
+            }
+        }
         if !(0.0..=1.0).contains(&params.validation_fraction) {
             let why = format!("must be 0 to 1, found {}", params.validation_fraction);
             issues.push(Invalid::new("validation_fraction", why).into());
@@ -284,7 +301,7 @@ fn announce(found: &Evaluation) {
     }
     announce_tasks(report);
     if let Some(exam) = &report.exam {
-        let interval = percent(report, "exam.pass_rate");
+        let interval = interval(report, "exam.pass_rate", 0);
         tracing::info!("exam: {} of {} passed{interval}", exam.passed, exam.questions);
         announce_failures(&found.answered);
     }
@@ -292,7 +309,7 @@ fn announce(found: &Evaluation) {
 
 fn announce_tasks(report: &eval::Report) {
     let share = |name: &str, items: u64, accuracy: f64| {
-        let (percents, interval) = (100.0 * accuracy, percent(report, &format!("{name}.accuracy")));
+        let (percents, interval) = (100.0 * accuracy, interval(report, &format!("{name}.accuracy"), 1));
         format!("{name}: {percents:.1} % of {} right{interval}", units::count(items))
     };
     if let Some(cloze) = &report.cloze {
@@ -325,10 +342,10 @@ fn announce_failures(answered: &[Answered]) {
     }
 }
 
-/// ` (95 % interval 75 to 90)`, of a share in percent; nothing where there is no interval.
-fn percent(report: &eval::Report, figure: &str) -> String {
+/// ` (95 % interval 75 to 90)`, of a share in percent with some digits; nothing where there is no interval.
+fn interval(report: &eval::Report, figure: &str, digits: usize) -> String {
     report.intervals.get(figure).map_or_else(String::new, |[low, high]| {
-        format!(" (95 % interval {:.0} to {:.0})", 100.0 * low, 100.0 * high)
+        format!(" (95 % interval {:.digits$} to {:.digits$})", 100.0 * low, 100.0 * high)
     })
 }
 
@@ -362,13 +379,16 @@ fn samples(params: &Params, ctx: &Context, model: &Model, folder: &Path) -> Resu
 }
 
 fn write_samples(all: &[Sample], options: &generate::Options, folder: &Path) -> Result<()> {
+    fs::write(&folder.join("samples.jsonl"), &json_lines(all)?)?;
+    if all.is_empty() {
+        return Ok(());
+    }
     let generate::Options { temperature, top_k, top_p, seed, max_new_tokens, .. } = options;
     let how = format!(
         "Sampled at temperature {temperature}, top-k {top_k}, top-p {top_p}, seed {seed}, at most {max_new_tokens} tokens."
     );
     let page = sheet::markdown(&how, all.iter().map(|sample| (sample.prompt.as_str(), sample.text.as_str())));
-    fs::write(&folder.join("samples.md"), page.as_bytes())?;
-    fs::write(&folder.join("samples.jsonl"), &json_lines(all)?)
+    fs::write(&folder.join("samples.md"), page.as_bytes())
 }
 
 #[cfg(test)]
@@ -531,6 +551,46 @@ mod tests {
     }
 
     #[test]
+    fn tasks_are_measured_side_by_side_and_prompts_continued() {
+        let cloze = "{\"text\": \"The fox was\", \"accept\": [\"walking\"]}\n";
+        let pairs = "uid\tpair_id\tgood\tbad\nw\t0\tThe fox was walking.\tThe fox walking was.\n";
+        let choices = "{\"question\": \"Who?\", \"choices\": [\"the fox\", \"xyz\"], \"answer\": 0}\n";
+        let (_model, model) = chat_model();
+        let inputs = [
+            ("model", model),
+            ("tokenizer", tokenizer()),
+            ("docs", docs(9)),
+            ("cloze", source("t.jsonl", cloze)),
+            ("pairs", source("p.tsv", pairs)),
+            ("choices", source("c.jsonl", choices)),
+            ("prompts", source("p.yaml", "- The fox\n- |-\n  A bird\n  sang\n")),
+        ];
+        let params = "split: all, stride: 4, as_chat: true, prompts: [Her dog], questions: [Who?], sample_max_new_tokens: 3";
+        let (one, _) = make::<Eval>(params, &inputs, "report");
+        let report = json(&one, "report", "report.json");
+        for (task, items) in [("cloze", 1), ("pairs", 1), ("choices", 1)] {
+            assert_eq!(report[task]["items"], items, "{task}");
+        }
+        assert_eq!((&report["texts"], &report["stride"]), (&9.into(), &4.into()));
+        assert!(report["pairs"]["by_paradigm"]["w"]["accuracy"].is_number());
+        assert_eq!(report["intervals"]["bits_per_byte"].as_array().unwrap().len(), 2);
+        assert_eq!(report["intervals"].get("pairs.accuracy"), None, "of one item there is none");
+        let items = items::read(&one.path("report").join(ITEMS_FILE)).unwrap();
+        let found = items::Figure::named("bits_per_byte").unwrap().of(&items).unwrap();
+        assert!((found - report["bits_per_byte"].as_f64().unwrap()).abs() < 1e-12);
+        let samples = String::from_utf8(one.read("report", "samples.jsonl")).unwrap();
+        assert_eq!(samples.lines().count(), 4);
+        let sheet = String::from_utf8(one.read("report", "samples.md")).unwrap();
+        assert!(sheet.contains("## 3\n\n> A bird\n> sang\n"), "{sheet}");
+
+        let params = format!("{{ {params} }}");
+        let two = harness::run_with::<Eval>(&params, &inputs, 1, 1, &crate::base::Quiet).unwrap();
+        for name in ["report.json", ITEMS_FILE, "samples.jsonl", "samples.md"] {
+            assert!(one.read("report", name) == two.read("report", name), "{name}: the same by one thread");
+        }
+    }
+
+    #[test]
     fn a_gate_on_what_is_not_measured_is_found_before_anything_runs() {
         let fails = |gate: &str| {
             let params = format!("gates: {{ {gate} }}");
@@ -539,6 +599,17 @@ mod tests {
         };
         assert!(fails("chats.perplexity: '< 9'").contains("needs an input at `chats` or `validation_chats`"));
         assert!(fails("exam.pass_rate: '> 0.8'").contains("needs an input at `exam`"));
+        assert!(fails("pairs.by_paradigm.a.accuracy: '> 0.8'").contains("needs an input at `pairs`"));
+        let refused = |params: &str, inputs: &[(&str, Artifact)]| {
+            let fixed = [("model", docs(1)), ("tokenizer", tokenizer())];
+            harness::run::<Eval>(params, &[&fixed, inputs].concat(), 1).err().unwrap().to_string()
+        };
+        assert!(refused("{}", &[]).contains("nothing is connected that the model could be measured on"));
+        assert!(
+            refused("{ exam_max_new_tokens: 0 }", &[("docs", docs(1))]).contains("is 0: expected 1 or more")
+        );
+        assert!(refused("{ context: 0 }", &[("docs", docs(1))]).contains("`context` is 0"));
+        assert!(refused("{ context: 8, stride: 9 }", &[("docs", docs(1))]).contains("`stride` is 9"));
         assert!(fails("perplexty: '< 9'").contains("did you mean `perplexity`"));
         assert!(fails("perplexity: '< .nan'").contains("not a finite number"));
     }
