@@ -11,6 +11,7 @@
 //! has at least half a window of context (but at a document's beginning).
 
 pub mod bootstrap;
+pub mod compare;
 mod gates;
 pub mod items;
 mod score;
