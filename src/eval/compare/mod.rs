@@ -251,35 +251,68 @@ fn nothing_in_common(comparison: &Comparison, entries: &[Entry]) -> Error {
 
 fn compared(entries: &[Entry], figure: &'static Figure, sums: &Sums, baseline: usize, seed: u64) -> Compared {
     let (members, values) = sums.figures();
-    let resamples = sums.resamples(seed);
-    let drawn = |entry: usize| resamples.iter().map(move |figures| figures[entry]);
-    let interval = |figures: Vec<f64>| if sums.items() < 2 { None } else { percentiles(figures) };
-    let better = |a: f64, b: f64| if figure.less_is_better { a < b } else { a > b };
-    let others: Vec<usize> = (0..entries.len()).filter(|e| *e != baseline).collect();
+    let measured =
+        Measured { entries, figure, items: sums.items(), members, values, resamples: sums.resamples(seed) };
+    let others: Vec<usize> = (0..entries.len()).filter(|entry| *entry != baseline).collect();
     let p = randomization::p_values(&sums.differences(&others, baseline), seed);
-    let p_holm = randomization::holm(&p);
-    let difference = |(i, &entry): (usize, &usize)| Difference {
-        name: entries[entry].name.clone(),
-        value: values[entry] - values[baseline],
-        interval: interval(drawn(entry).zip(drawn(baseline)).map(|(a, b)| a - b).collect()),
-        p: p[i],
-        p_holm: p_holm[i],
-        p_members: randomization::exact(&members[entry], &members[baseline]),
-    };
-    let row = |(entry, e): (usize, &Entry)| Row {
-        name: e.name.clone(),
-        value: values[entry],
-        interval: interval(drawn(entry).collect()),
-        best: entries.len() > 1 && !values.iter().any(|other| better(*other, values[entry])),
-        members: named(e, &members[entry]),
-    };
+    let p = p.iter().copied().zip(randomization::holm(&p));
     Compared {
         figure: figure.name,
         task: figure.task,
         items: sums.items(),
         less_is_better: figure.less_is_better,
-        rows: entries.iter().enumerate().map(row).collect(),
-        differences: others.iter().enumerate().map(difference).collect(),
+        rows: (0..entries.len()).map(|entry| measured.row(entry)).collect(),
+        differences: others
+            .iter()
+            .zip(p)
+            .map(|(entry, p)| measured.difference(*entry, baseline, p))
+            .collect(),
+    }
+}
+
+/// A figure of all entries.
+struct Measured<'a> {
+    entries: &'a [Entry],
+    figure: &'static Figure,
+    items: usize,
+    /// Of each entry, those of its members.
+    members: Vec<Vec<f64>>,
+    values: Vec<f64>,
+    /// Of each resample, those of all entries.
+    resamples: Vec<Vec<f64>>,
+}
+
+impl Measured<'_> {
+    fn row(&self, entry: usize) -> Row {
+        let value = self.values[entry];
+        let better = |other: &f64| if self.figure.less_is_better { *other < value } else { *other > value };
+        Row {
+            name: self.entries[entry].name.clone(),
+            value,
+            interval: self.interval(|figures| figures[entry]),
+            best: self.entries.len() > 1 && !self.values.iter().any(better),
+            members: named(&self.entries[entry], &self.members[entry]),
+        }
+    }
+
+    fn difference(&self, entry: usize, baseline: usize, (p, p_holm): (f64, f64)) -> Difference {
+        Difference {
+            name: self.entries[entry].name.clone(),
+            value: self.values[entry] - self.values[baseline],
+            interval: self.interval(|figures| figures[entry] - figures[baseline]),
+            p,
+            p_holm,
+            p_members: randomization::exact(&self.members[entry], &self.members[baseline]),
+        }
+    }
+
+    /// Of what `of` makes of a resample's figures; `None` of one item.
+    fn interval(&self, of: impl Fn(&[f64]) -> f64) -> Option<[f64; 2]> {
+        if self.items < 2 {
+            None
+        } else {
+            percentiles(self.resamples.iter().map(|figures| of(figures)).collect())
+        }
     }
 }
 
