@@ -85,22 +85,22 @@ def tell(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def python_with_packages(given):
+def python_with_packages(given, packages=PACKAGES, folder="parity-venv"):
     """A Python that has the packages: the one named, this one, or a virtual environment made for it."""
-    has = lambda python: subprocess.run([python, "-c", f"import {', '.join(PACKAGES)}"], capture_output=True).returncode == 0
+    has = lambda python: subprocess.run([python, "-c", f"import {', '.join(packages)}"], capture_output=True).returncode == 0
     for python in [given] if given else [sys.executable]:
         if has(python):
             return python
     if given:
-        sys.exit(f"{given} lacks one of {', '.join(PACKAGES)}")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tinylm" / "parity-venv"
+        sys.exit(f"{given} lacks one of {', '.join(packages)}")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tinylm" / folder
     python = str(cache / "bin" / "python")
     if not has(python):
-        tell(f"installing {', '.join(PACKAGES)} into {cache}")
+        tell(f"installing {', '.join(packages)} into {cache}")
         venv.create(cache, with_pip=True, clear=True)
-        done = subprocess.run([python, "-m", "pip", "install", "--quiet", "--retries", "1", *PACKAGES], capture_output=True, text=True)
+        done = subprocess.run([python, "-m", "pip", "install", "--quiet", "--retries", "1", *packages], capture_output=True, text=True)
         if done.returncode != 0:
-            print(f"skipped: {', '.join(PACKAGES)} can't be installed from PyPI\n{done.stderr.strip()[-500:]}")
+            print(f"skipped: {', '.join(packages)} can't be installed from PyPI\n{done.stderr.strip()[-500:]}")
             sys.exit(0)
     return python
 

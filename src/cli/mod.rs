@@ -3,6 +3,7 @@
 
 mod bench;
 mod chat;
+mod compare;
 mod completions;
 mod export;
 mod generate;
@@ -106,6 +107,8 @@ enum Command {
     Chat(Reporting<chat::Chat>),
     /// Show how probable a model finds a text, token by token.
     Score(Reporting<score::Score>),
+    /// Put several models or reports into one table, with intervals and paired tests.
+    Compare(Reporting<compare::Compare>),
     /// Read a model, a tokenizer or token ids of another program.
     Import(import::Import),
     /// Write a model, a tokenizer or token ids as another program reads them.
@@ -248,6 +251,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             | Command::Generate(_)
             | Command::Chat(_)
             | Command::Score(_)
+            | Command::Compare(_)
             | Command::Import(_)
             | Command::Export(_)
             | Command::Bench(_)
@@ -265,6 +269,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Generate(c) => c.command.run(how(c.format)),
         Command::Chat(c) => c.command.run(how(c.format)),
         Command::Score(c) => c.command.run(how(c.format)),
+        Command::Compare(c) => c.command.run(how(c.format)),
         Command::Import(c) => c.run(given),
         Command::Export(c) => c.run(given),
         Command::Bench(c) => c.command.run(how(c.format)),

@@ -26,13 +26,18 @@ pub fn resolve(text: &str) -> Result<Artifact> {
 /// # Errors
 /// As [`resolve`].
 pub fn resolve_as(text: &str, ty: &str) -> Result<Artifact> {
+    resolve_first(text, &[ty])
+}
+
+/// [`resolve_as`] for the first of the types that the stage has an output of.
+fn resolve_first(text: &str, types: &[&str]) -> Result<Artifact> {
     let path = PathBuf::from(text);
     if path.exists() {
         return at_path(text, &path);
     }
     match text.split_once(':') {
         Some((pipeline, stage)) if !pipeline.is_empty() && !stage.is_empty() => {
-            of_stage(text, pipeline, stage, ty)
+            of_stage(text, pipeline, stage, types)
         }
         _ => Err(Error::usage(format!("there is no `{text}`"))
             .help("a target is a path, `PIPELINE:STAGE` or `PIPELINE:STAGE.PORT`")),
@@ -55,9 +60,11 @@ fn at_path(label: &str, path: &Path) -> Result<Artifact> {
     Ok(Artifact { label: label.to_string(), digest: Digest::of(b""), files })
 }
 
-fn of_stage(text: &str, pipeline: &str, stage: &str, ty: &str) -> Result<Artifact> {
+fn of_stage(text: &str, pipeline: &str, stage: &str, types: &[&str]) -> Result<Artifact> {
     let (pipeline, store) = opened(pipeline)?;
     let (stage, port) = named(&pipeline, stage)?;
+    let has = |ty: &&&str| stage.outputs.values().any(|output| output == **ty);
+    let ty = types.iter().find(has).or(types.first()).copied().unwrap_or(ANY);
     let port = chosen(stage, port, ty)?;
     let run = format!("tinylm run {} {}", pipeline.file.display(), stage.name);
     of_port(text, &pipeline, &store, stage, port).map_err(|e| e.help(&run))
@@ -93,10 +100,18 @@ fn of_port(
 /// # Errors
 /// As [`resolve_as`].
 pub fn folder_of(text: &str, ty: &str) -> Result<Artifact> {
+    folder_of_first(text, &[ty])
+}
+
+/// [`folder_of`] for the first of the types that the stage has an output of.
+///
+/// # Errors
+/// As [`resolve_as`].
+pub fn folder_of_first(text: &str, types: &[&str]) -> Result<Artifact> {
     let path = Path::new(text);
     let beside = path.is_file().then(|| path.parent().map(|p| p.to_string_lossy().into_owned())).flatten();
     let folder = beside.map(|b| if b.is_empty() { ".".to_string() } else { b });
-    resolve_as(folder.as_deref().unwrap_or(text), ty)
+    resolve_first(folder.as_deref().unwrap_or(text), types)
 }
 
 /// The documents and conversations that the stage of a target was made from, directly or not, and the outputs of
@@ -153,22 +168,43 @@ pub fn texts(text: &str) -> Result<(Inputs, Vec<PathBuf>)> {
     Ok((found, if has_texts { Vec::new() } else { others }))
 }
 
-/// The stage and, if it is named, the port. Values of a matrix may have dots, so a stage of the whole name
-/// is tried first.
+/// The stage and, if it is named, the port.
 fn named<'t, 'p>(pipeline: &'p Pipeline, text: &'t str) -> Result<(&'p StageSpec, Option<&'t str>)> {
+    let (stages, port) = all_named(pipeline, text)?;
+    match stages.as_slice() {
+        [stage] => Ok((stage, port)),
+        several => {
+            let names = suggest::list(several.iter().map(|s| s.name.as_str()));
+            let name = port.map_or(text, |port| &text[..text.len() - port.len() - 1]);
+            Err(Error::usage(format!("`{name}` is several stages")).help(format!("write one of {names}")))
+        }
+    }
+}
+
+/// The stages of a name, several where it has a matrix, and the port if it is named. Values of a matrix may have
+/// dots, so a stage of the whole name is tried first.
+fn all_named<'t, 'p>(pipeline: &'p Pipeline, text: &'t str) -> Result<(Vec<&'p StageSpec>, Option<&'t str>)> {
     let with_port = text.rsplit_once('.').filter(|(name, _)| {
         // If both fail, the error is about the more likely meaning.
         pipeline.select(text).is_err() && (pipeline.select(name).is_ok() || !name.contains('@'))
     });
     let (name, port) = with_port.map_or((text, None), |(name, port)| (name, Some(port)));
     let exact = pipeline.stage(name).map(|stage| vec![stage]);
-    match exact.map_or_else(|| pipeline.select(name), Ok)?.as_slice() {
-        [stage] => Ok((stage, port)),
-        several => {
-            let names = suggest::list(several.iter().map(|s| s.name.as_str()));
-            Err(Error::usage(format!("`{name}` is several stages")).help(format!("write one of {names}")))
-        }
-    }
+    Ok((exact.map_or_else(|| pipeline.select(name), Ok)?, port))
+}
+
+/// The targets that `text` stands for: each variant of a stage that has a matrix, else itself.
+///
+/// # Errors
+/// When there is no such pipeline or stage.
+pub fn variants(text: &str) -> Result<Vec<String>> {
+    let Some((file, stage)) = text.split_once(':').filter(|_| !Path::new(text).exists()) else {
+        return Ok(vec![text.to_string()]);
+    };
+    let pipeline = spec::load(&pipeline_file(file)?, &kinds::kinds(), &Overrides::default())?;
+    let (stages, port) = all_named(&pipeline, stage)?;
+    let port = port.map(|port| format!(".{port}")).unwrap_or_default();
+    Ok(stages.iter().map(|stage| format!("{file}:{}{port}", stage.name)).collect())
 }
 
 /// The newest action of a stage.

@@ -18,6 +18,7 @@
 //! Every figure is a quotient of sums over evaluated items ([`items`]), which are written beside it.
 
 pub mod bootstrap;
+pub mod compare;
 pub mod choices;
 pub mod cloze;
 pub mod exam;

@@ -49,7 +49,7 @@ impl Kind for Ingest {
 
 /// The files of all artifacts, in order. A name that an earlier artifact has too gets the number of its
 /// artifact (`#2/corpus.txt`), so that provenance stays unambiguous without naming a machine's folders.
-pub(super) fn input_files(artifacts: &[Artifact]) -> Vec<InputFile> {
+pub fn input_files(artifacts: &[Artifact]) -> Vec<InputFile> {
     let mut files: Vec<InputFile> = Vec::new();
     let mut names = std::collections::HashSet::new();
     for (number, artifact) in artifacts.iter().enumerate() {

@@ -20,8 +20,18 @@ impl Style {
         Style { colour: false }
     }
 
+    #[cfg(test)]
+    pub fn coloured() -> Self {
+        Style { colour: true }
+    }
+
     pub fn stderr() -> Self {
         Style { colour: std::io::stderr().is_terminal() && allowed() }
+    }
+
+    /// Where there are no colours, what they say must be written.
+    pub fn is_coloured(self) -> bool {
+        self.colour
     }
 
     fn paint(self, code: &str, text: impl Display) -> String {

@@ -1,6 +1,7 @@
 //! The program as its users meet it: command lines in, exit codes, output and files out.
 
 mod commands;
+mod comparing;
 mod engine;
 mod errors;
 mod import_export;
