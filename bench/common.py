@@ -12,6 +12,7 @@ def gpt2(vocab, width, layers, heads, length, batch):
     return {
         "arch": "gpt2", "vocab": vocab, "width": width, "layers": layers, "heads": heads, "kv_heads": heads,
         "mlp": 4 * width, "length": length, "batch": batch, "dropout": 0.1,
+        "gelu": "tanh",
     }  # fmt: skip
 
 
@@ -28,6 +29,7 @@ PRESETS = {
     "small": gpt2(5000, 256, 4, 4, 256, 16),
     "medium": gpt2(10200, 512, 6, 8, 256, 8),
     "slm": gpt2(50257, 384, 6, 6, 128, 8),
+    "slm-50m-tied": {**gpt2(50257, 384, 6, 6, 128, 32), "gelu": "none"},
     "modern-1.5m": qwen3(4096, 128, 3, 4, 4, 448, 128, 16),
     "modern-small": qwen3(5000, 256, 4, 4, 4, 704, 256, 16),
     "modern-medium": qwen3(10200, 512, 6, 8, 8, 1376, 256, 8),

@@ -16,6 +16,7 @@ class Gpt2Block(nn.Module):
     def __init__(self, shape):
         super().__init__()
         width, self.heads, self.dropout = shape["width"], shape["heads"], shape["dropout"]
+        self.gelu = shape["gelu"]  # PyTorch's `approximate`: "tanh", or "none" for the exact one
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, shape["mlp"]), nn.Linear(shape["mlp"], width)
@@ -26,7 +27,7 @@ class Gpt2Block(nn.Module):
         q, k, v = (y.view(b, t, self.heads, -1).transpose(1, 2) for y in self.qkv(self.ln_1(x)).split(c, 2))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout)
         x = x + self.drop(self.proj(y.transpose(1, 2).reshape(b, t, c)))
-        return x + self.drop(self.down(F.gelu(self.up(self.ln_2(x)), approximate="tanh")))
+        return x + self.drop(self.down(F.gelu(self.up(self.ln_2(x)), approximate=self.gelu)))
 
 
 class Gpt2(nn.Module):

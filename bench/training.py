@@ -38,8 +38,9 @@ MALLOC = {
 }
 
 
-def pytorch(preset, dtype, compiled, steps):
-    """One process's measurement: the median step in seconds."""
+def pytorch(preset, dtype, compiled, steps, batch, accumulate):
+    """One process's measurement: tokens a second of the median step, and the most memory that it took."""
+    import resource
     import time
 
     import torch
@@ -47,7 +48,7 @@ def pytorch(preset, dtype, compiled, steps):
     from torch_models import build
 
     shape = PRESETS[preset]
-    batch, length, vocab = shape["batch"], shape["length"], shape["vocab"]
+    batch, length, vocab = batch or shape["batch"], shape["length"], shape["vocab"]
     torch.manual_seed(1)
     torch.set_num_threads(CORES)
     model = build(shape)
@@ -58,15 +59,19 @@ def pytorch(preset, dtype, compiled, steps):
     seconds = []
     for _ in range(steps + 3):
         begun = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
-            loss = run(ids, targets)
-        loss.backward()
+        for _ in range(accumulate):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+                loss = run(ids, targets) / accumulate
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - begun)
     params = sum(parameter.numel() for parameter in model.parameters())
-    print(json.dumps({"tokens_per_s": batch * length / statistics.median(seconds[3:]), "params": params}))
+    step = statistics.median(seconds[3:])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    speed = accumulate * batch * length / step
+    print(json.dumps({"tokens_per_s": speed, "step_ms": 1e3 * step, "peak_rss_mib": peak, "params": params}))
 
 
 def product(dtype):
@@ -87,7 +92,8 @@ def product(dtype):
 
 def contenders(args):
     shape, steps = PRESETS[args.preset], str(args.steps)
-    common = ["bench", "train", "--preset", args.preset, "--batch", str(shape["batch"]), "--steps", steps]
+    size = ["--batch", str(args.batch or shape["batch"]), "--accumulate", str(args.accumulate)]
+    common = ["bench", "train", "--preset", args.preset, *size, "--steps", steps]
     common += ["--dropout", str(shape["dropout"]), "--format", "json"]
     if shape["arch"] != "gpt2":
         common += ["--optimizer", "adamw"]  # as PyTorch's; the preset's own may be another
@@ -97,9 +103,9 @@ def contenders(args):
             yield f"old tinylm {dtype}", [args.old, *common, "--dtype", dtype]
     yield "peak f32", [args.python, __file__, "--one", "product", "--dtype", "f32"]
     for dtype in [] if args.no_peers else args.dtypes:
-        for how in ["eager", "compile"]:
+        for how in args.torch:
             own = [args.python, __file__, "--one", how, "--dtype", dtype]
-            yield f"PyTorch {how} {dtype}", [*own, "--preset", args.preset, "--steps", steps]
+            yield f"PyTorch {how} {dtype}", [*own, "--preset", args.preset, "--steps", steps, *size]
 
 
 def measure(command):
@@ -118,6 +124,9 @@ def main():
     parser.add_argument("--preset", choices=PRESETS, default="tinylm-1.5m")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="steps of a process that count")
+    parser.add_argument("--batch", type=int, help="sequences of a batch (default: the preset's of common.py)")
+    parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="batches of an update (default 1)")
+    parser.add_argument("--torch", nargs="+", choices=["eager", "compile"], default=["eager", "compile"])
     parser.add_argument("--dtypes", nargs="+", choices=["f32", "bf16"], default=["f32"])
     add_tinylm(parser)
     parser.add_argument("--python", default=sys.executable, help="a Python that has PyTorch")
@@ -129,7 +138,7 @@ def main():
     if args.one == "product":
         return product(args.dtype)
     if args.one:
-        return pytorch(args.preset, args.dtype, args.one == "compile", args.steps)
+        return pytorch(args.preset, args.dtype, args.one == "compile", args.steps, args.batch, args.accumulate)
     check_tinylm(args)
     if args.old and not os.path.isfile(args.old):
         sys.exit(f"there is no {args.old}")
@@ -145,7 +154,9 @@ def main():
             what = " ".join(f"{key} {value:,.0f}" for key, value in figures.items() if key in ["tokens_per_s", "gflops"])
             print(f"round {number + 1}: {name:22} {what}", file=sys.stderr)
     middle = lambda name, key: statistics.median(f[key] for f in found[name])
-    table(args, {name: middle(name, "tokens_per_s") for name, f in found.items() if f and "tokens_per_s" in f[0]})
+    trained = [name for name, f in found.items() if f and "tokens_per_s" in f[0]]
+    keys = ["tokens_per_s", "step_ms", "peak_rss_mib"]
+    table(args, {name: [middle(name, key) for key in keys] for name in trained})
     if found["tinylm f32"] and found["peak f32"]:
         own, peak = middle("tinylm f32", "gflops"), middle("peak f32", "gflops")
         print(f"\nProducts of a step: {own:.0f} GFLOP/s, {100 * own / peak:.0f} % of the {peak:.0f} of PyTorch's large product")
@@ -160,17 +171,19 @@ def check_same_model(found):
 
 
 def table(args, medians):
-    print(f"\n`{args.preset}`, {args.rounds} rounds of {args.steps} steps, {CORES} cores\n")
-    print("| | tok/s | tinylm is |\n| --- | ---: | ---: |")
-    for name, rate in medians.items():
+    """`medians`: tokens a second, milliseconds of a step and MiB of each."""
+    batches = f", {args.accumulate} batches a step" if args.accumulate > 1 else ""
+    print(f"\n`{args.preset}`, {args.rounds} rounds of {args.steps} steps{batches}, {CORES} cores\n")
+    print("| | tok/s | ms a step | peak MiB | tinylm is |\n| --- | ---: | ---: | ---: | ---: |")
+    for name, (rate, step, peak) in medians.items():
         own = medians.get(f"tinylm {name.split()[-1]}")
-        ratio = "" if own is None or name.startswith("tinylm") else f"{own / rate:.2f} x"
-        print(f"| {name} | {rate:,.0f} | {ratio} |")
+        ratio = "" if own is None or name.startswith("tinylm") else f"{own[0] / rate:.2f} x"
+        print(f"| {name} | {rate:,.0f} | {step:,.0f} | {peak:,.0f} | {ratio} |")
     for dtype in args.dtypes:
-        peers = [rate for name, rate in medians.items() if name.startswith("PyTorch") and name.endswith(dtype)]
+        peers = [m[0] for name, m in medians.items() if name.startswith("PyTorch") and name.endswith(dtype)]
         own = medians.get(f"tinylm {dtype}")
         if peers and own:
-            print(f"\n{dtype}: {own / max(peers):.2f} times the fastest of PyTorch's")
+            print(f"\n{dtype}: {own[0] / max(peers):.2f} times the fastest of PyTorch's")
 
 
 if __name__ == "__main__":

@@ -224,7 +224,9 @@ fn the_shipped_pipeline_reads_stories260k_which_tells_the_story_that_llama2c_tel
     let p = Project::shipped();
     let (checkpoint, tokenizer) =
         (format!("vars.checkpoint={folder}/stories260K.bin"), format!("vars.tokenizer={folder}/tok512.bin"));
-    let ran = p.tinylm(&["run", "import_stories260k", "--set", &checkpoint, "--set", &tokenizer]);
+    let short = "vars.student_steps=3";
+    let ran =
+        p.tinylm(&["run", "import_stories260k", "--set", &checkpoint, "--set", &tokenizer, "--set", short]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     let expected = std::fs::read_to_string(format!("{folder}/expected_greedy_200steps.txt")).unwrap();
     let greedy = ["--prompt", "", "--strategy", "greedy", "--max-new-tokens", "200"];

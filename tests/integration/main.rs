@@ -5,6 +5,7 @@ mod engine;
 mod errors;
 mod import_export;
 mod own_text;
+mod pipelines;
 mod project;
 #[cfg(unix)]
 mod resume;

@@ -26,9 +26,12 @@ pub struct Train {
     /// Numbers that products are made of.
     #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
     dtype: DtypeArg,
-    /// Sequences of a step.
+    /// Sequences of a forward and backward pass.
     #[arg(long, default_value_t = 16)]
     batch: usize,
+    /// Batches whose gradients are added up before a step's update.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    accumulate: usize,
     /// Tokens of a sequence. Default: the preset's.
     #[arg(long)]
     seq: Option<usize>,
@@ -90,6 +93,7 @@ pub struct TrainFigures {
     /// Of the gradient and of what the optimizer keeps.
     gradient_and_moments_mib: f64,
     batch: usize,
+    accumulate: usize,
     seq: usize,
     tokens_per_s: f64,
     step_ms: f64,
@@ -118,7 +122,7 @@ impl Train {
             Backend::Candle => self.candle(transformer)?,
         };
         let peak_rss_mib = peak_rss_mib();
-        let tokens = self.batch * config.seq_len;
+        let tokens = self.accumulate * self.batch * config.seq_len;
         let step_ms = median_ms(times);
         let gflops = flops(&config, self.lora_rank > 0) * tokens as f64 / step_ms / 1e6;
         let peak_gflops = self.peak.then(|| peak(&self.team(threads)));
@@ -131,6 +135,7 @@ impl Train {
             trained,
             gradient_and_moments_mib: rounded(memory as f64 / f64::from(1 << 20)),
             batch: self.batch,
+            accumulate: self.accumulate,
             seq: config.seq_len,
             tokens_per_s: rounded(tokens as f64 / step_ms * 1e3),
             step_ms,
@@ -185,7 +190,13 @@ impl Train {
             let dtype = self.dtype().name();
             return Err(Error::usage(format!("--dtype {dtype}: the plain twin has f32 only")));
         }
-        for (flag, value) in [("batch", self.batch), ("steps", self.steps)] {
+        if self.backend == Backend::Candle && self.accumulate != 1 {
+            let accumulate = self.accumulate;
+            return Err(Error::usage(format!(
+                "--accumulate {accumulate}: the plain twin updates after every batch"
+            )));
+        }
+        for (flag, value) in [("batch", self.batch), ("accumulate", self.accumulate), ("steps", self.steps)] {
             if value == 0 {
                 return Err(Error::usage(format!("--{flag} 0: expected 1 or more")));
             }
@@ -209,9 +220,12 @@ impl Train {
         let mut loss = 0.0;
         let step = |i: usize| {
             let begun = Instant::now();
-            loss = executor.gradient(&transformer, all, i as u64, 0.0, &mut optimizer.gradient);
-            let norm = optimizer.norm(executor.team(), ids.len() as u64);
-            optimizer.update(executor.team(), transformer.trained_mut(), RATE, ids.len() as u64, norm);
+            let keys = (i * self.accumulate..).take(self.accumulate);
+            let gradient = &mut optimizer.gradient;
+            loss = keys.map(|key| executor.gradient(&transformer, all, key as u64, 0.0, gradient)).sum();
+            let targets = (self.accumulate * ids.len()) as u64;
+            let norm = optimizer.norm(executor.team(), targets);
+            optimizer.update(executor.team(), transformer.trained_mut(), RATE, targets, norm);
             begun.elapsed()
         };
         let times = (0..self.steps + 2).map(step).skip(2).collect();

@@ -1,6 +1,6 @@
 //! GPT-2's two files: `vocab.json`, the tokens with their ids, and `merges.txt`, a pair of tokens a line, the
 //! first merged first (<https://github.com/openai/gpt-2/blob/master/src/encoder.py>). Tokens are spelled in
-//! symbols of bytes.
+//! symbols of bytes. OpenAI calls the files `encoder.json` and `vocab.bpe`, Hugging Face as above.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -21,6 +21,8 @@ pub struct Gpt2;
 
 const VOCAB: &str = "vocab.json";
 const MERGES: &str = "merges.txt";
+/// What the two files are called: by Hugging Face, by OpenAI.
+const PAIRS: [(&str, &str); 2] = [(VOCAB, MERGES), ("encoder.json", "vocab.bpe")];
 /// The first line of many merges files, which is no merge.
 const VERSION: &str = "#version";
 /// Tokens that were added later, in folders of transformers.
@@ -32,7 +34,7 @@ impl Format for Gpt2 {
     }
 
     fn summary(&self) -> &'static str {
-        "GPT-2: `vocab.json` and `merges.txt`"
+        "GPT-2: `vocab.json` and `merges.txt`, or OpenAI's `encoder.json` and `vocab.bpe`"
     }
 
     fn recognizes(&self, files: &Files) -> bool {
@@ -82,11 +84,13 @@ impl Format for Gpt2 {
     }
 }
 
-/// A file whose name ends as `vocab.json`, and the one called alike that ends as `merges.txt`.
+/// A file whose name ends as `vocab.json`, and the one called alike that ends as `merges.txt`, or OpenAI's.
 fn pair(files: &Files) -> Option<(&Path, &Path)> {
     let mut pairs = files.all.iter().filter_map(|(name, vocab)| {
-        let start = name.strip_suffix(VOCAB)?;
-        Some((vocab.as_path(), files.find(&format!("{start}{MERGES}"))?))
+        PAIRS.iter().find_map(|(first, second)| {
+            let start = name.strip_suffix(first)?;
+            Some((vocab.as_path(), files.find(&format!("{start}{second}"))?))
+        })
     });
     pairs.next().filter(|_| pairs.next().is_none())
 }
@@ -193,6 +197,8 @@ mod tests {
         assert_eq!(with.encode("the the<|endoftext|>").unwrap()[..2], [258, 259]);
         assert_eq!([Special::Bos, Special::Eos].map(|s| with.special(s)), [Some(0); 2]);
         assert_eq!(with.decode(&with.encode("the thé\r\n中").unwrap()).unwrap(), "the thé\r\n中");
+        let (_dir, openai) = files(&[("encoder.json", vocab.as_bytes()), ("vocab.bpe", merges.as_bytes())]);
+        assert_eq!(Gpt2.read(&openai).unwrap().json(), with.json());
     }
 
     #[test]
