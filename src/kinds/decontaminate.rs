@@ -98,6 +98,10 @@ fn announce(report: &Report) {
             units::count(set.items),
             100.0 * share
         );
+        if set.compared < set.items {
+            let idle = units::count(set.items - set.compared);
+            tracing::info!("{}: {idle} items hold no text of enough words to be compared", set.name);
+        }
         for example in examples.iter().take(2) {
             tracing::info!("for example {}: \"{}\" in {}", example.item, example.words, example.source);
         }

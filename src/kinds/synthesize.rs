@@ -1,7 +1,8 @@
 //! `synthesize`: template files to documents and conversations. Binds [`crate::synth`], whose
 //! documentation is the reference of the template format.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use crate::base::error::Fault;
 use crate::base::{Error, Invalid, Result, fs};
 use crate::corpus::conversation::ConversationWriter;
 use crate::corpus::document::DocumentWriter;
-use crate::stage::{ArtifactFile, Connected, Context, FILES, Info, Issue, Kind, Port};
+use crate::stage::{ArtifactFile, Connected, Context, FILE, FILES, Info, Issue, Kind, Port};
 use crate::synth::{self, Domain, Report, Request, Shortage};
 
 /// Params of `synthesize`.
@@ -23,6 +24,9 @@ pub struct Params {
     pub documents: u64,
     /// How many conversations to make, over all domains.
     pub conversations: u64,
+    /// How many texts to draw beyond the documents, each cut before a word, with all words that the
+    /// templates could say there: for the port `cloze` of `eval`. They are in no other output.
+    pub cloze: u64,
     /// No two documents and no two conversations are the same: duplicates are drawn again.
     pub unique: bool,
     /// How often one item is drawn again before it is given up.
@@ -41,6 +45,7 @@ impl Default for Params {
         Params {
             documents: 2000,
             conversations: 2000,
+            cloze: 0,
             unique: true,
             max_redraws: 100,
             on_shortage: Shortage::Fail,
@@ -49,6 +54,9 @@ impl Default for Params {
         }
     }
 }
+
+/// The file of cloze items.
+const CLOZE_FILE: &str = "cloze.jsonl";
 
 pub struct Synthesize;
 
@@ -72,6 +80,11 @@ impl Kind for Synthesize {
                     "conversations",
                     "The conversations, and a report with counts and warnings.",
                 ),
+                Port::new(
+                    "cloze",
+                    FILE,
+                    "With `cloze` above 0: cloze.jsonl, texts and the words that may follow.",
+                ),
             ],
             open: false,
             seeded: true,
@@ -93,13 +106,19 @@ impl Kind for Synthesize {
         issues
     }
 
+    fn outputs(params: &Params) -> Vec<Port> {
+        let all = Self::info().outputs;
+        all.into_iter().filter(|port| params.cloze > 0 || port.name != "cloze").collect()
+    }
+
     fn run(params: &Params, ctx: &Context) -> Result<()> {
         let domains = load_all(ctx)?;
         for warning in domains.iter().flat_map(|d| &d.warnings) {
             tracing::warn!("{}:{}:{}: {}", warning.file, warning.line, warning.column, warning.message);
         }
-        make_documents(params, ctx, &domains)?;
-        make_conversations(params, ctx, &domains)
+        let ids = make_documents(params, ctx, &domains)?;
+        make_conversations(params, ctx, &domains)?;
+        if params.cloze == 0 { Ok(()) } else { make_cloze(params, ctx, &domains, &ids) }
     }
 }
 
@@ -119,15 +138,44 @@ fn load_all(ctx: &Context) -> Result<Vec<Domain>> {
     Error::join(errors).map_or(Ok(domains), |e| Err(e.blame(Fault::Input)))
 }
 
-fn make_documents(params: &Params, ctx: &Context, domains: &[Domain]) -> Result<()> {
+/// Gives the ids of the documents, where they are needed.
+fn make_documents(params: &Params, ctx: &Context, domains: &[Domain]) -> Result<HashSet<String>> {
     let folder = ctx.output("docs")?;
     let mut writer = DocumentWriter::create(folder)?;
     let request = request(params, params.documents);
     let start = Instant::now();
-    let report = synth::documents(domains, &request, ctx.seed, ctx.monitor, &mut |d| writer.push(&d))?;
+    let mut ids = HashSet::new();
+    let report = synth::documents(domains, &request, ctx.seed, ctx.monitor, &mut |document| {
+        writer.push(&document)?;
+        if params.cloze > 0 {
+            ids.insert(document.id);
+        }
+        Ok(())
+    })?;
     writer.finish()?;
     ctx.monitor.measure("documents per second", per_second(&report, start), "docs/s");
-    finish(folder, "documents", &report)
+    finish(folder, "documents", &report)?;
+    Ok(ids)
+}
+
+/// Writes the cloze items that are cut from documents other than those with `ids`.
+fn make_cloze(params: &Params, ctx: &Context, domains: &[Domain], ids: &HashSet<String>) -> Result<()> {
+    let path = ctx.output("cloze")?.join(CLOZE_FILE);
+    let unwritten = |e| Error::io("write", &path, &e);
+    let mut out = BufWriter::new(fs::create(&path)?);
+    let request = request(params, params.cloze);
+    let mut accepted = 0;
+    let report = synth::cloze(domains, &request, ctx.seed, ids, ctx.monitor, &mut |item| {
+        accepted += item.accept.len();
+        let line = serde_json::to_string(&item)
+            .map_err(|e| Error::bug(format!("a cloze item cannot be written down: {e}")))?;
+        writeln!(out, "{line}").map_err(unwritten)
+    })?;
+    out.flush().map_err(unwritten)?;
+    let mean = accepted as f64 / report.items.max(1) as f64;
+    tracing::info!("a cloze item accepts {mean:.1} words on average");
+    announce("cloze items", &report);
+    Ok(())
 }
 
 fn make_conversations(params: &Params, ctx: &Context, domains: &[Domain]) -> Result<()> {
@@ -157,6 +205,11 @@ fn per_second(report: &Report, start: Instant) -> f64 {
 }
 
 fn finish(folder: &Path, what: &str, report: &Report) -> Result<()> {
+    announce(what, report);
+    fs::write_json(&folder.join("report.json"), report)
+}
+
+fn announce(what: &str, report: &Report) {
     tracing::info!(
         "{} {what}, {} draws repeated, {} given up; {} domains",
         report.items,
@@ -171,7 +224,6 @@ fn finish(folder: &Path, what: &str, report: &Report) -> Result<()> {
             report.requested
         );
     }
-    fs::write_json(&folder.join("report.json"), report)
 }
 
 #[cfg(test)]
@@ -228,6 +280,42 @@ conversations:
             serde_json::from_slice(&outcome.read("chats", "report.json")).unwrap();
         assert_eq!(report["domains"][0]["space"]["at_least"], "40");
         assert_eq!(report["items"], 20);
+    }
+
+    #[test]
+    fn cloze_items_come_from_texts_that_no_other_output_has_and_leave_those_as_they_are() {
+        let params = "{documents: 30, conversations: 10, cloze: 8}";
+        let made = run(params, TEMPLATES, 1, 2).unwrap();
+        let plain = run("{documents: 30, conversations: 10}", TEMPLATES, 1, 2).unwrap();
+        for (port, name) in FILES {
+            assert!(made.read(port, name) == plain.read(port, name), "{port} {name}");
+        }
+        assert!(!plain.path("cloze").exists(), "a port that isn't asked for");
+        assert_eq!(
+            made.read("cloze", CLOZE_FILE),
+            run(params, TEMPLATES, 1, 1).unwrap().read("cloze", CLOZE_FILE)
+        );
+        let lines = String::from_utf8(made.read("cloze", CLOZE_FILE)).unwrap();
+        let items: Vec<synth::Cloze> =
+            lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(items.len(), 8);
+        for item in items {
+            let animals = ["cat", "dog", "fox", "hen", "owl"];
+            let others = animals.into_iter().filter(|animal| !item.text.contains(animal));
+            match item.text.split(' ').next_back().unwrap() {
+                "met" | "and" => assert_eq!(item.accept, ["the"]),
+                _ => assert!(item.accept.iter().eq(others), "{item:?}"),
+            }
+        }
+        let error = run(
+            "{documents: 0, conversations: 1, cloze: 5}",
+            "conversations: [{name: c, turns: [{user: a, assistant: b}]}]",
+            1,
+            1,
+        );
+        assert!(error.err().unwrap().to_string().contains("none of the template files makes cloze items"));
+        let error = run("{documents: 60, conversations: 1, cloze: 50}", TEMPLATES, 1, 1).err().unwrap();
+        assert!(error.to_string().contains("different cloze items"), "{error}");
     }
 
     #[test]

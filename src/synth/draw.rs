@@ -4,6 +4,7 @@
 //! throughout and `{animal.2}` another. Files, reports and duplicates are not its concern.
 
 use super::domain::{Domain, Part, Step, Template, Texts};
+use super::explore::{Listener, Trail};
 use super::modify::{self, Modifier, Operand};
 use super::text::{Binding, Piece, TemplateText, Use};
 use crate::base::{Error, Result, Rng};
@@ -17,9 +18,43 @@ const MAX_BYTES: usize = 1 << 20;
 /// The state of one item while it is drawn.
 pub struct Draw<'d> {
     domain: &'d Domain,
-    rng: Rng,
+    choices: Choices<'d>,
     bound: Vec<Bound>,
     pieces: usize,
+    /// How many values of slots this text lies in: 0 for the text of the item.
+    depth: usize,
+}
+
+/// Who decides what is drawn.
+enum Choices<'d> {
+    Random(Rng),
+    /// One text of all that there are, told to a listener as it grows.
+    Given(&'d mut Trail, &'d mut Listener),
+}
+
+impl Choices<'_> {
+    fn weighted(&mut self, weights: &[f64]) -> Option<usize> {
+        match self {
+            Choices::Random(rng) => rng.weighted(weights),
+            Choices::Given(trail, _) => trail.take((0..weights.len()).filter(|i| weights[*i] > 0.0)),
+        }
+    }
+
+    /// One of `0..n`, which is not empty.
+    fn index(&mut self, n: usize) -> usize {
+        match self {
+            Choices::Random(rng) => rng.index(n),
+            Choices::Given(trail, _) => trail.take(0..n).unwrap_or(0),
+        }
+    }
+
+    fn happens(&mut self, chance: f64) -> bool {
+        match self {
+            _ if chance >= 1.0 => true,
+            Choices::Random(rng) => rng.uniform() < chance,
+            Choices::Given(trail, _) => trail.take(usize::from(chance <= 0.0)..2) == Some(0),
+        }
+    }
 }
 
 /// The value drawn for a slot.
@@ -33,7 +68,17 @@ struct Bound {
 
 impl<'d> Draw<'d> {
     pub fn new(domain: &'d Domain, rng: Rng) -> Self {
-        Draw { domain, rng, bound: Vec::new(), pieces: 0 }
+        Draw { domain, choices: Choices::Random(rng), bound: Vec::new(), pieces: 0, depth: 0 }
+    }
+
+    /// The text that `trail` leads to, as far as `listener` wants to hear it.
+    pub fn along(domain: &'d Domain, trail: &'d mut Trail, listener: &'d mut Listener) -> Self {
+        Draw { domain, choices: Choices::Given(trail, listener), bound: Vec::new(), pieces: 0, depth: 0 }
+    }
+
+    /// One of `0..n`, from the item's own random numbers, once it is drawn.
+    pub fn pick(&mut self, n: usize) -> usize {
+        self.choices.index(n)
     }
 
     /// A document, and the index of its template.
@@ -48,6 +93,7 @@ impl<'d> Draw<'d> {
             for part in paragraph {
                 self.part(part, &mut text)?;
             }
+            self.tell_break(&text)?;
             if !text.trim().is_empty() {
                 paragraphs.push(text);
             }
@@ -88,23 +134,23 @@ impl<'d> Draw<'d> {
 
     fn template<T>(&mut self, templates: &'d [Template<T>]) -> Result<(usize, &'d Template<T>)> {
         let weights: Vec<f64> = templates.iter().map(|t| t.weight).collect();
-        let index = self.rng.weighted(&weights).ok_or_else(|| nothing("templates"))?;
+        let index = self.choices.weighted(&weights).ok_or_else(|| nothing("templates"))?;
         Ok((index, &templates[index]))
     }
 
     /// With the step's probability one of its exchanges that this conversation does not have yet.
     fn exchange_of(&mut self, step: &Step, used: &[usize]) -> Option<usize> {
-        if !self.happens(step.chance) {
+        if !self.choices.happens(step.chance) {
             return None;
         }
         let left = step.exchanges.iter().zip(&step.weights);
         let weights: Vec<f64> = left.map(|(e, w)| if used.contains(e) { 0.0 } else { *w }).collect();
-        self.rng.weighted(&weights).map(|i| step.exchanges[i])
+        self.choices.weighted(&weights).map(|i| step.exchanges[i])
     }
 
     fn exchange(&mut self, exchange: usize, messages: &mut Vec<Message>) -> Result<()> {
         let exchange = &self.domain.exchanges[exchange];
-        let pair = self.rng.weighted(&exchange.weights).ok_or_else(|| nothing("exchanges"))?;
+        let pair = self.choices.weighted(&exchange.weights).ok_or_else(|| nothing("exchanges"))?;
         let pair = &exchange.pairs[pair];
         for (role, texts) in [(Role::User, &pair.user), (Role::Assistant, &pair.assistant)] {
             let mut text = String::new();
@@ -114,20 +160,35 @@ impl<'d> Draw<'d> {
         Ok(())
     }
 
-    fn happens(&mut self, chance: f64) -> bool {
-        chance >= 1.0 || self.rng.uniform() < chance
+    /// Tells a listener how far the text of the paragraph has grown.
+    ///
+    /// # Errors
+    /// When the listener has heard enough.
+    fn tell(&mut self, paragraph: &str) -> Result<()> {
+        match &mut self.choices {
+            Choices::Given(_, listener) if self.depth == 0 => listener.hear(paragraph),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells a listener that a paragraph is complete.
+    fn tell_break(&mut self, paragraph: &str) -> Result<()> {
+        match &mut self.choices {
+            Choices::Given(_, listener) => listener.paragraph(paragraph),
+            Choices::Random(_) => Ok(()),
+        }
     }
 
     fn part(&mut self, part: &Part, out: &mut String) -> Result<()> {
-        if !self.happens(part.chance) {
+        if !self.choices.happens(part.chance) {
             return Ok(());
         }
         let (least, most) = part.count;
-        let count = least + self.rng.index(most - least + 1);
+        let count = least + self.choices.index(most - least + 1);
         let mut weights = part.texts.weights.clone();
         let mut picked = Vec::new();
         for _ in 0..count {
-            let index = self.rng.weighted(&weights).ok_or_else(|| nothing("texts"))?;
+            let index = self.choices.weighted(&weights).ok_or_else(|| nothing("texts"))?;
             weights[index] = 0.0;
             picked.push(index);
         }
@@ -144,7 +205,7 @@ impl<'d> Draw<'d> {
     }
 
     fn one(&mut self, texts: &Texts, out: &mut String) -> Result<()> {
-        let index = self.rng.weighted(&texts.weights).ok_or_else(|| nothing("texts"))?;
+        let index = self.choices.weighted(&texts.weights).ok_or_else(|| nothing("texts"))?;
         self.text(&texts.texts[index], out)
     }
 
@@ -160,16 +221,19 @@ impl<'d> Draw<'d> {
             match piece {
                 Piece::Literal(literal) => out.push_str(literal),
                 Piece::Choice { options, chance } => {
-                    if self.happens(*chance) {
-                        let option = self.rng.index(options.len());
+                    if self.choices.happens(*chance) {
+                        let option = self.choices.index(options.len());
                         self.text(&options[option], out)?;
                     }
                 }
                 Piece::Use(slot) => {
+                    self.depth += 1;
                     let value = self.slot(slot)?;
+                    self.depth -= 1;
                     out.push_str(&value);
                 }
             }
+            self.tell(out)?;
         }
         Ok(())
     }
@@ -232,7 +296,7 @@ impl<'d> Draw<'d> {
         let mut weights = slot.weights.clone();
         rivals.iter().for_each(|(entry, _)| weights[*entry] = 0.0);
         loop {
-            let entry = self.rng.weighted(&weights).ok_or_else(|| {
+            let entry = self.choices.weighted(&weights).ok_or_else(|| {
                 let what =
                     format!("the slot `{}` has no further value that differs from the others", slot.name);
                 Error::input(what)

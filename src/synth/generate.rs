@@ -5,7 +5,7 @@
 //! those that were there, and the bytes do not depend on the number of threads. Writing files is
 //! left to the caller.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use rayon::prelude::*;
 use schemars::JsonSchema;
@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 use super::count;
 use super::domain::{Domain, Template, Warning};
 use super::draw::Draw;
+use super::explore::{Continuations, next_words, word_starts};
 use crate::base::{Error, Monitor, Result, Rng, suggest};
 use crate::corpus::conversation::Conversation;
-use crate::corpus::document::Document;
+use crate::corpus::document::{Document, text_id};
 
 /// Items drawn in parallel before they are checked for duplicates in order.
 const CHUNK: usize = 512;
@@ -140,6 +141,86 @@ pub fn conversations(
     Run::new("conversations", domains, request, seed, spaces)?.go(draw, monitor, sink)
 }
 
+/// A document that breaks off before a word, and what its templates could say there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cloze {
+    /// Of the text, as [`text_id`].
+    pub id: String,
+    /// Of the template.
+    pub category: String,
+    pub text: String,
+    /// Each word that some document of the templates says next after this text, in byte order, without the
+    /// signs around it.
+    pub accept: Vec<String>,
+}
+
+const CLOZE: &str = "cloze items";
+
+/// Words before the cut at least, where the document has that many.
+const FEWEST_WORDS: usize = 3;
+
+/// Places of a document where a cut is tried, at most.
+const CUTS: usize = 8;
+
+/// Ways of drawing that are tried for one cut, at most: a fraction of a second.
+const WAYS: usize = 20_000;
+
+/// Draws documents that are not among those with the ids `known`, cuts each before a word, and hands them to
+/// `sink` in order. Not cut are places where a document may also end, where what comes next is a sign alone,
+/// and where more than [`WAYS`] ways of drawing would have to be tried; a document without another place is
+/// drawn again.
+///
+/// # Errors
+/// As [`documents`].
+pub fn cloze(
+    domains: &[Domain],
+    request: &Request,
+    seed: u64,
+    known: &HashSet<String>,
+    monitor: &dyn Monitor,
+    sink: &mut dyn FnMut(Cloze) -> Result<()>,
+) -> Result<Report> {
+    let request = Request { unique: true, ..request.clone() };
+    let share = |domain: &Domain| request.weights.get(&domain.name).copied().unwrap_or(1.0);
+    let sources: Vec<&Domain> = domains.iter().filter(|domain| share(domain) > 0.0).collect();
+    let draw = |domain: &Domain, rng, _row| {
+        let mut draw = Draw::new(domain, rng);
+        let (template, text) = draw.document()?;
+        let new = !known.contains(&text_id(&text));
+        let item = new.then(|| cut(&text, &mut draw, &sources)).flatten();
+        let item = item.map(|item| Cloze { category: domain.documents[template].category.clone(), ..item });
+        let id = item.as_ref().map_or(UNUSABLE, |item| id_of(item.text.as_bytes()));
+        Ok(Item { template, id, bytes: item.as_ref().map_or(0, |item| item.text.len() as u64), item })
+    };
+    let spaces = |domain: &Domain| outlines(&domain.documents, |body| count::document(domain, body));
+    let mut run = Run::new(CLOZE, domains, &request, seed, spaces)?;
+    run.seen.insert(UNUSABLE);
+    run.go(draw, monitor, &mut |item| item.map_or(Ok(()), &mut *sink))
+}
+
+/// The id of what is drawn again as if it had been there.
+const UNUSABLE: u128 = 0;
+
+/// `text` up to some word, where that has an answer.
+fn cut(text: &str, draw: &mut Draw, domains: &[&Domain]) -> Option<Cloze> {
+    let starts = word_starts(text);
+    let first = FEWEST_WORDS.min(starts.len().saturating_sub(1)).max(1);
+    let places = starts.get(first..).filter(|places| !places.is_empty())?;
+    let begin = draw.pick(places.len());
+    (0..places.len().min(CUTS)).find_map(|i| {
+        let beginning = text[..places[(begin + i) % places.len()]].trim_end();
+        let Continuations::Words(words) = next_words(domains, beginning, WAYS) else { return None };
+        let accept: BTreeSet<&str> =
+            words.iter().map(|word| word.trim_matches(|c: char| !c.is_alphanumeric())).collect();
+        (!accept.contains("")).then(|| Cloze {
+            id: text_id(beginning),
+            category: String::new(),
+            text: beginning.to_string(),
+            accept: accept.into_iter().map(str::to_string).collect(),
+        })
+    })
+}
+
 /// A drawn item, with its digest and template.
 struct Item<T> {
     template: usize,
@@ -222,8 +303,9 @@ impl<'a> Run<'a> {
             });
         }
         if run.domains.is_empty() && request.items > 0 {
+            let (section, param) = if kind == CLOZE { ("documents", "cloze") } else { (kind, kind) };
             return Err(Error::input(format!("none of the template files makes {kind}"))
-                .help(format!("write some under `{kind}:`, or ask for none with `{kind}: 0`")));
+                .help(format!("write some under `{section}:`, or ask for none with `{param}: 0`")));
         }
         Ok(run)
     }

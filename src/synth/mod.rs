@@ -80,20 +80,21 @@
 //! empty; more different values than a slot has. Reported as warnings: slots and exchanges that are
 //! never used, and texts that stand twice in a list.
 //!
-//! `load` reads a file, `draw` makes one item, `count` says how many there are, `generate` makes
-//! many. What is not here: grammar beyond English articles and plurals, conditions, state.
+//! `load` reads a file, `draw` makes one item, `count` says how many there are, `explore` what may come next in
+//! one, `generate` makes many. What is not here: grammar beyond English articles and plurals, conditions, state.
 
 pub mod check;
 pub mod count;
 pub mod domain;
 pub mod draw;
+pub mod explore;
 pub mod generate;
 pub mod load;
 pub mod modify;
 pub mod text;
 
 pub use domain::{Domain, Warning};
-pub use generate::{Report, Request, Shortage, conversations, documents};
+pub use generate::{Cloze, Report, Request, Shortage, cloze, conversations, documents};
 pub use load::load;
 
 #[cfg(test)]
