@@ -94,6 +94,22 @@ impl Rng {
     }
 }
 
+/// SplitMix64's step (Steele, Lea and Flood, 2014), of the output alone: every bit of `x` changes every other.
+pub fn mix(x: u64) -> u64 {
+    let x = x.wrapping_add(GOLDEN);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
+/// 2^64 over the golden ratio: what SplitMix64 adds to its state at each step.
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// SplitMix64's output number `i`, from 0, of the stream of `seed`: of any place without those before it.
+pub fn at(seed: u64, i: u64) -> u64 {
+    mix(seed.wrapping_add(i.wrapping_mul(GOLDEN)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -88,6 +88,7 @@ impl Decoding {
             repetition_penalty: self.repetition_penalty,
             max_new_tokens: self.max_new_tokens,
             seed: self.seed,
+            ..Options::default()
         };
         options.validate().map_err(flag_error)?;
         Ok(options)
@@ -167,8 +168,8 @@ impl Generate {
         match format {
             Format::Text => out::line("")?,
             Format::Json => print_json(&json!({
-                "prompt": prompt, "text": text, "tokens": new, "prompt_tokens": ids.len(),
-                "prompt_tokens_cut": cut, "seconds": seconds, "tokens_per_s": new.len() as f64 / seconds,
+                "prompt": prompt, "text": text, "tokens": new.tokens, "prompt_tokens": ids.len(),
+                "prompt_tokens_cut": cut, "seconds": seconds, "tokens_per_s": new.tokens.len() as f64 / seconds,
             }))?,
         }
         Ok(ExitCode::SUCCESS)

@@ -14,8 +14,9 @@
 
 use std::collections::HashMap;
 
-use super::signs::{Tokens, mix};
+use super::signs::Tokens;
 use crate::base::Rng;
+use crate::base::rng::mix;
 
 /// Hashes texts. Two hashers of the same shape give the same signatures, always.
 pub struct MinHasher {

@@ -11,6 +11,8 @@ use std::sync::LazyLock;
 
 use regex_syntax::hir::{Class, HirKind};
 
+use crate::base::rng::mix;
+
 /// The tokens of a text, as hashes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tokens {
@@ -144,14 +146,6 @@ fn lower_case_hash(hash: u64, c: char) -> u64 {
         true => add(hash, c.to_ascii_lowercase()),
         false => c.to_lowercase().fold(hash, add),
     }
-}
-
-/// The finalizer of SplitMix64 (Steele, Lea and Flood, 2014): every bit of `x` changes every other.
-pub fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Rows to Parquet and back, one row group in memory at a time: shared by documents and conversations. A
-//! type of row only defines its columns.
+//! Rows to Parquet and back, one row group in memory at a time: shared by documents, conversations and
+//! evaluated items. A type of row only defines its columns.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -49,9 +49,16 @@ impl<C: Columns> RowWriter<C> {
     /// # Errors
     /// When the file cannot be created.
     pub fn create(folder: &Path) -> Result<Self> {
-        let path = folder.join(C::FILE_NAME);
-        let writer = parquet_io::writer(&path, C::schema(), Vec::new())?;
-        Ok(RowWriter { writer, path, columns: C::default(), bytes: 0, rows: 0 })
+        Self::create_file(&folder.join(C::FILE_NAME))
+    }
+
+    /// [`RowWriter::create`] under another name.
+    ///
+    /// # Errors
+    /// When the file cannot be created.
+    pub fn create_file(path: &Path) -> Result<Self> {
+        let writer = parquet_io::writer(path, C::schema(), Vec::new())?;
+        Ok(RowWriter { writer, path: path.to_path_buf(), columns: C::default(), bytes: 0, rows: 0 })
     }
 
     /// # Errors

@@ -53,9 +53,10 @@ pub enum Needs {
     Nothing,
     Documents,
     Chats,
+    Exam,
 }
 
-const OF_THE_MODEL: [&str; 3] = ["parameters", "model_bytes", "vocab_size"];
+const OF_THE_MODEL: [&str; 5] = ["parameters", "model_bytes", "vocab_size", "context", "stride"];
 const OF_TEXTS: [&str; 9] = [
     "texts",
     "tokens",
@@ -69,30 +70,65 @@ const OF_TEXTS: [&str; 9] = [
 ];
 const OF_COMPLETIONS: [&str; 2] = ["completion_accuracy", "completions"];
 
+/// Tasks: what they are measured on, their name in a report, their figures, and under which name the report
+/// has the same figures of each group.
+const OF_TASKS: [(Needs, &str, &[&str], &str); 1] =
+    [(Needs::Exam, "exam", &["questions", "passed", "pass_rate"], "by_category")];
+
 /// What the figure called `metric` is measured on.
 ///
 /// # Errors
 /// When no report has such a figure: with the most similar name, or all names.
 pub fn needs(metric: &str) -> Result<Needs, String> {
-    let of_chats: Vec<String> = OF_TEXTS.iter().map(|name| format!("chats.{name}")).collect();
-    let of_documents = OF_TEXTS.iter().chain(&OF_COMPLETIONS);
-    let all =
-        OF_THE_MODEL.iter().chain(of_documents.clone()).copied().chain(of_chats.iter().map(String::as_str));
-    match metric {
-        _ if OF_THE_MODEL.contains(&metric) => Ok(Needs::Nothing),
-        _ if of_documents.clone().any(|name| *name == metric) => Ok(Needs::Documents),
-        _ if of_chats.iter().any(|name| name == metric) => Ok(Needs::Chats),
-        _ => Err(match suggest::closest(metric, all.clone()) {
-            Some(near) => format!("no report has a figure `{metric}`; did you mean `{near}`?"),
-            None => format!("no report has a figure `{metric}`; there are {}", suggest::list(all)),
-        }),
+    if let Some((needs, ..)) = OF_TASKS.iter().find(|task| is_of_group(metric, task)) {
+        return Ok(*needs);
     }
+    let known = figures();
+    if let Some((needs, _)) = known.iter().find(|(_, name)| name == metric) {
+        return Ok(*needs);
+    }
+    let names = || known.iter().map(|(_, name)| name.as_str());
+    Err(match suggest::closest(metric, names()) {
+        Some(near) => format!("no report has a figure `{metric}`; did you mean `{near}`?"),
+        None => format!("no report has a figure `{metric}`; there are {}", suggest::list(names())),
+    })
+}
+
+/// Whether `metric` is a figure of one group: `exam.by_category.sums.pass_rate`.
+fn is_of_group(metric: &str, (_, task, figures, groups): &(Needs, &str, &[&str], &str)) -> bool {
+    let inside = metric.strip_prefix(task).and_then(|rest| rest.strip_prefix('.')?.strip_prefix(groups));
+    let group_and_figure = inside.and_then(|rest| rest.strip_prefix('.')?.rsplit_once('.'));
+    group_and_figure.is_some_and(|(_, figure)| figures.contains(&figure))
+}
+
+/// The names of all figures but those of groups.
+fn figures() -> Vec<(Needs, String)> {
+    let plain = |needs: Needs, names: &[&str]| -> Vec<_> {
+        names.iter().map(|name| (needs, name.to_string())).collect()
+    };
+    let inside = |needs: Needs, of: &str, names: &[&str]| -> Vec<_> {
+        names.iter().map(|name| (needs, format!("{of}.{name}"))).collect()
+    };
+    let mut all = plain(Needs::Nothing, &OF_THE_MODEL);
+    all.extend(plain(Needs::Documents, &OF_TEXTS));
+    all.extend(plain(Needs::Documents, &OF_COMPLETIONS));
+    all.extend(inside(Needs::Chats, "chats", &OF_TEXTS));
+    for (needs, task, names, _) in OF_TASKS {
+        all.extend(inside(needs, task, names));
+    }
+    all
+}
+
+/// The value that `path` leads to, through names that may hold points themselves.
+fn find<'a>(report: &'a Value, path: &str) -> Option<&'a Value> {
+    let inside = |(at, _): (usize, &str)| find(report.get(&path[..at])?, &path[at + 1..]);
+    report.get(path).or_else(|| path.match_indices('.').find_map(inside))
 }
 
 /// A line for each gate that `report` does not pass. `chats.perplexity` looks inside `chats`.
 pub fn missed(gates: &BTreeMap<String, String>, report: &Value) -> Vec<String> {
     let one = |(metric, condition): (&String, &String)| {
-        let value = metric.split('.').try_fold(report, |v, part| v.get(part));
+        let value = find(report, metric);
         let gate = match Gate::parse(condition) {
             Ok(gate) => gate,
             Err(why) => return Some(format!("{metric}: {why}")),
@@ -119,18 +155,27 @@ mod tests {
         assert_eq!(needs("vocab_size"), Ok(Needs::Nothing));
         assert_eq!(needs("completion_accuracy"), Ok(Needs::Documents));
         assert_eq!(needs("chats.perplexity"), Ok(Needs::Chats));
+        assert_eq!(needs("exam.pass_rate"), Ok(Needs::Exam));
+        assert_eq!(needs("exam.by_category.v1.2 sums.passed"), Ok(Needs::Exam));
+        assert!(needs("exam.by_category.sums.nope").is_err());
+        for figure in crate::eval::items::FIGURES {
+            assert!(needs(figure.name).is_ok(), "{}", figure.name);
+        }
         assert!(needs("perplexty").unwrap_err().contains("did you mean `perplexity`"));
     }
 
     #[test]
     fn gates_compare_and_name_what_missed() {
-        let report = serde_json::json!({"bits_per_byte": 2.0, "chats": {"perplexity": 9.0}});
+        let report = serde_json::json!({
+            "bits_per_byte": 2.0, "chats": {"perplexity": 9.0}, "exam": {"by_category": {"v1.2": {"passed": 3}}}
+        });
         let gates = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
             pairs.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect()
         };
         assert!(
             missed(&gates(&[("bits_per_byte", "<= 2.0"), ("chats.perplexity", "< 10")]), &report).is_empty()
         );
+        assert!(missed(&gates(&[("exam.by_category.v1.2.passed", ">= 3")]), &report).is_empty());
         let lines = missed(&gates(&[("bits_per_byte", "< 2"), ("nope", "> 1")]), &report);
         assert_eq!(
             lines,

@@ -54,7 +54,8 @@ pub fn score_text(model: &Model, text: &str, top: usize, threads: usize) -> Resu
     let mut executor = Executor::forward_only(&transformer.config, Team::new(threads));
     let top = top.min(transformer.config.vocab_size);
     let mut tokens = Vec::with_capacity(ids.len());
-    for window in windows(ids.len(), transformer.config.seq_len) {
+    let seq_len = transformer.config.seq_len;
+    for window in windows(ids.len(), seq_len, stride(seq_len)) {
         let likeliest =
             if top > 0 { top_of(transformer, &mut executor, &ids, &window, top) } else { Vec::new() };
         let predictions = predictions(transformer, &mut executor, &ids, &window);
@@ -65,7 +66,7 @@ pub fn score_text(model: &Model, text: &str, top: usize, threads: usize) -> Resu
             tokens.push(TokenScore { id, token, logprob: -nats, rank: rank as u64, top });
         }
     }
-    Ok(summary(tokens, (text.len() - context) as u64, transformer.config.seq_len))
+    Ok(summary(tokens, (text.len() - context) as u64, seq_len))
 }
 
 fn summary(tokens: Vec<TokenScore>, bytes: u64, seq_len: usize) -> TextScore {

@@ -1,12 +1,13 @@
 //! Figures of a model about which everything is known.
 
+use super::texts::cut_in_half;
 use super::*;
 use crate::base::Quiet;
 use crate::corpus::conversation::{self, Conversation, ConversationWriter, Message, Role};
 use crate::corpus::document::{Document, DocumentWriter, FILE_NAME};
-use crate::corpus::held_out::HeldOut;
+use crate::corpus::held_out::{HeldOut, Rule, is_unseen};
 use crate::model::{Config, Transformer, gpt2};
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Inputs, Tokenizer};
 
 /// A model without any opinion: every weight is 0, so every token is equally likely.
 fn uniform(vocab: usize) -> Model {
@@ -20,7 +21,11 @@ fn uniform(vocab: usize) -> Model {
 
 fn options(scored: Scored) -> Options {
     let held_out = HeldOut::default();
-    Options { scored, held_out, validation_fraction: 0.05, max_tokens: 1_000_000, completions: 2 }
+    Options { scored, held_out, max_tokens: 1_000_000, completions: 2, ..Options::default() }
+}
+
+fn of(model: &Model, texts: &Texts, options: &Options) -> Report {
+    evaluate(model, texts, &Tasks::default(), options, &Quiet).unwrap().report
 }
 
 fn documents(folder: &std::path::Path) -> Texts {
@@ -38,7 +43,7 @@ fn a_model_without_opinion_has_log2_v_bits_a_token_and_every_token_counts_once()
     }
     writer.finish().unwrap();
     let model = uniform(1024);
-    let report = evaluate(&model, &documents(dir.path()), &options(Scored::All), &Quiet).unwrap();
+    let report = of(&model, &documents(dir.path()), &options(Scored::All));
     let scores = report.documents.unwrap();
     let bytes: usize = texts.iter().map(String::len).sum();
     // Every token of the text and the <eos> behind it.
@@ -77,7 +82,7 @@ fn of_chats_the_answers_count_once_each() {
     let conversations = vec![dir.path().join(conversation::FILE_NAME)];
     let validation = Inputs { conversations, ..Inputs::default() };
     let texts = Texts { validation, ..Texts::default() };
-    let report = evaluate(&model, &texts, &options(Scored::Validation), &Quiet).unwrap();
+    let report = of(&model, &texts, &options(Scored::Validation));
     assert!(report.documents.is_none() && report.completions == 0);
     let scores = report.chats.unwrap();
     let bytes: usize = answers.iter().map(String::len).sum();
@@ -98,7 +103,7 @@ fn only_what_no_training_saw_counts_and_nothing_to_score_is_said() {
     all.iter().for_each(|d| writer.push(d).unwrap());
     writer.finish().unwrap();
     let model = uniform(1024);
-    let scored = |options: &Options| evaluate(&model, &documents(dir.path()), options, &Quiet).unwrap();
+    let scored = |options: &Options| of(&model, &documents(dir.path()), options);
     let counted = |rules: &[Rule]| all.iter().filter(|d| is_unseen(rules, &d.id)).count() as u64;
 
     let by_fraction = Rule { validation_fraction: 0.05, ..Rule::default() };

@@ -1,4 +1,4 @@
-//! Texts that are longer than a model's context, in windows that overlap by half.
+//! Texts that are longer than a model's context, in windows that overlap.
 
 use std::ops::Range;
 
@@ -21,24 +21,24 @@ impl Window {
     }
 }
 
-/// Windows of `seq_len` ids at a stride of half a window; each id but the first is scored once, those behind the
-/// first window with at least half a window before them.
-pub fn windows(len: usize, seq_len: usize) -> impl Iterator<Item = Window> {
+/// Windows of `context` ids that begin `stride` ids apart, 1 to `context`; each id but the first is scored once,
+/// those behind the first window with at least `context - stride` ids before the one that predicts them.
+pub fn windows(len: usize, context: usize, stride: usize) -> impl Iterator<Item = Window> {
     let (mut start, mut next) = (0, 1);
     std::iter::from_fn(move || {
         if next >= len {
             return None;
         }
-        let end = (start + seq_len).min(len - 1);
+        let end = (start + context).min(len - 1);
         let window = Window { read: start..end, scored: next..end + 1 };
-        (next, start) = (end + 1, end.saturating_sub(stride(seq_len)));
+        (next, start) = (end + 1, start + stride);
         Some(window)
     })
 }
 
-/// How far apart windows begin.
-pub fn stride(seq_len: usize) -> usize {
-    seq_len / 2
+/// How far apart windows begin where nothing else is asked for: half of them, rounded up.
+pub fn stride(context: usize) -> usize {
+    context.div_ceil(2)
 }
 
 #[cfg(test)]
@@ -46,14 +46,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_id_but_the_first_is_scored_once_with_half_a_window_before_it() {
-        for (len, seq_len) in [(0, 4), (1, 4), (2, 4), (5, 4), (6, 4), (97, 8), (40, 1), (10, 3)] {
-            let all: Vec<Window> = windows(len, seq_len).collect();
-            let scored: Vec<usize> = all.iter().flat_map(|w| w.scored.clone()).collect();
-            assert_eq!(scored, (1..len).collect::<Vec<_>>(), "{len} {seq_len}");
-            for w in &all {
-                assert!(w.read.len() <= seq_len && w.read.end == w.scored.end - 1);
-                assert!(w.read.start == 0 || w.scored.start - w.read.start > seq_len / 2, "{w:?}");
+    fn every_id_but_the_first_is_scored_once_with_enough_before_it() {
+        for (len, context) in [(0, 4), (1, 4), (2, 4), (5, 4), (6, 4), (97, 8), (40, 1), (10, 3), (23, 5)] {
+            for stride in [1, stride(context), context] {
+                let all: Vec<Window> = windows(len, context, stride).collect();
+                let scored: Vec<usize> = all.iter().flat_map(|w| w.scored.clone()).collect();
+                assert_eq!(scored, (1..len).collect::<Vec<_>>(), "{len} {context} {stride}");
+                for (i, w) in all.iter().enumerate() {
+                    assert!(w.read.len() <= context && w.read.end == w.scored.end - 1);
+                    assert_eq!(w.read.start, i * stride);
+                    assert!(i == 0 || w.scored.start - w.read.start > context - stride, "{w:?}");
+                }
             }
         }
     }

@@ -14,13 +14,14 @@ struct Beam {
 
 struct Finished {
     ids: Vec<u32>,
-    mean: f64,
+    /// By which the result is chosen.
+    score: f64,
 }
 
 /// A beam extended by one token: the beam's index, the token, the new score.
 type Step = (usize, u32, f64);
 
-/// The new tokens, without the end token. The session's sequence is not changed.
+/// The new tokens, with the end token where the text ends. The session's sequence is not changed.
 pub fn search(session: &mut Session, sampler: &Sampler, options: &Options) -> Result<Vec<u32>> {
     let mut beams = vec![Beam { sequence: session.sequence.clone(), new: Vec::new(), score: 0.0 }];
     let mut finished: Vec<Finished> = Vec::new();
@@ -35,7 +36,8 @@ pub fn search(session: &mut Session, sampler: &Sampler, options: &Options) -> Re
                 continue;
             }
             let new = &beams[b].new;
-            finished.push(Finished { ids: new.clone(), mean: score / (new.len() + 1) as f64 });
+            let ids = new.iter().copied().chain([id]).collect();
+            finished.push(Finished { ids, score: score / length(new.len() + 1, options) });
             // With one beam this is greedy search, which ends at the first end token.
             if options.num_beams == 1 {
                 break;
@@ -46,9 +48,16 @@ pub fn search(session: &mut Session, sampler: &Sampler, options: &Options) -> Re
             break;
         }
     }
-    let open = beams.into_iter().map(|b| Finished { mean: b.score / b.new.len().max(1) as f64, ids: b.new });
+    let open = beams
+        .into_iter()
+        .map(|b| Finished { score: b.score / length(b.new.len().max(1), options), ids: b.new });
     let all = finished.into_iter().chain(open);
-    Ok(all.reduce(|a, b| if b.mean > a.mean { b } else { a }).map(|f| f.ids).unwrap_or_default())
+    Ok(all.reduce(|a, b| if b.score > a.score { b } else { a }).map(|f| f.ids).unwrap_or_default())
+}
+
+/// What scores of texts of `tokens` tokens are divided by.
+fn length(tokens: usize, options: &Options) -> f64 {
+    libm::pow(tokens as f64, options.length_penalty)
 }
 
 /// The top continuations of all beams by one token, best first; `2 * num_beams` of each beam, since half

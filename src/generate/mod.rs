@@ -6,17 +6,20 @@
 
 mod beam;
 mod sampler;
+mod stop;
 
 use std::ops::ControlFlow;
 
+use crate::base::monitor::Monitor;
 use crate::base::{Error, Invalid, Result, Rng};
 use crate::corpus::clean;
 use crate::corpus::conversation::Message;
-use crate::kernel::Team;
+use crate::kernel::{Team, loss};
 use crate::model::{Cache, Decoder, Model, Reading};
-use crate::tokenizer::{Special, chat};
+use crate::tokenizer::{Special, StreamDecoder, chat};
 
 pub use sampler::Sampler;
+use stop::Stops;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Strategy {
@@ -40,11 +43,19 @@ pub struct Options {
     /// Only the most probable tokens that together have this probability; 1 for all (nucleus sampling;
     /// Holtzman et al., 2020).
     pub top_p: f64,
+    /// Only tokens of at least this share of the most probable token's probability; 0 for all (Nguyen et al.,
+    /// 2024).
+    pub min_p: f64,
     pub num_beams: usize,
+    /// Beams are compared by the sum of their tokens' log-probabilities over their length to this power: above
+    /// 0 for longer texts, below 0 for shorter ones.
+    pub length_penalty: f64,
     /// Divides positive and multiplies negative logits of tokens that the sequence already has (Keskar et
     /// al., 2019); 1 changes nothing.
     pub repetition_penalty: f64,
     pub max_new_tokens: usize,
+    /// Texts that end generation where the first of them begins; they are not part of the result.
+    pub stop: Vec<String>,
     pub seed: u64,
 }
 
@@ -55,9 +66,12 @@ impl Default for Options {
             temperature: 0.8,
             top_k: 40,
             top_p: 0.95,
+            min_p: 0.0,
             num_beams: 4,
+            length_penalty: 1.0,
             repetition_penalty: 1.0,
             max_new_tokens: 100,
+            stop: Vec::new(),
             seed: 0,
         }
     }
@@ -75,6 +89,16 @@ impl Options {
             return invalid("temperature", self.temperature.to_string(), "a number above 0")
                 .map_err(|invalid| invalid.help("for 0 use the strategy `greedy`"));
         }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return invalid("min_p", self.min_p.to_string(), "a number from 0 to 1");
+        }
+        if !self.length_penalty.is_finite() {
+            return invalid("length_penalty", self.length_penalty.to_string(), "a number");
+        }
+        if let Some(i) = self.stop.iter().position(String::is_empty) {
+            let found = format!("empty at index {i}");
+            return invalid("stop", found, "a text of at least one character");
+        }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return invalid("top_p", self.top_p.to_string(), "a number above 0, at most 1");
         }
@@ -86,6 +110,29 @@ impl Options {
         }
         Ok(())
     }
+}
+
+/// Why a text ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// The model chose a token that ends texts.
+    End,
+    /// A stop string.
+    Stop,
+    /// `max_new_tokens`.
+    Length,
+}
+
+/// What a model says behind a prompt.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Continuation {
+    /// To be appended to the prompt's text.
+    pub text: String,
+    /// All new tokens, without the one that ended the text.
+    pub tokens: Vec<u32>,
+    /// Of each of `tokens`, by the model's own distribution: before temperature, penalty and filters.
+    pub logprobs: Vec<f64>,
+    pub finish: Finish,
 }
 
 /// Tokens that a model has read, and its prediction of the next one.
@@ -161,6 +208,13 @@ impl<'a> Session<'a> {
         Ok(self.sequence.dropped - before)
     }
 
+    /// The log-probability of `id` as the next token.
+    fn logprob(&self, id: u32) -> f64 {
+        let mut logits = self.sequence.logits.clone();
+        let vocab_size = logits.len();
+        -loss::predictions(self.decoder.team(), &mut logits, vocab_size, &[id])[0].nats
+    }
+
     /// Reads one id in each of several sequences, as one batch.
     fn read_each(&mut self, sequences: &mut [Sequence], ids: &[u32]) -> Result<()> {
         let config = &self.model.transformer.config;
@@ -184,76 +238,113 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Continues `session` until an end token, `max_new_tokens`, or a `Break` of `on_token`. Gives the new
-/// tokens without the end token.
+/// Continues `session` until an end token, a stop string, `max_new_tokens`, or a `Break` of `on_text`, which
+/// gets the text as soon as it is certain. The text follows that of `prompt`, the tokens read last.
 ///
 /// # Errors
 /// When an option is out of range, nothing was read yet, or the model's logits are NaN.
-pub fn generate(
-    session: &mut Session,
-    options: &Options,
-    on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
-) -> Result<Vec<u32>> {
-    options.validate().map_err(Error::invalid)?;
-    if session.sequence.logits.is_empty() {
-        return Err(Error::input("there is nothing to continue: the prompt has no tokens"));
-    }
-    let sampler = Sampler::new(session.model, options);
-    if options.strategy == Strategy::Beam {
-        let ids = beam::search(session, &sampler, options)?;
-        session.feed(&ids)?;
-        for id in &ids {
-            if on_token(*id).is_break() {
-                break;
-            }
-        }
-        return Ok(ids);
-    }
-    let mut rng = Rng::new(options.seed, "generate");
-    let mut out = Vec::new();
-    while out.len() < options.max_new_tokens {
-        let id = match options.strategy {
-            Strategy::Greedy => sampler.greedy(&session.sequence),
-            _ => sampler.sample(&session.sequence, &mut rng),
-        };
-        if sampler.is_end(id) {
-            break;
-        }
-        out.push(id);
-        let go_on = on_token(id);
-        session.feed(&[id])?;
-        if go_on.is_break() {
-            break;
-        }
-    }
-    Ok(out)
-}
-
-/// [`generate`] with the text of the new tokens as soon as they make whole characters. The text follows
-/// that of `prompt`, the tokens read last.
-///
-/// # Errors
-/// As [`generate`].
 pub fn stream(
     session: &mut Session,
     prompt: &[u32],
     options: &Options,
     on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-) -> Result<Vec<u32>> {
-    let mut decoder = session.model.tokenizer.decoder();
-    // Whether the first new token begins with a space depends on the prompt's last token.
-    prompt.iter().for_each(|id| drop(decoder.push(*id)));
-    decoder.finish();
-    let mut stopped = false;
-    let ids = generate(session, options, &mut |id| {
-        let go_on = decoder.push(id).map_or(ControlFlow::Continue(()), |piece| on_text(&piece));
-        stopped = go_on.is_break();
-        go_on
-    })?;
-    if let Some(piece) = decoder.finish().filter(|_| !stopped) {
-        let _ = on_text(&piece);
+) -> Result<Continuation> {
+    stream_with(session, prompt, options, &mut Rng::new(options.seed, "generate"), on_text)
+}
+
+fn stream_with(
+    session: &mut Session,
+    prompt: &[u32],
+    options: &Options,
+    rng: &mut Rng,
+    on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Result<Continuation> {
+    options.validate().map_err(Error::invalid)?;
+    if session.sequence.logits.is_empty() {
+        return Err(Error::input("there is nothing to continue: the prompt has no tokens"));
     }
-    Ok(ids)
+    let sampler = Sampler::new(session.model, options);
+    let mut writer = Writer::new(session.model, prompt, options);
+    let mut beam = match options.strategy {
+        Strategy::Beam => Some(beam::search(session, &sampler, options)?.into_iter()),
+        Strategy::Greedy | Strategy::Sample => None,
+    };
+    while writer.out.tokens.len() < options.max_new_tokens {
+        let id = match (&mut beam, options.strategy) {
+            (Some(ids), _) => ids.next(),
+            (None, Strategy::Greedy) => Some(sampler.greedy(&session.sequence)),
+            (None, _) => Some(sampler.sample(&session.sequence, rng)),
+        };
+        let Some(id) = id.filter(|id| !sampler.is_end(*id)) else {
+            writer.out.finish = Finish::End;
+            break;
+        };
+        let go_on = writer.push(id, session.logprob(id), on_text);
+        session.feed(&[id])?;
+        if go_on.is_break() {
+            break;
+        }
+    }
+    Ok(writer.end(on_text))
+}
+
+/// A text as it grows.
+struct Writer {
+    decoder: StreamDecoder,
+    stops: Stops,
+    out: Continuation,
+    broken: bool,
+}
+
+impl Writer {
+    fn new(model: &Model, prompt: &[u32], options: &Options) -> Self {
+        let mut decoder = model.tokenizer.decoder();
+        // Whether the first new token begins with a space depends on the prompt's last token.
+        prompt.iter().for_each(|id| drop(decoder.push(*id)));
+        decoder.finish();
+        let out = Continuation {
+            text: String::new(),
+            tokens: Vec::new(),
+            logprobs: Vec::new(),
+            finish: Finish::Length,
+        };
+        Writer { decoder, stops: Stops::new(&options.stop), out, broken: false }
+    }
+
+    fn push(
+        &mut self,
+        id: u32,
+        logprob: f64,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        self.out.tokens.push(id);
+        self.out.logprobs.push(logprob);
+        let piece = self.decoder.push(id).map(|piece| self.stops.push(&piece)).unwrap_or_default();
+        self.say(&piece, on_text);
+        if self.stops.met() {
+            self.out.finish = Finish::Stop;
+        }
+        if self.broken || self.stops.met() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn say(&mut self, piece: &str, on_text: &mut dyn FnMut(&str) -> ControlFlow<()>) {
+        self.out.text.push_str(piece);
+        if !piece.is_empty() && !self.broken {
+            self.broken = on_text(piece).is_break();
+        }
+    }
+
+    fn end(mut self, on_text: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Continuation {
+        if self.out.finish != Finish::Stop {
+            let rest = self.decoder.finish().unwrap_or_default();
+            let rest = self.stops.push(&rest) + &self.stops.finish();
+            if self.stops.met() {
+                self.out.finish = Finish::Stop;
+            }
+            self.say(&rest, on_text);
+        }
+        self.out
+    }
 }
 
 /// The tokens of a user's prompt, cleaned as training text is.
@@ -277,7 +368,7 @@ pub fn ids_of(model: &Model, text: &str) -> Result<Vec<u32>> {
 /// The model's continuation of `prompt`. Logs a warning where the prompt is too long and is cut.
 ///
 /// # Errors
-/// As [`generate`].
+/// As [`stream`].
 pub fn text(model: &Model, prompt: &str, options: &Options, threads: usize) -> Result<String> {
     let ids = prompt_ids(model, prompt)?;
     warn_if_cut(model, &ids);
@@ -287,7 +378,7 @@ pub fn text(model: &Model, prompt: &str, options: &Options, threads: usize) -> R
 /// The model's answer to a conversation. Logs a warning where it is too long and is cut.
 ///
 /// # Errors
-/// As [`generate`] and [`chat::prompt`].
+/// As [`stream`] and [`chat::prompt`].
 pub fn answer(model: &Model, messages: &[Message], options: &Options, threads: usize) -> Result<String> {
     let ids = chat::prompt(&model.tokenizer, messages)?;
     warn_if_cut(model, &ids);
@@ -312,16 +403,53 @@ pub fn cut_to_fit(model: &Model, tokens: usize, cut: usize) -> String {
 /// The model's continuation of `ids`, as text to be appended to theirs.
 ///
 /// # Errors
-/// As [`generate`].
+/// As [`stream`].
 pub fn continuation(model: &Model, ids: &[u32], options: &Options, threads: usize) -> Result<String> {
     let mut session = Session::new(model, threads);
     session.feed(ids)?;
-    let mut text = String::new();
-    stream(&mut session, ids, options, &mut |piece| {
-        text.push_str(piece);
-        ControlFlow::Continue(())
-    })?;
-    Ok(text)
+    Ok(stream(&mut session, ids, options, &mut |_| ControlFlow::Continue(()))?.text)
+}
+
+/// The model's continuations of several prompts, each drawn with its own stream of the seed; the first with
+/// that of a single prompt.
+///
+/// # Errors
+/// As [`stream`].
+pub fn continue_all(
+    model: &Model,
+    prompts: &[Vec<u32>],
+    options: &Options,
+    threads: usize,
+    monitor: &dyn Monitor,
+) -> Result<Vec<Continuation>> {
+    let one = |(i, ids): (usize, &Vec<u32>)| {
+        monitor.step("generating", i as u64, Some(prompts.len() as u64), "prompts")?;
+        let mut session = Session::new(model, threads);
+        session.feed(ids)?;
+        let label = if i == 0 { "generate".to_string() } else { format!("generate {i}") };
+        let mut rng = Rng::new(options.seed, &label);
+        stream_with(&mut session, ids, options, &mut rng, &mut |_| ControlFlow::Continue(()))
+    };
+    prompts.iter().enumerate().map(one).collect()
+}
+
+/// The model's answers to conversations, as [`continue_all`] continues their prompts. Logs a warning for each
+/// that is too long and is cut.
+///
+/// # Errors
+/// As [`stream`] and [`chat::prompt`].
+pub fn answers(
+    model: &Model,
+    conversations: &[Vec<Message>],
+    options: &Options,
+    threads: usize,
+    monitor: &dyn Monitor,
+) -> Result<Vec<String>> {
+    let prompts = conversations.iter().map(|messages| chat::prompt(&model.tokenizer, messages));
+    let prompts = prompts.collect::<Result<Vec<_>>>()?;
+    prompts.iter().for_each(|ids| warn_if_cut(model, ids));
+    let all = continue_all(model, &prompts, options, threads, monitor)?;
+    Ok(all.into_iter().map(|one| one.text.trim().to_string()).collect())
 }
 
 #[cfg(test)]

@@ -147,5 +147,7 @@ pub fn candidates(logits: &[f64], options: &Options) -> Vec<(u32, f64)> {
         sum >= options.top_p
     });
     all.truncate(kept.map_or(all.len(), |i| i + 1));
+    let least = options.min_p * all.first().map_or(0.0, |(_, p)| *p);
+    all.retain(|(_, p)| *p >= least);
     all
 }

@@ -15,8 +15,9 @@ fn model() -> Model {
 
 fn ids(model: &Model, options: &Options) -> Vec<u32> {
     let mut session = Session::new(model, 2);
-    session.feed(&prompt_ids(model, "The cat").unwrap()).unwrap();
-    generate(&mut session, options, &mut |_| ControlFlow::Continue(())).unwrap()
+    let prompt = prompt_ids(model, "The cat").unwrap();
+    session.feed(&prompt).unwrap();
+    stream(&mut session, &prompt, options, &mut |_| ControlFlow::Continue(())).unwrap().tokens
 }
 
 fn with(strategy: Strategy) -> Options {
@@ -147,7 +148,7 @@ fn values_out_of_range_are_refused_by_name() {
     let message = |options: Options| {
         let mut session = Session::new(&model, 1);
         session.feed(&[9]).unwrap();
-        generate(&mut session, &options, &mut |_| ControlFlow::Continue(())).unwrap_err().to_string()
+        stream(&mut session, &[9], &options, &mut |_| ControlFlow::Continue(())).unwrap_err().to_string()
     };
     for odd in [0.0, -0.0, -1.0, f64::NAN, f64::INFINITY] {
         let text = message(Options { temperature: odd, ..Options::default() });

@@ -1,21 +1,24 @@
 //! `eval`: figures of a model on held-out text, with gates that fail the run.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::ingest::input_files;
 use super::{adapters, texts, tokenizers};
-use crate::base::{Error, Invalid, Result, fs, machine};
+use crate::base::{Error, Invalid, Result, fs, machine, suggest};
 use crate::corpus::conversation::{Message, Role};
-use crate::corpus::held_out;
-use crate::eval::{self, Gate, Scored};
+use crate::corpus::held_out::{self, HeldOut};
+use crate::eval::exam::Answered;
+use crate::eval::items::{self, ITEMS_FILE};
+use crate::eval::{self, Evaluation, Gate, Scored};
 use crate::generate;
 use crate::model::{GGUF_FILE, Model, TOKENIZER_FILE};
-use crate::stage::{Artifact, Connected, Context, Info, Issue, Kind, Port};
+use crate::stage::{Artifact, Connected, Context, FILES, Info, Issue, Kind, Port};
 use crate::tokenizer::Tokenizer;
-use crate::train::Sample;
+use crate::train::{Sample, json_lines};
 
 pub struct Eval;
 
@@ -31,12 +34,19 @@ pub struct Params {
     pub max_tokens: u64,
     /// Documents whose next word is guessed at most.
     pub completions: usize,
+    /// The most tokens that the model reads before a token that is scored; `null`: all that it can. Figures of
+    /// models compare where it is the same.
+    pub context: Option<usize>,
+    /// How far apart the windows begin in which texts longer than `context` are scored; `null`: half of it.
+    pub stride: Option<usize>,
+    /// Tokens of an answer in the exam at most.
+    pub exam_max_new_tokens: usize,
     /// What sample texts begin with.
     pub prompts: Vec<String>,
     /// What sample answers are given to.
     pub questions: Vec<String>,
-    /// Conditions that fail the run while the report is kept: `bits_per_byte: "<= 2.2"`. Not part of the
-    /// key: changing one judges the same report anew.
+    /// Conditions that fail the run while the report is kept: `bits_per_byte: "<= 2.2"`, `exam.pass_rate: ">= 0.8"`,
+    /// any number of `report.json`. Not part of the key: changing one judges the same report anew.
     pub gates: BTreeMap<String, String>,
 }
 
@@ -47,6 +57,9 @@ impl Default for Params {
             validation_fraction: 0.05,
             max_tokens: 100_000,
             completions: 100,
+            context: None,
+            stride: None,
+            exam_max_new_tokens: 60,
             prompts: Vec::new(),
             questions: Vec::new(),
             gates: BTreeMap::new(),
@@ -55,6 +68,13 @@ impl Default for Params {
 }
 
 const KEPT_APART: &str = "Kept apart from training as a whole: all of it counts.";
+const EXAM: &str =
+    "Questions with accepted answers, as JSON lines: {id, category, question, accept, reject} or {…, turns}.";
+const REPORT: &str = "`report.json`: all figures, with 95 % intervals (bootstrap over items); `items.parquet`: each item \
+                      that they are computed from; `exam.jsonl`: each question with its answer; `samples.jsonl`.";
+
+/// The inputs that something is measured on.
+const MEASURED: [&str; 5] = ["docs", "chats", "validation_docs", "validation_chats", "exam"];
 
 impl Kind for Eval {
     type Params = Params;
@@ -70,12 +90,17 @@ impl Kind for Eval {
         inputs.extend(texts::ports());
         inputs.push(Port::new("validation_docs", "documents", KEPT_APART).optional().many());
         inputs.push(Port::new("validation_chats", "conversations", KEPT_APART).optional().many());
+        inputs.push(
+            Port::new("exam", FILES, EXAM).optional().many().or_source(&[".jsonl", ".ndjson", ".json"]),
+        );
         Info {
             name: "eval",
-            version: 5, // 4: what the model says was held out; 5: x beside blocks is rounded as llama.cpp rounds it
-            summary: "Measures a model on held-out text: bits per byte, perplexity, accuracies; with gates.",
+            // 4: what the model says was held out; 5: x beside blocks is rounded as llama.cpp rounds it; 6: items,
+            // intervals, context and stride
+            version: 6,
+            summary: "Measures a model: bits per byte and accuracies on held-out text, an exam; with gates.",
             inputs,
-            outputs: vec![Port::new("report", "report", "`report.json` and `samples.jsonl`.")],
+            outputs: vec![Port::new("report", "report", REPORT)],
             open: false,
             seeded: true,
             parallel: true,
@@ -85,13 +110,15 @@ impl Kind for Eval {
     }
 
     fn validate(params: &Params, inputs: &Connected) -> Vec<Issue> {
-        let any = |ports: [&str; 2]| ports.iter().any(|port| !inputs.get(port).is_empty());
-        let apart = any(["validation_docs", "validation_chats"]);
-        let mut issues = if apart { Vec::new() } else { texts::validate(inputs) };
+        let mut issues = nothing_to_measure(inputs);
         for (metric, condition) in &params.gates {
-            if let Err(why) = Gate::parse(condition).and_then(|_| measurable(metric, any)) {
+            if let Err(why) = Gate::parse(condition).and_then(|_| measurable(metric, inputs)) {
                 issues.push(Issue::param(&format!("gates.{metric}"), why));
             }
+        }
+        let seq_len = inputs.number("model", "seq_len").map_or(usize::MAX, |(_, seq_len)| seq_len as usize);
+        if let Err(invalid) = params.options(HeldOut::default(), 0).reach(seq_len) {
+            issues.push(invalid.into());
         }
         if !(0.0..=1.0).contains(&params.validation_fraction) {
             let why = format!("must be 0 to 1, found {}", params.validation_fraction);
@@ -123,20 +150,15 @@ impl Kind for Eval {
             split: texts::inputs(ctx)?,
             validation: texts::inputs_at(ctx, "validation_docs", "validation_chats")?,
         };
-        let options = eval::Options {
-            scored: params.split,
-            held_out: texts::held_out_by(trained.unwrap_or(input))?,
-            validation_fraction: params.validation_fraction,
-            max_tokens: params.max_tokens,
-            completions: params.completions,
-        };
-        let mut report = eval::evaluate(&model, &texts, &options, ctx.monitor)?;
+        let tasks = eval::Tasks { exam: input_files(ctx.all("exam")) };
+        let options = params.options(texts::held_out_by(trained.unwrap_or(input))?, ctx.seed);
+        let mut found = eval::evaluate(&model, &texts, &tasks, &options, ctx.monitor)?;
         if let (Some(blocks), None) = (input.find(GGUF_FILE), adapter) {
-            report.model_bytes = fs::size(blocks)?;
+            found.report.model_bytes = fs::size(blocks)?;
         }
-        announce(&report);
+        announce(&found);
         let folder = ctx.output("report")?;
-        fs::write_json(&folder.join("report.json"), &report)?;
+        write(&found, folder)?;
         samples(params, ctx, &model, folder)?;
         if let Some(peak) = machine::peak_memory() {
             ctx.monitor.measure("peak_memory", peak as f64 / f64::from(1 << 20), "MiB");
@@ -156,20 +178,60 @@ impl Kind for Eval {
     }
 }
 
-/// Whether the texts that a figure is measured on are connected; `any` looks at ports.
-fn measurable(metric: &str, any: impl Fn([&str; 2]) -> bool) -> Result<(), String> {
-    let ports = match eval::needs(metric)? {
-        eval::Needs::Nothing => return Ok(()),
-        eval::Needs::Documents => ["docs", "validation_docs"],
-        eval::Needs::Chats => ["chats", "validation_chats"],
-    };
-    match any(ports) {
-        true => Ok(()),
-        false => Err(format!("`{metric}` needs texts at `{}` or `{}`", ports[0], ports[1])),
+impl Params {
+    fn options(&self, held_out: HeldOut, seed: u64) -> eval::Options {
+        eval::Options {
+            scored: self.split,
+            held_out,
+            validation_fraction: self.validation_fraction,
+            max_tokens: self.max_tokens,
+            completions: self.completions,
+            context: self.context,
+            stride: self.stride,
+            exam_max_new_tokens: self.exam_max_new_tokens,
+            intervals: Some(seed),
+        }
     }
 }
 
-fn announce(report: &eval::Report) {
+fn nothing_to_measure(inputs: &Connected) -> Vec<Issue> {
+    if MEASURED.iter().any(|port| !inputs.get(port).is_empty()) {
+        return Vec::new();
+    }
+    let message = "nothing is connected that the model could be measured on";
+    let help = format!("connect at least one of {}: `inputs: {{ docs: STAGE }}`", suggest::list(MEASURED));
+    vec![Issue::input("docs", message).help(help)]
+}
+
+/// Whether what a figure is measured on is connected.
+fn measurable(metric: &str, inputs: &Connected) -> Result<(), String> {
+    let ports: &[&str] = match eval::needs(metric)? {
+        eval::Needs::Nothing => return Ok(()),
+        eval::Needs::Documents => &["docs", "validation_docs"],
+        eval::Needs::Chats => &["chats", "validation_chats"],
+        eval::Needs::Exam => &["exam"],
+    };
+    if ports.iter().any(|port| !inputs.get(port).is_empty()) {
+        return Ok(());
+    }
+    let ports: Vec<String> = ports.iter().map(|port| format!("`{port}`")).collect();
+    Err(format!("`{metric}` needs an input at {}", ports.join(" or ")))
+}
+
+fn write(found: &Evaluation, folder: &Path) -> Result<()> {
+    fs::write_json(&folder.join("report.json"), &found.report)?;
+    items::write(&folder.join(ITEMS_FILE), &found.items)?;
+    if found.report.exam.is_some() {
+        fs::write(&folder.join("exam.jsonl"), &json_lines(&found.answered)?)?;
+    }
+    Ok(())
+}
+
+/// Failures of an exam that are logged; the others are in `exam.jsonl`.
+const FAILURES: usize = 10;
+
+fn announce(found: &Evaluation) {
+    let report = &found.report;
     for (what, scores) in [("documents", &report.documents), ("chats", &report.chats)] {
         if let Some(s) = scores {
             tracing::info!(
@@ -182,6 +244,22 @@ fn announce(report: &eval::Report) {
             );
         }
     }
+    if let Some(exam) = &report.exam {
+        let interval = percent(report.intervals.get("exam.pass_rate"));
+        tracing::info!("exam: {} of {} passed{interval}", exam.passed, exam.questions);
+        let failures: Vec<String> = found.answered.iter().filter_map(Answered::failure).collect();
+        failures.iter().take(FAILURES).for_each(|failure| tracing::info!("failed {failure}"));
+        if failures.len() > FAILURES {
+            tracing::info!("and {} more, see exam.jsonl of the report", failures.len() - FAILURES);
+        }
+    }
+}
+
+/// ` (95 % interval 75 to 90)`, of a share in percent.
+fn percent(interval: Option<&[f64; 2]>) -> String {
+    interval.map_or_else(String::new, |[low, high]| {
+        format!(" (95 % interval {:.0} to {:.0})", 100.0 * low, 100.0 * high)
+    })
 }
 
 /// Continuations of the prompts and answers to the questions, written and logged.
@@ -199,8 +277,7 @@ fn samples(params: &Params, ctx: &Context, model: &Model, folder: &Path) -> Resu
         tracing::info!("user: {question} assistant: {text}");
         all.push(Sample { step: 0, prompt: question.clone(), text });
     }
-    let path: PathBuf = folder.join("samples.jsonl");
-    fs::write(&path, &crate::train::json_lines(&all)?)
+    fs::write(&folder.join("samples.jsonl"), &json_lines(&all)?)
 }
 
 #[cfg(test)]
@@ -209,7 +286,7 @@ mod tests {
     use crate::kinds::finetune::Finetune;
     use crate::kinds::pretrain::Pretrain;
     use crate::kinds::shard::Shard;
-    use crate::kinds::texts::fixtures::{chats, docs};
+    use crate::kinds::texts::fixtures::{chats, docs, folder};
     use crate::stage::harness;
 
     const TINY: &str =
@@ -318,6 +395,50 @@ mod tests {
         assert_ne!(adapted, scored(&base, None));
     }
 
+    fn source(name: &str, text: &str) -> Artifact {
+        let path = folder().join(name);
+        fs::write(&path, text.as_bytes()).unwrap();
+        harness::artifact(name, &path).unwrap()
+    }
+
+    /// A model that was trained on a few chats.
+    fn chat_model() -> (harness::Outcome, Artifact) {
+        let fixed = [("tokenizer", tokenizer()), ("docs", docs(20))];
+        let (_shards, shards) = make::<Shard>("", &fixed, "shards");
+        let (_base, base) = make::<Pretrain>(TINY, &[("shards", shards), fixed[0].clone()], "model");
+        let inputs = [("model", base), ("tokenizer", tokenizer()), ("chats", chats(20))];
+        make::<Finetune>("steps: 3, batch_size: 2", &inputs, "model")
+    }
+
+    #[test]
+    fn an_exam_alone_is_measured_listed_and_gated() {
+        let exam = "{\"id\": \"a/1\", \"category\": \"a\", \"question\": \"Who?\", \"accept\": [\"/^/\"]}\n\
+                    {\"id\": \"a/2\", \"category\": \"a\", \"question\": \"What?\", \"accept\": [\"zyzzyva\"]}\n";
+        let (_model, model) = chat_model();
+        let inputs = [("model", model), ("tokenizer", tokenizer()), ("exam", source("e.jsonl", exam))];
+        let (made, report) = make::<Eval>("exam_max_new_tokens: 5", &inputs, "report");
+        let found = json(&made, "report", "report.json");
+        let passed = serde_json::json!({"questions": 2, "passed": 1, "pass_rate": 0.5});
+        assert_eq!(found["exam"]["by_category"]["a"], passed);
+        assert_eq!((&found["exam"]["pass_rate"], found.get("loss")), (&0.5.into(), None));
+        assert_eq!(found["intervals"], serde_json::json!({"exam.pass_rate": [0.0, 1.0]}));
+        assert_eq!((&found["context"], &found["stride"]), (&32.into(), &16.into()));
+        let answers = String::from_utf8(made.read("report", "exam.jsonl")).unwrap();
+        assert_eq!(answers.lines().count(), 2);
+        let items = items::read(&made.path("report").join(ITEMS_FILE)).unwrap();
+        assert_eq!(
+            items.iter().map(|item| (item.id.as_str(), item.score)).collect::<Vec<_>>(),
+            [("a/1", 1.0), ("a/2", 0.0)]
+        );
+        let gates = |gate: &str| {
+            let params =
+                Params { gates: [("exam.pass_rate".into(), gate.into())].into(), ..Params::default() };
+            Eval::gates(&params, &[("report".to_string(), report.clone())].into()).unwrap()
+        };
+        assert!(gates(">= 0.5").is_empty());
+        assert_eq!(gates(">= 0.8"), ["exam.pass_rate is 0.5000, the gate is >= 0.8"]);
+    }
+
     #[test]
     fn a_gate_on_what_is_not_measured_is_found_before_anything_runs() {
         let fails = |gate: &str| {
@@ -325,7 +446,8 @@ mod tests {
             let inputs = [("model", docs(1)), ("tokenizer", tokenizer()), ("docs", docs(1))];
             harness::run::<Eval>(&params, &inputs, 1).err().expect(gate).to_string()
         };
-        assert!(fails("chats.perplexity: '< 9'").contains("needs texts at `chats`"));
+        assert!(fails("chats.perplexity: '< 9'").contains("needs an input at `chats` or `validation_chats`"));
+        assert!(fails("exam.pass_rate: '> 0.8'").contains("needs an input at `exam`"));
         assert!(fails("perplexty: '< 9'").contains("did you mean `perplexity`"));
         assert!(fails("perplexity: '< .nan'").contains("not a finite number"));
     }

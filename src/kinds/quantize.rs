@@ -306,8 +306,11 @@ impl Measured {
             validation_fraction: params.validation_fraction,
             max_tokens: params.eval_tokens,
             completions: 0,
+            ..eval::Options::default()
         };
-        let eval::Report { documents, chats, .. } = eval::evaluate(model, &texts, &options, &monitor)?;
+        let tasks = eval::Tasks::default();
+        let eval::Report { documents, chats, .. } =
+            eval::evaluate(model, &texts, &tasks, &options, &monitor)?.report;
         let (memory, seq_len) = (gpt.weight_bytes() as u64, gpt.config.seq_len);
         Ok(Measured { documents, chats, memory, seq_len, speed })
     }

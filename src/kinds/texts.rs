@@ -69,7 +69,8 @@ pub mod fixtures {
         static KEPT: std::cell::RefCell<Vec<tempfile::TempDir>> = const { std::cell::RefCell::new(Vec::new()) };
     }
 
-    fn folder() -> std::path::PathBuf {
+    /// A folder that lives as long as the test.
+    pub fn folder() -> std::path::PathBuf {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().to_path_buf();
         KEPT.with_borrow_mut(|kept| kept.push(folder));

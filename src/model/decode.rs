@@ -110,6 +110,11 @@ impl<'a> Decoder<'a> {
         Decoder { model, team, head: None, workspace: Workspace::empty(&model.config) }
     }
 
+    /// The threads that it reads with.
+    pub fn team(&self) -> &Team {
+        &self.team
+    }
+
     /// Reads on in each text; gives the logits `[B, V]` of what follows each.
     ///
     /// # Errors

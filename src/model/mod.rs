@@ -57,6 +57,7 @@ pub use presets::{PRESETS, Preset, gpt2, llama, modern, post_norm, preset};
 pub use teachers::mean_top_k;
 pub use transformer::Transformer;
 
+use crate::base::rng;
 use crate::kernel::Dropout;
 pub use crate::kernel::IGNORE;
 pub use crate::kernel::loss::{Prediction, Soft};
@@ -66,11 +67,8 @@ fn dropout_at(p: f64, key: u64, site: usize) -> Dropout {
     if p == 0.0 {
         return Dropout::NONE;
     }
-    // SplitMix64's finalizer (Steele, Lea and Flood, 2014): near keys and sites come out far apart.
-    let z = key.wrapping_add((site as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    Dropout::new(p, z ^ (z >> 31))
+    // Near keys and sites come out far apart.
+    Dropout::new(p, rng::at(key, site as u64))
 }
 
 #[cfg(test)]
