@@ -14,6 +14,7 @@ pub mod chat;
 pub mod clean;
 pub mod csv;
 pub mod decode;
+pub mod decontaminate;
 pub mod duplicates;
 pub mod ingest;
 pub mod input;

@@ -2,6 +2,7 @@
 //! file beside this one and a line below.
 
 pub mod command;
+pub mod decontaminate;
 pub mod distill;
 pub mod eval;
 pub mod export;
@@ -33,6 +34,7 @@ use crate::stage::{Kinds, Stage, erase};
 pub fn all() -> Vec<Box<dyn Stage>> {
     vec![
         erase::<command::Command>(),
+        erase::<decontaminate::Decontaminate>(),
         erase::<distill::Distill>(),
         erase::<eval::Eval>(),
         erase::<export::Export>(),
