@@ -39,6 +39,8 @@ pub struct Exam {
     pub questions: u64,
     pub passed: u64,
     pub pass_rate: f64,
+    /// Of those that have a category.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub by_category: BTreeMap<String, Category>,
     /// Turns before which the conversation did not fit the model's context: it saw its end alone.
     #[serde(skip_serializing_if = "super::is_zero")]
@@ -119,6 +121,7 @@ impl Results {
             questions += category.questions;
             passed += category.passed;
         }
+        by_category.remove("");
         let (pass_rate, longer_than_context) = (passed as f64 / questions as f64, self.longer_than_context);
         (questions > 0).then_some(Exam { questions, passed, pass_rate, by_category, longer_than_context })
     }
@@ -158,7 +161,7 @@ pub fn sit(
             let mut long = 0;
             let judged = answer_all(some, |chats| {
                 long += count_long(model, chats)?;
-                answers(model, chats, &options, threads, monitor)
+                generate::answers(model, chats, &options, threads, monitor)
             });
             judged.map_err(|e| e.context("the model cannot sit the exam"))?.into_iter().for_each(
                 |answered| {
@@ -394,21 +397,6 @@ fn join<'a>(path: &[Step<'a>], step: Step<'a>) -> Vec<Step<'a>> {
     path.iter().copied().chain([step]).collect()
 }
 
-fn answers(
-    model: &Model,
-    chats: &[Vec<Message>],
-    options: &generate::Options,
-    _threads: usize,
-    monitor: &dyn Monitor,
-) -> Result<Vec<String>> {
-    use rayon::prelude::*;
-    let one = |chat: &Vec<Message>| {
-        monitor.check()?;
-        generate::answer(model, chat, options, 1)
-    };
-    chats.par_iter().map(one).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -537,7 +525,7 @@ mod tests {
                 "`a` is there already, in line 1 of `exam.jsonl`",
                 "an id of its own",
             ),
-            ("{\"question\": ", "1:14", "not JSON", "one whole JSON value"),
+            ("{\"question\": ", "1:12", "not JSON", "one whole JSON value"),
             ("[1]", "1:2", "expected an object, found the number 1", ""),
             ("\n", "", "`exam.jsonl` has no rows", "out of the inputs"),
         ];

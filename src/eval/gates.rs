@@ -53,6 +53,9 @@ pub enum Needs {
     Nothing,
     Documents,
     Chats,
+    Cloze,
+    Pairs,
+    Choices,
     Exam,
 }
 
@@ -72,8 +75,12 @@ const OF_COMPLETIONS: [&str; 2] = ["completion_accuracy", "completions"];
 
 /// Tasks: what they are measured on, their name in a report, their figures, and under which name the report
 /// has the same figures of each group.
-const OF_TASKS: [(Needs, &str, &[&str], &str); 1] =
-    [(Needs::Exam, "exam", &["questions", "passed", "pass_rate"], "by_category")];
+const OF_TASKS: [(Needs, &str, &[&str], &str); 4] = [
+    (Needs::Cloze, "cloze", &["items", "accuracy"], "by_category"),
+    (Needs::Pairs, "pairs", &["items", "accuracy"], "by_paradigm"),
+    (Needs::Choices, "choices", &["items", "accuracy", "accuracy_per_byte"], "by_category"),
+    (Needs::Exam, "exam", &["questions", "passed", "pass_rate"], "by_category"),
+];
 
 /// What the figure called `metric` is measured on.
 ///
@@ -157,7 +164,8 @@ mod tests {
         assert_eq!(needs("chats.perplexity"), Ok(Needs::Chats));
         assert_eq!(needs("exam.pass_rate"), Ok(Needs::Exam));
         assert_eq!(needs("exam.by_category.v1.2 sums.passed"), Ok(Needs::Exam));
-        assert!(needs("exam.by_category.sums.nope").is_err());
+        assert_eq!(needs("pairs.by_paradigm.wh_island.accuracy"), Ok(Needs::Pairs));
+        assert!(needs("exam.by_category.sums.nope").is_err() && needs("pairs.by_category.a.items").is_err());
         for figure in crate::eval::items::FIGURES {
             assert!(needs(figure.name).is_ok(), "{}", figure.name);
         }

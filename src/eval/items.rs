@@ -1,6 +1,7 @@
 //! Every evaluated item of a report, one a row of `items.parquet`: what its figures, their intervals and
 //! comparisons with other models are computed from.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -120,6 +121,33 @@ impl Figure {
         let (numerator, denominator) = self.pairs(items).into_iter().fold((0.0, 0.0), sum);
         (denominator > 0.0).then(|| numerator / denominator)
     }
+}
+
+/// How many items of a task there are, and the mean of their scores.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Tally {
+    pub items: u64,
+    pub accuracy: f64,
+}
+
+impl Tally {
+    /// `None` of no items.
+    pub fn of(items: &[Item]) -> Option<Self> {
+        let sum: f64 = items.iter().map(|item| item.score).sum();
+        let count = items.len();
+        (count > 0).then(|| Tally { items: count as u64, accuracy: sum / count as f64 })
+    }
+}
+
+/// The tally of each group that has a name.
+pub fn by_group(items: &[Item]) -> BTreeMap<String, Tally> {
+    let mut groups: BTreeMap<String, (u64, f64)> = BTreeMap::new();
+    for item in items.iter().filter(|item| !item.group.is_empty()) {
+        let (count, sum) = groups.entry(item.group.clone()).or_default();
+        (*count, *sum) = (*count + 1, *sum + item.score);
+    }
+    let tally = |(count, sum): (u64, f64)| Tally { items: count, accuracy: sum / count as f64 };
+    groups.into_iter().map(|(name, group)| (name, tally(group))).collect()
 }
 
 const fn less(

@@ -6,6 +6,9 @@
 //! - **top-1, top-5**: how often the next token is the most probable, or among the five most probable.
 //! - **completion**: of texts cut in half at a word, how many are continued, greedily, with the very
 //!   word that follows.
+//! - **cloze**: texts that are continued, greedily, with one of the accepted words ([`cloze`]).
+//! - **pairs**: good and bad sentences of which the good one is the more probable ([`pairs`]).
+//! - **choices**: questions of which the right answer is the most probable of several ([`choices`]).
 //! - **exam**: questions of which the answer holds what is accepted ([`exam`]).
 //!
 //! Long texts are scored in windows of `context` tokens that begin `stride` apart, so that every token is
@@ -15,11 +18,16 @@
 //! Every figure is a quotient of sums over evaluated items ([`items`]), which are written beside it.
 
 pub mod bootstrap;
+pub mod choices;
+pub mod cloze;
 pub mod exam;
 mod gates;
 pub mod items;
+pub mod pairs;
 mod rows;
 mod score;
+pub mod sheet;
+mod short;
 pub mod sign_test;
 mod texts;
 mod windows;
@@ -34,8 +42,11 @@ pub use score::{TextScore, TokenScore, score_text};
 pub use texts::{Scores, Texts, rules};
 pub use windows::stride;
 
+use self::choices::Choices;
+use self::cloze::Cloze;
 use self::exam::{Answered, Exam};
 use self::items::{FIGURES, Item};
+use self::pairs::Pairs;
 use crate::base::{Error, Invalid, Monitor, Result};
 use crate::corpus::held_out::HeldOut;
 use crate::corpus::input::InputFile;
@@ -68,6 +79,8 @@ pub struct Options {
     pub context: Option<usize>,
     /// How far apart the windows of a longer text begin; `None`: half the context.
     pub stride: Option<usize>,
+    /// Whether a question with choices is a user's turn, and a choice what the assistant says.
+    pub as_chat: bool,
     /// The most tokens of an answer in an exam.
     pub exam_max_new_tokens: usize,
     /// What intervals are resampled by; `None`: there are none.
@@ -84,6 +97,7 @@ impl Default for Options {
             completions: 100,
             context: None,
             stride: None,
+            as_chat: false,
             exam_max_new_tokens: 60,
             intervals: None,
         }
@@ -120,6 +134,12 @@ impl Options {
 /// What a model is judged on, beside texts: files whose rows the modules of the tasks describe.
 #[derive(Debug, Clone, Default)]
 pub struct Tasks {
+    /// [`cloze`]
+    pub cloze: Vec<InputFile>,
+    /// [`pairs`]
+    pub pairs: Vec<InputFile>,
+    /// [`choices`]
+    pub choices: Vec<InputFile>,
     /// [`exam`]
     pub exam: Vec<InputFile>,
 }
@@ -143,6 +163,12 @@ pub struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion_accuracy: Option<f64>,
     pub completions: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cloze: Option<Cloze>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pairs: Option<Pairs>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub choices: Option<Choices>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exam: Option<Exam>,
     /// Figure -> where it lies, by 95 %, when as many items are drawn anew ([`bootstrap::interval`]).
@@ -180,8 +206,15 @@ pub fn evaluate(
     let threads = rayon::current_num_threads();
     let mut executor = Executor::forward_only(config, Team::new(threads));
     let mut found = texts::score(model, &mut executor, texts, reach, options, monitor)?;
+    let (cloze, long_cloze) = cloze::judge(model, &tasks.cloze, threads, monitor)?;
+    let (pairs, long_pairs) = pairs::judge(model, &mut executor, &tasks.pairs, reach, monitor)?;
+    let (choices, long_choices) =
+        choices::judge(model, &mut executor, &tasks.choices, options.as_chat, reach, monitor)?;
     let exam = exam::sit(model, &tasks.exam, options.exam_max_new_tokens, threads, monitor)?;
-    found.items.extend(exam.items.iter().cloned());
+    let (cloze_figures, pairs_figures) =
+        (cloze::figures(&cloze, long_cloze), pairs::figures(&pairs, long_pairs));
+    let (choices_figures, exam_figures) = (choices::figures(&choices, long_choices), exam.figures());
+    found.items.extend(cloze.into_iter().chain(pairs).chain(choices).chain(exam.items));
     let report = Report {
         parameters: config.parameters() as u64,
         model_bytes: model.transformer.to_safetensors()?.len() as u64,
@@ -192,7 +225,10 @@ pub fn evaluate(
         chats: found.chats,
         completion_accuracy: found.completion_accuracy,
         completions: found.completions,
-        exam: exam.figures(),
+        cloze: cloze_figures,
+        pairs: pairs_figures,
+        choices: choices_figures,
+        exam: exam_figures,
         intervals: options.intervals.map(|seed| intervals(&found.items, seed)).unwrap_or_default(),
         not_scored: found.not_scored,
     };

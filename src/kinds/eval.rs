@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::ingest::input_files;
 use super::{adapters, texts, tokenizers};
-use crate::base::{Error, Invalid, Result, fs, machine, suggest};
+use crate::base::{Error, Invalid, Result, fs, machine, suggest, units};
 use crate::corpus::conversation::{Message, Role};
 use crate::corpus::held_out::{self, HeldOut};
 use crate::eval::exam::Answered;
 use crate::eval::items::{self, ITEMS_FILE};
-use crate::eval::{self, Evaluation, Gate, Scored};
+use crate::eval::{self, Evaluation, Gate, Scored, sheet};
 use crate::generate;
 use crate::model::{GGUF_FILE, Model, TOKENIZER_FILE};
 use crate::stage::{Artifact, Connected, Context, FILES, Info, Issue, Kind, Port};
@@ -39,12 +39,17 @@ pub struct Params {
     pub context: Option<usize>,
     /// How far apart the windows begin in which texts longer than `context` are scored; `null`: half of it.
     pub stride: Option<usize>,
+    /// Whether a question of `choices` is put as a user's turn, and each choice scored as what the assistant
+    /// says: for models that were tuned on conversations.
+    pub as_chat: bool,
     /// Tokens of an answer in the exam at most.
     pub exam_max_new_tokens: usize,
-    /// What sample texts begin with.
+    /// What sample texts begin with, beside the input of this name.
     pub prompts: Vec<String>,
     /// What sample answers are given to.
     pub questions: Vec<String>,
+    /// Tokens of a sample at most.
+    pub sample_max_new_tokens: usize,
     /// Conditions that fail the run while the report is kept: `bits_per_byte: "<= 2.2"`, `exam.pass_rate: ">= 0.8"`,
     /// any number of `report.json`. Not part of the key: changing one judges the same report anew.
     pub gates: BTreeMap<String, String>,
@@ -59,22 +64,39 @@ impl Default for Params {
             completions: 100,
             context: None,
             stride: None,
+            as_chat: false,
             exam_max_new_tokens: 60,
             prompts: Vec::new(),
             questions: Vec::new(),
+            sample_max_new_tokens: 60,
             gates: BTreeMap::new(),
         }
     }
 }
 
 const KEPT_APART: &str = "Kept apart from training as a whole: all of it counts.";
+const CLOZE: &str =
+    "Texts that break off before a word, as JSON lines: {id, category, text, accept: [word, …]}.";
+const PAIRS: &str =
+    "Good and bad sentences, as BLiMP has them: JSON lines, TSV or CSV with good, bad, uid, pair_id.";
+const CHOICES: &str =
+    "Multiple choice, as JSON lines: {id, category, question or context, choices: […], answer}.";
 const EXAM: &str =
     "Questions with accepted answers, as JSON lines: {id, category, question, accept, reject} or {…, turns}.";
-const REPORT: &str = "`report.json`: all figures, with 95 % intervals (bootstrap over items); `items.parquet`: each item \
-                      that they are computed from; `exam.jsonl`: each question with its answer; `samples.jsonl`.";
+const PROMPTS: &str =
+    "What sample texts begin with: a YAML list, JSON lines with `prompt`, or lines of text.";
+const REPORT: &str = "`report.json`: all figures, with 95 % intervals (bootstrap over items) and the context and stride \
+                      that they hold for; `items.parquet`: each item that they are computed from; `exam.jsonl`: each \
+                      question with its answer and what was accepted; `samples.jsonl` and `samples.md`.";
 
-/// The inputs that something is measured on.
-const MEASURED: [&str; 5] = ["docs", "chats", "validation_docs", "validation_chats", "exam"];
+/// The inputs that something is measured on, or samples begin with.
+const MEASURED: [&str; 9] =
+    ["docs", "chats", "validation_docs", "validation_chats", "cloze", "pairs", "choices", "exam", "prompts"];
+
+/// Endings of JSON lines, and of what else some inputs take.
+const ROWS: &[&str] = &[".jsonl", ".ndjson", ".json"];
+const ROWS_OR_TABLES: &[&str] = &[".jsonl", ".ndjson", ".json", ".tsv", ".csv"];
+const ROWS_OR_LINES: &[&str] = &[".yaml", ".yml", ".jsonl", ".ndjson", ".json", ".txt", ".text"];
 
 impl Kind for Eval {
     type Params = Params;
@@ -90,15 +112,21 @@ impl Kind for Eval {
         inputs.extend(texts::ports());
         inputs.push(Port::new("validation_docs", "documents", KEPT_APART).optional().many());
         inputs.push(Port::new("validation_chats", "conversations", KEPT_APART).optional().many());
-        inputs.push(
-            Port::new("exam", FILES, EXAM).optional().many().or_source(&[".jsonl", ".ndjson", ".json"]),
-        );
+        let tasks = [
+            ("cloze", CLOZE, ROWS),
+            ("pairs", PAIRS, ROWS_OR_TABLES),
+            ("choices", CHOICES, ROWS),
+            ("exam", EXAM, ROWS),
+            ("prompts", PROMPTS, ROWS_OR_LINES),
+        ];
+        let port = |(name, doc, endings)| Port::new(name, FILES, doc).optional().many().or_source(endings);
+        inputs.extend(tasks.map(port));
         Info {
             name: "eval",
             // 4: what the model says was held out; 5: x beside blocks is rounded as llama.cpp rounds it; 6: items,
             // intervals, context and stride
             version: 6,
-            summary: "Measures a model: bits per byte and accuracies on held-out text, an exam; with gates.",
+            summary: "Measures a model: held-out text, cloze, minimal pairs, multiple choice, an exam; with gates.",
             inputs,
             outputs: vec![Port::new("report", "report", REPORT)],
             open: false,
@@ -150,7 +178,13 @@ impl Kind for Eval {
             split: texts::inputs(ctx)?,
             validation: texts::inputs_at(ctx, "validation_docs", "validation_chats")?,
         };
-        let tasks = eval::Tasks { exam: input_files(ctx.all("exam")) };
+        let files = |port| input_files(ctx.all(port));
+        let tasks = eval::Tasks {
+            cloze: files("cloze"),
+            pairs: files("pairs"),
+            choices: files("choices"),
+            exam: files("exam"),
+        };
         let options = params.options(texts::held_out_by(trained.unwrap_or(input))?, ctx.seed);
         let mut found = eval::evaluate(&model, &texts, &tasks, &options, ctx.monitor)?;
         if let (Some(blocks), None) = (input.find(GGUF_FILE), adapter) {
@@ -188,6 +222,7 @@ impl Params {
             completions: self.completions,
             context: self.context,
             stride: self.stride,
+            as_chat: self.as_chat,
             exam_max_new_tokens: self.exam_max_new_tokens,
             intervals: Some(seed),
         }
@@ -209,6 +244,9 @@ fn measurable(metric: &str, inputs: &Connected) -> Result<(), String> {
         eval::Needs::Nothing => return Ok(()),
         eval::Needs::Documents => &["docs", "validation_docs"],
         eval::Needs::Chats => &["chats", "validation_chats"],
+        eval::Needs::Cloze => &["cloze"],
+        eval::Needs::Pairs => &["pairs"],
+        eval::Needs::Choices => &["choices"],
         eval::Needs::Exam => &["exam"],
     };
     if ports.iter().any(|port| !inputs.get(port).is_empty()) {
@@ -244,40 +282,93 @@ fn announce(found: &Evaluation) {
             );
         }
     }
+    announce_tasks(report);
     if let Some(exam) = &report.exam {
-        let interval = percent(report.intervals.get("exam.pass_rate"));
+        let interval = percent(report, "exam.pass_rate");
         tracing::info!("exam: {} of {} passed{interval}", exam.passed, exam.questions);
-        let failures: Vec<String> = found.answered.iter().filter_map(Answered::failure).collect();
-        failures.iter().take(FAILURES).for_each(|failure| tracing::info!("failed {failure}"));
-        if failures.len() > FAILURES {
-            tracing::info!("and {} more, see exam.jsonl of the report", failures.len() - FAILURES);
-        }
+        announce_failures(&found.answered);
     }
 }
 
-/// ` (95 % interval 75 to 90)`, of a share in percent.
-fn percent(interval: Option<&[f64; 2]>) -> String {
-    interval.map_or_else(String::new, |[low, high]| {
+fn announce_tasks(report: &eval::Report) {
+    let share = |name: &str, items: u64, accuracy: f64| {
+        let (percents, interval) = (100.0 * accuracy, percent(report, &format!("{name}.accuracy")));
+        format!("{name}: {percents:.1} % of {} right{interval}", units::count(items))
+    };
+    if let Some(cloze) = &report.cloze {
+        tracing::info!("{}", share("cloze", cloze.all.items, cloze.all.accuracy));
+        warn_long("cloze texts", cloze.longer_than_context, "the model sees their end alone");
+    }
+    if let Some(pairs) = &report.pairs {
+        tracing::info!("{}", share("pairs", pairs.all.items, pairs.all.accuracy));
+        warn_long("pairs", pairs.longer_than_context, "they are scored in windows");
+    }
+    if let Some(choices) = &report.choices {
+        let per_byte = 100.0 * choices.all.accuracy_per_byte;
+        let line = share("choices", choices.all.items, choices.all.accuracy);
+        tracing::info!("{line}, {per_byte:.1} % by nats a byte");
+        warn_long("questions with choices", choices.longer_than_context, "they are scored in windows");
+    }
+}
+
+fn warn_long(what: &str, count: u64, then: &str) {
+    if count > 0 {
+        tracing::warn!("{} {what} are longer than the context: {then}", units::count(count));
+    }
+}
+
+fn announce_failures(answered: &[Answered]) {
+    let failures: Vec<String> = answered.iter().filter_map(Answered::failure).collect();
+    failures.iter().take(FAILURES).for_each(|failure| tracing::info!("failed {failure}"));
+    if failures.len() > FAILURES {
+        tracing::info!("and {} more, see exam.jsonl of the report", failures.len() - FAILURES);
+    }
+}
+
+/// ` (95 % interval 75 to 90)`, of a share in percent; nothing where there is no interval.
+fn percent(report: &eval::Report, figure: &str) -> String {
+    report.intervals.get(figure).map_or_else(String::new, |[low, high]| {
         format!(" (95 % interval {:.0} to {:.0})", 100.0 * low, 100.0 * high)
     })
 }
 
-/// Continuations of the prompts and answers to the questions, written and logged.
+/// Continuations of the prompts and answers to the questions, written; those of params are logged.
 fn samples(params: &Params, ctx: &Context, model: &Model, folder: &Path) -> Result<()> {
-    let options = generate::Options { max_new_tokens: 60, seed: ctx.seed, ..Default::default() };
+    let max_new_tokens = params.sample_max_new_tokens;
+    let options = generate::Options { max_new_tokens, seed: ctx.seed, ..Default::default() };
+    let threads = rayon::current_num_threads();
+    let listed = sheet::prompts(&input_files(ctx.all("prompts")), ctx.monitor)?;
+    let prompts: Vec<&String> = params.prompts.iter().chain(&listed).collect();
+    let ids = prompts.iter().map(|prompt| generate::prompt_ids(model, prompt)).collect::<Result<Vec<_>>>()?;
+    let texts = generate::continue_all(model, &ids, &options, threads, ctx.monitor)?;
     let mut all = Vec::new();
-    for prompt in &params.prompts {
-        let text = generate::text(model, prompt, &options, rayon::current_num_threads())?;
-        tracing::info!("{prompt}{text}");
-        all.push(Sample { step: 0, prompt: prompt.clone(), text });
+    for (i, (prompt, said)) in prompts.into_iter().zip(texts).enumerate() {
+        if i < params.prompts.len() {
+            tracing::info!("{prompt}{}", said.text);
+        }
+        all.push(Sample { step: 0, prompt: prompt.clone(), text: said.text });
     }
-    for question in &params.questions {
-        let message = Message::new(Role::User, question.as_str());
-        let text = generate::answer(model, &[message], &options, rayon::current_num_threads())?;
+    let chat = |question: &String| vec![Message::new(Role::User, question.as_str())];
+    let chats: Vec<Vec<Message>> = params.questions.iter().map(chat).collect();
+    let answers = generate::answers(model, &chats, &options, threads, ctx.monitor)?;
+    for (question, text) in params.questions.iter().zip(answers) {
         tracing::info!("user: {question} assistant: {text}");
         all.push(Sample { step: 0, prompt: question.clone(), text });
     }
-    fs::write(&folder.join("samples.jsonl"), &json_lines(&all)?)
+    if !listed.is_empty() {
+        tracing::info!("{} prompts are continued in samples.md of the report", listed.len());
+    }
+    write_samples(&all, &options, folder)
+}
+
+fn write_samples(all: &[Sample], options: &generate::Options, folder: &Path) -> Result<()> {
+    let generate::Options { temperature, top_k, top_p, seed, max_new_tokens, .. } = options;
+    let how = format!(
+        "Sampled at temperature {temperature}, top-k {top_k}, top-p {top_p}, seed {seed}, at most {max_new_tokens} tokens."
+    );
+    let page = sheet::markdown(&how, all.iter().map(|sample| (sample.prompt.as_str(), sample.text.as_str())));
+    fs::write(&folder.join("samples.md"), page.as_bytes())?;
+    fs::write(&folder.join("samples.jsonl"), &json_lines(all)?)
 }
 
 #[cfg(test)]
