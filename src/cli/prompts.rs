@@ -147,7 +147,7 @@ impl RowReader<'_> {
             (None, None) => {
                 let names = || self.fields.keys().map(String::as_str);
                 let known = ["prompt", "messages"];
-                let meant = names().find_map(|name| suggest::closest(name, known.into_iter()));
+                let meant = names().find_map(|name| suggest::closest(name, known));
                 let error = self.bad(&[], "the row has neither `prompt` nor `messages`").suggest(meant);
                 Err(if self.fields.is_empty() {
                     error

@@ -382,3 +382,5 @@ pub fn answers(
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_search;

@@ -6,7 +6,7 @@ use crate::model::{Config, Transformer, gpt2};
 use crate::tokenizer::Tokenizer;
 
 /// A small untrained model with a real tokenizer.
-fn model() -> Model {
+pub fn model() -> Model {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizers/byte_bpe.json");
     let tokenizer = Tokenizer::load(std::path::Path::new(path)).unwrap();
     let config = Config { d_ff: 32, dropout: 0.0, ..gpt2(tokenizer.vocab_size() + 20, 16, 2, 2, 16) };
@@ -20,7 +20,7 @@ fn ids(model: &Model, options: &Options) -> Vec<u32> {
     stream(&mut session, &prompt, options, &mut |_| ControlFlow::Continue(())).unwrap().tokens
 }
 
-fn with(strategy: Strategy) -> Options {
+pub fn with(strategy: Strategy) -> Options {
     Options { strategy, max_new_tokens: 12, ..Options::default() }
 }
 
@@ -32,36 +32,6 @@ fn greedy_is_one_beam_and_is_top_1() {
     // Up to where the cache is full: there the two forget at the same token.
     assert_eq!(greedy, ids(&model, &Options { num_beams: 1, ..with(Strategy::Beam) }));
     assert_eq!(greedy, ids(&model, &Options { top_k: 1, ..with(Strategy::Sample) }));
-}
-
-/// Against every pair of tokens: within the likeliest first ones, the pair with the best mean wins.
-#[test]
-fn a_beam_finds_the_best_of_all_pairs() {
-    let model = model();
-    let options = Options { num_beams: 16, max_new_tokens: 2, ..with(Strategy::Beam) };
-    let sampler = Sampler::new(&model, &options);
-    let prompt = prompt_ids(&model, "The cat").unwrap();
-    let expected = |said: &[u32]| {
-        let mut session = Session::new(&model, 1);
-        session.feed(&[&prompt, said].concat()).unwrap();
-        log_softmax(&sampler.logits(&session.sequence))
-    };
-    let first = expected(&[]);
-    let mut likely: Vec<u32> = (0..first.len() as u32).filter(|id| !sampler.is_end(*id)).collect();
-    likely.sort_by(|a, b| first[*b as usize].total_cmp(&first[*a as usize]));
-    let mut best = (f64::NEG_INFINITY, Vec::new());
-    for a in likely.into_iter().take(16) {
-        for (b, second) in expected(&[a]).iter().enumerate() {
-            let mean = (first[a as usize] + second) / 2.0;
-            if mean > best.0 {
-                let b = Some(b as u32).filter(|b| !sampler.is_end(*b));
-                best = (mean, [a].into_iter().chain(b).collect());
-            }
-        }
-    }
-    assert_eq!(ids(&model, &options), best.1);
-    // Greedy's pair is not it, or the beam would have had nothing to find.
-    assert_ne!(ids(&model, &Options { max_new_tokens: 2, ..with(Strategy::Greedy) }), best.1);
 }
 
 #[test]
@@ -126,6 +96,11 @@ fn top_k_top_p_and_temperature_leave_what_they_should() {
     assert_eq!(left(0, 0.7), [0, 1]);
     // Of the two that top-k leaves, the first has two thirds.
     assert_eq!(left(2, 0.6), [0]);
+    let min_p = |min_p| {
+        let options = Options { min_p, top_k: 0, top_p: 1.0, temperature: 1.0, ..Options::default() };
+        candidates(&scores, &options).len()
+    };
+    assert_eq!([0.0, 0.2, 0.3, 0.6, 1.0].map(min_p), [4, 4, 2, 1, 1]);
     // Many scores, some of which are equal, in an order of all.
     let scores: Vec<f64> = (0..1000).map(|i| f64::from(i * 7919 % 311)).collect();
     for k in [1, 2, 7, 40, 499, 500, 999, 1000, 5000] {
@@ -159,6 +134,13 @@ fn values_out_of_range_are_refused_by_name() {
     for odd in [0.0, 1.5, f64::NAN] {
         assert!(message(Options { top_p: odd, ..Options::default() }).contains(&format!("`top_p` is {odd}")));
     }
+    for odd in [-0.1, 1.5, f64::NAN] {
+        assert!(message(Options { min_p: odd, ..Options::default() }).contains(&format!("`min_p` is {odd}")));
+    }
+    let text = message(Options { length_penalty: f64::INFINITY, ..Options::default() });
+    assert!(text.contains("`length_penalty` is inf: expected a number"), "{text}");
+    let text = message(Options { stop: vec!["a".into(), String::new()], ..Options::default() });
+    assert!(text.contains("`stop` is empty"), "{text}");
     assert!(message(Options { num_beams: 0, ..Options::default() }).contains("`num_beams` is 0"));
     assert!(Options::default().validate().is_ok());
 }

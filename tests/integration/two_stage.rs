@@ -102,6 +102,71 @@ fn the_result_generates_chats_and_can_be_looked_into() {
     };
     assert_eq!(typed("Ou\u{300} est le the\u{301}"), typed("O\u{f9} est le th\u{e9}"));
     assert_that_the_base_model_scores_texts(&p);
+    assert_that_prompts_of_a_file_are_continued(&p);
+}
+
+/// As a batch: what each gives alone; with samples, stop strings and results in a file.
+fn assert_that_prompts_of_a_file_are_continued(p: &Project) {
+    let generate = |args: &[&str]| {
+        p.tinylm(&[&["generate", "--model", "two_stage:chat", "--max-new-tokens", "9"], args].concat())
+    };
+    let json = |text: &str| -> Vec<serde_json::Value> {
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    };
+    let long = "Once upon a time ".repeat(30);
+    let rows = format!(
+        "\u{FEFF}{{\"id\": \"a\", \"prompt\": \"Once\"}}\r\n{{\"prompt\": \"{long}\"}}\r\n\r\n\
+         {{\"id\": 3, \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}"
+    );
+    p.write("prompts.jsonl", &rows);
+    let batch = generate(&["--prompts", "prompts.jsonl", "-o", "out/said.jsonl"]);
+    assert_eq!(batch.code, 0, "{}", batch.stderr);
+    assert!(batch.stderr.contains("1 of 3 prompts have more tokens than the 64"), "{}", batch.stderr);
+    let said = json(&p.read("out/said.jsonl"));
+    assert_eq!((said.len(), &said[0]["id"], &said[2]["id"]), (3, &"a".into(), &3.into()));
+    assert!(said[1]["prompt_tokens_cut"].as_u64().is_some_and(|cut| cut > 0) && said[1].get("id").is_none());
+    assert_eq!(said[2]["messages"][0]["content"], "Hello");
+    let tokens = |of: &serde_json::Value| of["tokens"].as_array().map_or(0, Vec::len);
+    assert!(said.iter().all(|one| tokens(one) == one["logprobs"].as_array().map_or(0, Vec::len)));
+    let alone = json(&generate(&["--prompt", "Once", "--format", "json"]).stdout);
+    for key in ["text", "tokens", "logprobs", "finish_reason", "sample"] {
+        assert_eq!(alone[0][key], said[0][key], "{key}");
+    }
+    let printed = generate(&["--prompts", "prompts.jsonl"]);
+    assert_eq!(printed.stdout, p.read("out/said.jsonl"));
+
+    let there = generate(&["--prompts", "prompts.jsonl", "-o", "out/said.jsonl"]);
+    assert!(there.code == 2 && there.stderr.contains("--force replaces a file"), "{}", there.stderr);
+    let replaced = generate(&["--prompt", "Once", "-o", "out/said.jsonl", "--force"]);
+    assert_eq!((replaced.code, json(&p.read("out/said.jsonl")).len()), (0, 1), "{}", replaced.stderr);
+
+    let samples = json(&generate(&["--prompt", "Once", "--n", "3", "--format", "json"]).stdout);
+    assert_eq!((samples.len(), &samples[0]["text"]), (3, &alone[0]["text"]));
+    assert!(samples[1]["tokens"] != samples[2]["tokens"] && samples[2]["sample"] == 2);
+    let shown = generate(&["--prompt", "Once", "--n", "2"]).stdout;
+    assert!(
+        shown.starts_with("[sample 1 of 2]\nOnce") && shown.contains("\n\n[sample 2 of 2]\nOnce"),
+        "{shown}"
+    );
+
+    let text = alone[0]["text"].as_str().expect("a text");
+    let stop: String = text.chars().skip(2).take(3).collect();
+    let stopped = generate(&["--prompt", "Once", "--stop", &stop, "--stop", "never said"]);
+    let expected = format!("Once{}\n", &text[..text.find(&stop).expect("it is there")]);
+    assert_eq!((stopped.code, stopped.stdout), (0, expected), "{}", stopped.stderr);
+
+    p.write("bad.jsonl", "{\"prompt\": \"Once\"}\n{\"promt\": \"Once\"}\n");
+    let bad = generate(&["--prompts", "bad.jsonl"]);
+    assert!(bad.code == 1 && bad.stderr.contains("bad.jsonl:2:1") && bad.stdout.is_empty(), "{}", bad.stderr);
+    for (args, why) in [
+        (["--prompt", "x", "--n", "0"], "--n is 0"),
+        (["--prompt", "x", "--stop", ""], "--stop is empty"),
+        (["--prompt", "x", "--min-p", "2"], "--min-p is 2"),
+        (["--prompt", "x", "--prompts", "bad.jsonl"], "cannot be used with"),
+    ] {
+        let refused = generate(&args);
+        assert!(refused.code == 2 && refused.stderr.contains(why), "{args:?}: {}", refused.stderr);
+    }
 }
 
 /// Given on the command line or as a file, as a table or as JSON.
