@@ -3,9 +3,9 @@
 //! A text overlaps with an item where both have `ngram` consecutive words in common. Of an item with fewer
 //! words, all must occur one after the other; of one with fewer than three, a text must consist of them.
 //! Words are compared in lower case and without punctuation (the `words` module); what counts of an item is
-//! said in the `sets` module. N-grams of words and their length, 8 at least and 13 at most, are those of
-//! Brown et al. 2020 (GPT-3), appendix C; PaLM (Chowdhery et al. 2022) takes 8, too. Unlike theirs, an
-//! item overlaps at the first n-gram, not from some share of them on.
+//! said in the `sets` module. As in Brown et al. 2020 (GPT-3), appendix C, whose n-grams have 8 to 13 words, the
+//! first shared n-gram decides; PaLM (Chowdhery et al. 2022, section 8) asks for 70 % of an item's 8-grams. GPT-3
+//! cuts 200 characters around an overlap out of the training text, here it is the passage or the whole text.
 //!
 //! The n-grams of the evaluation sets are kept in memory; training text is streamed, some MiB at a time, on
 //! all threads. The outputs keep the order of the inputs, so that they do not depend on the number of

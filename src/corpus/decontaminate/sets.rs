@@ -265,8 +265,7 @@ impl Sets {
             return Err(error(format!("this row has no text to compare: it has {}", json::names_of(fields)))
                 .help(HELP));
         }
-        let known = |key: &str| is_known(key);
-        let unread: Vec<&str> = json::unknown_keys(fields, &known).collect();
+        let unread: Vec<&str> = json::unknown_keys(fields, &is_known).collect();
         self.set().fields_not_compared.add(unread);
         self.push(id_of(fields, number), number, &texts);
         Ok(())
@@ -289,9 +288,7 @@ fn unknown_form(file: &InputFile, ending: &str) -> Error {
     let error = Error::input(format!("`{}` is not read as an evaluation set", file.name));
     match ending {
         "zip" | "gz" | "zst" | "xz" | "bz2" => error.help("unpack it first"),
-        "parquet" | "pq" => {
-            error.help("connect the stage that made its documents or conversations, or write it as JSONL")
-        }
+        "parquet" | "pq" => error.help("read it as documents or conversations first, or write it as JSONL"),
         _ => error.help(
             "sets are read from .jsonl, .json, .csv, .tsv and .yaml, and line by line from .txt and .md",
         ),
