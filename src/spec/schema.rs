@@ -69,11 +69,15 @@ fn rename_references(kind: &str, value: &mut Value) {
     }
 }
 
-/// Any param may be `${vars.NAME}` whatever its type, which the loader checks once it is replaced.
+/// Any param, and any item of a list, may be `${vars.NAME}` whatever its type, which the loader checks once it is
+/// replaced.
 fn allow_references(schema: &mut Value) {
     let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) else { return };
     for property in properties.values_mut() {
         allow_references(property);
+        if let Some(items) = property.get_mut("items") {
+            *items = or_reference(items.take());
+        }
         let mut own = property.take();
         let mut outer = Map::new();
         // Title and description stay where editors look for them.
@@ -82,9 +86,13 @@ fn allow_references(schema: &mut Value) {
                 outer.insert(key.into(), value);
             }
         }
-        outer.insert("anyOf".into(), json!([own, {"type": "string", "pattern": "^\\$\\{[^}]*\\}$"}]));
+        outer.insert("anyOf".into(), or_reference(own)["anyOf"].take());
         *property = Value::Object(outer);
     }
+}
+
+fn or_reference(own: Value) -> Value {
+    json!({"anyOf": [own, {"type": "string", "pattern": "^\\$\\{[^}]*\\}$"}]})
 }
 
 fn pipeline() -> Value {

@@ -122,6 +122,7 @@ const SHORT: [Short; 14] = [
         name: "templates_only",
         set: &[
             "vars.documents=200",
+            "vars.cloze=20",
             "vars.base_steps=3",
             "vars.student_steps=3",
             "stages.base.params.d_model=32",
