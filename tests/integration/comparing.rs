@@ -83,8 +83,9 @@ fn variants_groups_and_models_on_the_spot_stand_in_one_table() {
     refused(&p, &["p:docs"], 1, &["`p:docs` is neither a report of `eval` nor a model"]);
     refused(&p, &["p:eval", "nowhere"], 2, &["there is no `nowhere`"]);
     refused(&p, &["a=p:eval", "a=p:eval"], 2, &["two rows of the table are called `a`"]);
-    refused(&p, &[model, "--docs", "p:docs", "--context", "64"], 1, &["p:model@seed=1,width=8", "context"]);
+    refused(&p, &[model, "--docs", "p:docs", "--context", "64"], 2, &["p:model@seed=1,width=8", "context"]);
     refused(&p, &["p:eval", "-o", "table.csv"], 2, &["ends in neither .parquet nor .json"]);
     p.write("old/report.json", "{}");
+    p.write("old/samples.jsonl", "");
     refused(&p, &["old", "p:eval"], 1, &["has no `items.parquet`", "anew"]);
 }

@@ -70,7 +70,7 @@ pub fn find(text: &str) -> Result<Found> {
     if artifact.find(ITEMS_FILE).is_some() {
         return report(text, &artifact).map(Found::Report);
     }
-    if artifact.find(REPORT_FILE).is_some() {
+    if artifact.find(REPORT_FILE).is_some() && artifact.find(SAMPLES_FILE).is_some() {
         return Err(Error::input(format!(
             "the report `{text}` has no `{ITEMS_FILE}`, which figures are compared by"
         ))
@@ -87,6 +87,8 @@ pub fn find(text: &str) -> Result<Found> {
 }
 
 const REPORT_FILE: &str = "report.json";
+/// Other stages have reports, too; such samples only `eval` has.
+const SAMPLES_FILE: &str = "samples.jsonl";
 
 fn report(text: &str, artifact: &Artifact) -> Result<Member> {
     let path = artifact.file(REPORT_FILE)?;

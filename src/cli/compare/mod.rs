@@ -53,8 +53,11 @@ impl Compare {
             place::must_be_free(path, self.force).map_err(|e| e.help("--force replaces a file"))?;
         }
         let named = targets::read(&self.targets, self.group_by.as_deref())?;
+        let (baseline, figures) = (self.baseline.clone(), self.figures.clone());
+        let options = Options { seed: self.seed, baseline, figures };
+        let names: Vec<&str> = named.iter().map(|row| row.name.as_str()).collect();
+        compare::check(&names, &options)?;
         let entries = out::logged(|| self.entries(&named))?;
-        let options = Options { seed: self.seed, baseline: self.baseline, figures: self.figures };
         let comparison = compare::compare(&entries, &options)?;
         if let Some(path) = &self.output {
             write(path, self.force, &comparison)?;
@@ -68,7 +71,7 @@ impl Compare {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// What each row is computed from. Names and reports are checked before any model is evaluated.
+    /// What each row is computed from. All reports are read before any model is evaluated.
     fn entries(&self, named: &[Named]) -> Result<Vec<Entry>> {
         let found = named.iter().map(|row| row.members.iter().map(|text| judge::find(text)).collect());
         let found: Vec<Vec<judge::Found>> = found.collect::<Result<_>>()?;

@@ -178,7 +178,7 @@ mod tests {
         let typo = error(&[&eval], Some("recipes"));
         assert!(typo.contains("did you mean `recipe`") && typo.contains("`recipe`, `seed`"), "{typo}");
         assert!(error(&[&single], Some("recipe")).contains("name a stage that has a matrix"));
-        assert!(error(&[&format!("{p}:evil")], None).contains("did you mean `eval"));
+        assert!(error(&[&format!("{p}:evil")], None).contains("has no stage `evil`"));
     }
 
     #[test]

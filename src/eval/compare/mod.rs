@@ -143,7 +143,8 @@ pub struct Difference {
 /// # Errors
 /// Entries of one name, a baseline or a figure that is unknown, and when no figure can be compared.
 pub fn compare(entries: &[Entry], options: &Options) -> Result<Comparison> {
-    let baseline = baseline(entries, options.baseline.as_deref())?;
+    let names: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
+    let baseline = baseline(&names, options.baseline.as_deref())?;
     let wanted = wanted(&options.figures)?;
     let mut out = Comparison {
         baseline: entries[baseline].name.clone(),
@@ -186,22 +187,31 @@ impl Comparison {
     }
 }
 
+/// Whether entries of these names can be compared with these options: what [`compare`] refuses before it looks at
+/// items, for those who have to make them first.
+///
+/// # Errors
+/// Entries of one name, a baseline or a figure that is unknown.
+pub fn check(names: &[&str], options: &Options) -> Result<()> {
+    baseline(names, options.baseline.as_deref())?;
+    wanted(&options.figures).map(drop)
+}
+
 /// The index of the baseline.
-fn baseline(entries: &[Entry], named: Option<&str>) -> Result<usize> {
-    for (i, entry) in entries.iter().enumerate() {
-        if entries[..i].iter().any(|other| other.name == entry.name) {
-            return Err(Error::usage(format!("two rows of the table are called `{}`", entry.name))
-                .help("name them apart: NAME=TARGET"));
-        }
+fn baseline(names: &[&str], named: Option<&str>) -> Result<usize> {
+    if let Some(twice) =
+        names.iter().enumerate().find_map(|(i, name)| names[..i].contains(name).then_some(name))
+    {
+        return Err(Error::usage(format!("two rows of the table are called `{twice}`"))
+            .help("name them apart: NAME=TARGET"));
     }
-    let names = || entries.iter().map(|entry| entry.name.as_str());
     let Some(named) = named else {
-        return if entries.is_empty() { Err(Error::usage("there is nothing to compare")) } else { Ok(0) };
+        return if names.is_empty() { Err(Error::usage("there is nothing to compare")) } else { Ok(0) };
     };
-    names().position(|name| name == named).ok_or_else(|| {
+    names.iter().position(|name| *name == named).ok_or_else(|| {
         Error::usage(format!("no row of the table is called `{named}`"))
-            .suggest(suggest::closest(named, names()))
-            .help(format!("the rows are {}", suggest::list(names())))
+            .suggest(suggest::closest(named, names.iter().copied()))
+            .help(format!("the rows are {}", suggest::list(names.iter().copied())))
     })
 }
 
