@@ -96,7 +96,7 @@ type Writer = fn(&Path, &Comparison) -> Result<()>;
 fn writer_of(path: &Path) -> Result<Writer> {
     match path.extension().and_then(|ending| ending.to_str()) {
         Some("parquet") => Ok(compare::write_table),
-        Some("json") => Ok(|path, comparison| fs::write_json(path, comparison)),
+        Some("json") => Ok(fs::write_json),
         _ => Err(Error::usage(format!("--output: `{}` ends in neither .parquet nor .json", path.display()))
             .help("the ending says how the table is written: `-o table.parquet`")),
     }
