@@ -98,11 +98,7 @@ fn json_rows(file: &InputFile) -> Result<Vec<Row>> {
 
 fn row(record: Record, unknown: &mut UnknownKeys) -> Result<Row, BadRecord> {
     let at = record.start;
-    let text = String::from_utf8(record.bytes).map_err(|e| {
-        let good = e.utf8_error().valid_up_to();
-        let message = format!("the byte 0x{:02X} is not valid UTF-8", e.as_bytes()[good]);
-        BadRecord::new("not_utf8", at + good as u64, message).help("save the file as UTF-8")
-    })?;
+    let text = record.into_text()?;
     let object = json::object(&text, at, &|_| true)?;
     let reader = RowReader { text: &text, at, fields: &object.fields };
     let row = Row { id: reader.id()?, asked: reader.asked(unknown)?, at };

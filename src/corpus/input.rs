@@ -212,6 +212,20 @@ pub struct Record {
     pub bytes: Vec<u8>,
 }
 
+impl Record {
+    /// The text of the bytes.
+    ///
+    /// # Errors
+    /// `not_utf8`, at the first byte that is no UTF-8.
+    pub fn into_text(self) -> Result<String, BadRecord> {
+        String::from_utf8(self.bytes).map_err(|e| {
+            let at = e.utf8_error().valid_up_to();
+            let message = format!("the byte 0x{:02X} is not valid UTF-8", e.as_bytes()[at]);
+            BadRecord::new("not_utf8", self.start + at as u64, message).help("save the file as UTF-8")
+        })
+    }
+}
+
 /// The next record, its error, or `None` at the end.
 pub type Next = Result<Option<Result<Record, BadRecord>>>;
 

@@ -137,8 +137,8 @@ impl<'a> Rows<'a> {
     }
 
     fn object(&self, record: Record) -> Result<Row<'a>> {
-        let Record { start, row: number, bytes, .. } = record;
-        let text = self.utf8(bytes, start)?;
+        let Record { start, row: number, .. } = record;
+        let text = record.into_text().map_err(|bad| bad.into_error(self.file))?;
         let found = json::object(&text, start, &|_| true).map_err(|bad| bad.into_error(self.file))?;
         let (file, form, fields) = (self.file, self.form, found.fields);
         Ok(Row { file, form, number, start, source: Source::Json(text), fields })
@@ -151,19 +151,13 @@ impl<'a> Rows<'a> {
         let mut row = Row { file, form, number, start, source, fields: Map::new() };
         for (name, field) in headers.iter().zip(rows.fields()) {
             let Ok(text) = std::str::from_utf8(field) else {
-                return Err(row.error(&[Step::Key(name)], "this is not valid UTF-8").help(SAVE_AS_UTF8));
+                return Err(row
+                    .error(&[Step::Key(name)], "this is not valid UTF-8")
+                    .help("save the file as UTF-8"));
             };
             row.fields.insert(name.clone(), text.into());
         }
         Ok(row)
-    }
-
-    fn utf8(&self, bytes: Vec<u8>, start: u64) -> Result<String> {
-        String::from_utf8(bytes).map_err(|e| {
-            let at = e.utf8_error().valid_up_to();
-            let message = format!("the byte 0x{:02X} is not valid UTF-8", e.as_bytes()[at]);
-            self.file.error(start + at as u64, message).help(SAVE_AS_UTF8)
-        })
     }
 
     /// Counts fields that are not read, or refuses them.
@@ -194,8 +188,6 @@ impl<'a> Rows<'a> {
         Ok(())
     }
 }
-
-const SAVE_AS_UTF8: &str = "save the file as UTF-8";
 
 fn unreadable(file: &InputFile, form: &Form, ending: &str) -> Error {
     let (name, what) = (&file.name, form.what);

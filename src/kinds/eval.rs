@@ -66,15 +66,16 @@ pub struct Params {
 
 impl Default for Params {
     fn default() -> Self {
+        let options = eval::Options::default();
         Params {
-            split: Scored::Validation,
-            validation_fraction: 0.05,
-            max_tokens: 100_000,
-            completions: 100,
-            context: None,
-            stride: None,
-            as_chat: false,
-            exam_max_new_tokens: 60,
+            split: options.scored,
+            validation_fraction: options.validation_fraction,
+            max_tokens: options.max_tokens,
+            completions: options.completions,
+            context: options.context,
+            stride: options.stride,
+            as_chat: options.as_chat,
+            exam_max_new_tokens: options.exam_max_new_tokens,
             prompts: Vec::new(),
             questions: Vec::new(),
             sample_max_new_tokens: 60,

@@ -317,11 +317,13 @@ fn ended_by(mark: &str, signals: &[nix::sys::signal::Signal]) {
     let p = script("{}", "file", &text);
     let mut run = p.command(&["run", "p"]);
     run.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
-    // SAFETY: `signal` may be called between fork and exec. Tests that run under `nohup` ignore SIGHUP, and so
-    // would the run.
+    // SAFETY: `signal` may be called between fork and exec. Tests that run under `nohup` ignore SIGHUP, those that a
+    // shell runs behind `&` SIGINT and SIGQUIT, and so would the run.
     unsafe {
         std::os::unix::process::CommandExt::pre_exec(&mut run, || {
-            libc::signal(libc::SIGHUP, libc::SIG_DFL);
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
             Ok(())
         });
     }

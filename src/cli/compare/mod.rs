@@ -50,7 +50,7 @@ impl Compare {
     pub fn run(self, format: Format) -> Result<ExitCode> {
         if let Some(path) = &self.output {
             writer_of(path)?;
-            place::must_be_free(path, self.force).map_err(|e| e.help("--force replaces a file"))?;
+            place::must_be_free_for_a_file(path, self.force)?;
         }
         let named = targets::read(&self.targets, self.group_by.as_deref())?;
         let (baseline, figures) = (self.baseline.clone(), self.figures.clone());

@@ -211,7 +211,9 @@ trait Text: Sized + Send {
 
     /// The text without the passages that hold some of `shared`, and how many those are; `None` where
     /// nothing is left, or texts of this sort cannot be cut.
-    fn without(&self, shared: &[Range<usize>]) -> Option<(Self, u64)>;
+    fn without(&self, _shared: &[Range<usize>]) -> Option<(Self, u64)> {
+        None
+    }
 }
 
 impl Text for Document {
@@ -254,10 +256,6 @@ impl Text for Conversation {
     fn parts(&self) -> Vec<&str> {
         contents(&self.messages)
     }
-
-    fn without(&self, _: &[Range<usize>]) -> Option<(Self, u64)> {
-        None
-    }
 }
 
 impl Text for Preference {
@@ -271,10 +269,6 @@ impl Text for Preference {
 
     fn parts(&self) -> Vec<&str> {
         contents(self.prompt.iter().chain(&self.chosen).chain(&self.rejected))
-    }
-
-    fn without(&self, _: &[Range<usize>]) -> Option<(Self, u64)> {
-        None
     }
 }
 
