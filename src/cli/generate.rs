@@ -180,7 +180,7 @@ impl Generate {
             (Some(file), _) => inputs_of(&model, file)?,
             (None, Some(prompt)) => {
                 let input = Input::new(&model, None, Asked::Prompt(prompt.clone()));
-                vec![input.map_err(|e| Error::usage(format!("--prompt: {}", e.message())))?]
+                vec![input.map_err(|e| e.context("--prompt cannot be continued").blame(Fault::Usage))?]
             }
             (None, None) => return Err(Error::bug("neither a prompt nor a file of prompts")),
         };
@@ -252,7 +252,7 @@ impl Input {
         };
         if ids.is_empty() {
             let message = "the prompt is empty, and this tokenizer has no token to begin a text with";
-            return Err(Error::input(message));
+            return Err(Error::input(message).help("write what the text is to begin with"));
         }
         Ok(Input { id, asked, cut: generate::cut(model, &ids), ids })
     }

@@ -160,6 +160,12 @@ fn the_smallest_model_says_the_sentence_that_it_learned_and_so_does_its_copy() {
     };
     assert_eq!(said("go_tiny:model", "4").trim_end(), "the cat sat on mat END");
     assert_eq!(said("go_tiny:back", "9").trim_end(), "the cat sat on mat", "END ends it");
+    let unknown = project.tinylm(&["generate", "--model", "go_tiny:model", "--prompt", "the cow"]);
+    assert_eq!(unknown.code, 2, "{}", unknown.stderr);
+    assert!(
+        unknown.stderr.contains("`cow` cannot be encoded")
+            && unknown.stderr.contains("help: the tokenizer has no")
+    );
     let metrics = project.read("artifacts/go_tiny/model/model/metrics.jsonl");
     let last: Value = serde_json::from_str(metrics.lines().last().expect("metrics")).expect("JSON");
     assert!(last["loss"].as_f64().is_some_and(|loss| loss < 0.9), "{last}");
