@@ -413,6 +413,11 @@ pub fn stat(path: &Path) -> Option<Stat> {
     })
 }
 
+/// When the file at `path` was made; `None` where the system does not record it.
+pub fn created(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).ok()?.created().ok()
+}
+
 #[cfg(unix)]
 fn ctime_ns(meta: &fs::Metadata) -> u64 {
     use std::os::unix::fs::MetadataExt;

@@ -189,6 +189,16 @@ fn content(path: &Path, name: &str, options: &Options) -> Result<Content> {
     }
 }
 
+/// Whether [`inspect`] reads the file at `path` from beginning to end: a text or JSON, unlike Parquet and models.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn is_read_whole(path: &Path) -> Result<bool> {
+    let head = sign(path)?;
+    let is_binary = head.contains(&0) || binary::known_as(&head).is_some();
+    Ok(!(is_binary || head.starts_with(b"PAR1") || model::is_safetensors(&head) || gguf::is_gguf(&head)))
+}
+
 /// The first bytes of a file, by which its type is found.
 fn sign(path: &Path) -> Result<Vec<u8>> {
     let mut head = Vec::new();

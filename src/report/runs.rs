@@ -80,7 +80,7 @@ pub struct StageRecord {
     pub status: Status,
     pub key: Option<Digest>,
     pub reason: Reason,
-    /// What it took; `None` while it runs.
+    /// What it took, or takes so far.
     pub seconds: Option<f64>,
     #[serde(default)]
     pub outputs: BTreeMap<String, Digest>,
@@ -100,8 +100,8 @@ pub struct Run {
     pub id: String,
     /// `None` where the record does not say.
     pub pipeline: Option<String>,
-    /// In UTC, from the id.
-    pub started: Option<DateTime<Utc>>,
+    /// In UTC, as ISO 8601; from the id.
+    pub started: Option<String>,
     pub state: State,
     /// From its start to its end, to now, or to its last event where it was interrupted.
     pub seconds: Option<f64>,
@@ -203,6 +203,19 @@ pub fn find(runs: &Path, id: &str) -> Result<Folder> {
     found.ok_or_else(|| Error::usage(format!("there is no run `{id}`")))
 }
 
+/// When a run began, as ISO 8601: runs are called by the time, `20261121-042233-1a2b`.
+pub fn started(id: &str) -> Option<String> {
+    began(id).map(|at| at.format("%Y-%m-%dT%H:%M:%SZ").to_string())
+}
+
+fn began(id: &str) -> Option<DateTime<Utc>> {
+    NaiveDateTime::parse_from_str(id.get(..15)?, "%Y%m%d-%H%M%S").ok().map(|time| time.and_utc())
+}
+
+fn since(begin: DateTime<Utc>, end: DateTime<Utc>) -> f64 {
+    (end - begin).as_seconds_f64().max(0.0)
+}
+
 impl Folder {
     pub fn events(&self) -> PathBuf {
         self.path.join(EVENTS)
@@ -218,12 +231,6 @@ impl Folder {
             Some((stage, path))
         };
         Ok(fs::children(&self.path)?.into_iter().filter_map(log).collect())
-    }
-
-    /// When it began: runs are called by the time, `20261121-042233-1a2b`.
-    pub fn started(&self) -> Option<DateTime<Utc>> {
-        let time = NaiveDateTime::parse_from_str(self.id.get(..15)?, "%Y%m%d-%H%M%S").ok()?;
-        Some(time.and_utc())
     }
 
     /// The run without its stages: of a run without a summary, only the first event is read.
@@ -286,7 +293,7 @@ impl Folder {
         Run {
             id: self.id.clone(),
             pipeline: Some(summary.pipeline),
-            started: self.started(),
+            started: started(&self.id),
             state: if summary.ok { State::Ok } else { State::Failed },
             seconds: Some(summary.seconds),
             planned: None,
@@ -301,13 +308,12 @@ impl Folder {
     /// What is known of a run without a summary before its events are read.
     fn unfinished(&self, damage: Option<Error>) -> Run {
         let is_alive = self.is_alive();
-        let started = self.started();
         let last = if is_alive { Some(Utc::now()) } else { changed(&self.events()) };
-        let seconds = started.zip(last).map(|(a, b)| (b - a).as_seconds_f64().max(0.0));
+        let seconds = began(&self.id).zip(last).map(|(begin, end)| since(begin, end));
         Run {
             id: self.id.clone(),
             pipeline: None,
-            started,
+            started: started(&self.id),
             state: if is_alive { State::Running } else { State::Interrupted },
             seconds,
             planned: None,
@@ -343,11 +349,19 @@ impl Folder {
             let lines = units::count(unreadable);
             run.damage.get_or_insert(format!("{lines} of the lines of `{EVENTS}` do not read"));
         }
-        if run.state == State::Interrupted {
-            let running = run.stages.iter_mut().filter(|stage| stage.status == Status::Running);
-            running.for_each(|stage| stage.status = Status::Interrupted);
+        let is_alive = run.state == State::Running;
+        for stage in run.stages.iter_mut().filter(|stage| stage.status == Status::Running) {
+            stage.seconds = self.seconds_of(&stage.stage, is_alive);
+            stage.status = if is_alive { Status::Running } else { Status::Interrupted };
         }
         run
+    }
+
+    /// For how long a stage that has no result ran: a stage begins with its log.
+    fn seconds_of(&self, stage: &str, is_alive: bool) -> Option<f64> {
+        let begin = fs::created(self.logs().ok()?.get(stage)?).map(DateTime::<Utc>::from)?;
+        let end = if is_alive { Utc::now() } else { changed(&self.events())? };
+        Some(since(begin, end))
     }
 }
 
@@ -580,7 +594,7 @@ mod tests {
         tell(&mut record, &[begun(), started("a"), progress("a", 3), progress("a", 4)]);
         let run = folder.read();
         assert_eq!((run.state, run.pipeline.as_deref(), run.planned), (State::Running, Some("p"), Some(2)));
-        assert_eq!(run.started.unwrap().to_rfc3339(), "2026-11-21T04:22:33+00:00");
+        assert_eq!(run.started.unwrap(), "2026-11-21T04:22:33Z");
         assert_eq!(run.stages[0].status, Status::Running);
         assert_eq!(run.stages[0].progress.as_ref().unwrap().done, 4);
         assert_eq!(run.events_end, fs::size(&folder.events()).unwrap());
