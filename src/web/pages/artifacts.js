@@ -38,7 +38,7 @@ function artifactList({ artifacts, total, offset, unreadable }, asked, go) {
     const of = made.stages.length > 0 ? made.stages : [{ pipeline: "", stage: made.kind, latest: false }];
     const [first, ...others] = of;
     return el("tr", {},
-      el("td", {}, el("a", { class: "strong", href: artifactHref(made.digest) }, first.stage === made.port ? first.stage : `${first.stage}.${made.port}`),
+      el("td", {}, el("a", { class: "strong", href: artifactHref(made.digest) }, outputName(first.stage, made.port)),
         el("p", { class: "tiny muted" }, first.pipeline, others.length > 0 && el("span", { title: others.map(({ pipeline, stage }) => `${pipeline}: ${stage}`).join("\n") }, ` and ${others.length} more`))),
       el("td", {}, made.type ?? el("span", { class: "problem" }, "its manifest is gone")),
       el("td", { class: "muted" }, made.kind),
@@ -49,6 +49,11 @@ function artifactList({ artifacts, total, offset, unreadable }, asked, go) {
   return [warning, el("div", { class: "card flush" }, table(["artifact", "type", "made by", ">size", "when", "digest"], artifacts.map(row))), pager({ offset, count: artifacts.length, total, page: PAGE, what: "artifacts", go })];
 }
 
+/** `base.model`; the stage alone where its output has the same name. */
+function outputName(stage, port) {
+  return stage === port ? stage : `${stage}.${port}`;
+}
+
 // -- one artifact --
 
 export async function artifactPage(main, digest) {
@@ -56,7 +61,7 @@ export async function artifactPage(main, digest) {
   const artifact = await api(path);
   const maker = artifact.made_by[0];
   const stage = maker?.stages[0];
-  const name = stage ? `${stage.stage}.${maker.ports[0]}` : maker ? `${maker.kind}.${maker.ports[0]}` : "A source";
+  const name = maker ? outputName(stage?.stage ?? maker.kind, maker.ports[0]) : "A source";
   fill(main,
     pageTitle(name, { above: [["Artifacts", "/artifacts"]], beside: [el("span", { class: "badge" }, artifact.type)] }),
     el("div", { class: "row small muted" }, el("span", { class: "mono verbatim" }, artifact.digest), el("span", {}, `${format.bytes(artifact.bytes)} in ${plural(artifact.files.length, "file")}`)),
@@ -65,7 +70,7 @@ export async function artifactPage(main, digest) {
     el("div", { class: "lineage" }, madeBy(artifact.made_by), usedBy(artifact.used_by)));
 }
 
-function filesSection(path, { files }) {
+function filesSection(path, { files, type }) {
   const given = new URLSearchParams(window.location.search).get("file");
   const view = el("div", { class: "card stack file-view" });
   let current = null;
@@ -82,14 +87,14 @@ function filesSection(path, { files }) {
   const list = el("div", { class: "card flush file-list" });
   const MOST = 300;
   const drawList = () => fill(list, files.slice(0, MOST).map(entry), files.length > MOST && el("p", { class: "tiny muted file-more" }, `and ${format.count(files.length - MOST)} more`));
-  const first = files.find(({ path }) => path === given) ?? [...files].sort((a, b) => rank(a) - rank(b))[0];
+  const first = files.find(({ path }) => path === given) ?? [...files].sort((a, b) => rank(a, type) - rank(b, type))[0];
   if (first) choose(first);
   return el("section", { class: "files", "aria-label": "Files" }, list, view);
 }
 
-/** Which of several files says most. */
-function rank({ path }) {
-  const order = [/metrics\.jsonl$/, /^(train|documents|conversations|preferences)[^/]*\.parquet$/, /report\.json$/, /\.(safetensors|gguf)$/, /\.parquet$/, /tokenizer\.json$/, /\.(md|txt|jsonl)$/];
+/** Which of several files says most of an artifact of this type. */
+function rank({ path }, type) {
+  const order = [type === "tokenizer" ? /tokenizer\.json$/ : /metrics\.jsonl$/, /^(train|documents|conversations|preferences)[^/]*\.parquet$/, /report\.json$/, /\.(safetensors|gguf)$/, /\.parquet$/, /tokenizer\.json$/, /\.(md|txt|jsonl)$/];
   const at = order.findIndex((pattern) => pattern.test(path));
   return at < 0 ? order.length : at;
 }

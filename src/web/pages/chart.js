@@ -82,7 +82,7 @@ class LineChart {
       fill(this.plot, svg("text", { class: "axis-label", x: this.width / 2, y: this.height / 2, "text-anchor": "middle" }, nothing));
       return;
     }
-    const x = linear(extent(points.map(([x]) => x)), [MARGIN.left, this.width - MARGIN.right], Math.max(2, Math.floor(this.width / 110)));
+    const x = linear(extent(points.map(([x]) => x)), [MARGIN.left, this.width - MARGIN.right], Math.max(2, Math.floor(this.width / 85)));
     const range = [this.height - MARGIN.bottom, MARGIN.top];
     const y = this.log ? logarithmic(extent(points.map(([, y]) => y)), range) : linear(extent(points.map(([, y]) => y)), range, 5, true);
     this.axes = { x, y, series };

@@ -3,7 +3,7 @@
 import { api, el, field, fill, format } from "./common.js";
 import { lineChart } from "./chart.js";
 import { curveSeries, figureLabel, figureNames } from "./curves.js";
-import { badge, digestLink, empty, heading, notice, pageTitle, runHref, seconds, table, when } from "./parts.js";
+import { badge, digestLink, empty, heading, notice, pageTitle, plural, runHref, seconds, table, when } from "./parts.js";
 
 export async function comparePage(main) {
   const given = new URLSearchParams(window.location.search);
@@ -22,7 +22,7 @@ export async function comparePage(main) {
   const first = choice(runs, a, go);
   const second = choice(runs, b, go);
   fill(main, pageTitle("Compare runs", { above: [["Runs", "/runs"]] }),
-    el("div", { class: "grid" }, field("A", first), field("B", second)), body);
+    el("div", { class: "pair" }, field("A", first), field("B", second)), body);
   await show(body, a, b);
 }
 
@@ -83,7 +83,7 @@ function stages({ stages: all, a, b }) {
   const same = all.filter(isSame);
   const none = a.id !== b.id && changed.length === 0 && notice("", "info", "Every stage of both runs is the same action: nothing differs that could change a result.");
   return el("section", { class: "stack", "aria-label": "Stages" }, heading("Stages"), none, changed.map((stage) => stageCard(stage, true)),
-    same.length > 0 && el("details", { class: "stack" }, el("summary", { class: "small" }, `${same.length} the same in both`), el("div", { class: "stack same" }, same.map((stage) => stageCard(stage, false)))));
+    same.length > 0 && el("details", { class: "stack" }, el("summary", { class: "small" }, `${plural(same.length, "stage")} the same in both`), el("div", { class: "stack same" }, same.map((stage) => stageCard(stage, false)))));
 }
 
 function stageCard({ stage, a, b, differences, figures }, differs) {
@@ -94,16 +94,18 @@ function stageCard({ stage, a, b, differences, figures }, differs) {
     el("div", { class: "stack tight" }, side("A", a, 1), side("B", b, 2)),
     differences?.length > 0 && el("ul", { class: "plain stack tight differences" }, differences.map((text) => el("li", { class: "small mono verbatim" }, text))),
     why && el("p", { class: "small muted" }, why),
-    figures.length > 0 && figureTable(figures, differs));
+    figureTables(figures));
 }
 
-const SHOWN = 12;
-
-function figureTable(figures, differs) {
-  const rows = figures.map(figureRow);
+/** The figures that differ, and the others behind them. */
+function figureTables(figures) {
   const head = ["figure", ">A", ">B", ">difference", ""];
-  if (!differs || figures.length > SHOWN) return el("details", {}, el("summary", { class: "small" }, `${figures.length} figures`), table(head, rows));
-  return table(head, rows);
+  const different = figures.filter(({ a, b }) => a !== b);
+  const same = figures.filter(({ a, b }) => a === b);
+  return [
+    different.length > 0 && table(head, different.map(figureRow)),
+    same.length > 0 && el("details", {}, el("summary", { class: "small" }, `${plural(same.length, "figure")} the same in both`), table(head, same.map(figureRow))),
+  ];
 }
 
 function figureRow({ name, unit, a, b }) {

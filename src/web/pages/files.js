@@ -173,7 +173,9 @@ function tensorsView(panel, path, { tensors }) {
     control.setAttribute("aria-current", "true");
     into(one, `${path}?view=tensor&tensor=${encodeURIComponent(tensor.name)}`, tensorFigures);
   };
-  fill(panel, one, table(["tensor", "type", ">shape", ">numbers", ">size"], rows),
+  const list = table(["tensor", "type", ">shape", ">numbers", ">size"], rows);
+  list.classList.add("tensors");
+  fill(panel, one, list,
     tensors.length > MOST && el("p", { class: "small muted" }, `and ${format.count(tensors.length - MOST)} more`));
   if (tensors.length > 0) choose(tensors[0], rows[0].querySelector("button"));
 }

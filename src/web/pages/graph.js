@@ -1,13 +1,15 @@
 /** The graph of a pipeline as SVG, laid out by layers (Sugiyama, Tagawa and Toda 1981): the longest way from the
  *  sources gives the layer, long edges get a bend in each layer that they pass, and sweeps of barycentres order the
- *  layers so that few edges cross. */
+ *  layers so that few edges cross. Edges that leave one stage share their bends. */
 
 import { el, svg } from "./common.js";
 
 /** Graphs of more stages than these are not drawn. */
 const MOST = 400;
-const NODE = { width: 172, height: 46 };
-const GAP = { layer: 56, node: 18, bend: 10 };
+const NODE = { width: 156, height: 46 };
+const GAP = { across: 48, down: 38, node: 16, bend: 6 };
+/** Down to this size a picture is made to fit; larger ones scroll. */
+const LEAST_SCALE = 0.72;
 
 /** Draws `stages` (`[{stage, kind, state, href, title}]`) and `edges` (`[{from, to, source, port, output}]`). */
 export function drawGraph(stages, edges) {
@@ -16,12 +18,16 @@ export function drawGraph(stages, edges) {
     frame.append(el("p", { class: "muted small" }, `A graph of ${stages.length} stages is too large to be drawn; they are listed below.`));
     return frame;
   }
-  const draw = (across) => frame.replaceChildren(picture(layout(stages, edges, across), across));
-  let shown = null;
-  new ResizeObserver(([entry]) => {
-    const across = entry.contentRect.width >= 560;
-    if (across !== shown) draw((shown = across));
-  }).observe(frame);
+  const pictures = [true, false].map((across) => picture(layout(stages, edges, across), across));
+  const width = (picture) => Number(picture.getAttribute("width"));
+  // From left to right where there is room for it, else from top to bottom.
+  const choose = (room) => {
+    const [across, down] = pictures;
+    const chosen = width(across) * LEAST_SCALE <= room || width(down) >= width(across) ? across : down;
+    chosen.classList.toggle("fit", width(chosen) * LEAST_SCALE <= room);
+    if (frame.firstChild !== chosen) frame.replaceChildren(chosen);
+  };
+  new ResizeObserver(([entry]) => choose(entry.contentRect.width)).observe(frame);
   return frame;
 }
 
@@ -45,7 +51,8 @@ function layout(stages, edges, across) {
   assignLayers([...nodes.values()], links);
   const layers = [];
   for (const node of nodes.values()) (layers[node.layer] ??= []).push(node);
-  const chains = links.map((link) => withBends(link, layers));
+  const bends = new Map();
+  const chains = links.map((link) => withBends(link, layers, bends));
   order(layers, chains);
   place(layers, across);
   return { nodes: [...nodes.values()], chains, layers };
@@ -70,15 +77,16 @@ function assignLayers(nodes, links) {
   }
 }
 
-/** The nodes that an edge leads through, with new bends in the layers between its ends. */
-function withBends({ edge, from, to }, layers) {
-  const bends = [];
-  for (let layer = from.layer + 1; layer < to.layer; layer += 1) {
-    const bend = { bend: true, layer };
-    layers[layer].push(bend);
-    bends.push(bend);
+/** The nodes that an edge leads through: between its ends the bends of the node that it leaves, one a layer. */
+function withBends({ edge, from, to }, layers, bends) {
+  const own = bends.get(from) ?? [];
+  bends.set(from, own);
+  while (from.layer + own.length + 1 < to.layer) {
+    const bend = { bend: true, layer: from.layer + own.length + 1 };
+    layers[bend.layer].push(bend);
+    own.push(bend);
   }
-  return { edge, path: [from, ...bends, to] };
+  return { edge, path: [from, ...own.slice(0, to.layer - from.layer - 1), to] };
 }
 
 /** Orders each layer by the mean place of what its nodes are connected with, forwards and backwards. */
@@ -87,6 +95,8 @@ function order(layers, chains) {
   const after = new Map();
   for (const { path } of chains) {
     path.slice(1).forEach((node, i) => {
+      // Once, however many edges share this part of the way.
+      if (before.get(node)?.includes(path[i])) return;
       before.set(node, [...(before.get(node) ?? []), path[i]]);
       after.set(path[i], [...(after.get(path[i]) ?? []), node]);
     });
@@ -131,12 +141,12 @@ function crossings(layers, after) {
 
 /** Gives each node `x` and `y` of its middle: `along` the layers and `side`ways within one. */
 function place(layers, across) {
-  const [length, breadth] = across ? [NODE.width, NODE.height] : [NODE.height, NODE.width];
+  const [length, breadth, gap] = across ? [NODE.width, NODE.height, GAP.across] : [NODE.height, NODE.width, GAP.down];
   const room = (node) => (node.bend ? GAP.bend : breadth);
   layers.forEach((layer, i) => {
     let side = 0;
     for (const node of layer) {
-      node.along = i * (length + GAP.layer) + length / 2;
+      node.along = i * (length + gap) + length / 2;
       node.side = side + room(node) / 2;
       side += room(node) + GAP.node;
     }
@@ -179,9 +189,10 @@ function picture({ nodes, chains, layers }, across) {
   const half = { x: NODE.width / 2, y: NODE.height / 2 };
   const width = Math.max(...all.map((node) => node.x + (node.bend ? 4 : half.x))) + 4;
   const height = Math.max(...all.map((node) => node.y + (node.bend ? 4 : half.y))) + 4;
-  const marker = svg("marker", { id: "arrow", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto-start-reverse" },
+  const arrow = across ? "arrow-across" : "arrow-down";
+  const marker = svg("marker", { id: arrow, viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto-start-reverse" },
     svg("path", { class: "arrow", d: "M0 0.8 L7.5 4 L0 7.2 z" }));
-  const lines = chains.map((chain) => drawEdge(chain, half, across));
+  const lines = chains.map((chain) => drawEdge(chain, half, across, arrow));
   const boxes = nodes.map((node) => drawNode(node, half));
   // What belongs to a node stands out while it is pointed at.
   nodes.forEach((node, i) => {
@@ -194,7 +205,7 @@ function picture({ nodes, chains, layers }, across) {
   return svg("svg", { ...sides, class: "graph-picture", role: "group", "aria-label": "Graph of the stages" }, svg("defs", {}, marker), lines, boxes);
 }
 
-function drawEdge({ edge, path }, half, across) {
+function drawEdge({ edge, path }, half, across, arrow) {
   const first = path[0];
   const last = path.at(-1);
   const points = [
@@ -210,7 +221,7 @@ function drawEdge({ edge, path }, half, across) {
     d += `C${control.map((c) => c.map(to).join(" ")).join(" ")} ${to(x)} ${to(y)}`;
   });
   const from = edge.source ?? `${edge.from}.${edge.output}`;
-  return svg("path", { class: "edge", d, "marker-end": "url(#arrow)" }, svg("title", {}, `${from} → ${edge.to}.${edge.port}`));
+  return svg("path", { class: "edge", d, "marker-end": `url(#${arrow})` }, svg("title", {}, `${from} → ${edge.to}.${edge.port}`));
 }
 
 function drawNode(node, half) {
@@ -221,8 +232,8 @@ function drawNode(node, half) {
     svg("title", {}, node.title ?? words),
     svg("rect", { x, y, width: NODE.width, height: NODE.height, rx: isSource ? NODE.height / 2 : 8 }),
     !isSource && svg("rect", { class: "node-state", x: x + 8, y: y + 9, width: 4, height: NODE.height - 18, rx: 2 }),
-    svg("text", { class: "node-name", x: x + 20, y: y + (isSource ? 27 : 20) }, cut(node.label, isSource ? 20 : 21)),
-    !isSource && svg("text", { class: "node-kind", x: x + 20, y: y + 36 }, cut(node.kind, 24)),
+    svg("text", { class: "node-name", x: x + 20, y: y + (isSource ? 27 : 20) }, cut(node.label, isSource ? 18 : 19)),
+    !isSource && svg("text", { class: "node-kind", x: x + 20, y: y + 36 }, cut(node.kind, 21)),
   ];
   const group = svg("g", { class: `node ${isSource ? "source" : `state-${node.state ?? "none"}`}` }, parts);
   return node.href ? svg("a", { href: node.href, "aria-label": words, class: "node-link" }, group) : group;

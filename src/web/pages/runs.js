@@ -112,12 +112,12 @@ class RunView {
     this.top = el("div", { class: "stack" });
     this.charts = el("section", { class: "stack", "aria-label": "Curves", hidden: true });
     this.graph = el("section", { class: "stack", "aria-label": "Graph", hidden: true });
-    this.list = el("ol", { class: "plain stack tight stage-list" });
+    this.list = el("ol", { class: "plain card flush stage-list" });
     fill(this.main, this.top, this.charts, this.graph, el("section", { class: "stack", "aria-label": "Stages" }, heading("Stages"), this.list));
     this.drawTop();
     this.rows.clear();
     run.stages.forEach((stage) => this.drawStage(stage.stage));
-    if (run.stages.length === 0) this.list.append(el("li", { class: "muted" }, run.state === "running" ? "No stage has begun yet." : "No stage is on record."));
+    if (run.stages.length === 0) this.list.append(el("li", { class: "none muted" }, run.state === "running" ? "No stage has begun yet." : "No stage is on record."));
   }
 
   drawTop() {
@@ -331,7 +331,7 @@ class StageRow {
     this.head = el("summary", { class: "stage-head" });
     this.bar = el("div", { class: "stage-bar" });
     this.body = el("div", { class: "stack stage-body" });
-    this.details = el("details", { class: "card flush stage", id: stageId(name), ontoggle: () => this.drawBody() }, this.head, this.bar, this.body);
+    this.details = el("details", { class: "stage", id: stageId(name), ontoggle: () => this.drawBody() }, this.head, this.bar, this.body);
     this.node = el("li", {}, this.details);
   }
 
