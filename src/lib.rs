@@ -28,6 +28,8 @@
 //!  -- bridge and faces
 //!  kinds     one file a stage kind, and the one list of them
 //!  report    console, JSON lines, run folder
+//!  target    what a user names: paths, outputs of stages, models
+//!  web       a server: chat page, OpenAI's API, attention, runs and artifacts
 //!  cli       one file a command
 //! ```
 //!
@@ -88,4 +90,6 @@ pub mod exec;
 
 pub mod kinds;
 pub mod report;
+pub mod target;
+pub mod web;
 pub mod cli;

@@ -7,13 +7,14 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::generate::{Decoding, load_model};
+use super::generate::Decoding;
 use super::{Format, out, print_json};
 use crate::base::{Error, Result, machine};
 use crate::corpus::conversation::{Message, Role};
 use crate::generate::{Finish, Options, Session, stream};
 use crate::model::Model;
 use crate::report::style::Style;
+use crate::target::load_model;
 use crate::tokenizer::chat;
 
 #[derive(Args)]
@@ -35,7 +36,7 @@ pub struct Chat {
 impl Chat {
     pub fn run(self, format: Format) -> Result<ExitCode> {
         let mut options = self.decoding.options()?;
-        let model = load_model(&self.model, self.adapter.as_deref(), self.decoding.dtype)?;
+        let model = load_model(&self.model, self.adapter.as_deref(), self.decoding.dtype.into())?;
         let mut chat = ChatSession::new(&model, self.system.as_deref());
         let stdin = std::io::stdin();
         let live = stdin.is_terminal();

@@ -7,10 +7,11 @@ use clap::Args;
 use serde_json::json;
 
 use super::import::{add_written, print_rows};
-use super::{Format, out, place, print_json, target};
+use super::{Format, out, place, print_json};
 use crate::base::{Error, Quiet, Result, suggest};
 use crate::kernel::BlockType;
 use crate::kinds::export::{Form, PORTS, Texts};
+use crate::target;
 use crate::tokenizer::TOKENIZER_FILE;
 
 /// `tinylm --format json export …` prints what was written as JSON.

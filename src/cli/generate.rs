@@ -13,17 +13,16 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::prompts::{Asked, Prompts, Row};
-use super::{DtypeArg, Format, flag_error, out, place, print_json, target};
+use super::{DtypeArg, Format, flag_error, out, place, print_json};
 use crate::base::error::Fault;
-use crate::base::{Error, Files, Quiet, Result, machine, units};
+use crate::base::{Error, Quiet, Result, machine, units};
 use crate::corpus::clean;
 use crate::corpus::conversation::{Message, Role};
 use crate::generate::{self, Continuation, Finish, Options, Session, Strategy};
-use crate::kinds::{adapters, import};
-use crate::model::format::ImportOptions;
-use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE};
+use crate::model::Model;
 use crate::report::style::Style;
-use crate::tokenizer::{Names, Tokenizer, chat};
+use crate::target::load_model;
+use crate::tokenizer::chat;
 
 #[derive(Args)]
 #[command(group(ArgGroup::new("asked").required(true).args(["prompt", "prompts"])))]
@@ -130,44 +129,6 @@ impl Decoding {
     }
 }
 
-/// The model that a target names, with the `adapter` of another merged into it.
-pub fn load_model(text: &str, adapter: Option<&str>, dtype: DtypeArg) -> Result<Model> {
-    let mut model = match whole_model(text)? {
-        Some(model) => model,
-        None => model_of_folder(text)?,
-    };
-    if let Some(adapter) = adapter {
-        model.transformer =
-            adapters::merged(model.transformer, &target::folder_of(adapter, adapters::ADAPTER)?)?;
-    }
-    Ok(Model { transformer: model.transformer.in_dtype(dtype.into()), ..model })
-}
-
-/// The model of a file of another program that holds all of it, as GGUF files do; not where it is one of a model's
-/// folder.
-fn whole_model(text: &str) -> Result<Option<Model>> {
-    let path = Path::new(text);
-    if !path.is_file() || path.with_file_name(CONFIG_FILE).is_file() {
-        return Ok(None);
-    }
-    let files = Files::at(path)?;
-    let read = import::model(&files, None, import::AUTO, &ImportOptions::default(), &Names::default());
-    read.map(|read| Some(read.model)).map_err(|e| not_a_model(text, e))
-}
-
-fn model_of_folder(text: &str) -> Result<Model> {
-    let artifact = target::folder_of(text, "model")?;
-    let names = Names::beside(|name| artifact.find(name))?;
-    let files = artifact.as_files();
-    files.file(CONFIG_FILE).map_err(|e| not_a_model(text, e))?;
-    let tokenizer = files.file(TOKENIZER_FILE).map_err(|e| not_a_model(text, e))?;
-    Model::open(&files, Tokenizer::load_with(tokenizer, &names)?)
-}
-
-fn not_a_model(text: &str, error: Error) -> Error {
-    error.context(format!("`{text}` is not a model")).blame(Fault::Input)
-}
-
 impl Generate {
     pub fn run(self, format: Format) -> Result<ExitCode> {
         let options = self.decoding.options()?;
@@ -175,7 +136,7 @@ impl Generate {
         // Mistakes are told before a model is loaded.
         let file = out::logged(|| self.prompts.as_deref().map(Prompts::read).transpose())?;
         self.output.iter().try_for_each(|path| place::must_be_free_for_a_file(path, self.force))?;
-        let model = load_model(&self.model, self.adapter.as_deref(), self.decoding.dtype)?;
+        let model = load_model(&self.model, self.adapter.as_deref(), self.decoding.dtype.into())?;
         let inputs = match (file, &self.prompt) {
             (Some(file), _) => inputs_of(&model, file)?,
             (None, Some(prompt)) => {

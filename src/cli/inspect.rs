@@ -6,12 +6,13 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Format, out, print_json, target, terminal_width};
+use super::{Format, out, print_json, terminal_width};
 use crate::base::{Error, Result};
 use crate::inspect::{self, Options};
 use crate::shard::Shards;
 use crate::shard::logits::Logits;
 use crate::stage::Artifact;
+use crate::target;
 use crate::tokenizer::Tokenizer;
 
 #[derive(Args)]

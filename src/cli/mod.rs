@@ -19,19 +19,18 @@ mod query;
 mod run;
 mod schema;
 mod score;
+mod serve;
 mod stages;
-mod target;
 mod validate;
 mod why;
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::base::error::Fault;
 use crate::base::text::visible;
-use crate::base::{Error, Invalid, Result, fs, machine, suggest};
+use crate::base::{Error, Invalid, Result, machine};
 use crate::kernel::Dtype;
 use crate::plan::{Past, Plan};
 use crate::report::style::Style;
@@ -39,6 +38,7 @@ use crate::spec::{self, Overrides, Pipeline};
 use crate::stage::Kinds;
 use crate::store::Store;
 use crate::store::source::{self, Sources};
+use crate::target::pipeline_file;
 
 /// Declarative pipelines that build tiny language models.
 #[derive(Parser)]
@@ -116,6 +116,8 @@ enum Command {
     Import(import::Import),
     /// Write a model, a tokenizer or token ids as another program reads them.
     Export(export::Export),
+    /// Serve models to a browser and to OpenAI's clients, with a page for runs and artifacts.
+    Serve(Reporting<serve::Serve>),
     /// Measure how fast this machine trains, generates, tokenizes and plans.
     Bench(Reporting<bench::Bench>),
     /// List the stage kinds, or the ports and params of one.
@@ -186,33 +188,6 @@ pub fn flag_error(invalid: Invalid) -> Error {
     invalid.help.into_iter().fold(error, Error::help)
 }
 
-/// `two_stage`, `two_stage.yaml` or a path to it.
-fn pipeline_file(text: &str) -> Result<PathBuf> {
-    let given = PathBuf::from(text);
-    if given.is_file() {
-        return Ok(given);
-    }
-    let named = Path::new("pipelines").join(format!("{text}.yaml"));
-    if named.is_file() {
-        return Ok(named);
-    }
-    let known: Vec<String> = fs::children(Path::new("pipelines"))
-        .unwrap_or_default()
-        .iter()
-        .filter(|p| p.extension().is_some_and(|e| e == "yaml" || e == "yml"))
-        .map(|p| p.display().to_string())
-        .collect();
-    let stems: Vec<String> =
-        known.iter().filter_map(|p| Some(Path::new(p).file_stem()?.to_string_lossy().into_owned())).collect();
-    let stem = given.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let error = Error::usage(format!("there is no pipeline `{text}`"))
-        .suggest(suggest::closest(&stem, stems.iter().map(String::as_str)));
-    Err(match known.is_empty() {
-        true => error.help("name a YAML file, or run this in the folder that holds `pipelines/`"),
-        false => error.help(format!("there are {}", suggest::list(known.iter().map(String::as_str)))),
-    })
-}
-
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
@@ -255,6 +230,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             | Command::Chat(_)
             | Command::Score(_)
             | Command::Attention(_)
+            | Command::Serve(_)
             | Command::Compare(_)
             | Command::Import(_)
             | Command::Export(_)
@@ -275,6 +251,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Score(c) => c.command.run(how(c.format)),
         Command::Attention(c) => c.command.run(how(c.format)),
         Command::Compare(c) => c.command.run(how(c.format)),
+        Command::Serve(c) => c.command.run(how(c.format)),
         Command::Import(c) => c.run(given),
         Command::Export(c) => c.run(given),
         Command::Bench(c) => c.command.run(how(c.format)),

@@ -6,10 +6,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{Format, out, target, terminal_width};
+use super::{Format, out, terminal_width};
 use crate::base::{Error, Result};
 use crate::query::{self, Source, table_name};
 use crate::stage::Artifact;
+use crate::target;
 
 #[derive(Args)]
 pub struct Query {

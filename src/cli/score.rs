@@ -6,11 +6,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::generate::load_model;
 use super::{DtypeArg, Format, out, print_json, terminal_width};
 use crate::base::table::Table;
 use crate::base::{Error, Result, fs, machine, units};
 use crate::eval::{self, TextScore};
+use crate::target::load_model;
 use crate::tokenizer::Tokenizer;
 
 #[derive(Args)]
@@ -42,7 +42,7 @@ impl Score {
             (None, Some(path)) => fs::read_text(path)?,
             (None, None) => return Err(Error::bug("neither a text nor a file")),
         };
-        let model = load_model(&self.model, self.adapter.as_deref(), self.dtype)?;
+        let model = load_model(&self.model, self.adapter.as_deref(), self.dtype.into())?;
         let score = eval::score_text(&model, &text, self.top, machine::threads())?;
         if score.tokens.is_empty() {
             return Err(Error::input("there is nothing to score: the text is too short")

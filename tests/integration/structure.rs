@@ -81,6 +81,21 @@ fn only_report_and_cli_print() {
     assert!(wrong.is_empty(), "only `report` and `cli` print:\n{}", wrong.join("\n"));
 }
 
+#[test]
+fn only_the_server_knows_http() {
+    let mut wrong = Vec::new();
+    for path in sources().into_iter().filter(|path| module_of(path) != "web") {
+        for (line, text) in code(&fs::read_to_string(source_root().join(&path)).unwrap()) {
+            if let Some(found) =
+                ["axum::", "hyper::", "hyper_util::", "tower::"].iter().find(|n| names(text, n))
+            {
+                wrong.push(format!("src/{}:{line} uses `{found}`", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "only `web` answers requests:\n{}", wrong.join("\n"));
+}
+
 /// The modules as the text of the map and the `pub mod` lines agree on them.
 fn map() -> Vec<Module> {
     let text = fs::read_to_string(source_root().join("lib.rs")).unwrap();

@@ -8,9 +8,10 @@ use serde::Serialize;
 
 use super::{median_ms, peak_rss_mib, rounded};
 use crate::base::{Error, Result, Rng, machine, suggest};
-use crate::cli::{DtypeArg, flag_error, generate};
+use crate::cli::{DtypeArg, flag_error};
 use crate::kernel::{BlockType, Dtype, Isa, Team, loss};
 use crate::model::{self, Cache, Config, Decoder, Reading, Transformer};
+use crate::target::load_model;
 
 #[derive(Args)]
 pub struct Generate {
@@ -121,7 +122,7 @@ impl Generate {
     /// What is measured, and what it is called.
     fn transformer(&self) -> Result<(String, Transformer)> {
         if let Some(target) = &self.model {
-            return Ok((target.clone(), generate::load_model(target, None, DtypeArg::F32)?.transformer));
+            return Ok((target.clone(), load_model(target, None, Dtype::F32)?.transformer));
         }
         let mut config = model::preset(&self.preset)?.clone();
         config.seq_len = self.seq.unwrap_or(config.seq_len);

@@ -6,16 +6,17 @@ use std::path::Path;
 use clap::Args;
 
 use crate::base::{Error, Quiet, Result, fs, units};
-use crate::cli::generate::load_model;
-use crate::cli::{DtypeArg, out, target};
+use crate::cli::out;
 use crate::corpus::{chat, ingest};
 use crate::corpus::{conversation, document};
 use crate::eval::compare::{Member, Settings};
 use crate::eval::items::{self, ITEMS_FILE};
 use crate::eval::{self, Tasks, Texts};
+use crate::kernel::Dtype;
 use crate::kinds::ingest::input_files;
 use crate::model::{CONFIG_FILE, GGUF_FILE};
 use crate::stage::Artifact;
+use crate::target::{self, load_model};
 use crate::tokenizer::Inputs;
 
 /// What models are evaluated on. All of it counts, whether they were trained on it or not.
@@ -204,7 +205,7 @@ impl Prepared {
     /// # Errors
     /// When it can't be read, or not be evaluated on all that is named.
     pub fn evaluate(&self, text: &str) -> Result<Member> {
-        let model = load_model(text, None, DtypeArg::F32)?;
+        let model = load_model(text, None, Dtype::F32)?;
         let parameters = model.transformer.config.parameters() as u64;
         out::say(&format!("evaluating `{text}` ({} parameters)", units::count(parameters)));
         let found = eval::evaluate(&model, &self.texts, &self.tasks, &self.options, &Quiet)

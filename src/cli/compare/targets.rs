@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::base::{Error, Result, suggest};
-use crate::cli::target;
+use crate::target;
 
 /// A row of the table and the targets whose mean it is.
 #[derive(Debug, PartialEq)]

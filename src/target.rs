@@ -1,17 +1,21 @@
-//! TARGET: a path, or `PIPELINE:STAGE` (its only output, or the only one of the type asked for; checkpoints
-//! are named), or `PIPELINE:STAGE.PORT`, where PIPELINE is a file's stem or path. The artifact is that of the latest run of the stage; a stage that the pipeline no
-//! longer has gives an error, even if it ran earlier.
+//! What a user names: a TARGET is a path, or `PIPELINE:STAGE` (its only output, or the only one of the type
+//! asked for; checkpoints are named), or `PIPELINE:STAGE.PORT`, where PIPELINE is a file's stem or path. The
+//! artifact is that of the latest run of the stage; a stage that the pipeline no longer has gives an error,
+//! even if it ran earlier.
 
 use std::path::{Path, PathBuf};
 
-use super::pipeline_file;
-use crate::base::{Digest, Error, Result, fs, suggest};
+use crate::base::error::Fault;
+use crate::base::{Digest, Error, Files, Result, fs, suggest};
 use crate::corpus::{conversation, document};
-use crate::kinds;
+use crate::kernel::Dtype;
+use crate::kinds::{self, adapters, import};
+use crate::model::format::ImportOptions;
+use crate::model::{CONFIG_FILE, Model, TOKENIZER_FILE};
 use crate::spec::{self, Overrides, Pipeline, StageSpec};
 use crate::stage::{ANY, Artifact, ArtifactFile};
 use crate::store::{Action, Store};
-use crate::tokenizer::Inputs;
+use crate::tokenizer::{Inputs, Names, Tokenizer};
 
 /// Resolves `text` to an artifact; a file or folder becomes one without digests being computed.
 ///
@@ -109,9 +113,10 @@ pub fn folder_of(text: &str, ty: &str) -> Result<Artifact> {
 /// As [`resolve_as`].
 pub fn folder_of_first(text: &str, types: &[&str]) -> Result<Artifact> {
     let path = Path::new(text);
-    let beside = path.is_file().then(|| path.parent().map(|p| p.to_string_lossy().into_owned())).flatten();
-    let folder = beside.map(|b| if b.is_empty() { ".".to_string() } else { b });
-    resolve_first(folder.as_deref().unwrap_or(text), types)
+    match path.is_file() {
+        true => resolve_first(&parent(path).to_string_lossy(), types),
+        false => resolve_first(text, types),
+    }
 }
 
 /// The documents and conversations that the stage of a target was made from, directly or not, and the outputs of
@@ -254,6 +259,132 @@ pub fn tokenizers(pipeline: &str) -> Vec<PathBuf> {
             .collect())
     };
     find().unwrap_or_default()
+}
+
+/// The file of a pipeline that is given as `two_stage`, `two_stage.yaml` or a path to it.
+///
+/// # Errors
+/// When there is none; names those that there are.
+pub fn pipeline_file(text: &str) -> Result<PathBuf> {
+    let given = PathBuf::from(text);
+    if given.is_file() {
+        return Ok(given);
+    }
+    let named = Path::new("pipelines").join(format!("{text}.yaml"));
+    if named.is_file() {
+        return Ok(named);
+    }
+    let known: Vec<String> = fs::children(Path::new("pipelines"))
+        .unwrap_or_default()
+        .iter()
+        .filter(|p| p.extension().is_some_and(|e| e == "yaml" || e == "yml"))
+        .map(|p| p.display().to_string())
+        .collect();
+    let stems: Vec<String> =
+        known.iter().filter_map(|p| Some(Path::new(p).file_stem()?.to_string_lossy().into_owned())).collect();
+    let stem = given.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let error = Error::usage(format!("there is no pipeline `{text}`"))
+        .suggest(suggest::closest(&stem, stems.iter().map(String::as_str)));
+    Err(match known.is_empty() {
+        true => error.help("name a YAML file, or run this in the folder that holds `pipelines/`"),
+        false => error.help(format!("there are {}", suggest::list(known.iter().map(String::as_str)))),
+    })
+}
+
+/// How the files look that decide what a target is: while they look alike, it is the same.
+pub type Stamp = Vec<(PathBuf, Option<fs::Stat>)>;
+
+/// The files of a path; of a stage its pipeline and what the store says of the stages' latest runs.
+///
+/// # Errors
+/// When there is no such path or pipeline, or it cannot be read.
+pub fn stamp(text: &str) -> Result<Stamp> {
+    let path = Path::new(text);
+    let mut files = match text.split_once(':').filter(|_| !path.exists()) {
+        Some((pipeline, _)) => files_of_pipeline(pipeline)?,
+        None if is_in_model_folder(path) => fs::files_below(parent(path))?,
+        None if path.is_dir() => fs::files_below(path)?,
+        None => vec![path.to_path_buf()],
+    };
+    files.sort();
+    Ok(files.into_iter().map(|path| (path.clone(), fs::stat(&path))).collect())
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn files_of_pipeline(pipeline: &str) -> Result<Vec<PathBuf>> {
+    let file = pipeline_file(pipeline)?;
+    let store = Store::open(&spec::project_root(&file).join("artifacts"), false);
+    let history = store.history_folder(&file.file_stem().unwrap_or_default().to_string_lossy());
+    let mut files = if history.is_dir() { fs::files_below(&history)? } else { Vec::new() };
+    files.push(file);
+    Ok(files)
+}
+
+/// Names and targets of the models that the latest runs of a pipeline's stages left, checkpoints aside.
+///
+/// # Errors
+/// When the pipeline does not read.
+pub fn models(file: &Path) -> Result<Vec<(String, String)>> {
+    let (pipeline, store) = opened(&file.to_string_lossy())?;
+    let mut found = Vec::new();
+    for stage in &pipeline.stages {
+        let Ok(action) = latest(&store, &pipeline, stage) else { continue };
+        let is_model = |port: &&String| stage.outputs.get(*port).is_some_and(|ty| ty == "model");
+        for port in stage.main_outputs.iter().filter(is_model).filter(|p| action.outputs.contains_key(*p)) {
+            let is_default = chosen(stage, None, "model").is_ok_and(|default| default == port);
+            let name = if is_default { stage.name.clone() } else { format!("{}.{port}", stage.name) };
+            found.push((format!("{}:{name}", pipeline.folder), format!("{}:{name}", file.display())));
+        }
+    }
+    Ok(found)
+}
+
+/// The model that a target names, with the `adapter` of another merged into it.
+///
+/// # Errors
+/// When there is no such target, or one of them doesn't read as what it is to be.
+pub fn load_model(text: &str, adapter: Option<&str>, dtype: Dtype) -> Result<Model> {
+    let mut model = match whole_model(text)? {
+        Some(model) => model,
+        None => model_of_folder(text)?,
+    };
+    if let Some(adapter) = adapter {
+        model.transformer = adapters::merged(model.transformer, &folder_of(adapter, adapters::ADAPTER)?)?;
+    }
+    Ok(Model { transformer: model.transformer.in_dtype(dtype), ..model })
+}
+
+/// The model of a file of another program that holds all of it, as GGUF files do; not where it is one of a model's
+/// folder.
+fn whole_model(text: &str) -> Result<Option<Model>> {
+    let path = Path::new(text);
+    if !path.is_file() || is_in_model_folder(path) {
+        return Ok(None);
+    }
+    let files = Files::at(path)?;
+    let read = import::model(&files, None, import::AUTO, &ImportOptions::default(), &Names::default());
+    read.map(|read| Some(read.model)).map_err(|e| not_a_model(text, e))
+}
+
+/// Whether a path is a file of a model's folder.
+fn is_in_model_folder(path: &Path) -> bool {
+    path.is_file() && path.with_file_name(CONFIG_FILE).is_file()
+}
+
+fn model_of_folder(text: &str) -> Result<Model> {
+    let artifact = folder_of(text, "model")?;
+    let names = Names::beside(|name| artifact.find(name))?;
+    let files = artifact.as_files();
+    files.file(CONFIG_FILE).map_err(|e| not_a_model(text, e))?;
+    let tokenizer = files.file(TOKENIZER_FILE).map_err(|e| not_a_model(text, e))?;
+    Model::open(&files, Tokenizer::load_with(tokenizer, &names)?)
+}
+
+fn not_a_model(text: &str, error: Error) -> Error {
+    error.context(format!("`{text}` is not a model")).blame(Fault::Input)
 }
 
 #[cfg(test)]

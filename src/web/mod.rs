@@ -1,0 +1,134 @@
+//! A server of models over HTTP: OpenAI's API and the endpoints of llama-server ([`api`]), the pages ([`pages`]),
+//! attention ([`attention`]), runs and artifacts ([`dashboard`]).
+//!
+//! ```text
+//!  error      errors as OpenAI's API has them
+//!  body       JSON bodies of requests
+//!  access     who may ask: Host, Origin, token; what every response says
+//!  limits     sizes, times and numbers that requests are held to
+//!  metrics    counters, for Prometheus
+//!  registry   the models: loaded when they are asked for, within a limit of memory
+//!  server     connections, and their end
+//!  pages      HTML, style sheets and modules, which are in the program
+//! ```
+//!
+//! What models, data or file names say is never HTML here: pages ask for JSON and make nodes of it.
+
+pub mod access;
+pub mod api;
+pub mod attention;
+pub mod body;
+pub mod dashboard;
+pub mod error;
+pub mod limits;
+pub mod metrics;
+pub mod pages;
+pub mod registry;
+pub mod server;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{Method, Uri};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+
+use crate::base::{Error, Result, fs};
+
+pub use access::{Access, Token};
+pub use body::Body;
+pub use error::ApiError;
+pub use limits::Limits;
+pub use metrics::Metrics;
+pub use registry::{Loaded, Registry};
+pub use server::serve;
+
+/// What requests are answered from.
+pub struct App {
+    pub models: Registry,
+    pub project: Project,
+    pub limits: Limits,
+    pub access: Access,
+    pub metrics: Metrics,
+}
+
+pub type Shared = Arc<App>;
+
+/// The folder whose runs and artifacts are shown.
+#[derive(Debug, Clone)]
+pub struct Project {
+    /// The folder that holds `pipelines/` and `artifacts/`.
+    pub root: PathBuf,
+}
+
+impl Project {
+    /// The store's folder.
+    pub fn artifacts(&self) -> PathBuf {
+        self.root.join("artifacts")
+    }
+
+    /// The files of its pipelines, in order of their names.
+    pub fn pipelines(&self) -> Vec<PathBuf> {
+        let is_yaml = |path: &PathBuf| path.extension().is_some_and(|e| e == "yaml" || e == "yml");
+        let mut all = fs::children(&self.root.join("pipelines")).unwrap_or_default();
+        all.retain(is_yaml);
+        all.sort();
+        all
+    }
+
+    /// The project of the current folder, be it the project's or its `pipelines/`.
+    pub fn here() -> Self {
+        Project { root: crate::spec::project_root(Path::new("x.yaml")) }
+    }
+}
+
+/// All paths, with the checks of access around them.
+pub fn router(app: Shared) -> Router {
+    let routes = api::routes()
+        .merge(pages::routes())
+        .merge(dashboard::routes())
+        .merge(attention::routes())
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method);
+    routes
+        .layer(middleware::from_fn_with_state(app.clone(), access::check))
+        .layer(middleware::from_fn(error::catch_panics))
+        .layer(middleware::from_fn_with_state(app.clone(), metrics::count))
+        .layer(middleware::from_fn(security_headers))
+        .with_state(app)
+}
+
+async fn no_such_path(method: Method, uri: Uri) -> ApiError {
+    ApiError::not_found(format!("there is no `{method} {}`", uri.path())).code("unknown_url")
+}
+
+async fn no_such_method(method: Method, uri: Uri) -> ApiError {
+    ApiError::method_not_allowed(format!("`{}` is not asked by {method}", uri.path()))
+}
+
+/// Sets what every response says to browsers.
+async fn security_headers(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    access::set_headers(response.headers_mut());
+    response
+}
+
+/// Runs what reads files or computes for long on a thread that may block.
+///
+/// # Errors
+/// As `work`; a panic of it is an internal error.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(ApiError::from),
+        Err(_) => Err(Error::bug("a request panicked").into()),
+    }
+}
+
+/// A response of JSON.
+pub fn json(value: &impl serde::Serialize) -> Response {
+    axum::Json(value).into_response()
+}

@@ -1,0 +1,80 @@
+//! The pages: HTML, style sheets, modules and pictures, all in the program.
+
+use std::sync::OnceLock;
+
+use axum::Router;
+use axum::extract::Path;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+
+use super::{ApiError, Shared};
+use crate::base::Digest;
+
+/// A file of `pages/`: name, media type, content.
+type File = (&'static str, &'static str, &'static str);
+
+const HTML: &str = "text/html; charset=utf-8";
+
+const FILES: &[File] = &[
+    ("chat.html", HTML, include_str!("pages/chat.html")),
+    ("attention.html", HTML, include_str!("pages/attention.html")),
+    ("dashboard.html", HTML, include_str!("pages/dashboard.html")),
+];
+
+/// Paths and their files; the rest of the files are below `/static/`. The dashboard's paths are one page, which
+/// shows what its path says.
+const PAGES: &[(&str, &str)] = &[
+    ("/", "chat.html"),
+    ("/attention", "attention.html"),
+    ("/runs", "dashboard.html"),
+    ("/runs/{id}", "dashboard.html"),
+    ("/artifacts", "dashboard.html"),
+    ("/artifacts/{digest}", "dashboard.html"),
+    ("/compare", "dashboard.html"),
+];
+
+pub fn routes() -> Router<Shared> {
+    let page = |router: Router<Shared>, (path, name): &(&'static str, &'static str)| {
+        let name = *name;
+        router.route(path, get(move |headers: HeaderMap| async move { file(name, &headers) }))
+    };
+    let named = |Path(name): Path<String>, headers: HeaderMap| async move { file(&name, &headers) };
+    PAGES.iter().fold(Router::new(), page).route("/static/{name}", get(named))
+}
+
+/// Whether a path is a page or a file of one.
+pub fn is_page(path: &str) -> bool {
+    let parts = |path: &str| path.split('/').map(str::to_string).collect::<Vec<_>>();
+    let given = parts(path);
+    let is = |page: &str| {
+        let page = parts(page);
+        page.len() == given.len() && page.iter().zip(&given).all(|(p, g)| p == g || p.starts_with('{'))
+    };
+    PAGES.iter().any(|(page, _)| is(page)) || is("/static/{name}")
+}
+
+/// A file, or that the browser's copy is still good.
+fn file(name: &str, headers: &HeaderMap) -> Response {
+    let Some(at) = FILES.iter().position(|(own, ..)| *own == name) else {
+        return ApiError::not_found(format!("there is no file `{name}`")).into_response();
+    };
+    let (_, media_type, text) = FILES[at];
+    let tag = &tags()[at];
+    let known = headers.get(header::IF_NONE_MATCH).is_some_and(|given| given == tag);
+    let kept = [(header::ETAG, tag.clone()), (header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))];
+    match known {
+        true => (StatusCode::NOT_MODIFIED, kept).into_response(),
+        false => (kept, [(header::CONTENT_TYPE, media_type)], text).into_response(),
+    }
+}
+
+/// Of each file a digest of what it holds.
+fn tags() -> &'static [HeaderValue] {
+    static TAGS: OnceLock<Vec<HeaderValue>> = OnceLock::new();
+    let tag = |(.., text): &File| {
+        let digest = Digest::of(text.as_bytes()).to_string();
+        HeaderValue::from_str(&format!("\"{digest}\"")).unwrap_or(HeaderValue::from_static("\"\""))
+    };
+    TAGS.get_or_init(|| FILES.iter().map(tag).collect())
+}
