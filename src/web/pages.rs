@@ -15,9 +15,20 @@ use crate::base::Digest;
 type File = (&'static str, &'static str, &'static str);
 
 const HTML: &str = "text/html; charset=utf-8";
+const CSS: &str = "text/css; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+const SVG: &str = "image/svg+xml";
 
 const FILES: &[File] = &[
+    ("app.css", CSS, include_str!("pages/app.css")),
+    ("theme.js", SCRIPT, include_str!("pages/theme.js")),
+    ("common.js", SCRIPT, include_str!("pages/common.js")),
+    ("icon.svg", SVG, include_str!("pages/icon.svg")),
     ("chat.html", HTML, include_str!("pages/chat.html")),
+    ("chat.css", CSS, include_str!("pages/chat.css")),
+    ("chat.js", SCRIPT, include_str!("pages/chat.js")),
+    ("conversations.js", SCRIPT, include_str!("pages/conversations.js")),
+    ("sampling.js", SCRIPT, include_str!("pages/sampling.js")),
     ("attention.html", HTML, include_str!("pages/attention.html")),
     ("dashboard.html", HTML, include_str!("pages/dashboard.html")),
 ];
