@@ -14,7 +14,6 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::generate::load_model;
 use super::{DtypeArg, Format, flag_error, out, place, print_json, terminal_width};
 use crate::base::table::Table;
 use crate::base::text::label;
@@ -23,6 +22,7 @@ use crate::generate;
 use crate::model::Model;
 use crate::model::attention::{self, Map, Pattern, Which};
 use crate::report::style::Style;
+use crate::target::load_model;
 
 /// Tokens that may come next, in the terminal and in JSON.
 const NEXT: usize = 10;
@@ -67,7 +67,7 @@ impl Attention {
         };
         // Mistakes are told before a model is loaded.
         self.svg.iter().try_for_each(|path| place::must_be_free_for_a_file(path, self.force))?;
-        let model = load_model(&self.model, self.adapter.as_deref(), self.dtype)?;
+        let model = load_model(&self.model, self.adapter.as_deref(), self.dtype.into())?;
         let which = Which { layer: self.layer, head: self.head };
         which.validate(&model.transformer.config).map_err(flag_error)?;
         let seen = Seen { ids: generate::ids_of(&model, &text)?, model: &model, which };
