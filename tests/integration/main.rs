@@ -1,5 +1,7 @@
 //! The program as its users meet it: command lines in, exit codes, output and files out.
 
+#[cfg(unix)]
+mod browser;
 mod commands;
 mod comparing;
 mod engine;

@@ -258,6 +258,7 @@ const ANSWER = {
 };
 
 function messageOf(value, place) {
+  if (value?.role !== undefined) MESSAGE.role(value.role, `${place}.role`);
   return object(value, place, value?.role === "assistant" ? ANSWER : MESSAGE);
 }
 
