@@ -25,7 +25,7 @@ impl Writer {
         prompt[prompt.len().saturating_sub(CONTEXT)..].iter().for_each(|id| drop(decoder.push(*id)));
         decoder.finish();
         let (text, tokens, logprobs, tops) = Default::default();
-        let written = Continuation { text, tokens, logprobs, finish: Finish::Length, tops };
+        let written = Continuation { text, tokens, logprobs, finish: Finish::Length, tops, end: None };
         Writer { decoder, stops: Stops::new(&options.stop), written }
     }
 
@@ -49,6 +49,11 @@ impl Writer {
         }
         let full = (tokens.len() >= most).then_some(Finish::Length);
         self.stops.met().then_some(Finish::Stop).or(full)
+    }
+
+    /// Keeps the token that ends the text.
+    pub fn close(&mut self, token: Token) {
+        self.written.end = Some(token);
     }
 
     /// The result, with the text that was held back where no stop string was met.
