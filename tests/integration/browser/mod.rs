@@ -5,6 +5,7 @@
 //! leaves the server, nothing executed that came as text. With `TINYLM_SCREENSHOTS=FOLDER`, [`Browser::screenshots`]
 //! writes what the pages look like.
 
+mod attention;
 mod chat;
 mod driver;
 mod served;
