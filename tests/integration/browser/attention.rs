@@ -33,7 +33,8 @@ fn heads_are_chosen_and_tokens_say_what_they_attend_to() {
     browser.click(".large .segments button:nth-child(2)");
     browser.wait_for(".readout", "(token 2) is attended to by");
     // The first token attends to itself only.
-    let corner = "return document.querySelector('.map canvas').getContext('2d').getImageData(0, 0, 2, 1).data[3]";
+    let corner =
+        "return document.querySelector('.map canvas').getContext('2d').getImageData(0, 0, 2, 1).data[3]";
     assert_eq!(browser.script(corner, &[]), json!(255));
     assert_eq!(browser.count(".bars li"), 10);
     browser.screenshots("attention");
