@@ -12,7 +12,7 @@
 //!  shard     token ids in Parquet: packing, splitting, shuffling, loading; logits over them
 //!  kernel    layers forward and backward on a CPU: vectors, threads, matrix products
 //!  model     the transformer, its configuration, weights on disk, KV cache
-//!  generate  decoding strategies over a model
+//!  generate  texts of a model: decoding strategies, batches of requests, conversations
 //!  train     optimizer, schedule, batches, the loop; pretraining, fine-tuning, distillation
 //!  eval      bits per byte, cloze, minimal pairs, choices, exams; how sure they are
 //!  quantize  weights as blocks of integers

@@ -10,12 +10,10 @@ use serde_json::json;
 use super::generate::Decoding;
 use super::{Format, out, print_json};
 use crate::base::{Error, Result, machine};
-use crate::corpus::conversation::{Message, Role};
-use crate::generate::{Finish, Options, Session, stream};
+use crate::generate::{Conversation, Options};
 use crate::model::Model;
 use crate::report::style::Style;
 use crate::target::load_model;
-use crate::tokenizer::chat;
 
 #[derive(Args)]
 pub struct Chat {
@@ -37,7 +35,7 @@ impl Chat {
     pub fn run(self, format: Format) -> Result<ExitCode> {
         let mut options = self.decoding.options()?;
         let model = load_model(&self.model, self.adapter.as_deref(), self.decoding.dtype.into())?;
-        let mut chat = ChatSession::new(&model, self.system.as_deref());
+        let mut chat = Conversation::new(&model, self.system.as_deref(), machine::threads());
         let stdin = std::io::stdin();
         let live = stdin.is_terminal();
         let s = Style::stdout();
@@ -58,11 +56,11 @@ impl Chat {
                 "" => continue,
                 "/quit" | "/exit" => break,
                 "/reset" => {
-                    chat = ChatSession::new(&model, self.system.as_deref());
+                    chat.reset();
                     continue;
                 }
                 said => {
-                    chat.turn(said, &options, format)?;
+                    turn(&mut chat, said, &options, format)?;
                     // A new seed for each turn; the whole conversation is still determined by the first.
                     options.seed = options.seed.wrapping_add(1);
                 }
@@ -99,75 +97,38 @@ impl<R: BufRead> Lines<R> {
     }
 }
 
-struct ChatSession<'a> {
-    model: &'a Model,
-    session: Session<'a>,
-    /// The system message, until it is sent with the first user message.
-    system: Option<Message>,
-}
-
-impl<'a> ChatSession<'a> {
-    fn new(model: &'a Model, system: Option<&str>) -> Self {
-        let system = system.map(|content| Message::new(Role::System, content));
-        ChatSession { model, session: Session::new(model, machine::threads()), system }
+/// Sends `text`, prints the answer, and warns of tokens that were dropped for it.
+fn turn(
+    conversation: &mut Conversation<&Model>,
+    text: &str,
+    options: &Options,
+    format: Format,
+) -> Result<()> {
+    if format == Format::Text {
+        out::out(&format!("{} ", Style::stdout().cyan("assistant:")))?;
     }
-
-    /// Sends `text`, prints the answer, and warns of tokens that were dropped for it.
-    fn turn(&mut self, text: &str, options: &Options, format: Format) -> Result<()> {
+    let mut printed = Ok(());
+    let answer = conversation.turn(text, options, &mut |piece| {
         if format == Format::Text {
-            out::out(&format!("{} ", Style::stdout().cyan("assistant:")))?;
+            printed = out::out(piece);
         }
-        let before = self.session.sequence.dropped;
-        let (answer, finish) = self.answer(text, options, format)?;
-        match format {
-            Format::Text => out::line("")?,
-            Format::Json => print_json(&json!({"user": text, "assistant": answer, "finish_reason": finish}))?,
-        }
-        self.warn_of_forgotten(before);
-        Ok(())
-    }
-
-    /// Sends `text` and gives the answer, printed as it is generated, and why it ends.
-    fn answer(&mut self, text: &str, options: &Options, format: Format) -> Result<(String, Finish)> {
-        let tokenizer = &self.model.tokenizer;
-        let begins = self.session.sequence.tokens.is_empty();
-        let user = Message::new(Role::User, text);
-        let messages: Vec<Message> = self.system.take().into_iter().chain([user]).collect();
-        let further = if begins { chat::prompt } else { chat::further };
-        let ids = further(tokenizer, &messages)?;
-        self.session.feed(&ids)?;
-        let before = (!options.stop.is_empty()).then(|| self.session.sequence.clone());
-        let (mut answer, mut printed) = (String::new(), Ok(()));
-        let result = stream(&mut self.session, &ids, options, &mut |piece| {
-            // Some tokenizers begin every text with a space.
-            let piece = if answer.is_empty() { piece.trim_start() } else { piece };
-            answer.push_str(piece);
-            if format == Format::Text {
-                printed = out::out(piece);
-            }
-            if printed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        })?;
-        printed?;
-        if let Some(before) = before.filter(|_| result.finish == Finish::Stop) {
-            // What was said ends before the stop string.
-            self.session.sequence = before;
-            self.session.feed(&tokenizer.encode(&answer)?)?;
-        }
-        // The end token was chosen but not read; the next turn must see it.
-        self.session.feed(&[chat::end(tokenizer)?])?;
-        Ok((answer, result.finish))
-    }
-
-    /// Warns after a turn in which the conversation exceeded `seq_len`.
-    fn warn_of_forgotten(&self, before: usize) {
-        let (now, seq_len) = (self.session.sequence.dropped, self.model.transformer.config.seq_len);
-        if now > before {
-            let all = self.session.sequence.tokens.len();
-            out::warn(&format!(
-                "the conversation has {all} tokens, the model holds {seq_len}: the first {now} are forgotten"
-            ));
+        if printed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    printed?;
+    match format {
+        Format::Text => out::line("")?,
+        Format::Json => {
+            print_json(&json!({"user": text, "assistant": answer.text, "finish_reason": answer.finish}))?
         }
     }
+    if answer.forgotten > 0 {
+        let (all, now) = (conversation.tokens(), conversation.forgotten());
+        let seq_len = conversation.model().transformer.config.seq_len;
+        out::warn(&format!(
+            "the conversation has {all} tokens, the model holds {seq_len}: the first {now} are forgotten"
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -60,26 +60,26 @@ pub struct Decoding {
     /// How the next token is chosen.
     #[arg(long, value_enum, default_value_t = StrategyArg::Sample)]
     strategy: StrategyArg,
-    /// Divides the logits: below 1 for likelier tokens, above 1 for more varied ones.
-    #[arg(long, default_value_t = 0.8)]
-    temperature: f64,
-    /// Only the K likeliest tokens; 0 for all.
-    #[arg(long, value_name = "K", default_value_t = 40)]
-    top_k: usize,
-    /// Only the likeliest tokens that together have this probability.
-    #[arg(long, value_name = "P", default_value_t = 0.95)]
-    top_p: f64,
+    /// Divides the logits: below 1 for likelier tokens, above 1 for more varied ones [default: 0.8].
+    #[arg(long)]
+    temperature: Option<f64>,
+    /// Only the K likeliest tokens; 0 for all [default: 40].
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Only the likeliest tokens that together have this probability [default: 0.95].
+    #[arg(long, value_name = "P")]
+    top_p: Option<f64>,
     /// Only tokens of at least this share of the likeliest token's probability, after temperature, top-k and
-    /// top-p; 0 for all.
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
-    min_p: f64,
-    /// Continuations followed side by side, with --strategy beam.
-    #[arg(long, value_name = "N", default_value_t = 4)]
-    num_beams: usize,
+    /// top-p; 0 for all [default: 0].
+    #[arg(long, value_name = "P")]
+    min_p: Option<f64>,
+    /// Continuations followed side by side, with --strategy beam [default: 4].
+    #[arg(long, value_name = "N")]
+    num_beams: Option<usize>,
     /// With --strategy beam: above 0 for longer texts, below 0 for shorter ones. Divides the sum of
-    /// log-probabilities as length to this power.
-    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
-    length_penalty: f64,
+    /// log-probabilities as length to this power [default: 1].
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    length_penalty: Option<f64>,
     /// Makes tokens that are there already less likely; 1 changes nothing.
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     repetition_penalty: f64,
@@ -98,34 +98,66 @@ pub struct Decoding {
     pub dtype: DtypeArg,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum StrategyArg {
     Greedy,
     Sample,
     Beam,
 }
 
+impl StrategyArg {
+    fn name(self) -> &'static str {
+        match self {
+            StrategyArg::Greedy => "greedy",
+            StrategyArg::Sample => "sample",
+            StrategyArg::Beam => "beam",
+        }
+    }
+}
+
 impl Decoding {
     pub fn options(&self) -> Result<Options> {
+        self.validate_strategy()?;
+        let defaults = Options::default();
         let options = Options {
             strategy: match self.strategy {
                 StrategyArg::Greedy => Strategy::Greedy,
                 StrategyArg::Sample => Strategy::Sample,
                 StrategyArg::Beam => Strategy::Beam,
             },
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            num_beams: self.num_beams,
+            temperature: self.temperature.unwrap_or(defaults.temperature),
+            top_k: self.top_k.unwrap_or(defaults.top_k),
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            num_beams: self.num_beams.unwrap_or(defaults.num_beams),
             repetition_penalty: self.repetition_penalty,
             max_new_tokens: self.max_new_tokens,
-            min_p: self.min_p,
-            length_penalty: self.length_penalty,
+            min_p: self.min_p.unwrap_or(defaults.min_p),
+            length_penalty: self.length_penalty.unwrap_or(defaults.length_penalty),
             stop: self.stop.clone(),
             seed: self.seed,
+            ..defaults
         };
         options.validate().map_err(flag_error)?;
         Ok(options)
+    }
+
+    /// Refuses flags that were given and that the strategy has no use for.
+    fn validate_strategy(&self) -> Result<()> {
+        let of_sample = [
+            ("--temperature", self.temperature.is_some()),
+            ("--top-k", self.top_k.is_some()),
+            ("--top-p", self.top_p.is_some()),
+            ("--min-p", self.min_p.is_some()),
+        ];
+        let of_beam =
+            [("--num-beams", self.num_beams.is_some()), ("--length-penalty", self.length_penalty.is_some())];
+        let sample = of_sample.map(|flag| (StrategyArg::Sample, flag));
+        let beam = of_beam.map(|flag| (StrategyArg::Beam, flag));
+        let mut given = sample.into_iter().chain(beam).filter(|(_, (_, given))| *given);
+        let Some((of, (flag, _))) = given.find(|(of, _)| *of != self.strategy) else { return Ok(()) };
+        let [of, strategy] = [of, self.strategy].map(StrategyArg::name);
+        Err(Error::usage(format!("{flag} changes nothing with --strategy {strategy}"))
+            .help(format!("leave it out, or use --strategy {of}")))
     }
 }
 
@@ -377,7 +409,7 @@ impl Run<'_> {
         })?;
         printed?;
         let seconds = begun.elapsed().as_secs_f64();
-        let Continuation { text, tokens, logprobs, finish } = result;
+        let Continuation { text, tokens, logprobs, finish, .. } = result;
         match format {
             Format::Text => out::line(""),
             Format::Json => print_json(&json!({
@@ -386,5 +418,50 @@ impl Run<'_> {
                 "seconds": seconds, "tokens_per_s": tokens.len() as f64 / seconds,
             })),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        decoding: Decoding,
+    }
+
+    fn options(args: &str) -> Result<Options> {
+        let args = std::iter::once("tinylm").chain(args.split_whitespace());
+        Only::try_parse_from(args).expect("flags that there are").decoding.options()
+    }
+
+    #[test]
+    fn flags_that_a_strategy_has_no_use_for_are_refused() {
+        for (args, refused) in [
+            ("--num-beams 3", "--num-beams changes nothing with --strategy sample"),
+            (
+                "--strategy greedy --length-penalty -1",
+                "--length-penalty changes nothing with --strategy greedy",
+            ),
+            ("--strategy greedy --temperature 0.5", "--temperature changes nothing with --strategy greedy"),
+            ("--strategy beam --top-k 3", "--top-k changes nothing with --strategy beam"),
+            ("--strategy beam --min-p 0", "leave it out, or use --strategy sample"),
+        ] {
+            let error = options(args).unwrap_err().to_string();
+            assert!(error.contains(refused), "{args}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_given_is_as_the_library_has_it() {
+        let of = |args: &str| format!("{:?}", options(args).unwrap());
+        assert_eq!(of(""), format!("{:?}", Options::default()));
+        let beams =
+            Options { strategy: Strategy::Beam, num_beams: 3, length_penalty: -1.0, ..Options::default() };
+        assert_eq!(of("--strategy beam --num-beams 3 --length-penalty -1"), format!("{beams:?}"));
+        assert_eq!(options("--temperature 0.5 --top-k 2 --top-p 0.5 --min-p 0.1").unwrap().top_k, 2);
     }
 }

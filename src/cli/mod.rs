@@ -1,6 +1,7 @@
 //! The command line: one file a command, each a short text over the library. Results go to stdout,
 //! progress and logs to stderr.
 
+mod attention;
 mod bench;
 mod chat;
 mod compare;
@@ -107,6 +108,8 @@ enum Command {
     Chat(Reporting<chat::Chat>),
     /// Show how probable a model finds a text, token by token.
     Score(Reporting<score::Score>),
+    /// Show which tokens of a text attend to which, by layer and head, and what comes next.
+    Attention(Reporting<attention::Attention>),
     /// Put several models or reports into one table, with intervals and paired tests.
     Compare(Reporting<compare::Compare>),
     /// Read a model, a tokenizer or token ids of another program.
@@ -226,6 +229,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             | Command::Generate(_)
             | Command::Chat(_)
             | Command::Score(_)
+            | Command::Attention(_)
             | Command::Serve(_)
             | Command::Compare(_)
             | Command::Import(_)
@@ -245,6 +249,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Generate(c) => c.command.run(how(c.format)),
         Command::Chat(c) => c.command.run(how(c.format)),
         Command::Score(c) => c.command.run(how(c.format)),
+        Command::Attention(c) => c.command.run(how(c.format)),
         Command::Compare(c) => c.command.run(how(c.format)),
         Command::Serve(c) => c.command.run(how(c.format)),
         Command::Import(c) => c.run(given),

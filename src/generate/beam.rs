@@ -61,10 +61,7 @@ pub fn step(beams: &[Branch], finished: &mut Finished, chooser: &Chooser) -> (Ve
         let tokens = writer.tokens().len() + 1;
         let finish = match sampler.is_end(id) {
             true => Some(Finish::End),
-            false => {
-                let logprob = chooser.logprob(&beams[b].sequence, id);
-                writer.push(id, logprob, options.max_new_tokens)
-            }
+            false => writer.push(chooser.token(&beams[b].sequence, id), options.max_new_tokens),
         };
         match finish {
             Some(finish) if counts => {

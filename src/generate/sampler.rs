@@ -1,7 +1,9 @@
-//! The next token from logits: greedy or sampled, with temperature, top-k, top-p, min-p and repetition penalty.
+//! The next token from logits: greedy or sampled, with biases, penalties, temperature, top-k, top-p and min-p.
 //!
 //! Logits are f64 here, and a temperature divides their differences to the maximum, which are 0 or below:
 //! so the smallest temperature is greedy, the largest draws all candidates alike, and nothing is NaN.
+
+use std::collections::BTreeMap;
 
 use super::{Options, Sequence};
 use crate::base::Rng;
@@ -9,14 +11,22 @@ use crate::kernel::{Isa, loss};
 use crate::model::Model;
 use crate::tokenizer::Special;
 
+/// The biases that ban an id and that force it.
+const BAN: f64 = -100.0;
+const FORCE: f64 = 100.0;
+
 /// Chooses next tokens of one model by given options.
 pub struct Sampler {
     options: Options,
     isa: Isa,
     /// Ids from here on have a row in the embedding but no token in the tokenizer.
     vocab_size: usize,
-    /// Never chosen: `<pad>`, `<unk>`, `<bos>`.
+    /// Never chosen: `<pad>`, `<unk>`, `<bos>`, and what `logit_bias` bans.
     banned: Vec<u32>,
+    /// What `logit_bias` forces: if anything, only these are chosen.
+    forced: Vec<u32>,
+    /// Whether any option changes logits.
+    changes: bool,
     /// Tokens that end generation: `<eos>`, and those that begin the turn of a role.
     ends: Vec<u32>,
 }
@@ -32,12 +42,34 @@ impl Sampler {
         // One token may be both `<bos>` and `<eos>`, as in GPT-2.
         let mut banned = ids(&[Special::Pad, Special::Unk, Special::Bos]);
         banned.retain(|id| !ends.contains(id));
+        let biased =
+            |bias: f64| options.logit_bias.iter().filter(move |(_, b)| **b == bias).map(|(id, _)| *id);
+        banned.extend(biased(BAN));
+        let penalties = [options.presence_penalty, options.frequency_penalty];
         Sampler {
-            options: options.clone(),
             isa: Isa::best(),
             vocab_size: model.tokenizer.vocab_size().min(model.transformer.config.vocab_size),
             banned,
+            forced: biased(FORCE).collect(),
+            changes: options.repetition_penalty != 1.0
+                || penalties != [0.0; 2]
+                || !options.logit_bias.is_empty(),
             ends,
+            options: options.clone(),
+        }
+    }
+
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Whether there is a token that may be chosen.
+    pub fn may_choose(&self) -> bool {
+        let open = |id: &u32| (*id as usize) < self.vocab_size && !self.banned.contains(id);
+        if self.forced.is_empty() {
+            (0..self.vocab_size as u32).any(|id| open(&id))
+        } else {
+            self.forced.iter().any(open)
         }
     }
 
@@ -50,13 +82,13 @@ impl Sampler {
         self.ends.len()
     }
 
-    /// Logits of the next token with the repetition penalty applied and banned tokens at minus infinity.
+    /// Logits of the next token with biases and penalties applied and banned tokens at minus infinity.
     pub fn logits(&self, sequence: &Sequence) -> Vec<f64> {
         self.allowed(self.penalized(sequence))
     }
 
     /// The `k` most probable next tokens that may be chosen, the most probable first, with their
-    /// log-probabilities after the repetition penalty: of all ids of the model, as its own distribution is.
+    /// log-probabilities after biases and penalties: of all ids of the model, as its own distribution is.
     pub fn most_probable(&self, sequence: &Sequence, k: usize) -> Vec<(u32, f64)> {
         let logs = self.allowed(log_softmax(&self.penalized(sequence)));
         let best = likeliest(&logs, k).into_iter().map(|id| (id, logs[id as usize]));
@@ -64,12 +96,58 @@ impl Sampler {
         best.filter(|(_, logprob)| logprob.is_finite()).collect()
     }
 
-    /// Logits of all ids of the model.
+    /// The `k` most probable next tokens by the model's own distribution, whether or not they may be chosen, with
+    /// their log-probabilities; `chosen` is a token and its log-probability.
+    pub fn top(&self, sequence: &Sequence, k: usize, chosen: (u32, f64)) -> Vec<(u32, f64)> {
+        if k == 0 {
+            return Vec::new();
+        }
+        let logits = logits_of(sequence);
+        // What all logits are less by, so that a token has the same figure here and where it is chosen.
+        let log_sum = logits[chosen.0 as usize] - chosen.1;
+        let logprob = |id: u32| if id == chosen.0 { chosen.1 } else { logits[id as usize] - log_sum };
+        likeliest(&logits[..self.vocab_size], k).into_iter().map(|id| (id, logprob(id))).collect()
+    }
+
+    /// Logits of all ids of the model after biases and penalties, without bans.
     fn penalized(&self, sequence: &Sequence) -> Vec<f64> {
-        let mut logits: Vec<f64> = sequence.logits.iter().map(|l| f64::from(*l)).collect();
+        let mut logits = logits_of(sequence);
+        if self.changes {
+            self.add_biases(&mut logits);
+            self.penalize_repetition(sequence, &mut logits);
+            self.penalize_new(sequence, &mut logits);
+        }
+        logits
+    }
+
+    fn add_biases(&self, logits: &mut [f64]) {
+        for (id, bias) in &self.options.logit_bias {
+            if let Some(logit) = logits.get_mut(*id as usize) {
+                *logit += bias;
+            }
+        }
+    }
+
+    /// The penalties of OpenAI's API, of tokens of the new text: `logit[j] -= count[j] * frequency_penalty +
+    /// (count[j] > 0) * presence_penalty`.
+    fn penalize_new(&self, sequence: &Sequence, logits: &mut [f64]) {
+        let Options { presence_penalty, frequency_penalty, .. } = self.options;
+        if presence_penalty == 0.0 && frequency_penalty == 0.0 {
+            return;
+        }
+        let mut counts = BTreeMap::<u32, u32>::new();
+        sequence.tokens[sequence.prompt..].iter().for_each(|id| *counts.entry(*id).or_default() += 1);
+        for (id, count) in counts {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit -= f64::from(count) * frequency_penalty + presence_penalty;
+            }
+        }
+    }
+
+    fn penalize_repetition(&self, sequence: &Sequence, logits: &mut [f64]) {
         let penalty = self.options.repetition_penalty;
         if penalty == 1.0 {
-            return logits;
+            return;
         }
         let mut seen: Vec<u32> = sequence.tokens.clone();
         seen.sort_unstable();
@@ -81,12 +159,16 @@ impl Sampler {
                 *logit = penalized.clamp(f64::MIN, f64::MAX);
             }
         }
-        logits
     }
 
     /// Of numbers of all ids those of the tokens; banned ones at minus infinity.
     fn allowed(&self, mut all: Vec<f64>) -> Vec<f64> {
         all.truncate(self.vocab_size);
+        if !self.forced.is_empty() {
+            let forced = |id: usize| self.forced.contains(&(id as u32));
+            let others = all.iter_mut().enumerate().filter(|(id, _)| !forced(*id));
+            others.for_each(|(_, number)| *number = f64::NEG_INFINITY);
+        }
         for id in &self.banned {
             if let Some(number) = all.get_mut(*id as usize) {
                 *number = f64::NEG_INFINITY;
@@ -98,7 +180,7 @@ impl Sampler {
     pub fn greedy(&self, sequence: &Sequence) -> u32 {
         let all = &sequence.logits[..self.vocab_size.min(sequence.logits.len())];
         let best = loss::likeliest(self.isa, all) as u32;
-        if self.options.repetition_penalty == 1.0 && !self.banned.contains(&best) {
+        if !self.changes && !self.banned.contains(&best) {
             return best;
         }
         argmax(&self.logits(sequence))
@@ -109,6 +191,11 @@ impl Sampler {
         let weights: Vec<f64> = candidates.iter().map(|(_, p)| *p).collect();
         rng.weighted(&weights).map_or(0, |i| candidates[i].0)
     }
+}
+
+/// The logits of all ids of the model.
+fn logits_of(sequence: &Sequence) -> Vec<f64> {
+    sequence.logits.iter().map(|l| f64::from(*l)).collect()
 }
 
 /// The id of the maximum; the lowest of equal ones.

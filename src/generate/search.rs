@@ -3,8 +3,8 @@
 
 use super::sampler::Sampler;
 use super::writer::Writer;
-use super::{Continuation, Finish, Options, Sequence, Session, Strategy, beam};
-use crate::base::{Result, Rng};
+use super::{Continuation, Finish, Options, Sequence, Strategy, Token, beam};
+use crate::base::Rng;
 use crate::kernel::{Team, loss};
 use crate::model::Model;
 
@@ -16,7 +16,8 @@ pub struct Branch {
     pub score: f64,
 }
 
-/// What all searches of a batch choose tokens with.
+/// What a search chooses tokens with.
+#[derive(Clone, Copy)]
 pub struct Chooser<'a> {
     pub sampler: &'a Sampler,
     pub options: &'a Options,
@@ -24,11 +25,12 @@ pub struct Chooser<'a> {
 }
 
 impl Chooser<'_> {
-    /// The log-probability of `id` as the next token, by the model's own distribution.
-    pub fn logprob(&self, sequence: &Sequence, id: u32) -> f64 {
+    /// `id` as the token behind `sequence`, with its log-probability by the model's own distribution.
+    pub fn token(&self, sequence: &Sequence, id: u32) -> Token {
         let mut logits = sequence.logits.clone();
         let vocab_size = logits.len();
-        -loss::predictions(self.team, &mut logits, vocab_size, &[id])[0].nats
+        let logprob = -loss::predictions(self.team, &mut logits, vocab_size, &[id])[0].nats;
+        Token { id, logprob, top: self.sampler.top(sequence, self.options.top_logprobs, (id, logprob)) }
     }
 }
 
@@ -40,15 +42,16 @@ enum How {
 
 pub struct Search {
     branches: Vec<Branch>,
-    /// The token that each branch reads next.
-    next: Vec<u32>,
     how: How,
+    /// Of the model.
+    seq_len: usize,
     result: Option<Continuation>,
 }
 
 impl Search {
     /// Of what follows `sequence`, whose last tokens are `prompt`.
-    pub fn new(model: &Model, sequence: Sequence, prompt: &[u32], options: &Options, rng: Rng) -> Self {
+    pub fn new(model: &Model, mut sequence: Sequence, prompt: &[u32], options: &Options, rng: Rng) -> Self {
+        sequence.prompt = sequence.tokens.len();
         let writer = Writer::new(model, prompt, options);
         let branch = Branch { sequence, writer, score: 0.0 };
         let how = match options.strategy {
@@ -56,14 +59,15 @@ impl Search {
             Strategy::Sample => How::Sample(rng),
             Strategy::Beam => How::Beam(beam::Finished::default()),
         };
-        let mut search = Search { branches: vec![branch], next: Vec::new(), how, result: None };
+        let seq_len = model.transformer.config.seq_len;
+        let mut search = Search { branches: vec![branch], how, seq_len, result: None };
         if options.max_new_tokens == 0 {
             search.end(Finish::Length);
         }
         search
     }
 
-    /// Chooses the next token, or ends.
+    /// Chooses the next token, which is then to be read, or ends. The sequences have been read.
     pub fn step(&mut self, chooser: &Chooser) {
         if self.result.is_some() {
             return;
@@ -73,18 +77,26 @@ impl Search {
             How::Greedy => chooser.sampler.greedy(&branch.sequence),
             How::Sample(rng) => chooser.sampler.sample(&branch.sequence, rng),
             How::Beam(finished) => {
-                (self.branches, self.next) = beam::step(&self.branches, finished, chooser);
+                let next;
+                (self.branches, next) = beam::step(&self.branches, finished, chooser);
                 self.result = finished.result(&self.branches, chooser.options);
-                return;
+                return self.append(&next);
             }
         };
         if chooser.sampler.is_end(id) {
             return self.end(Finish::End);
         }
-        let logprob = chooser.logprob(&branch.sequence, id);
-        match branch.writer.push(id, logprob, chooser.options.max_new_tokens) {
+        let token = chooser.token(&branch.sequence, id);
+        match branch.writer.push(token, chooser.options.max_new_tokens) {
             Some(finish) => self.end(finish),
-            None => self.next = vec![id],
+            None => self.append(&[id]),
+        }
+    }
+
+    /// Appends a token to each branch.
+    fn append(&mut self, next: &[u32]) {
+        for (branch, id) in self.branches.iter_mut().zip(next) {
+            branch.sequence.append(&[*id], self.seq_len);
         }
     }
 
@@ -96,29 +108,29 @@ impl Search {
         self.result.is_some()
     }
 
-    /// The text that no further token changes.
-    pub fn text(&self) -> &str {
+    /// What no further token changes of the result; nothing while the best beam may become another.
+    pub fn written(&self) -> Option<&Continuation> {
         match (&self.result, &self.how) {
-            (Some(result), _) => &result.text,
-            // The best beam may become another.
-            (None, How::Beam(_)) => "",
-            (None, _) => self.branches[0].writer.text(),
+            (Some(result), _) => Some(result),
+            (None, How::Beam(_)) => None,
+            (None, _) => Some(self.branches[0].writer.written()),
         }
     }
 
-    /// The sequences and what each reads next; none when the search is over.
-    pub fn readings(&mut self) -> impl Iterator<Item = (&mut Sequence, &[u32])> {
-        let next = if self.result.is_some() { &[] } else { self.next.as_slice() };
-        let sequences = self.branches.iter_mut().map(|branch| &mut branch.sequence);
-        sequences.zip(next.iter().map(std::slice::from_ref))
+    /// The text of [`Search::written`].
+    pub fn text(&self) -> &str {
+        self.written().map_or("", |written| &written.text)
     }
 
-    /// Reads the chosen tokens.
-    ///
-    /// # Errors
-    /// When the model's logits are NaN.
-    pub fn read(&mut self, session: &mut Session) -> Result<()> {
-        session.read_each(self.readings().collect())
+    /// The sequences that are read for the next token; none when the search is over.
+    pub fn sequences(&mut self) -> impl Iterator<Item = &mut Sequence> {
+        let open = if self.result.is_some() { 0 } else { self.branches.len() };
+        self.branches[..open].iter_mut().map(|branch| &mut branch.sequence)
+    }
+
+    /// Whether the next token can be chosen.
+    pub fn is_read(&self) -> bool {
+        self.branches.iter().all(|branch| branch.sequence.unread().is_empty())
     }
 
     /// The result, and the sequence that was read for it; beams have none left. Of a search that is not over,

@@ -1,6 +1,7 @@
 //! Batches, streams and beams against what each is alone, and draws against their distribution.
 
 use super::sampler::log_softmax;
+use super::search::{Chooser, Search};
 use super::tests::{model, with};
 use super::*;
 use crate::base::{Quiet, Rng};
@@ -9,7 +10,7 @@ use crate::tokenizer::Tokenizer;
 use serde_json::json;
 
 /// A model of four letters and the special tokens, with weights that make some of them much likelier.
-fn letters() -> Model {
+pub fn letters() -> Model {
     let tokens = Special::ALL.map(Special::as_str).into_iter().chain(["a", "b", "c", "d"]);
     let vocab: serde_json::Map<_, _> = tokens.zip(0..).map(|(t, id)| (t.to_string(), json!(id))).collect();
     let value = json!({"version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null,
@@ -23,21 +24,21 @@ fn letters() -> Model {
 }
 
 /// Prompts of 1 to 20 tokens: the model holds 16.
-fn prompts(model: &Model, n: usize) -> Vec<Vec<u32>> {
+pub fn prompts(model: &Model, n: usize) -> Vec<Vec<u32>> {
     let mut rng = Rng::new(1, "prompts");
     let known = model.tokenizer.vocab_size() as u64;
     (0..n).map(|i| (0..1 + i * 7 % 20).map(|_| rng.below(known) as u32).collect()).collect()
 }
 
 /// A text with a search and a session of its own.
-fn alone(model: &Model, ids: &[u32], options: &Options, prompt: usize, sample: usize) -> Continuation {
+pub fn alone(model: &Model, ids: &[u32], options: &Options, prompt: usize, sample: usize) -> Continuation {
     let mut session = Session::new(model, 1);
     session.feed(ids).unwrap();
     let (sampler, rng) = (Sampler::new(model, options), batch::stream_of(options, prompt, sample));
     let mut search = Search::new(model, session.sequence.clone(), ids, options, rng);
     while !search.is_over() {
-        search.step(&Chooser { sampler: &sampler, options, team: session.decoder.team() });
-        search.read(&mut session).unwrap();
+        search.step(&Chooser { sampler: &sampler, options, team: session.reader.team() });
+        session.reader.read_all(search.sequences()).unwrap();
     }
     search.finish().0
 }

@@ -119,16 +119,8 @@ pub fn forward(
         let stats = unsafe { stats.take(task * t * 2..(task + 1) * t * 2) };
         with_scratch(&shape, |scores, _, width| {
             for block in blocks(t) {
-                scores_of(team.isa, &shape, q, k, &block, scores, width);
-                let first = ((shape.first + s) * shape.heads + h) * t;
-                for i in block.clone() {
-                    let row = &mut scores[(i - block.start) * width..][..width];
-                    let stats = &mut stats[2 * i..2 * i + 2];
-                    let seen = shape.start + i + 1;
-                    row[seen..end_of(&shape, i)].fill(0.0);
-                    let place = Place { dropout, row: first + i, columns: shape.keys() };
-                    weights(team.isa, &mut row[..seen], shape.scale(), stats, place);
-                }
+                let queries = Queries { shape: &shape, q, k, number: task, block: &block };
+                queries.weights(team.isa, dropout, scores, width, stats);
                 mix(team.isa, &shape, scores, width, &block, v, out.from(s * t * c + h * shape.width), c);
             }
         });
@@ -139,6 +131,59 @@ pub fn forward(
         (0..tasks).for_each(head)
     } else {
         team.each(tasks, head)
+    }
+}
+
+/// The weights that [`forward`] mixes values by, `[B*H, T, keys]`, without dropout: a row for each query, 0 for
+/// keys that are ahead of it.
+pub fn probabilities(team: &Team, shape: Shape, q: Rows, k: Rows, out: &mut [f32]) {
+    let (t, keys) = (shape.queries, shape.keys());
+    let out = Parts::new(out);
+    team.each(shape.batch * shape.heads, |task| {
+        let (s, h) = (task / shape.heads, task % shape.heads);
+        let (q, k) = (q.head(&shape, s, h), k.head(&shape, s, h / shape.group()));
+        // SAFETY: each task has a head of its own.
+        let out = unsafe { out.take(task * t * keys..(task + 1) * t * keys) };
+        let mut stats = vec![0.0; 2 * t];
+        with_scratch(&shape, |scores, _, width| {
+            for block in blocks(t) {
+                let queries = Queries { shape: &shape, q, k, number: task, block: &block };
+                queries.weights(team.isa, Dropout::NONE, scores, width, &mut stats);
+                for (i, row) in block.clone().zip(scores.chunks(width)) {
+                    let (seen, to) = (shape.start + i + 1, &mut out[i * keys..(i + 1) * keys]);
+                    to[..seen].copy_from_slice(&row[..seen]);
+                    to[seen..].fill(0.0);
+                }
+            }
+        });
+    });
+}
+
+/// A block of queries of a head, and the keys that they see.
+struct Queries<'a> {
+    shape: &'a Shape,
+    q: View<'a>,
+    k: View<'a>,
+    /// The head among those of all sequences.
+    number: usize,
+    block: &'a Range<usize>,
+}
+
+impl Queries<'_> {
+    /// Into each row of the scratch the weights of the keys that its query sees, and 0 up to the end of its step;
+    /// `stats: [T, 2]`, of the head, as of [`forward`].
+    fn weights(&self, isa: Isa, dropout: Dropout, scores: &mut [f32], width: usize, stats: &mut [f32]) {
+        let Queries { shape, q, k, number, block } = *self;
+        scores_of(isa, shape, q, k, block, scores, width);
+        let first = (shape.first * shape.heads + number) * shape.queries;
+        for i in block.clone() {
+            let row = &mut scores[(i - block.start) * width..][..width];
+            let stats = &mut stats[2 * i..2 * i + 2];
+            let seen = shape.start + i + 1;
+            row[seen..end_of(shape, i)].fill(0.0);
+            let place = Place { dropout, row: first + i, columns: shape.keys() };
+            weights(isa, &mut row[..seen], shape.scale(), stats, place);
+        }
     }
 }
 
@@ -436,6 +481,28 @@ mod tests {
             };
             near_differences(["dq", "dk", "dv"][which], &own, x, loss, 1e-4);
             from += columns;
+        }
+    }
+
+    /// With values of which one key has a 1 and all others 0, that key's weights come out.
+    #[test]
+    fn probabilities_are_what_values_are_mixed_by() {
+        let (n, d, t) = (SHAPE.batch * SHAPE.queries, SHAPE.width, SHAPE.queries);
+        let (q, k) = (numbers("q", n * SHAPE.heads * d, 1.5), numbers("k", n * SHAPE.kv_heads * d, 1.5));
+        let found = same_everywhere(|team| {
+            let mut out = vec![f32::NAN; SHAPE.batch * SHAPE.heads * t * t];
+            probabilities(team, SHAPE, rows(&q, SHAPE.heads, t), rows(&k, SHAPE.kv_heads, t), &mut out);
+            vec![out]
+        });
+        for key in [0, 31, 32, 100, 132] {
+            let v: Vec<f64> = (0..k.len()).map(|i| f64::from(i / (SHAPE.kv_heads * d) % t == key)).collect();
+            let expected = plain(SHAPE, &wide(&q), &wide(&k), &v, Dropout::NONE);
+            for (i, row) in found[0].chunks_exact(t).enumerate() {
+                let (s, h, i) = (i / t / SHAPE.heads, i / t % SHAPE.heads, i % t);
+                let off = f64::from(row[key]) - expected[((s * t + i) * SHAPE.heads + h) * d];
+                assert!(off.abs() < 1e-6, "head {h} of {s}, query {i}, key {key}: {off}");
+                assert!(key <= i || row[key] == 0.0, "query {i} sees key {key}");
+            }
         }
     }
 

@@ -79,6 +79,19 @@ pub fn forward(pass: &Pass, i: usize, kept: &mut Activations, scratch: &mut Scra
     });
 }
 
+/// The attention weights of block `i` in a pass that is kept, `[B·H, T, T]`, of sequences of this `length`.
+pub fn attention_weights(
+    pass: &Pass,
+    i: usize,
+    kept: &Activations,
+    length: usize,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
+    let block = &pass.model.layout.blocks[i];
+    attention::weights(pass, block, &kept.attn, length, &mut scratch.qk, out);
+}
+
 /// Block `i` backwards: the gradient of the residual stream behind it, in `scratch.x`, becomes that before it, if
 /// it is needed for what is `below`. With a mix that is trained, the gradient of x0 is accumulated in
 /// `scratch.dx0`.

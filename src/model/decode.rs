@@ -4,6 +4,8 @@
 //! several texts side by side. A row's numbers do not depend on what is computed along with it, so a cache
 //! gives the bits that the whole text would give.
 
+use std::ops::Deref;
+
 use super::executor::blocks_forward;
 use super::layer::attention::Span;
 use super::layer::{DropoutSites, Pass, norm};
@@ -47,6 +49,55 @@ impl Cache {
 
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Forgets all positions but the first `len`; keeps the memory. What is read on then gives the bits that it
+    /// would give had the others never been read.
+    pub fn truncate(&mut self, len: usize) {
+        if len >= self.len {
+            return;
+        }
+        for block in &mut self.blocks {
+            let width = block.keys.len() / self.len;
+            block.keys.truncate(len * width);
+            block.values.truncate(len * width);
+        }
+        self.len = len;
+    }
+
+    /// A copy of the first `len` positions, or of all where there are fewer, with room for all that the model
+    /// holds.
+    pub fn prefix(&self, len: usize, config: &Config) -> Self {
+        let len = len.min(self.len);
+        let numbers = len * config.kv_width();
+        let mut copy = Cache::default();
+        for (block, new) in self.blocks.iter().zip(copy.extend(config, len)) {
+            new.keys.extend_from_slice(&block.keys[..numbers]);
+            new.values.extend_from_slice(&block.values[..numbers]);
+        }
+        copy
+    }
+
+    /// Gives back the memory of positions that it doesn't hold.
+    pub fn shrink(&mut self) {
+        self.blocks
+            .iter_mut()
+            .flat_map(|block| [&mut block.keys, &mut block.values])
+            .for_each(Vec::shrink_to_fit);
+    }
+
+    /// Makes room for all positions that the model holds, as a new cache has.
+    pub fn reserve(&mut self, config: &Config) {
+        let room = config.seq_len * config.kv_width();
+        for numbers in self.blocks.iter_mut().flat_map(|block| [&mut block.keys, &mut block.values]) {
+            numbers.reserve_exact(room - numbers.len());
+        }
+    }
+
+    /// The memory that it takes.
+    pub fn bytes(&self) -> u64 {
+        let numbers = |block: &KeysValues| block.keys.capacity() + block.values.capacity();
+        self.blocks.iter().map(|block| 4 * numbers(block) as u64).sum()
     }
 
     /// Counts `new` positions, for which the blocks that it gives take keys and values. There is room for all
@@ -96,18 +147,24 @@ impl Head {
     }
 }
 
-/// Reads texts on; keeps its memory, which grows to the longest that it is given.
-pub struct Decoder<'a> {
-    model: &'a Transformer,
+/// Reads texts on; keeps its memory, which grows to the longest that it is given. `M` borrows or owns the model.
+pub struct Decoder<M> {
+    model: M,
     team: Team,
     /// Made when texts are first read on by single ids.
     head: Option<Head>,
     workspace: Workspace,
 }
 
-impl<'a> Decoder<'a> {
-    pub fn new(model: &'a Transformer, team: Team) -> Self {
-        Decoder { model, team, head: None, workspace: Workspace::empty(&model.config) }
+impl<M: Deref<Target = Transformer>> Decoder<M> {
+    pub fn new(model: M, team: Team) -> Self {
+        let workspace = Workspace::empty(&model.config);
+        Decoder { model, team, head: None, workspace }
+    }
+
+    /// What it was made of.
+    pub fn model(&self) -> &M {
+        &self.model
     }
 
     /// The threads that it reads with.
@@ -124,6 +181,7 @@ impl<'a> Decoder<'a> {
     /// When a text has nothing new.
     pub fn read(&mut self, texts: &mut [Reading]) -> Result<Vec<f32>> {
         let Decoder { model, team, head, workspace } = self;
+        let model: &Transformer = model;
         let config = &model.config;
         validate(config, texts)?;
         let ids: Vec<u32> = texts.iter().flat_map(|text| text.ids.iter().copied()).collect();

@@ -13,6 +13,7 @@
 //!  executor    batches on all threads: loss, gradient, predictions
 //!  teachers    the likeliest ids, for a student to learn from
 //!  decode      reading on with cached keys and values
+//!  attention   who attends to whom in a text
 //!  reference   the same model on candle, written to be read, which tests compare with
 //!  format/     config.json and names of tensors as Hugging Face's types have them, a file a type; GGUF
 //!  describe    an architecture in words
@@ -26,6 +27,7 @@
 //! Letters in shapes: `B` sequences, `T` positions, `N` = B·T rows, `C` = d_model, `H` heads, `K` heads of keys
 //! and values, `D` = d_head, `F` = d_ff, `V` = vocab_size.
 
+pub mod attention;
 mod block;
 mod config;
 mod decode;

@@ -1,5 +1,5 @@
 //! Models of `transformers`, made by `tests/fixtures/make_model_fixtures.py`: the same weights give the same
-//! logits, loss and gradients.
+//! logits, loss, gradients and attention weights.
 
 use std::path::{Path, PathBuf};
 
@@ -90,6 +90,32 @@ fn the_plain_twin_agrees_with_transformers() {
 fn the_kernels_agree_with_transformers() {
     for name in MODELS {
         agrees(name, by_kernels);
+    }
+}
+
+/// `output_attentions`, `[L, B, H, T, T]`.
+#[test]
+fn attention_weights_agree_with_transformers() {
+    for name in MODELS {
+        let gpt = load(&folder(name));
+        let expected: Value =
+            serde_json::from_slice(&fs::read(&folder(name).join("expected.json")).unwrap()).unwrap();
+        let rows: Vec<Vec<u32>> = serde_json::from_value(expected["ids"].clone()).unwrap();
+        let all = numbers(&expected["attentions"]);
+        let (heads, t) = (gpt.config.n_head, rows[0].len());
+        let mut seen = 0;
+        for (b, ids) in rows.iter().enumerate() {
+            let which = attention::Which::default();
+            let compare = &mut |layer: usize, head: usize, map: attention::Map| {
+                let first = ((layer * rows.len() + b) * heads + head) * t * t;
+                let off = map.weights.iter().zip(&all[first..]).map(|(a, b)| (a - b).abs());
+                let off = off.fold(0.0, f32::max);
+                assert!(off < 1e-5, "{name}: sequence {b}, layer {layer}, head {head} differs by {off}");
+                seen += map.weights.len();
+            };
+            attention::each_map(&gpt, ids, which, 1, 2, compare).unwrap();
+        }
+        assert_eq!(seen, all.len(), "{name}");
     }
 }
 

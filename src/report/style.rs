@@ -56,7 +56,22 @@ impl Style {
     pub fn cyan(self, text: impl Display) -> String {
         self.paint("36", text)
     }
+
+    /// A cell of a heat map, `width` characters that are as full as `share` of 1: a background of one of 256
+    /// colours, or where there are no colours a character.
+    pub fn shade(self, share: f64, width: usize) -> String {
+        if self.colour {
+            let at = (share * (RAMP.len() - 1) as f64).round() as usize;
+            return format!("\x1b[48;5;{}m{}\x1b[0m", RAMP[at.min(RAMP.len() - 1)], " ".repeat(width));
+        }
+        let least = [(0.75, "█"), (0.5, "▓"), (0.25, "▒"), (0.05, "░")];
+        let full = least.iter().find(|(least, _)| share >= *least);
+        full.map_or("·", |(_, shade)| shade).repeat(width)
+    }
 }
+
+/// From dark blue over green to yellow, in the 6 × 6 × 6 cube of colours: to be told apart on light and dark.
+const RAMP: [u8; 12] = [17, 18, 24, 25, 31, 37, 36, 72, 78, 114, 185, 227];
 
 fn allowed() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())

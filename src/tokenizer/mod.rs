@@ -737,6 +737,21 @@ impl Tokenizer {
         }
     }
 
+    /// A token by itself, to be looked at: its text behind other text, or where it has none that is whole (special
+    /// tokens, bytes of a character), as the vocabulary spells it.
+    pub fn shown(&self, id: u32) -> String {
+        let spelled = || self.token(id).unwrap_or_else(|| format!("<{id}>"));
+        if self.is_special(id) {
+            return spelled();
+        }
+        // Decoders may leave out the space of a text's first token.
+        let decode = |ids: &[u32]| self.text_of(ids).unwrap_or_default();
+        match decode(&[id, id]).strip_prefix(decode(&[id]).as_str()) {
+            Some(text) if !text.is_empty() && !text.contains(char::REPLACEMENT_CHARACTER) => text.to_string(),
+            _ => spelled(),
+        }
+    }
+
     /// Whether all ids and special tokens of this tokenizer mean the same in `other`, which may have more.
     ///
     /// # Errors

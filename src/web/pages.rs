@@ -30,6 +30,8 @@ const FILES: &[File] = &[
     ("conversations.js", SCRIPT, include_str!("pages/conversations.js")),
     ("sampling.js", SCRIPT, include_str!("pages/sampling.js")),
     ("attention.html", HTML, include_str!("pages/attention.html")),
+    ("attention.css", CSS, include_str!("pages/attention.css")),
+    ("attention.js", SCRIPT, include_str!("pages/attention.js")),
     ("dashboard.html", HTML, include_str!("pages/dashboard.html")),
     ("dashboard.css", CSS, include_str!("pages/dashboard.css")),
     ("dashboard.js", SCRIPT, include_str!("pages/dashboard.js")),

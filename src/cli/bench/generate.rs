@@ -145,7 +145,7 @@ impl Generate {
     fn once(
         &self,
         transformer: &Transformer,
-        decoder: &mut Decoder,
+        decoder: &mut Decoder<&Transformer>,
         new: usize,
     ) -> Result<(Duration, Duration)> {
         let mut rng = Rng::new(2, "bench");

@@ -134,6 +134,22 @@ fn queries_keys_values<'a>(
     [of(qk, q + kv), of(&qk[q..], q + kv), v]
 }
 
+/// The weights of a pass that is kept, `[B·H, T, T]`: a row for each query, 0 for keys that are ahead of it. `length`
+/// is that of its sequences; `qk` is a scratch as of [`forward`].
+pub fn weights(
+    pass: &Pass,
+    block: &BlockLayout,
+    kept: &Activations,
+    length: usize,
+    qk: &mut [f32],
+    out: &mut [f32],
+) {
+    let qkv = &kept.qkv[..pass.rows * pass.config().qkv_width()];
+    let [q, k, _] = queries_keys_values(pass, block, length, 0, qkv, qk);
+    let span = Span { rows: 0..pass.rows, length, start: 0, cache: None };
+    attention::probabilities(pass.team, shape(pass, &span), q, k, out);
+}
+
 /// Scratch of [`backward`].
 pub struct Scratch<'a> {
     pub qk: &'a mut [f32],
