@@ -213,6 +213,45 @@ def transformers_side():
     }))  # fmt: skip
 
 
+def through_table(rows, column, folder, python, continued):
+    """Why gpt2's log-probabilities differ more: llama.cpp reads GELU from a table of 16-bit floats (`ggml_vec_gelu_f32`).
+    With that table in transformers they come near; with GELU as it is defined they differ as tinylm's do."""
+    facts = json.dumps({"folder": str(folder), "continued": continued})
+    done = subprocess.run([python, __file__, "--table"], input=facts, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"transformers failed:\n{done.stderr[-3000:]}")
+    for activation, (mean, most) in json.loads(done.stdout.splitlines()[-1]).items():
+        rows.add(f"llama.cpp f32 beside transformers, {activation}: mean and max difference", column, f"{mean:.1e}, {most:.1e}")
+
+
+def table_side():
+    """Reads what llama.cpp found, and compares with transformers: in a process of its own, which has the packages."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    facts = json.load(sys.stdin)
+    model = AutoModelForCausalLM.from_pretrained(facts["folder"], dtype=torch.float32).eval()
+    exact = model.transformer.h[0].mlp.act
+
+    class Table(torch.nn.Module):
+        def forward(self, x):
+            rounded = exact(x.half().float()).half().float()
+            return torch.where(x <= -10, torch.zeros_like(x), torch.where(x >= 10, x, rounded))
+
+    found = {}
+    for activation, function in {"GELU as defined": exact, "GELU from a table of 16 bits": Table()}.items():
+        for block in model.transformer.h:
+            block.mlp.act = function
+        apart = []
+        for ids, places in facts["continued"]:
+            with torch.inference_mode():
+                logits = model(torch.tensor([ids + [place["id"] for place in places]])).logits[0]
+            for row, place in zip(logits.double().log_softmax(-1)[len(ids) - 1:], places):
+                apart.append(max(abs(row[top["id"]].item() - top["logprob"]) for top in place["top_logprobs"]))
+        found[activation] = [sum(apart) / len(apart), max(apart)]
+    print(json.dumps(found))
+
+
 def until(ids, end):
     return ids[: ids.index(end)] if end in ids else ids
 
@@ -225,13 +264,14 @@ def beside_llama_cpp(rows, column, project, name, python, texts, bos, begin, cha
         project.run("export", "--model", target, "--format", "gguf", *([] if quantize == "f32" else ["--quantize", quantize]), "-o", path, "--force")
         with Server(python, path, SHAPE["seq_len"]) as server:
             rows.share(f"llama.cpp {quantize}: ids of odd texts", column, sum(server.ids(text) == ids for text, ids in texts), len(texts), LEAST_IDS.get(name, 1.0))
-            same, difference, gap = 0, 0.0, 0.0
+            same, difference, gap, continued = 0, 0.0, 0.0, []
             for prompt in PROMPTS:
                 ours = project.greedy(path, prompt)
                 ids = bos + [token["id"] for token in project.score(path, prompt)["tokens"]]
                 theirs = server.complete(ids, NEW, 20)
                 same += ours["text"] == theirs["content"]
                 gap = max(gap, gap_at_difference(ours["tokens"], theirs["completion_probabilities"]))
+                continued.append((ids, theirs["completion_probabilities"]))
                 if quantize == "f32":
                     places = project.score(path, prompt + theirs["content"], 20)["tokens"][len(ids) - len(bos):]
                     for place, found in zip(places, theirs["completion_probabilities"]):
@@ -243,6 +283,8 @@ def beside_llama_cpp(rows, column, project, name, python, texts, bos, begin, cha
                 rows.add(f"llama.cpp {quantize}: log-probabilities apart where they part", column, f"{gap:.3f}", gap <= 0.1)
             if quantize == "f32":
                 rows.add("llama.cpp f32: max difference of the top 20 log-probabilities", column, f"{difference:.1e}", difference <= 1e-2)
+                if name == "gpt2":
+                    through_table(rows, column, project.folder / f"{name}-hf", python, continued)
                 rendered = begin + server.render(CHAT)
                 rows.add("chat template: transformers and llama.cpp render the same", column, str(rendered == chat), rendered == chat)
 
@@ -296,10 +338,13 @@ def main():
     parser.add_argument("--python", help="a Python that has the packages")
     parser.add_argument("--project", help="keep everything in this folder")
     parser.add_argument("--transformers", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--table", action="store_true", help=argparse.SUPPRESS)
     add_tinylm(parser)
     args = parser.parse_args()
     if args.transformers:
         return transformers_side()
+    if args.table:
+        return table_side()
     check_tinylm(args)
     python = python_with_packages(args.python)
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:

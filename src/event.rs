@@ -40,6 +40,12 @@ pub enum Event {
         value: f64,
         unit: String,
     },
+    /// A point of the curves of a training: figures after a step. What is not finite is `null`.
+    StageMetrics {
+        stage: String,
+        step: u64,
+        figures: BTreeMap<String, f64>,
+    },
     StageLog {
         stage: String,
         level: String,

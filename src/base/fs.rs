@@ -152,6 +152,17 @@ fn lock_with(
     }
 }
 
+/// Whether a process holds the lock of the file at `path`; `None` where the file system has no locks. Only
+/// looks: nothing is created, and others that look at the same time see the same.
+pub fn is_locked(path: &Path) -> Result<Option<bool>> {
+    match open(path)?.try_lock_shared() {
+        Ok(()) => Ok(Some(false)),
+        Err(TryLockError::WouldBlock) => Ok(Some(true)),
+        Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => Ok(None),
+        Err(TryLockError::Error(e)) => Err(Error::io("lock", path, &e)),
+    }
+}
+
 /// Creates a folder; `false` when it exists.
 pub fn create_new_dir(path: &Path) -> Result<bool> {
     create_parent(path)?;
@@ -402,6 +413,11 @@ pub fn stat(path: &Path) -> Option<Stat> {
     })
 }
 
+/// When the file at `path` was made; `None` where the system does not record it.
+pub fn created(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).ok()?.created().ok()
+}
+
 #[cfg(unix)]
 fn ctime_ns(meta: &fs::Metadata) -> u64 {
     use std::os::unix::fs::MetadataExt;
@@ -568,7 +584,12 @@ mod tests {
         let held = lock(&path, true).unwrap();
         assert!(matches!(held, Some(Lock::Mine(_))));
         assert!(matches!(lock(&path, false).unwrap(), Some(Lock::Taken)));
+        assert_eq!(is_locked(&path).unwrap(), Some(true));
         drop(held);
+        let looking = File::open(&path).unwrap();
+        looking.lock_shared().unwrap();
+        assert_eq!(is_locked(&path).unwrap(), Some(false));
+        drop(looking);
         assert!(matches!(lock(&path, false).unwrap(), Some(Lock::Mine(_))));
     }
 

@@ -25,6 +25,9 @@ pub trait Monitor: Send + Sync {
     /// memory, seconds.
     fn measure(&self, name: &str, value: f64, unit: &str);
 
+    /// Figures after `step` of a training, such as its loss: a point of its curves.
+    fn metrics(&self, _step: u64, _figures: &[(&str, f64)]) {}
+
     /// Whether the computation was cancelled. To be called at least every tenth of a second of work.
     fn cancelled(&self) -> bool;
 

@@ -329,6 +329,11 @@ impl Monitor for StageMonitor {
         let _ = self.events.send(Event::StageMeasured { stage, name, value, unit });
     }
 
+    fn metrics(&self, step: u64, figures: &[(&str, f64)]) {
+        let figures = figures.iter().map(|(name, value)| (name.to_string(), *value)).collect();
+        let _ = self.events.send(Event::StageMetrics { stage: self.stage.clone(), step, figures });
+    }
+
     fn cancelled(&self) -> bool {
         self.cancel.is_cancelled()
     }

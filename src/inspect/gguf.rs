@@ -35,7 +35,7 @@ pub(super) fn read(path: &Path, options: &Options) -> Result<ModelSummary> {
     })
 }
 
-fn tensor(of: &crate::model::format::gguf::Tensor) -> Tensor {
+pub(super) fn tensor(of: &crate::model::format::gguf::Tensor) -> Tensor {
     let shape = of.shape.iter().map(|n| *n as u64).collect();
     let dtype = of.ty.name().to_uppercase();
     Tensor { name: of.name.clone(), dtype, shape, bytes: of.bytes() as u64, start: 0 }

@@ -4,10 +4,12 @@
 //! here computes with a model or a tokenizer: the caller may pass [`Options::decode`].
 
 mod gguf;
+mod histogram;
 mod json;
 mod lines;
 mod model;
 mod parquet;
+mod rows;
 mod text;
 mod tokenizer;
 
@@ -19,12 +21,14 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
+pub use self::histogram::{Histogram, histogram};
 pub use self::json::Document;
 pub use self::lines::{Curve, Lines};
 pub use self::model::{Adapter, ModelSummary, Tensor, Tied};
 pub use self::parquet::{Column, Parquet};
+pub use self::rows::{RowColumn, Rows, rows};
 pub use self::text::{InvalidUtf8, TextSummary};
-pub use self::tokenizer::{Token, TokenizerSummary};
+pub use self::tokenizer::{Token, TokenizerSummary, Vocabulary, vocabulary};
 
 use crate::base::table::{Table, shorten};
 use crate::base::{Error, Result, fs, units};
@@ -172,8 +176,7 @@ pub fn inspect_files(name: &str, files: &[(String, PathBuf)], options: &Options)
 }
 
 fn content(path: &Path, name: &str, options: &Options) -> Result<Content> {
-    let mut head = Vec::new();
-    fs::open(path)?.take(4096).read_to_end(&mut head).map_err(|e| Error::io("read", path, &e))?;
+    let head = sign(path)?;
     let text = head.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&head).trim_ascii_start();
     match text.first() {
         None if fs::size(path)? == 0 => Ok(Content::Empty),
@@ -184,6 +187,23 @@ fn content(path: &Path, name: &str, options: &Options) -> Result<Content> {
         Some(b'{' | b'[') => json_or_text(path, name, options),
         _ => text::read(path, options).map(Content::Text),
     }
+}
+
+/// Whether [`inspect`] reads the file at `path` from beginning to end: a text or JSON, unlike Parquet and models.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn is_read_whole(path: &Path) -> Result<bool> {
+    let head = sign(path)?;
+    let is_binary = head.contains(&0) || binary::known_as(&head).is_some();
+    Ok(!(is_binary || head.starts_with(b"PAR1") || model::is_safetensors(&head) || gguf::is_gguf(&head)))
+}
+
+/// The first bytes of a file, by which its type is found.
+fn sign(path: &Path) -> Result<Vec<u8>> {
+    let mut head = Vec::new();
+    fs::open(path)?.take(4096).read_to_end(&mut head).map_err(|e| Error::io("read", path, &e))?;
+    Ok(head)
 }
 
 /// A file that begins as JSON does: JSON lines, one JSON document, or a text with a bracket.

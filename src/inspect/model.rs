@@ -99,17 +99,11 @@ pub(super) fn is_safetensors(head: &[u8]) -> bool {
 /// When the header is damaged, or the file is not as long as the header says.
 pub(super) fn read(path: &Path, options: &Options) -> Result<ModelSummary> {
     let mut file = fs::open(path)?;
-    let mut length = [0; 8];
-    file.read_exact(&mut length).map_err(|e| Error::io("read", path, &e))?;
-    let data = 8 + u64::from_le_bytes(length);
     let size = fs::size(path)?;
-    if data > size {
-        return Err(Error::input(format!(
-            "this model is cut off: its header should end at byte {data}, and the file has {size}"
-        )));
-    }
-    let header = read_at(&mut file, path, 8, data - 8)?;
-    let (tensors, metadata) = parse(&header)?;
+    let Header { data, declared, metadata } = Header::read(&mut file, path)?;
+    let tensors = declared.into_iter().map(|(name, declared)| declared.tensor(name));
+    let mut tensors: Vec<Tensor> = tensors.collect::<Result<_>>()?;
+    tensors.sort_by_key(|tensor| natural(&tensor.name));
     whole(&tensors, size - data)?;
     let tied = tied(&mut file, path, data, &tensors)?;
     let twice = tied.as_ref().and_then(|tied| tensors.iter().find(|t| t.name == tied.output));
@@ -143,31 +137,61 @@ fn read_at(file: &mut File, path: &Path, start: u64, length: u64) -> Result<Vec<
 
 /// A tensor's entry in the header.
 #[derive(Deserialize)]
-struct Declared {
-    dtype: Dtype,
-    shape: Vec<u64>,
-    data_offsets: (u64, u64),
+pub(super) struct Declared {
+    pub dtype: Dtype,
+    pub shape: Vec<u64>,
+    pub data_offsets: (u64, u64),
 }
 
-fn parse(header: &[u8]) -> Result<(Vec<Tensor>, BTreeMap<String, String>)> {
-    let unreadable = |e: serde_json::Error| Error::input("the header of this model is damaged").cause(e);
-    let mut entries: BTreeMap<String, Value> = serde_json::from_slice(header).map_err(unreadable)?;
-    let metadata = match entries.remove("__metadata__") {
-        Some(value) => serde_json::from_value(value).map_err(unreadable)?,
-        None => BTreeMap::new(),
-    };
-    let mut tensors = Vec::new();
-    for (name, value) in entries {
-        let declared: Declared = serde_json::from_value(value)
-            .map_err(|e| Error::input(format!("the tensor `{name}` is declared wrongly")).cause(e))?;
-        tensors.push(declared.tensor(name)?);
+/// What the header of a safetensors file declares.
+struct Header {
+    /// The byte at which the tensors begin.
+    data: u64,
+    declared: BTreeMap<String, Declared>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Header {
+    fn read(file: &mut File, path: &Path) -> Result<Self> {
+        let mut length = [0; 8];
+        file.read_exact(&mut length).map_err(|e| Error::io("read", path, &e))?;
+        let data = u64::from_le_bytes(length).saturating_add(8);
+        let size = fs::size(path)?;
+        if data > size {
+            return Err(Error::input(format!(
+                "this model is cut off: its header should end at byte {data}, and the file has {size}"
+            )));
+        }
+        let header = read_at(file, path, 8, data - 8)?;
+        let unreadable = |e: serde_json::Error| Error::input("the header of this model is damaged").cause(e);
+        let mut entries: BTreeMap<String, Value> = serde_json::from_slice(&header).map_err(unreadable)?;
+        let metadata = match entries.remove("__metadata__") {
+            Some(value) => serde_json::from_value(value).map_err(unreadable)?,
+            None => BTreeMap::new(),
+        };
+        let declared = entries.into_iter().map(|(name, value)| {
+            let wrong = |e| Error::input(format!("the tensor `{name}` is declared wrongly")).cause(e);
+            let declared: Declared = serde_json::from_value(value).map_err(wrong)?;
+            Ok((name, declared))
+        });
+        Ok(Header { data, declared: declared.collect::<Result<_>>()?, metadata })
     }
-    tensors.sort_by_key(|tensor| natural(&tensor.name));
-    Ok((tensors, metadata))
+}
+
+/// The byte at which the tensors of a safetensors file begin, and what is declared of each, which fits the file.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn declared(path: &Path) -> Result<(u64, BTreeMap<String, Declared>)> {
+    let mut file = fs::open(path)?;
+    let Header { data, declared, .. } = Header::read(&mut file, path)?;
+    let tensors = declared.iter().map(|(name, declared)| declared.tensor(name.clone()));
+    whole(&tensors.collect::<Result<Vec<_>>>()?, fs::size(path)? - data)?;
+    Ok((data, declared))
 }
 
 impl Declared {
-    fn tensor(self, name: String) -> Result<Tensor> {
+    fn tensor(&self, name: String) -> Result<Tensor> {
         let (start, end) = self.data_offsets;
         let bits = self.shape.iter().try_fold(self.dtype.bitsize() as u64, |bits, n| bits.checked_mul(*n));
         let bytes = end.checked_sub(start);
@@ -178,7 +202,7 @@ impl Declared {
             )));
         }
         let dtype = format!("{:?}", self.dtype);
-        Ok(Tensor { name, dtype, shape: self.shape, bytes: end - start, start })
+        Ok(Tensor { name, dtype, shape: self.shape.clone(), bytes: end - start, start })
     }
 }
 

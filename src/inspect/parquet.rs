@@ -92,7 +92,7 @@ pub(super) fn read(path: &Path, options: &Options) -> Result<Parquet> {
     })
 }
 
-fn damaged(error: &dyn std::fmt::Display) -> Error {
+pub(super) fn damaged(error: &dyn std::fmt::Display) -> Error {
     let said = error.to_string();
     Error::input("this Parquet file is cut off or damaged")
         .cause(said.split("\n\n").next().unwrap_or_default())
@@ -207,7 +207,7 @@ fn row(head: &DataFrame, i: usize, decoder: Option<&Decode>) -> Row {
     row
 }
 
-fn is_tokens(dtype: &DataType) -> bool {
+pub(super) fn is_tokens(dtype: &DataType) -> bool {
     dtype.inner_dtype().is_some_and(DataType::is_unsigned_integer)
 }
 

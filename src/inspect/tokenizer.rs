@@ -3,10 +3,13 @@
 //! <https://huggingface.co/docs/tokenizers/api/tokenizer>; the serialized form is that of
 //! `tokenizers::Tokenizer::save`.
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
 use serde::Serialize;
 use serde_json::Value;
 
-use super::Page;
+use super::{Page, json};
 use crate::base::table::Table;
 use crate::base::{Error, Result, units};
 
@@ -48,21 +51,7 @@ pub(super) fn is_tokenizer(value: &Value) -> bool {
 /// When an id is no whole number or a token is no string.
 pub(super) fn read(value: &Value) -> Result<TokenizerSummary> {
     let model = &value["model"];
-    let mut all = vocabulary(&model["vocab"])?;
-    let mut special_tokens = Vec::new();
-    for (i, added) in value["added_tokens"].as_array().into_iter().flatten().enumerate() {
-        let (Some(id), Some(token)) = (added["id"].as_u64(), added["content"].as_str()) else {
-            return Err(damaged(format!("added token {i} has no id or no content")));
-        };
-        let token = Token { id, token: token.to_string() };
-        if added["special"].as_bool() == Some(true) {
-            special_tokens.push(token.clone());
-        }
-        if !all.contains(&token) {
-            all.push(token);
-        }
-    }
-    special_tokens.sort_by_key(|token| token.id);
+    let (all, special_tokens) = all_tokens(value)?;
     let part = |name: &str| value.get(name).filter(|part| !part.is_null()).map(component);
     Ok(TokenizerSummary {
         algorithm: algorithm(model),
@@ -80,12 +69,55 @@ pub(super) fn read(value: &Value) -> Result<TokenizerSummary> {
     })
 }
 
+/// The tokens of the vocabulary and those that are added to it, and of them the special ones by their ids.
+fn all_tokens(value: &Value) -> Result<(Vec<Token>, Vec<Token>)> {
+    let mut all = listed(&value["model"]["vocab"])?;
+    let mut special = Vec::new();
+    for (i, added) in value["added_tokens"].as_array().into_iter().flatten().enumerate() {
+        let (Some(id), Some(token)) = (added["id"].as_u64(), added["content"].as_str()) else {
+            return Err(damaged(format!("added token {i} has no id or no content")));
+        };
+        let token = Token { id, token: token.to_string() };
+        if added["special"].as_bool() == Some(true) {
+            special.push(token.clone());
+        }
+        if !all.contains(&token) {
+            all.push(token);
+        }
+    }
+    special.sort_by_key(|token| token.id);
+    Ok((all, special))
+}
+
+/// Every token of a vocabulary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vocabulary {
+    /// In the order of the ids; as they are written in the vocabulary.
+    pub tokens: Vec<Token>,
+    /// The ids of special tokens.
+    pub special: BTreeSet<u64>,
+}
+
+/// The tokens of the `tokenizer.json` at `path`.
+///
+/// # Errors
+/// When it is no such file, or damaged.
+pub fn vocabulary(path: &Path) -> Result<Vocabulary> {
+    let value = json::read(path)?;
+    if !is_tokenizer(&value) {
+        return Err(Error::input("this file is no tokenizer: it has no vocabulary"));
+    }
+    let (mut tokens, special) = all_tokens(&value)?;
+    tokens.sort_by_key(|token| token.id);
+    Ok(Vocabulary { tokens, special: special.into_iter().map(|token| token.id).collect() })
+}
+
 fn damaged(why: String) -> Error {
     Error::input(format!("this tokenizer is damaged: {why}"))
 }
 
 /// Token to id, or a list of `[token, score]` whose places are the ids.
-fn vocabulary(vocab: &Value) -> Result<Vec<Token>> {
+fn listed(vocab: &Value) -> Result<Vec<Token>> {
     match vocab {
         Value::Object(map) => {
             let token = |(token, id): (&String, &Value)| match id.as_u64() {

@@ -331,6 +331,10 @@ impl Monitor for During<'_> {
         self.monitor.measure(&format!("{name}_{}", self.when), value, unit);
     }
 
+    fn metrics(&self, step: u64, figures: &[(&str, f64)]) {
+        self.monitor.metrics(step, figures);
+    }
+
     fn cancelled(&self) -> bool {
         self.monitor.cancelled()
     }

@@ -211,7 +211,7 @@ impl Reporter for Console {
                 self.begin(stage);
             }
             Event::StageProgress { stage, progress } => self.progress(stage, progress),
-            Event::StageMeasured { .. } => {}
+            Event::StageMeasured { .. } | Event::StageMetrics { .. } => {}
             Event::StageLog { stage, level, message } => self.log(stage, level, message),
             Event::StageFinished(result) => self.end(result),
             Event::Summary(summary) => self.summary(summary),

@@ -1,5 +1,6 @@
 //! `artifacts/runs/ID/`: `events.jsonl` as it happens, `summary.json` at the end. The stages' logs are
-//! written there too, by the stages themselves.
+//! written there too, by the stages themselves. `events.jsonl` is locked for as long as the process writes
+//! to it, and the kernel releases the lock however the process ends: see [`super::runs`].
 
 use std::fs::File;
 use std::io::Write;
@@ -8,6 +9,11 @@ use std::path::{Path, PathBuf};
 use super::Reporter;
 use crate::base::{Error, Result, fs};
 use crate::event::Event;
+
+/// Every event of the run, one a line, as it happens.
+pub const EVENTS: &str = "events.jsonl";
+/// What the run gave, at its end.
+pub const SUMMARY: &str = "summary.json";
 
 pub struct RunFolder {
     events: File,
@@ -27,7 +33,9 @@ impl RunFolder {
         if !fs::create_new_dir(folder)? {
             return Ok(None);
         }
-        let events = fs::create(&folder.join("events.jsonl"))?;
+        let events = fs::create(&folder.join(EVENTS))?;
+        // Where the file system has no locks, readers go by the time of the last event.
+        let _ = events.lock();
         Ok(Some(RunFolder { events, lines: Vec::new(), folder: folder.to_path_buf(), failed: false }))
     }
 
@@ -48,14 +56,14 @@ impl Reporter for RunFolder {
         }
         if let Event::Summary(summary) = event {
             // Not by a temporary and a rename: nothing would remove the temporary of a killed run.
-            let path = self.folder.join("summary.json");
+            let path = self.folder.join(SUMMARY);
             let written = fs::write_json(&path, summary);
             self.warn(written.inspect_err(|_| drop(fs::remove(&path))));
         }
     }
 
     fn flush(&mut self) {
-        let path = self.folder.join("events.jsonl");
+        let path = self.folder.join(EVENTS);
         let written = self.events.write_all(&self.lines).map_err(|e| Error::io("write", &path, &e));
         self.lines.clear();
         self.warn(written);

@@ -4,6 +4,7 @@
 mod console;
 mod folder;
 mod jsonl;
+pub mod runs;
 pub mod stdout;
 pub mod style;
 

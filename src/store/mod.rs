@@ -25,6 +25,7 @@
 //! which would wrap [`Store`].
 
 mod action;
+mod catalog;
 mod claim;
 mod collect;
 pub mod download;
@@ -43,6 +44,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use action::{Action, Fingerprint, Measurement};
+pub use catalog::{Catalog, Recorded, StageOf};
 pub use claim::{Claim, Claimed};
 use memo::Memo;
 pub use reason::{Difference, FileChange, Reason, file_changes};

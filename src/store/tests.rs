@@ -24,7 +24,7 @@ fn action(n: u64) -> Action {
 }
 
 /// Commits one file `a.txt` with `content` as output `out`.
-fn commit(store: &Store, n: u64, content: &str) -> Action {
+pub(super) fn commit(store: &Store, n: u64, content: &str) -> Action {
     let scratch = store.scratch().unwrap();
     let folder = scratch.path().join("out");
     fs::write(&folder.join("a.txt"), content.as_bytes()).unwrap();

@@ -29,6 +29,16 @@ pub struct Metric {
     pub further: BTreeMap<String, f64>,
 }
 
+impl Metric {
+    /// What there is beside the step and its tokens, by name.
+    pub fn figures(&self) -> Vec<(&str, f64)> {
+        let own = [("loss", self.loss), ("learning_rate", self.learning_rate), ("grad_norm", self.grad_norm)];
+        let validation = self.val_loss.map(|loss| ("val_loss", loss));
+        let further = self.further.iter().map(|(name, value)| (name.as_str(), *value));
+        own.into_iter().chain(validation).chain(further).collect()
+    }
+}
+
 /// What the model said along the way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {

@@ -208,6 +208,9 @@ impl<'a> Run<'a> {
         self.kept = kept(&restored, &self.options.keep_steps);
         restored.read(&mut tensors)?;
         self.restore(state)?;
+        for row in &self.metrics.rows {
+            self.monitor.metrics(row.step, &row.figures());
+        }
         tracing::info!(
             "goes on from step {} of {}, saved by an earlier training",
             units::count(self.step),
@@ -424,8 +427,15 @@ impl<'a> Run<'a> {
             ),
             None => tracing::debug!("step {}: loss {:.4}", self.step, self.last_loss),
         }
+        let speed = [("tokens_per_s", self.tokens_per_second())];
+        self.monitor.metrics(self.step, &[&metric.figures()[..], &speed].concat());
         self.metrics.rows.push(metric);
         Ok(())
+    }
+
+    /// Of this training, not of one that it goes on from.
+    fn tokens_per_second(&self) -> f64 {
+        (self.tokens - self.tokens_before) as f64 / self.begun.elapsed().as_secs_f64().max(1e-9)
     }
 
     /// Changes the weights for their average, if there is one, and back when called again.
@@ -499,8 +509,7 @@ impl<'a> Run<'a> {
     }
 
     fn report(&self, loss: Loss) {
-        let tokens = self.tokens - self.tokens_before;
-        let rate = tokens as f64 / self.begun.elapsed().as_secs_f64().max(1e-9);
+        let rate = self.tokens_per_second();
         self.monitor.progress(Progress {
             phase: "training".into(),
             done: self.step,

@@ -33,6 +33,17 @@ const FILES: &[File] = &[
     ("attention.css", CSS, include_str!("pages/attention.css")),
     ("attention.js", SCRIPT, include_str!("pages/attention.js")),
     ("dashboard.html", HTML, include_str!("pages/dashboard.html")),
+    ("dashboard.css", CSS, include_str!("pages/dashboard.css")),
+    ("dashboard.js", SCRIPT, include_str!("pages/dashboard.js")),
+    ("artifacts.js", SCRIPT, include_str!("pages/artifacts.js")),
+    ("chart.js", SCRIPT, include_str!("pages/chart.js")),
+    ("compare.js", SCRIPT, include_str!("pages/compare.js")),
+    ("curves.js", SCRIPT, include_str!("pages/curves.js")),
+    ("files.js", SCRIPT, include_str!("pages/files.js")),
+    ("graph.js", SCRIPT, include_str!("pages/graph.js")),
+    ("parts.js", SCRIPT, include_str!("pages/parts.js")),
+    ("pipeline.js", SCRIPT, include_str!("pages/pipeline.js")),
+    ("runs.js", SCRIPT, include_str!("pages/runs.js")),
 ];
 
 /// Paths and their files; the rest of the files are below `/static/`. The dashboard's paths are one page, which
@@ -42,6 +53,7 @@ const PAGES: &[(&str, &str)] = &[
     ("/attention", "attention.html"),
     ("/runs", "dashboard.html"),
     ("/runs/{id}", "dashboard.html"),
+    ("/pipelines/{name}", "dashboard.html"),
     ("/artifacts", "dashboard.html"),
     ("/artifacts/{digest}", "dashboard.html"),
     ("/compare", "dashboard.html"),

@@ -15,7 +15,7 @@ struct Short {
 }
 
 /// The pipelines of `pipelines/`, all of them.
-const SHORT: [Short; 14] = [
+const SHORT: [Short; 15] = [
     Short {
         name: "assistant",
         set: &[
@@ -77,6 +77,16 @@ const SHORT: [Short; 14] = [
         bring: nothing,
     },
     Short { name: "go_tiny", set: &[], bring: nothing },
+    Short {
+        name: "grammar",
+        set: &[
+            "vars.steps=3",
+            "stages.tokenizer.params.vocab_size=300",
+            "stages.model.params.d_model=32",
+            "stages.model.params.n_layer=1",
+        ],
+        bring: books_and_pairs,
+    },
     Short { name: "import_stories260k", set: &["vars.student_steps=3"], bring: llama2c_checkpoint },
     Short {
         name: "lora",
@@ -232,6 +242,18 @@ fn stories_and_gpt2(project: &Project) -> Vec<String> {
     project.write("mine/vocab.bpe", "#version: 0.2\n");
     let tokenizer = "vars.tokenizer=[./mine/encoder.json, ./mine/vocab.bpe]".to_string();
     vec!["vars.stories=./mine/stories.txt".into(), tokenizer]
+}
+
+/// A book of paragraphs, and two minimal pairs in BLiMP's columns.
+fn books_and_pairs(project: &Project) -> Vec<String> {
+    let paragraph =
+        |i| format!("On day {i} the keeper of the lamps was at home. Nobody had seen the {i} ships.\n\n");
+    project.write("mine/book.txt", (0..200).map(paragraph).collect::<String>());
+    let pairs = "UID\tsentence_good\tsentence_bad\n\
+                 agreement\tThe keeper was at home.\tThe keeper were at home.\n\
+                 npi\tNobody had ever seen it.\tSomebody had ever seen it.\n";
+    project.write("mine/pairs.tsv", pairs);
+    vec!["vars.corpus=./mine/book.txt".into(), "vars.pairs=./mine/pairs.tsv".into()]
 }
 
 /// A checkpoint and a tokenizer in llama2.c's form (its `export.py`, version 0, and `tokenizer.py`): Llama's
