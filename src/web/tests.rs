@@ -29,7 +29,7 @@ fn model(seed: u64) -> Model {
 }
 
 /// A server of models in a folder, by the names of their folders.
-struct Served {
+pub(super) struct Served {
     folder: tempfile::TempDir,
     app: Shared,
 }
@@ -55,7 +55,7 @@ impl Served {
         Served { folder, app: Arc::new(app) }
     }
 
-    fn one() -> Self {
+    pub(super) fn one() -> Self {
         Self::new(&["m"], limits(), Access::default())
     }
 
@@ -63,7 +63,7 @@ impl Served {
         router(self.app.clone()).oneshot(request).await.unwrap()
     }
 
-    async fn post(&self, path: &str, body: &Value) -> (StatusCode, Value) {
+    pub(super) async fn post(&self, path: &str, body: &Value) -> (StatusCode, Value) {
         let response = self.send(post(path, body.to_string())).await;
         let status = response.status();
         let text = text(response).await;
@@ -112,7 +112,7 @@ async fn text(response: Response) -> String {
     String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
 }
 
-fn block_on<T>(work: impl Future<Output = T>) -> T {
+pub(super) fn block_on<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
 

@@ -82,9 +82,9 @@ class LineChart {
       fill(this.plot, svg("text", { class: "axis-label", x: this.width / 2, y: this.height / 2, "text-anchor": "middle" }, nothing));
       return;
     }
-    const x = linear(extent(points.map(([x]) => x)), [MARGIN.left, this.width - MARGIN.right], Math.max(2, Math.floor(this.width / 85)));
+    const x = linear(extent(points.map(([x]) => x)), [MARGIN.left, this.width - MARGIN.right], Math.max(2, Math.floor(this.width / 85)), { least: 1 });
     const range = [this.height - MARGIN.bottom, MARGIN.top];
-    const y = this.log ? logarithmic(extent(points.map(([, y]) => y)), range) : linear(extent(points.map(([, y]) => y)), range, 5, true);
+    const y = this.log ? logarithmic(extent(points.map(([, y]) => y)), range) : linear(extent(points.map(([, y]) => y)), range, 5, { nice: true });
     this.axes = { x, y, series };
     this.cursor = svg("g", { class: "cursor" });
     fill(this.plot, this.drawGrid(x, y), series.map((one) => drawLine(one, x, y)), this.cursor);
@@ -182,12 +182,13 @@ function extent(values) {
   return [low, high];
 }
 
-/** A scale of about `count` ticks at 1, 2 or 5 times a power of ten; `nice`: it begins and ends at a tick. */
-function linear([low, high], [from, to], count, nice = false) {
+/** A scale of about `count` ticks at 1, 2 or 5 times a power of ten, which are not nearer than `least`; `nice`: it
+ *  begins and ends at a tick. */
+function linear([low, high], [from, to], count, { nice = false, least = 0 } = {}) {
   if (low === high) [low, high] = low === 0 ? [0, 1] : [low - Math.abs(low) * 0.1, high + Math.abs(high) * 0.1];
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].find((m) => m * power >= rough) * power;
+  const step = Math.max(least, [1, 2, 5, 10].find((m) => m * power >= rough) * power);
   if (nice) [low, high] = [Math.floor(low / step) * step, Math.ceil(high / step) * step];
   const first = Math.ceil(low / step - 1e-9);
   const last = Math.floor(high / step + 1e-9);

@@ -101,10 +101,15 @@ class RunView {
 
   async load() {
     this.run = await api(this.path);
-    this.stages = new Map(this.run.stages.map((stage) => [stage.stage, stage]));
+    this.takeStages();
     this.draw();
     await Promise.all([this.loadCurves(), this.loadGraph()]);
     if (this.run.state === "running") await this.follow();
+  }
+
+  takeStages() {
+    const begun = ({ status, seconds }) => (status === "running" ? Date.now() - (seconds ?? 0) * 1000 : null);
+    this.stages = new Map(this.run.stages.map((stage) => [stage.stage, { ...stage, begun: begun(stage) }]));
   }
 
   draw() {
@@ -230,7 +235,11 @@ class RunView {
   /** Follows the events of a run in another process until it ends. */
   async follow() {
     const begun = Date.now() - (this.run.seconds ?? 0) * 1000;
-    const ticking = setInterval(() => (this.clock.textContent = seconds((Date.now() - begun) / 1000)), 1000);
+    const tick = () => {
+      this.clock.textContent = seconds((Date.now() - begun) / 1000);
+      for (const { stage, status } of this.stages.values()) if (status === "running") this.change(`stage ${stage}`);
+    };
+    const ticking = setInterval(tick, 1000);
     try {
       for await (const { event, data } of events(`${this.path}/events?after=${this.run.events_end}`, { follow: true })) {
         if (event === "end") break;
@@ -250,7 +259,7 @@ class RunView {
   /** The summary has what the events left out; what is open stays open. */
   async finish() {
     this.run = await api(this.path);
-    this.stages = new Map(this.run.stages.map((stage) => [stage.stage, stage]));
+    this.takeStages();
     this.drawTop();
     this.run.stages.forEach((stage) => this.drawStage(stage.stage));
     await this.loadCurves();
@@ -281,9 +290,6 @@ class RunView {
       case "stage_metrics":
         this.addPoint(event.stage, event.step, event.figures);
         this.change("curves");
-        break;
-      case "stage_log":
-        this.rows.get(event.stage)?.log?.stale();
         break;
       case "stage_finished":
         this.stages.set(event.stage, { measurements: [], ...event, progress: null });
@@ -330,7 +336,8 @@ class StageRow {
     this.name = name;
     this.head = el("summary", { class: "stage-head" });
     this.bar = el("div", { class: "stage-bar" });
-    this.body = el("div", { class: "stack stage-body" });
+    this.about = el("div", { class: "stack" });
+    this.body = el("div", { class: "stack stage-body" }, this.about);
     this.details = el("details", { class: "stage", id: stageId(name), ontoggle: () => this.drawBody() }, this.head, this.bar, this.body);
     this.node = el("li", {}, this.details);
   }
@@ -354,7 +361,10 @@ class StageRow {
     const resumed = stage.resumes && `from step ${format.count(stage.resumes.step)}${stage.resumes.steps ? ` of ${format.count(stage.resumes.steps)}` : ""}`;
     const measured = stage.measurements ?? [];
     const has = this.view.run.logs.includes(this.name);
-    if (has && !this.log) this.log = new Log(`${this.view.path}/logs/${encodeURIComponent(this.name)}`);
+    if (has && !this.log) {
+      this.log = new Log(`${this.view.path}/logs/${encodeURIComponent(this.name)}`);
+      this.body.append(this.log.node);
+    }
     const parts = [
       stage.error && el("pre", { class: "tiny verbatim error-text" }, stage.error),
       facts([
@@ -365,7 +375,7 @@ class StageRow {
       ]),
       measured.length > 0 && table(["measured", ">value", "unit"], measured.map(({ name, value, unit }) => el("tr", {}, el("td", {}, name), el("td", { class: "right" }, value === null ? "—" : format.number(value, 5)), el("td", { class: "muted" }, unit)))),
     ];
-    fill(this.body, parts, this.log?.node);
+    fill(this.about, parts);
     this.log?.open(stage.status === "running");
   }
 }
@@ -374,26 +384,24 @@ class StageRow {
 class Log {
   constructor(path) {
     this.path = path;
-    this.start = null;
+    /** When it was read last. */
+    this.at = null;
+    this.start = 0;
     this.text = el("pre", { class: "tiny log", tabindex: "0", "aria-label": "Log" });
     this.more = button("Earlier lines", { class: "compact quiet", icon: "up", hidden: true, onclick: () => this.earlier() });
     this.state = el("p", { class: "tiny muted" });
     this.node = el("div", { class: "stack tight" }, el("div", { class: "row" }, el("h3", {}, "Log"), this.more), this.text, this.state);
   }
 
+  /** Reads it, and again as it grows: every two seconds, and once when its stage has ended. */
   open(running) {
-    const isNew = this.start === null;
+    const isDue = running ? Date.now() - this.at >= 2000 : this.running;
+    if (this.at === null || isDue) this.read();
     this.running = running;
-    if (isNew || this.isStale) this.read();
-  }
-
-  stale() {
-    this.isStale = true;
   }
 
   async read() {
-    this.isStale = false;
-    this.start ??= 0;
+    this.at = Date.now();
     try {
       const { text, start, size } = await api(this.path);
       const atEnd = this.text.scrollTop + this.text.clientHeight >= this.text.scrollHeight - 8;
