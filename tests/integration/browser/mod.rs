@@ -6,6 +6,7 @@
 //! writes what the pages look like.
 
 mod chat;
+mod common;
 mod driver;
 mod served;
 
