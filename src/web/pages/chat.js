@@ -1,26 +1,48 @@
 /** The chat page: conversations at the left, the one that is shown in the middle, its settings at the right. */
 
-import { announce, button, dialog, download, el, events, field, fill, find, format, icon, menu, nav, problem, api, storage, toast, ApiError } from "/static/common.js";
+import { announce, api, button, el, fill, find, format, icon, nav, problem, storage, toast } from "/static/common.js";
+import { explained, figuresOf, FINISHES, stream } from "/static/answer.js";
 import * as store from "/static/conversations.js";
-import { defaults, fieldsOf, samplingForm, seedOf, systemField } from "/static/sampling.js";
+import { Library } from "/static/library.js";
+import { defaults, samplingForm, seedOf, systemField } from "/static/sampling.js";
+import { Sides } from "/static/sides.js";
 
 nav("chat");
 
-const main = find("#main");
-const sides = { conversations: find("#conversations"), settings: find("#settings") };
+const sides = new Sides(find("#main"), {
+  conversations: { room: "52rem", label: "Conversations", icon: "menu" },
+  settings: { room: "76rem", label: "Settings", icon: "settings" },
+});
 const thread = find("#thread");
 const scroller = find("#scroller");
 const spoken = find("#spoken");
 const latest = find("#latest");
 
-/** `current` is one of `conversations`, or one that has no message yet and is not kept. */
-const state = { conversations: [], current: null, models: [], modelsError: null, editing: null };
+/** `current` is one of the library's conversations, or one that has no message yet and is not kept. */
+const state = { current: null, models: [], modelsError: null, editing: null };
 
 /** Answers that are being written, by conversation. */
 const jobs = new Map();
 
 /** Whether the end of the conversation is in sight, and is to stay there. */
 let following = true;
+
+const library = new Library({
+  open: openConversation,
+  fresh: startNew,
+  isCurrent: (conversation) => conversation === state.current,
+  isBusy: (conversation) => jobs.has(conversation.id),
+  renamed(conversation) {
+    kept(conversation);
+    library.show();
+    showTitle();
+  },
+  gone(conversation) {
+    jobs.get(conversation.id)?.controller.abort();
+    if (state.current === conversation) startNew();
+    else library.show();
+  },
+});
 
 // -- models --
 
@@ -54,11 +76,17 @@ function chatModels() {
   return state.models.filter(({ tinylm }) => tinylm?.chat !== false);
 }
 
-/** The model that was chosen last, else the first. */
+/** The model that was chosen last, else the one that was trained last: a pipeline's later stages go on from its earlier
+ *  ones. */
 function preferredModel() {
-  const ids = chatModels().map(({ id }) => id);
+  const models = chatModels();
   const last = storage.get("tinylm.model");
-  return ids.includes(last) ? last : (ids[0] ?? null);
+  const sound = models.filter(({ tinylm }) => !tinylm?.error);
+  const newest = (sound.length > 0 ? sound : models).reduce(
+    (best, model) => (model.created >= (best?.created ?? 0) ? model : best),
+    null,
+  );
+  return (models.find(({ id }) => id === last) ?? newest)?.id ?? null;
 }
 
 function modelOf(conversation) {
@@ -68,9 +96,11 @@ function modelOf(conversation) {
 function showModel() {
   const { model } = state.current;
   const known = modelOf(state.current);
-  const option = ({ id, tinylm }) => el("option", { value: id, disabled: tinylm?.chat === false, selected: id === model }, id);
+  const option = ({ id, tinylm }) =>
+    el("option", { value: id, disabled: tinylm?.chat === false, selected: id === model }, id);
   const others = state.models.filter(({ tinylm }) => tinylm?.chat === false);
-  fill(chooser,
+  fill(
+    chooser,
     model !== null && !known && el("option", { value: model, selected: true }, `${model} (not served)`),
     chatModels().map(option),
     others.length > 0 && el("optgroup", { label: "Not trained for chats" }, others.map(option)),
@@ -78,128 +108,29 @@ function showModel() {
   );
   chooser.title = model ?? "";
   fill(aboutModel, known?.tinylm && sizeOf(known.tinylm));
-  const error = known?.tinylm?.error;
-  modelWarning.hidden = !error;
-  fill(modelWarning, error && el("div", { class: "notice warn" }, icon("alert"), el("p", {}, error)));
+  const warning = warningOf(known?.tinylm);
+  modelWarning.hidden = !warning;
+  fill(modelWarning, warning && el("div", { class: "notice warn" }, icon("alert"), el("p", {}, warning)));
 }
 
+function warningOf({ error, loaded } = {}) {
+  if (!error) return null;
+  return loaded ? `The model was replaced by one that does not read, and goes on as it was: ${error}` : error;
+}
+
+/** What the server knows of it without loading it. */
 function sizeOf({ parameters, seq_len: positions }) {
-  return `${format.short(parameters)} parameters · ${format.count(positions)} tokens of context`;
-}
-
-// -- the list of conversations --
-
-const list = el("ul", { class: "plain conversation-list" });
-const listNotices = el("div", { class: "stack tight" });
-const fileInput = el("input", { type: "file", id: "import-file", class: "visually-hidden", accept: ".json,application/json", tabindex: "-1", "aria-hidden": "true" });
-
-fileInput.addEventListener("change", async () => {
-  const [file] = fileInput.files;
-  if (file) await importFile(file);
-  fileInput.value = "";
-});
-
-function buildConversations() {
-  fill(sides.conversations,
-    sideHead("Conversations", "conversations"),
-    button("New chat", { icon: "plus", class: "wide", id: "new-chat", onclick: () => startNew() }),
-    listNotices,
-    list,
-    el("div", { class: "side-foot" },
-      button("Import", { icon: "upload", class: "quiet", id: "import", onclick: () => fileInput.click() }),
-      button("Export all", { icon: "download", class: "quiet", id: "export-all", onclick: exportAll }),
-      fileInput,
-    ),
-  );
-}
-
-function showList() {
-  const order = state.conversations.toSorted((a, b) => b.updated - a.updated);
-  fill(list, order.map(listEntry), order.length === 0 && el("li", { class: "hint none" }, "Conversations are kept in this browser only."));
-}
-
-function listEntry(conversation) {
-  const current = conversation === state.current;
-  const more = button(`More about “${conversation.title}”`, { icon: "more", only: true, class: "quiet compact", "aria-haspopup": "menu" });
-  more.addEventListener("click", () => menu(more, [
-    { label: "Rename", icon: "edit", action: () => rename(conversation) },
-    { label: "Export", icon: "download", action: () => saveFile([conversation]) },
-    { label: "Delete", icon: "trash", danger: true, action: () => confirmDelete(conversation) },
-  ]));
-  const open = el("button", { type: "button", class: "open cut", "aria-current": current ? "true" : null, title: conversation.title,
-    onclick: () => openConversation(conversation) }, conversation.title);
-  return el("li", { class: current ? "current" : null }, open, jobs.has(conversation.id) && el("span", { class: "spinner", title: "An answer is being written" }), more);
-}
-
-async function rename(conversation) {
-  const input = el("input", { class: "input", required: true, maxlength: store.LIMITS.title, value: conversation.title });
-  const title = await dialog("Rename the conversation", field("Title", input), { accept: "Rename", value: () => input.value.trim() });
-  if (!title) return;
-  conversation.title = title;
-  kept(conversation);
-  showList();
-  showTitle();
-}
-
-async function confirmDelete(conversation) {
-  const text = `“${conversation.title}” is kept in this browser only and cannot be brought back.`;
-  if (!(await dialog("Delete the conversation?", el("p", {}, text), { accept: "Delete", danger: true }))) return;
-  jobs.get(conversation.id)?.controller.abort();
-  forget(conversation);
-  store.remove(conversation.id);
-}
-
-function forget(conversation) {
-  state.conversations = state.conversations.filter((one) => one !== conversation);
-  if (state.current === conversation) startNew();
-  else showList();
-}
-
-function exportAll() {
-  if (state.conversations.length === 0) return toast("There is no conversation yet.");
-  saveFile(state.conversations);
-}
-
-function saveFile(conversations) {
-  const name = conversations.length === 1 ? conversations[0].title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 40) : "";
-  download(`tinylm-chat${name && `-${name}`}-${format.date(Date.now()).slice(0, 10)}.json`, store.exported(conversations));
-}
-
-async function importFile(file) {
-  try {
-    if (file.size > store.LIMITS.bytes) {
-      throw new Error(`${file.name} has ${format.bytes(file.size)}: expected at most ${format.bytes(store.LIMITS.bytes)}`);
-    }
-    const incoming = store.imported(await file.text());
-    takeIn(store.merged(state.conversations, incoming), incoming.length);
-  } catch (error) {
-    listNotice(`${file.name} was not imported. ${error.message}`);
-  }
-}
-
-function takeIn(added, of) {
-  state.conversations.push(...added);
-  const lost = added.filter((conversation) => !store.save(conversation)).length;
-  const here = of - added.length;
-  const parts = [`${added.length} of ${of} ${of === 1 ? "conversation" : "conversations"} imported`, here > 0 && `${here} was here already`];
-  toast(parts.filter(Boolean).join("; "));
-  if (lost > 0) listNotice(`The browser's storage is full: ${lost} of them will be gone when this tab is closed.`);
-  if (added.length > 0) openConversation(added[0]);
-  else showList();
-}
-
-/** A message above the list that stays until it is dismissed. */
-function listNotice(message, ...actions) {
-  const note = el("div", { class: "notice bad", role: "alert" }, icon("alert"), el("p", {}, message), actions,
-    button("Dismiss", { class: "quiet compact", onclick: () => note.remove() }));
-  listNotices.append(note);
+  const parts = [
+    parameters != null && `${format.short(parameters)} parameters`,
+    positions != null && `${format.count(positions)} tokens of context`,
+  ];
+  return parts.filter(Boolean).join(" · ");
 }
 
 // -- which conversation is shown --
 
 function startNew() {
-  const system = "";
-  openConversation(store.create(preferredModel(), rememberedSettings(), system));
+  openConversation(store.create(preferredModel(), rememberedSettings()));
   focusComposer();
 }
 
@@ -211,10 +142,10 @@ function rememberedSettings() {
 function openConversation(conversation) {
   state.current = conversation;
   state.editing = null;
-  const isKept = state.conversations.includes(conversation);
+  const isKept = library.includes(conversation);
   history.replaceState(null, "", isKept ? `#${conversation.id}` : "#");
-  closeSides();
-  showList();
+  sides.close();
+  library.show();
   showTitle();
   showModel();
   showSettings();
@@ -225,34 +156,31 @@ function openConversation(conversation) {
 
 function openByAddress() {
   const id = location.hash.slice(1);
-  const conversation = state.conversations.find((one) => one.id === id);
+  const conversation = library.find(id);
   if (conversation) openConversation(conversation);
   else startNew();
 }
 
 /** Writes a conversation to the browser's storage, if it has a message. */
 function kept(conversation) {
-  if (!state.conversations.includes(conversation)) return;
+  if (!library.includes(conversation)) return;
   if (!store.save(conversation)) {
-    toast("The browser's storage is full: what you write now is gone when this tab is closed. Export or delete conversations.", { bad: true });
+    toast(
+      "The browser's storage is full: what you write now is gone when this tab is closed. Export or delete conversations.",
+      { bad: true },
+    );
   }
 }
 
 /** Another tab has changed, added or deleted one. */
 window.addEventListener("storage", (event) => {
   const id = store.idOfKey(event.key);
-  if (id === null || jobs.has(id)) return;
-  const at = state.conversations.findIndex((one) => one.id === id);
-  const fresh = event.newValue === null ? null : store.reload(id);
-  if (fresh === null) {
-    if (at >= 0) forget(state.conversations[at]);
-    return;
-  }
   const shown = state.current.id === id;
-  if (at >= 0) state.conversations[at] = fresh;
-  else state.conversations.push(fresh);
-  if (shown && state.editing === null) openConversation(fresh);
-  else showList();
+  if (id === null || jobs.has(id) || (shown && state.editing !== null)) return;
+  const fresh = event.newValue === null ? null : store.reload(id);
+  library.replace(id, fresh);
+  if (shown && fresh) openConversation(fresh);
+  else library.show();
 });
 
 // -- the messages --
@@ -283,7 +211,9 @@ function welcome() {
   const model = modelOf(state.current);
   if (!model) return noModel();
   const examples = EXAMPLES.map((text) => button(text, { class: "example", onclick: () => send(text) }));
-  return el("div", { class: "welcome" },
+  return el(
+    "div",
+    { class: "welcome" },
     el("h2", {}, "Talk to ", el("span", { class: "model-name" }, model.id)),
     model.tinylm && el("p", { class: "muted" }, sizeOf(model.tinylm)),
     el("div", { class: "examples" }, examples),
@@ -291,30 +221,49 @@ function welcome() {
 }
 
 function noModel() {
-  const why = state.models.length === 0
-    ? "No pipeline has trained a model yet. Run one, for example:"
-    : "None of the models here is trained for chats. A pipeline with a fine-tuned model is, for example:";
-  return el("div", { class: "empty" }, icon("chat"), el("p", {}, why), el("code", {}, "tinylm run pipelines/two_stage.yaml"),
-    button("Look again", { icon: "again", onclick: loadModels }));
+  const why =
+    state.models.length === 0
+      ? "No pipeline has trained a model yet. Run one, for example:"
+      : "None of the models here is trained for chats. A pipeline with a fine-tuned model is, for example:";
+  return el(
+    "div",
+    { class: "empty" },
+    icon("chat"),
+    el("p", {}, why),
+    el("code", {}, "tinylm run pipelines/two_stage.yaml"),
+    button("Look again", { icon: "again", onclick: loadModels }),
+  );
 }
 
 function messageView(number) {
   const message = state.current.messages[number];
   const user = message.role === "user";
   const editing = state.editing === number;
-  return el("article", { class: `message ${message.role}${editing ? " editing" : ""}`, "aria-label": user ? "You" : "Answer", dataset: { number } },
-    editing ? editor(number) : [contentView(message, number), outcomeView(message, number), footView(message, number)]);
+  return el(
+    "article",
+    {
+      class: `message ${message.role}${editing ? " editing" : ""}`,
+      "aria-label": user ? "You" : "Answer",
+      dataset: { number },
+    },
+    editing ? editor(number) : [contentView(message, number), outcomeView(message, number), footView(message, number)],
+  );
 }
 
 function contentView(message, number) {
   const job = jobOf(number);
   const text = document.createTextNode(message.content);
-  if (job) job.text = text;
+  // The text has all pieces so far, those that wait for the next frame too.
+  if (job) Object.assign(job, { text, unshown: "" });
   const waiting = job && message.content === "";
   const nothing = !job && message.content === "" && message.finish !== "error";
-  return el("div", { class: "content verbatim", "aria-busy": job ? "true" : null },
-    text, waiting && el("span", { class: "dots", role: "img", "aria-label": "The model reads" }, el("i"), el("i"), el("i")),
-    nothing && el("em", { class: "muted" }, message.role === "user" ? "(nothing)" : "(an empty answer)"));
+  return el(
+    "div",
+    { class: "content verbatim", "aria-busy": job ? "true" : null },
+    text,
+    waiting && el("span", { class: "dots", role: "img", "aria-label": "The model reads" }, el("i"), el("i"), el("i")),
+    nothing && el("em", { class: "muted" }, message.role === "user" ? "(nothing)" : "(an empty answer)"),
+  );
 }
 
 /** What went wrong, in place. */
@@ -329,8 +278,11 @@ function footView(message, number) {
   const fixed = nothing || jobs.has(state.current.id);
   const switcher = branchSwitch(number);
   if (nothing && !switcher) return null;
-  const quiet = (label, drawing, onclick, key) => button(label, { icon: drawing, only: true, class: "quiet compact", dataset: { key: `${key}-${number}` }, onclick });
-  return el("div", { class: "message-foot" },
+  const quiet = (label, drawing, onclick, key) =>
+    button(label, { icon: drawing, only: true, class: "quiet compact", dataset: { key: `${key}-${number}` }, onclick });
+  return el(
+    "div",
+    { class: "message-foot" },
     switcher,
     message.content !== "" && quiet("Copy", "copy", () => copy(message.content), "copy"),
     !fixed && quiet(message.role === "user" ? "Edit" : "Edit the answer", "edit", () => edit(number), "edit"),
@@ -345,33 +297,29 @@ function branchSwitch(number) {
   if (all.length < 2) return null;
   const at = all.indexOf(number);
   const parent = state.current.messages[number].parent ?? "first";
-  const to = (target, label, drawing, key) => button(label, { icon: drawing, only: true, class: "quiet compact", dataset: { key: `${key}-${parent}` },
-    "aria-disabled": target === undefined ? "true" : null, onclick: () => target !== undefined && switchTo(target) });
-  return el("div", { class: "branches", role: "group", "aria-label": "Branches" },
+  const to = (target, label, drawing, key) =>
+    button(label, {
+      icon: drawing,
+      only: true,
+      class: "quiet compact",
+      dataset: { key: `${key}-${parent}` },
+      "aria-disabled": target === undefined ? "true" : null,
+      onclick: () => target !== undefined && switchTo(target),
+    });
+  return el(
+    "div",
+    { class: "branches", role: "group", "aria-label": "Branches" },
     to(all[at - 1], "Previous branch", "left", "previous"),
     el("span", { class: "number" }, `${at + 1}/${all.length}`),
-    to(all[at + 1], "Next branch", "right", "next"));
+    to(all[at + 1], "Next branch", "right", "next"),
+  );
 }
 
-const FINISHES = { stop: "complete", length: "cut off at max tokens", stopped: "stopped", error: "failed" };
-
-/** Figures of an answer: only those that are known. */
+/** Figures of an answer, once it has ended. */
 function metaOf(message, job) {
   if (job) return "";
-  const { tokens, tokens_per_second: rate, first_after: first, prompt_tokens: read, cached_tokens: cached, seed } = message;
-  const parts = [
-    message.edited ? "edited" : (FINISHES[message.finish] ?? "broken off"),
-    tokens !== undefined && `${format.count(tokens)} ${tokens === 1 ? "token" : "tokens"}`,
-    rate !== undefined && `${format.number(rate, 3)} tokens/s`,
-  ];
-  const details = [
-    message.model,
-    message.finish && `finish reason: ${message.finish}`,
-    first !== undefined && `first text after ${format.seconds(first)}`,
-    read !== undefined && `${format.count(read)} tokens read, ${format.count(cached ?? 0)} of them from the cache`,
-    seed !== undefined && `seed ${seed}`,
-  ];
-  return el("span", { title: details.filter(Boolean).join("\n") }, parts.filter(Boolean).join(" · "));
+  const { line, details } = figuresOf(message);
+  return el("span", { title: details }, line);
 }
 
 function switchTo(number) {
@@ -410,7 +358,14 @@ function edit(number) {
 
 function editor(number) {
   const { role, content } = state.current.messages[number];
-  const input = el("textarea", { class: "textarea", "aria-label": "Message", rows: "1", value: content, oninput: () => fitted(input) });
+  const input = el("textarea", {
+    class: "textarea",
+    "aria-label": "Message",
+    rows: "1",
+    maxlength: store.LIMITS.text,
+    value: content,
+    oninput: () => fitted(input),
+  });
   const save = () => saveEdit(number, input.value);
   input.addEventListener("keydown", (event) => {
     if (event.key === "Escape") leaveEditor();
@@ -420,9 +375,18 @@ function editor(number) {
     event.stopPropagation();
   });
   const accept = role === "user" ? "Send" : "Save";
-  return el("div", { class: "editor" }, input, el("div", { class: "row" },
-    el("p", { class: "hint fill" }, "What was there stays as a branch of its own."),
-    button("Cancel", { class: "quiet", onclick: leaveEditor }), button(accept, { class: "primary", onclick: save })));
+  return el(
+    "div",
+    { class: "editor" },
+    input,
+    el(
+      "div",
+      { class: "row" },
+      el("p", { class: "hint fill" }, "What was there stays as a branch of its own."),
+      button("Cancel", { class: "quiet", onclick: leaveEditor }),
+      button(accept, { class: "primary", onclick: save }),
+    ),
+  );
 }
 
 function leaveEditor() {
@@ -433,7 +397,7 @@ function leaveEditor() {
 
 function saveEdit(number, content) {
   const { role, parent, content: before } = state.current.messages[number];
-  if (content.trim() === "") return;
+  if (content.trim() === "" || isFull()) return;
   state.editing = null;
   if (role === "assistant") {
     if (content !== before) store.append(state.current, parent, { role, content, edited: true });
@@ -453,8 +417,17 @@ function send(content) {
     toast("There is no model to talk to.", { bad: true });
     return false;
   }
+  if (isFull()) return false;
   ask(state.current.leaf, content);
   return true;
+}
+
+/** Whether what is shown has no room for another question with its answer, which is said. */
+function isFull() {
+  const full = state.current.messages.length + 2 > store.LIMITS.messages;
+  if (full)
+    toast(`This conversation has ${format.count(store.LIMITS.messages)} messages. Begin a new one.`, { bad: true });
+  return full;
 }
 
 function ask(parent, content) {
@@ -469,13 +442,13 @@ function ask(parent, content) {
 function begin(conversation, content) {
   conversation.title = store.titleOf(content);
   conversation.created = Date.now();
-  state.conversations.push(conversation);
+  library.all.push(conversation);
   history.replaceState(null, "", `#${conversation.id}`);
   showTitle();
 }
 
 function regenerate(number) {
-  if (!jobs.has(state.current.id)) answer(state.current, state.current.messages[number].parent);
+  if (!jobs.has(state.current.id) && !isFull()) answer(state.current, state.current.messages[number].parent);
 }
 
 /** The same answer once more; what there is of it was no answer, so nothing is lost. */
@@ -483,7 +456,8 @@ function retry(number) {
   const conversation = state.current;
   if (jobs.has(conversation.id)) return;
   const message = conversation.messages[number];
-  if (message.content !== "" || conversation.messages.some(({ parent }) => parent === number)) return regenerate(number);
+  if (message.content !== "" || conversation.messages.some(({ parent }) => parent === number))
+    return regenerate(number);
   for (const name of ["finish", "error", "tokens", "tokens_per_second", "first_after"]) delete message[name];
   message.model = conversation.model;
   generate(conversation, number);
@@ -493,7 +467,10 @@ function retry(number) {
 function answer(conversation, question) {
   const earlier = conversation.messages.filter(({ parent }) => parent === question).length;
   const seed = seedOf(conversation.settings, earlier);
-  generate(conversation, store.append(conversation, question, { role: "assistant", content: "", model: conversation.model, seed }));
+  generate(
+    conversation,
+    store.append(conversation, question, { role: "assistant", content: "", model: conversation.model, seed }),
+  );
 }
 
 /** Fills message `number` of a conversation, which may be left for another one meanwhile. */
@@ -507,7 +484,7 @@ async function generate(conversation, number) {
   scrollToEnd();
   fill(spoken);
   try {
-    await stream(conversation, message, job);
+    await stream(conversation, message, job.controller.signal, (piece) => showPiece(job, piece));
   } catch (error) {
     message.finish = error.name === "AbortError" ? "stopped" : "error";
     if (message.finish === "error") message.error = explained(error);
@@ -520,61 +497,11 @@ async function generate(conversation, number) {
   if (conversation === state.current) announce(message.error ?? `Answer ${FINISHES[message.finish]}`);
 }
 
-function explained(error) {
-  const message = /[.!?]$/.test(error.message) ? error.message : `${error.message}.`;
-  return error.retryAfter == null ? message : `${message} It may work in ${format.seconds(error.retryAfter)}.`;
-}
-
 function showAfter(conversation) {
-  showList();
+  library.show();
   if (conversation !== state.current) return;
   showThread();
   showComposer();
-}
-
-/** The request, and what comes of it, into `message`. */
-async function stream(conversation, message, job) {
-  const body = {
-    model: conversation.model,
-    messages: messagesBefore(conversation, message),
-    stream: true,
-    stream_options: { include_usage: true },
-    ...fieldsOf(conversation.settings, message.seed),
-  };
-  const clock = { begun: performance.now(), first: null, last: null };
-  for await (const { data } of events("/v1/chat/completions", { body, signal: job.controller.signal })) {
-    if (data === "[DONE]") break;
-    const chunk = JSON.parse(data);
-    if (chunk.error) throw new ApiError(200, chunk.error);
-    takeChunk(message, job, chunk, clock);
-  }
-  if (!message.finish) throw new ApiError(0, { message: "The connection broke off before the answer was complete." });
-}
-
-function takeChunk(message, job, { choices: [choice], usage }, clock) {
-  const piece = choice?.delta?.content ?? "";
-  if (piece !== "") {
-    clock.last = performance.now();
-    clock.first ??= clock.last;
-    message.first_after ??= (clock.first - clock.begun) / 1000;
-    message.content += piece;
-    showPiece(job, piece);
-  }
-  if (choice?.finish_reason) message.finish = choice.finish_reason;
-  if (!usage) return;
-  message.tokens = usage.completion_tokens;
-  message.prompt_tokens = usage.prompt_tokens;
-  message.cached_tokens = usage.prompt_tokens_details?.cached_tokens ?? 0;
-  // The first token's time is that of reading the prompt.
-  if (clock.last > clock.first && usage.completion_tokens > 1) {
-    message.tokens_per_second = ((usage.completion_tokens - 1) * 1000) / (clock.last - clock.first);
-  }
-}
-
-function messagesBefore(conversation, message) {
-  const before = store.branch(conversation, message.parent).map((at) => conversation.messages[at]);
-  const said = before.map(({ role, content }) => ({ role, content }));
-  return conversation.system.trim() === "" ? said : [{ role: "system", content: conversation.system }, ...said];
 }
 
 /** Pieces come faster than screens show them: they are written once a frame. */
@@ -612,7 +539,7 @@ function stop() {
 /** What was answered so far is kept when the page is left. */
 window.addEventListener("pagehide", () => {
   for (const [id, { number }] of jobs) {
-    const conversation = state.conversations.find((one) => one.id === id);
+    const conversation = library.find(id);
     if (!conversation) continue;
     conversation.messages[number].finish = "stopped";
     store.save(conversation);
@@ -640,14 +567,40 @@ latest.addEventListener("click", scrollToEnd);
 
 // -- the composer --
 
-const composer = el("textarea", { id: "message", rows: "1", placeholder: "Message", "aria-label": "Message", "aria-describedby": "keys", enterkeyhint: "send" });
+const composer = el("textarea", {
+  id: "message",
+  rows: "1",
+  maxlength: store.LIMITS.text,
+  placeholder: "Message",
+  "aria-label": "Message",
+  "aria-describedby": "keys",
+  enterkeyhint: "send",
+});
 const sendButton = button("Send", { icon: "send", only: true, class: "primary round", id: "send", type: "submit" });
-const stopButton = button("Stop", { icon: "stop", only: true, class: "round", id: "stop", hidden: true, onclick: stop });
+const stopButton = button("Stop", {
+  icon: "stop",
+  only: true,
+  class: "round",
+  id: "stop",
+  hidden: true,
+  onclick: stop,
+});
 
 function buildComposer() {
-  const keys = el("p", { class: "hint keys", id: "keys" },
-    el("kbd", {}, "Enter"), " sends ", el("kbd", {}, "Shift"), "+", el("kbd", {}, "Enter"), " new line ",
-    el("kbd", {}, "↑"), " edits the last message ", el("kbd", {}, "Esc"), " stops");
+  const keys = el(
+    "p",
+    { class: "hint keys", id: "keys" },
+    el("kbd", {}, "Enter"),
+    " sends ",
+    el("kbd", {}, "Shift"),
+    "+",
+    el("kbd", {}, "Enter"),
+    " new line ",
+    el("kbd", {}, "↑"),
+    " edits the last message ",
+    el("kbd", {}, "Esc"),
+    " stops",
+  );
   const form = find("#composer");
   fill(form, el("div", { class: "composer-box" }, composer, sendButton, stopButton), keys);
   form.addEventListener("submit", (event) => {
@@ -710,9 +663,10 @@ function fitted(area) {
 function showSettings() {
   const conversation = state.current;
   const changed = () => kept(conversation);
-  fill(sides.settings,
-    sideHead("Settings", "settings"),
-    systemField(conversation.system, (text) => {
+  fill(
+    find("#settings"),
+    sides.head("settings"),
+    systemField(conversation.system, store.LIMITS.text, (text) => {
       conversation.system = text;
       changed();
     }),
@@ -720,86 +674,33 @@ function showSettings() {
   );
 }
 
-// -- the sides: columns where there is room, else drawers over the conversation --
-
-const ROOM = { conversations: window.matchMedia("(min-width: 52rem)"), settings: window.matchMedia("(min-width: 76rem)") };
-const toggles = {};
-let drawer = null;
-
-function sideHead(label, side) {
-  return el("div", { class: "side-head" }, el("h2", {}, label),
-    button(`Close ${label.toLowerCase()}`, { icon: "close", only: true, class: "quiet compact close", onclick: () => closeSides(true) }));
-}
-
-function toggleSide(side) {
-  if (ROOM[side].matches) {
-    const hidden = storage.get(`tinylm.hide.${side}`) !== "yes";
-    storage.set(`tinylm.hide.${side}`, hidden ? "yes" : null);
-  } else {
-    drawer = drawer === side ? null : side;
-  }
-  showSides();
-  if (drawer) sides[drawer].querySelector("button, textarea")?.focus();
-}
-
-function closeSides(back = false) {
-  const was = drawer;
-  drawer = null;
-  showSides();
-  if (back && was) toggles[was].focus();
-}
-
-function showSides() {
-  for (const [side, node] of Object.entries(sides)) {
-    const column = ROOM[side].matches && storage.get(`tinylm.hide.${side}`) !== "yes";
-    node.hidden = !column && drawer !== side;
-    node.classList.toggle("drawer", !ROOM[side].matches);
-    main.classList.toggle(`with-${side}`, column);
-    toggles[side]?.setAttribute("aria-expanded", String(!node.hidden));
-  }
-  backdrop.hidden = drawer === null;
-  for (const node of [find(".talk"), find(".header")]) node.inert = drawer !== null;
-}
-
-const backdrop = el("div", { class: "backdrop", hidden: true, onclick: () => closeSides(true) });
+// -- the toolbar --
 
 function buildToolbar() {
-  toggles.conversations = button("Conversations", { icon: "menu", only: true, class: "quiet", "aria-controls": "conversations", onclick: () => toggleSide("conversations") });
-  toggles.settings = button("Settings", { icon: "settings", only: true, class: "quiet", "aria-controls": "settings", onclick: () => toggleSide("settings") });
   const fresh = button("New chat", { icon: "plus", only: true, class: "quiet narrow", onclick: () => startNew() });
-  fill(find(".toolbar"), toggles.conversations, el("div", { class: "chooser" }, chooser), aboutModel, title, fresh, toggles.settings);
+  const choice = el("div", { class: "chooser" }, chooser);
+  const toggles = [sides.toggle("conversations"), sides.toggle("settings")];
+  fill(find(".toolbar"), toggles[0], choice, aboutModel, title, fresh, toggles[1]);
   find(".toolbar").after(modelWarning);
-  main.append(backdrop);
-  for (const room of Object.values(ROOM)) room.addEventListener("change", () => closeSides());
 }
 
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || event.defaultPrevented) return;
-  if (drawer) closeSides(true);
+  if (sides.drawer) sides.close(true);
   else stop();
 });
 
 // -- begin --
 
 function begun() {
-  const { conversations, broken } = store.load();
-  state.conversations = conversations;
-  buildConversations();
+  library.build(find("#conversations"), sides.head("conversations"));
   buildToolbar();
   buildComposer();
-  state.current = store.create(null, { ...defaults(), ...structuredClone(conversations[0]?.settings) });
-  for (const { key, message } of broken) reportBroken(key, message);
+  state.current = store.create(null, { ...defaults(), ...structuredClone(library.all[0]?.settings) });
   openByAddress();
   loadModels();
   window.addEventListener("hashchange", openByAddress);
   document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && loadModels());
-}
-
-/** A kept conversation that does not read: it can be saved as it is, or deleted. */
-function reportBroken(key, message) {
-  listNotice(`A conversation that was kept here does not read. ${message}`,
-    button("Save as it is", { class: "quiet compact", onclick: () => download("tinylm-broken.json", storage.get(key)) }),
-    button("Delete", { class: "quiet compact", onclick: () => storage.set(key, null) }));
 }
 
 begun();

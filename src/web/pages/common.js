@@ -76,8 +76,19 @@ const ICONS = {
   plus: ["M12 5v14", "M5 12h14"],
   close: ["M6 6l12 12", "M18 6L6 18"],
   menu: ["M4 7h16", "M4 12h16", "M4 17h16"],
-  more: ["M5 11.5a.5.5 0 1 0 0 1 .5.5 0 1 0 0-1", "M12 11.5a.5.5 0 1 0 0 1 .5.5 0 1 0 0-1", "M19 11.5a.5.5 0 1 0 0 1 .5.5 0 1 0 0-1"],
-  settings: ["M4 8h9", "M17 8h3", "M4 16h3", "M11 16h9", "M13 8a2 2 0 1 0 4 0 2 2 0 1 0-4 0", "M7 16a2 2 0 1 0 4 0 2 2 0 1 0-4 0"],
+  more: [
+    "M5 11.5a.5.5 0 1 0 0 1 .5.5 0 1 0 0-1",
+    "M12 11.5a.5.5 0 1 0 0 1 .5.5 0 1 0 0-1",
+    "M19 11.5a.5.5 0 1 0 0 1 .5.5 0 1 0 0-1",
+  ],
+  settings: [
+    "M4 8h9",
+    "M17 8h3",
+    "M4 16h3",
+    "M11 16h9",
+    "M13 8a2 2 0 1 0 4 0 2 2 0 1 0-4 0",
+    "M7 16a2 2 0 1 0 4 0 2 2 0 1 0-4 0",
+  ],
   download: ["M12 4v11", "M7 11l5 5 5-5", "M5 20h14"],
   upload: ["M12 16V5", "M7 10l5-5 5 5", "M5 20h14"],
   left: ["M14.5 6l-6 6 6 6"],
@@ -95,7 +106,17 @@ const ICONS = {
   grid: ["M4 4h6v6H4z", "M14 4h6v6h-6z", "M4 14h6v6H4z", "M14 14h6v6h-6z"],
   play: ["M7 5l12 7-12 7z"],
   clock: ["M12 3.5a8.5 8.5 0 1 0 0 17 8.5 8.5 0 1 0 0-17", "M12 7.5V12l3 2"],
-  sun: ["M12 8a4 4 0 1 0 0 8 4 4 0 1 0 0-8", "M12 2.5v2", "M12 19.5v2", "M2.5 12h2", "M19.5 12h2", "M5.3 5.3l1.4 1.4", "M17.3 17.3l1.4 1.4", "M5.3 18.7l1.4-1.4", "M17.3 6.7l1.4-1.4"],
+  sun: [
+    "M12 8a4 4 0 1 0 0 8 4 4 0 1 0 0-8",
+    "M12 2.5v2",
+    "M12 19.5v2",
+    "M2.5 12h2",
+    "M19.5 12h2",
+    "M5.3 5.3l1.4 1.4",
+    "M17.3 17.3l1.4 1.4",
+    "M5.3 18.7l1.4-1.4",
+    "M17.3 6.7l1.4-1.4",
+  ],
   moon: ["M20 14.5A8.5 8.5 0 1 1 9.5 4a7 7 0 0 0 10.5 10.5z"],
   system: ["M3 5h18v11H3z", "M8 20h8", "M12 16v4"],
 };
@@ -234,7 +255,8 @@ async function askForToken(refused, signal) {
 function tokenDialog(refused) {
   const input = el("input", { class: "input mono", type: "password", autocomplete: "off", required: true });
   const why = refused ? "The server does not accept this token." : "This server asks for a token.";
-  const hint = "It stands in the file that `tinylm serve --token-file` was given, and is kept until this tab is closed.";
+  const hint =
+    "It stands in the file that `tinylm serve --token-file` was given, and is kept until this tab is closed.";
   const problem = refused && el("p", { class: "problem", role: "alert" }, why);
   return dialog("Access token", [problem || el("p", {}, why), field("Token", input, hint)], {
     accept: "Continue",
@@ -298,7 +320,10 @@ async function* lines(body) {
   try {
     for (;;) {
       const { done, value } = await read(reader);
-      if (done) return;
+      if (done) {
+        if (rest.endsWith("\r")) yield rest.slice(0, -1);
+        return;
+      }
       rest += decoder.decode(value, { stream: true });
       // A \r at the end may be half of \r\n.
       const parts = rest.replace(/\r\n/g, "\n").split(/\n|\r(?!$)/);
@@ -351,9 +376,25 @@ export function nav(active) {
 
 /** The mark: which of three tokens may attend to which. */
 function mark() {
-  const cells = [[0, 0, 1], [0, 1, 0.65], [1, 1, 1], [0, 2, 0.4], [1, 2, 0.65], [2, 2, 1]];
+  const cells = [
+    [0, 0, 1],
+    [0, 1, 0.65],
+    [1, 1, 1],
+    [0, 2, 0.4],
+    [1, 2, 0.65],
+    [2, 2, 1],
+  ];
   const squares = cells.map(([x, y, opacity]) =>
-    svg("rect", { x: 3 + x * 6.5, y: 3 + y * 6.5, width: 5, height: 5, rx: 1.5, fill: "currentColor", stroke: "none", opacity }),
+    svg("rect", {
+      x: 3 + x * 6.5,
+      y: 3 + y * 6.5,
+      width: 5,
+      height: 5,
+      rx: 1.5,
+      fill: "currentColor",
+      stroke: "none",
+      opacity,
+    }),
   );
   return svg("svg", { class: "icon", viewBox: "0 0 24 24", "aria-hidden": "true" }, squares);
 }
@@ -393,7 +434,9 @@ export function dialog(title, body, { accept = "OK", danger = false, value = () 
   return new Promise((resolve) => {
     fields += 1;
     const heading = el("h2", { id: `dialog-${fields}` }, title);
-    const actions = el("div", { class: "actions" },
+    const actions = el(
+      "div",
+      { class: "actions" },
       button("Cancel", { class: "quiet", onclick: () => box.close() }),
       button(accept, { type: "submit", class: danger ? "danger" : "primary" }),
     );
@@ -408,11 +451,16 @@ export function dialog(title, body, { accept = "OK", danger = false, value = () 
   });
 }
 
-/** Shows a message at the foot of the page for a while; `bad` for errors. Screen readers say it. */
+/** Shows a message below the header for a while; `bad` for errors. Screen readers say it. */
 export function toast(message, { bad = false } = {}) {
-  const box = document.querySelector(".toasts") ?? document.body.appendChild(el("div", { class: "toasts", "aria-live": "polite" }));
-  const note = el("div", { class: bad ? "toast bad" : "toast", role: bad ? "alert" : "status" },
-    bad && icon("alert"), el("span", { class: "fill" }, message),
+  const box =
+    document.querySelector(".toasts") ??
+    document.body.appendChild(el("div", { class: "toasts", "aria-live": "polite" }));
+  const note = el(
+    "div",
+    { class: bad ? "toast bad" : "toast", role: bad ? "alert" : "status" },
+    bad && icon("alert"),
+    el("span", { class: "fill" }, message),
     button("Dismiss", { icon: "close", only: true, class: "quiet compact", onclick: () => note.remove() }),
   );
   box.append(note);
@@ -421,8 +469,9 @@ export function toast(message, { bad = false } = {}) {
 
 /** Has screen readers say `message`. */
 export function announce(message) {
-  const region = document.querySelector("#announcements")
-    ?? document.body.appendChild(el("div", { id: "announcements", class: "visually-hidden", "aria-live": "polite" }));
+  const region =
+    document.querySelector("#announcements") ??
+    document.body.appendChild(el("div", { id: "announcements", class: "visually-hidden", "aria-live": "polite" }));
   // The same words twice are said twice only where the region was empty in between.
   region.textContent = "";
   setTimeout(() => (region.textContent = message), 50);
@@ -431,8 +480,12 @@ export function announce(message) {
 /** A menu at a button; `entries`: `[{label, icon, danger, action}]`. Arrows, Home and End move, Esc leaves. */
 export function menu(anchor, entries) {
   const items = entries.map(({ label, icon: drawing, danger, action }) =>
-    el("button", { type: "button", role: "menuitem", class: danger && "danger", onclick: () => (box.hidePopover(), action()) },
-      drawing && icon(drawing), label),
+    el(
+      "button",
+      { type: "button", role: "menuitem", class: danger && "danger", onclick: () => (box.hidePopover(), action()) },
+      drawing && icon(drawing),
+      label,
+    ),
   );
   const box = el("div", { class: "menu", role: "menu", popover: "auto" }, items);
   box.addEventListener("toggle", (event) => {
@@ -461,8 +514,13 @@ function placeBeside(box, anchor) {
 
 /** The box for what went wrong, with a way to try again. */
 export function problem(error, retry) {
-  return el("div", { class: "notice bad", role: "alert" }, icon("alert"), el("p", {}, error.message ?? String(error)),
-    retry && button("Try again", { icon: "again", onclick: retry }));
+  return el(
+    "div",
+    { class: "notice bad", role: "alert" },
+    icon("alert"),
+    el("p", {}, error.message ?? String(error)),
+    retry && button("Try again", { icon: "again", onclick: retry }),
+  );
 }
 
 /** Has the browser save `text` as a file. */
@@ -516,7 +574,14 @@ export const format = {
   ago(when) {
     const seconds = (Date.now() - new Date(when)) / 1000;
     if (seconds < 45) return "just now";
-    const units = [["minute", 60], ["hour", 3600], ["day", 86400], ["week", 604800], ["month", 2629800], ["year", 31557600]];
+    const units = [
+      ["minute", 60],
+      ["hour", 3600],
+      ["day", 86400],
+      ["week", 604800],
+      ["month", 2629800],
+      ["year", 31557600],
+    ];
     const [name, size] = units.findLast(([, size]) => seconds >= size) ?? units[0];
     const n = Math.max(1, Math.floor(seconds / size));
     return `${n} ${name}${n === 1 ? "" : "s"} ago`;

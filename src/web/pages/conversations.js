@@ -12,14 +12,31 @@ const VERSION = 1;
 const KEY = "tinylm.chat.";
 
 /** What an import may hold at most. */
-export const LIMITS = { bytes: 16 * 1024 * 1024, conversations: 1000, messages: 10000, text: 1000000, title: 200 };
+export const LIMITS = {
+  bytes: 16 * 1024 * 1024,
+  conversations: 1000,
+  messages: 10000,
+  text: 1000000,
+  error: 10000,
+  title: 200,
+};
 
 // -- the tree --
 
 /** A conversation without messages. */
-export function create(model, settings, system = "") {
+export function create(model, settings) {
   const now = Date.now();
-  return { id: newId(), title: "New chat", created: now, updated: now, model, system, settings, messages: [], leaf: null };
+  return {
+    id: newId(),
+    title: "New chat",
+    created: now,
+    updated: now,
+    model,
+    system: "",
+    settings,
+    messages: [],
+    leaf: null,
+  };
 }
 
 /** `randomUUID` exists only where the page came over TLS or from this machine. */
@@ -178,7 +195,9 @@ function object(value, place, fields) {
   if (typeof value !== "object" || value === null || Array.isArray(value)) refuse(place, value, "an object");
   const unknown = Object.keys(value).find((name) => !Object.hasOwn(fields, name));
   if (unknown !== undefined) {
-    const names = Object.keys(fields).map((name) => `\`${name}\``).join(", ");
+    const names = Object.keys(fields)
+      .map((name) => `\`${name}\``)
+      .join(", ");
     throw new Invalid(`${place} has ${JSON.stringify(unknown.slice(0, 60))}: expected only ${names}`);
   }
   const checked = {};
@@ -219,7 +238,8 @@ function textUpTo(length, { least = 0 } = {}) {
 
 function number(least, most, { whole = false } = {}) {
   return (value, place) => {
-    const fits = typeof value === "number" && value >= least && value <= most && (!whole || Number.isSafeInteger(value));
+    const fits =
+      typeof value === "number" && value >= least && value <= most && (!whole || Number.isSafeInteger(value));
     return fits ? value : refuse(place, value, `a ${whole ? "whole " : ""}number from ${least} to ${most}`);
   };
 }
@@ -249,7 +269,7 @@ const ANSWER = {
   edited: optional(oneOf(true)),
   seed: optional(tally),
   finish: optional(oneOf("stop", "length", "stopped", "error")),
-  error: optional(textUpTo(10000)),
+  error: optional(textUpTo(LIMITS.error)),
   prompt_tokens: optional(tally),
   cached_tokens: optional(tally),
   tokens: optional(tally),
@@ -288,7 +308,9 @@ function conversationOf(value, place) {
 }
 
 function idText(value, place) {
-  return typeof value === "string" && /^[0-9a-f]{24}$/.test(value) ? value : refuse(place, value, "24 hexadecimal digits");
+  return typeof value === "string" && /^[0-9a-f]{24}$/.test(value)
+    ? value
+    : refuse(place, value, "24 hexadecimal digits");
 }
 
 function checkTree({ messages, leaf }, place) {
@@ -299,5 +321,6 @@ function checkTree({ messages, leaf }, place) {
     if (role !== expected) refuse(`${here}.role`, role, `"${expected}" at this place`);
   });
   const fits = leaf === null ? messages.length === 0 : leaf < messages.length;
-  if (!fits) refuse(`${place}.leaf`, leaf, messages.length === 0 ? "null" : `a message's number below ${messages.length}`);
+  if (!fits)
+    refuse(`${place}.leaf`, leaf, messages.length === 0 ? "null" : `a message's number below ${messages.length}`);
 }

@@ -4,18 +4,65 @@ import { button, el, field, fill } from "/static/common.js";
 
 /** `initial` is what the command line takes too. `slider` is where the slider ends; larger numbers can be typed. */
 export const PARAMS = [
-  { name: "temperature", label: "Temperature", initial: 0.8, min: 0, max: 10, slider: 2, step: 0.05,
-    hint: "Higher varies more; 0 always takes the most probable token." },
-  { name: "top_p", label: "Top-p", initial: 0.95, min: 0.01, max: 1, step: 0.01,
-    hint: "Only the most probable tokens that together have this probability; 1 is off." },
-  { name: "top_k", label: "Top-k", initial: 40, min: 0, max: 1000000, slider: 200, step: 1, whole: true,
-    hint: "Only so many of the most probable tokens; 0 is off." },
-  { name: "min_p", label: "Min-p", initial: 0, min: 0, max: 1, step: 0.01,
-    hint: "Only tokens of at least this share of the most probable one's probability; 0 is off." },
-  { name: "repeat_penalty", label: "Repeat penalty", initial: 1, min: 0.1, max: 10, slider: 2, step: 0.05,
-    hint: "Above 1 makes tokens that were there less probable; 1 is off." },
-  { name: "max_tokens", label: "Max tokens", initial: 256, min: 1, max: 4096, slider: 1024, step: 1, whole: true,
-    hint: "Where an answer is cut off at the latest." },
+  {
+    name: "temperature",
+    label: "Temperature",
+    initial: 0.8,
+    min: 0,
+    max: 2,
+    step: 0.05,
+    hint: "Higher varies more; 0 always takes the most probable token.",
+  },
+  {
+    name: "top_p",
+    label: "Top-p",
+    initial: 0.95,
+    min: 0.01,
+    max: 1,
+    step: 0.01,
+    hint: "Only the most probable tokens that together have this probability; 1 is off.",
+  },
+  {
+    name: "top_k",
+    label: "Top-k",
+    initial: 40,
+    min: 0,
+    max: 1000000,
+    slider: 200,
+    step: 1,
+    whole: true,
+    hint: "Only so many of the most probable tokens; 0 is off.",
+  },
+  {
+    name: "min_p",
+    label: "Min-p",
+    initial: 0,
+    min: 0,
+    max: 1,
+    step: 0.01,
+    hint: "Only tokens of at least this share of the most probable one's probability; 0 is off.",
+  },
+  {
+    name: "repeat_penalty",
+    label: "Repeat penalty",
+    initial: 1,
+    min: 0.1,
+    max: 10,
+    slider: 2,
+    step: 0.05,
+    hint: "Above 1 makes tokens that were there less probable; 1 is off.",
+  },
+  {
+    name: "max_tokens",
+    label: "Max tokens",
+    initial: 256,
+    min: 1,
+    max: 4096,
+    slider: 1024,
+    step: 1,
+    whole: true,
+    hint: "Where an answer is cut off at the latest.",
+  },
 ];
 
 export const STOP_TEXTS = 16;
@@ -40,16 +87,36 @@ export function seedOf(settings, earlierAnswers) {
 /** The form for `settings`, an object that it writes to; `changed` is called after each change. A value that is out of
  *  range is marked with what is expected, and the one before stays. */
 export function samplingForm(settings, changed) {
-  const rows = [...PARAMS.map((param) => numberRow(param, settings, changed)), seedRow(settings, changed), stopRow(settings, changed)];
-  const all = button("Reset all", { icon: "again", class: "quiet compact", id: "reset-all", onclick: () => rows.forEach((row) => row.reset()) });
-  return el("form", { class: "sampling", onsubmit: (event) => event.preventDefault() },
-    el("div", { class: "heading" }, el("h2", {}, "Sampling"), all), rows.map((row) => row.node));
+  const rows = [
+    ...PARAMS.map((param) => numberRow(param, settings, changed)),
+    seedRow(settings, changed),
+    stopRow(settings, changed),
+  ];
+  const all = button("Reset all", {
+    icon: "again",
+    class: "quiet compact",
+    id: "reset-all",
+    onclick: () => rows.forEach((row) => row.reset()),
+  });
+  return el(
+    "form",
+    { class: "sampling", onsubmit: (event) => event.preventDefault() },
+    el("div", { class: "heading" }, el("h2", {}, "Sampling"), all),
+    rows.map((row) => row.node),
+  );
 }
 
 function numberRow(param, settings, changed) {
   const { name, label, initial, min, max, slider = max, step, whole } = param;
   const input = el("input", { class: "input number", id: `param-${name}`, inputmode: "decimal", autocomplete: "off" });
-  const range = el("input", { type: "range", min, max: slider, step, "aria-label": `${label}, slider`, tabindex: "-1" });
+  const range = el("input", {
+    type: "range",
+    min,
+    max: slider,
+    step,
+    "aria-label": `${label}, slider`,
+    tabindex: "-1",
+  });
   const row = rowOf({ ...param, id: input.id, shown: String(initial) }, input, range);
   const slide = () => {
     range.value = settings[name];
@@ -93,7 +160,14 @@ function rowOf({ id, label, hint, shown }, input, ...more) {
   const wrong = el("p", { class: "problem", id: `${id}-wrong`, role: "alert", hidden: true });
   const about = el("p", { class: "hint", id: `${id}-hint` }, hint);
   input.setAttribute("aria-describedby", `${about.id} ${wrong.id}`);
-  const head = el("div", { class: "param-head" }, el("label", { for: id }, label), initial, control, input.tagName === "INPUT" && input);
+  const head = el(
+    "div",
+    { class: "param-head" },
+    el("label", { for: id }, label),
+    initial,
+    control,
+    input.tagName === "INPUT" && input,
+  );
   const node = el("div", { class: "param" }, head, input.tagName === "INPUT" ? null : input, more, wrong, about);
   return {
     node,
@@ -112,8 +186,15 @@ function rowOf({ id, label, hint, shown }, input, ...more) {
 }
 
 function seedRow(settings, changed) {
-  const input = el("input", { class: "input number", id: "param-seed", inputmode: "numeric", autocomplete: "off", placeholder: "random" });
-  const hint = "The same seed, messages and settings give the same answer; another answer takes the next seed. Left empty, one is drawn.";
+  const input = el("input", {
+    class: "input number",
+    id: "param-seed",
+    inputmode: "numeric",
+    autocomplete: "off",
+    placeholder: "random",
+  });
+  const hint =
+    "The same seed, messages and settings give the same answer; another answer takes the next seed. Left empty, one is drawn.";
   const row = rowOf({ id: input.id, label: "Seed", hint, shown: "random" }, input);
   const show = () => {
     input.value = settings.seed === null ? "" : String(settings.seed);
@@ -128,7 +209,8 @@ function seedRow(settings, changed) {
   input.addEventListener("input", () => {
     const text = input.value.trim();
     const seed = Number(text);
-    if (text !== "" && !(/^\d+$/.test(text) && seed <= MOST_SEED)) return row.complain(`expected a whole number from 0 to ${MOST_SEED}`);
+    if (text !== "" && !(/^\d+$/.test(text) && seed <= MOST_SEED))
+      return row.complain(`expected a whole number from 0 to ${MOST_SEED}`);
     take(text === "" ? null : seed);
   });
   row.reset = () => (take(null), show());
@@ -146,9 +228,13 @@ function stopRow(settings, changed) {
     row.mark(settings.stop.length > 0);
   };
   input.addEventListener("input", () => {
-    const stop = input.value.split("\n").filter((line) => line !== "").map(unescaped);
+    const stop = input.value
+      .split("\n")
+      .filter((line) => line !== "")
+      .map(unescaped);
     if (stop.length > STOP_TEXTS) return row.complain(`expected at most ${STOP_TEXTS} texts; these are ${stop.length}`);
-    if (stop.some((text) => text.length > STOP_LENGTH)) return row.complain(`expected texts of at most ${STOP_LENGTH} characters`);
+    if (stop.some((text) => text.length > STOP_LENGTH))
+      return row.complain(`expected texts of at most ${STOP_LENGTH} characters`);
     settings.stop = stop;
     row.complain(null);
     row.mark(stop.length > 0);
@@ -173,9 +259,16 @@ function unescaped(text) {
   return text.replace(/\\([\\n])/g, (_, character) => (character === "n" ? "\n" : "\\"));
 }
 
-/** The system prompt's field. */
-export function systemField(text, changed) {
-  const input = el("textarea", { class: "textarea", id: "system", rows: "4", value: text, placeholder: "None" });
+/** The system prompt's field, for so many characters at most. */
+export function systemField(text, most, changed) {
+  const input = el("textarea", {
+    class: "textarea",
+    id: "system",
+    rows: "4",
+    maxlength: most,
+    value: text,
+    placeholder: "None",
+  });
   input.addEventListener("input", () => changed(input.value));
   return field("System prompt", input, "What the model is told before this conversation.");
 }

@@ -7,6 +7,7 @@
 
 mod attention;
 mod chat;
+mod common;
 mod driver;
 mod served;
 

@@ -10,8 +10,8 @@ use serde_json::json;
 
 use crate::project::Project;
 
-/// Learned by heart in a second or two. `Count.` is answered without an end: the model holds 128 tokens, and the answer
-/// it learns fills most of them.
+/// Learned by heart in a second or two. `Count.` is answered without an end: the answer is longer than the 96 tokens that
+/// the model holds, so that it never learns how it ends.
 const PIPELINE: &str = "
 name: p
 seed: 1
@@ -26,12 +26,12 @@ stages:
   base:
     kind: pretrain
     inputs: { shards: shards, tokenizer: tokenizer }
-    params: { preset: modern-1.5m, vocab_size: 300, d_model: 64, n_layer: 2, n_head: 4, seq_len: 128, steps: 2 }
+    params: { preset: modern-1.5m, vocab_size: 300, d_model: 64, n_layer: 2, n_head: 4, seq_len: 96, steps: 2 }
   chat:
     kind: finetune
     inputs: { model: base, tokenizer: tokenizer, chats: chats }
     params:
-      steps: 90
+      steps: 135
       batch_size: 4
       optimizer: muon
       learning_rate: 0.005
@@ -126,7 +126,7 @@ pub fn trained() -> Arc<Project> {
 
 fn train() -> Project {
     let project = untrained();
-    let counted = ["one two three"; 14].join(" ");
+    let counted = ["one two three"; 60].join(" ");
     let chats = ANSWERS.into_iter().chain([("Count.", counted.as_str())]).map(|(question, answer)| {
         let messages = [("user", question), ("assistant", answer)]
             .map(|(role, content)| json!({ "role": role, "content": content }));
