@@ -6,6 +6,7 @@
 //! writes what the pages look like.
 
 mod chat;
+mod dashboard;
 mod driver;
 mod served;
 
