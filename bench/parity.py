@@ -85,8 +85,9 @@ def tell(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def python_with_packages(given, packages=PACKAGES, folder="parity-venv"):
-    """A Python that has the packages: the one named, this one, or a virtual environment made for it."""
+def python_with_packages(given, packages=PACKAGES, folder="parity-venv", pip=None):
+    """A Python that has the packages: the one named, this one, or a virtual environment made for it. `pip` has the names of
+    what is to be installed, where they are others."""
     has = lambda python: subprocess.run([python, "-c", f"import {', '.join(packages)}"], capture_output=True).returncode == 0
     for python in [given] if given else [sys.executable]:
         if has(python):
@@ -98,7 +99,7 @@ def python_with_packages(given, packages=PACKAGES, folder="parity-venv"):
     if not has(python):
         tell(f"installing {', '.join(packages)} into {cache}")
         venv.create(cache, with_pip=True, clear=True)
-        done = subprocess.run([python, "-m", "pip", "install", "--quiet", "--retries", "1", *packages], capture_output=True, text=True)
+        done = subprocess.run([python, "-m", "pip", "install", "--quiet", "--retries", "1", *(pip or packages)], capture_output=True, text=True)
         if done.returncode != 0:
             print(f"skipped: {', '.join(packages)} can't be installed from PyPI\n{done.stderr.strip()[-500:]}")
             sys.exit(0)

@@ -291,6 +291,15 @@ pub fn pipeline_file(text: &str) -> Result<PathBuf> {
     })
 }
 
+/// The files of a model: a folder's, or the one that holds all of it.
+///
+/// # Errors
+/// As [`resolve_as`].
+pub fn of_model(text: &str) -> Result<Artifact> {
+    let path = Path::new(text);
+    if path.is_file() && !is_in_model_folder(path) { resolve(text) } else { folder_of(text, "model") }
+}
+
 /// How the files look that decide what a target is: while they look alike, it is the same.
 pub type Stamp = Vec<(PathBuf, Option<fs::Stat>)>;
 
@@ -310,14 +319,26 @@ pub fn stamp(text: &str) -> Result<Stamp> {
     Ok(files.into_iter().map(|path| (path.clone(), fs::stat(&path))).collect())
 }
 
+/// Names the model that a target is, given its stamp: by the artifact's digest; that of a path by how its files
+/// look.
+///
+/// # Errors
+/// As [`of_model`].
+pub fn identity(text: &str, stamp: &Stamp) -> Result<Digest> {
+    match Path::new(text).exists() {
+        true => Ok(Digest::of(format!("{stamp:?}").as_bytes())),
+        false => Ok(of_model(text)?.digest),
+    }
+}
+
 fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn files_of_pipeline(pipeline: &str) -> Result<Vec<PathBuf>> {
     let file = pipeline_file(pipeline)?;
-    let store = Store::open(&spec::project_root(&file).join("artifacts"), false);
-    let history = store.history_folder(&file.file_stem().unwrap_or_default().to_string_lossy());
+    let artifacts = spec::project_root(&file).join("artifacts");
+    let history = Store::history_folder(&artifacts, &file.file_stem().unwrap_or_default().to_string_lossy());
     let mut files = if history.is_dir() { fs::files_below(&history)? } else { Vec::new() };
     files.push(file);
     Ok(files)
@@ -375,7 +396,7 @@ fn is_in_model_folder(path: &Path) -> bool {
 }
 
 fn model_of_folder(text: &str) -> Result<Model> {
-    let artifact = folder_of(text, "model")?;
+    let artifact = of_model(text)?;
     let names = Names::beside(|name| artifact.find(name))?;
     let files = artifact.as_files();
     files.file(CONFIG_FILE).map_err(|e| not_a_model(text, e))?;

@@ -41,6 +41,13 @@ pub fn logged<T>(work: impl FnOnce() -> T) -> T {
     tracing::subscriber::with_default(tracing_subscriber::registry().with(Stderr), work)
 }
 
+/// [`logged`], also of what other threads log.
+pub fn logged_by_all<T>(work: impl FnOnce() -> T) -> T {
+    // An error means that there is a subscriber already, which gets it then.
+    let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry().with(Stderr));
+    work()
+}
+
 /// Prints the messages of our own events.
 struct Stderr;
 

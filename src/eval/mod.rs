@@ -39,7 +39,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use gates::{Gate, Needs, missed, needs};
-pub use score::{TextScore, TokenScore, score_text};
+pub use score::{TextScore, TokenScore, score_ids, score_text};
 pub use texts::{Scores, Texts, rules};
 pub use windows::stride;
 

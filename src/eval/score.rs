@@ -51,22 +51,34 @@ pub fn score_text(model: &Model, text: &str, top: usize, threads: usize) -> Resu
     let bos = tokenizer.special(Special::Bos);
     let context = if bos.is_some() { 0 } else { tokenizer.decode(&text_ids[..1.min(text_ids.len())])?.len() };
     let ids: Vec<u32> = bos.into_iter().chain(text_ids).collect();
+    let tokens = score_ids(model, &ids, top, threads);
+    Ok(summary(tokens, (text.len() - context) as u64, transformer.config.seq_len))
+}
+
+/// Scores `ids` but the first, which is context, and gives the `top` most probable ids of every place. Where one
+/// of these is the id itself, it has the same log-probability.
+///
+/// # Panics
+/// When an id is not of the model's.
+pub fn score_ids(model: &Model, ids: &[u32], top: usize, threads: usize) -> Vec<TokenScore> {
+    let Model { transformer, tokenizer } = model;
     let mut executor = Executor::forward_only(&transformer.config, Team::new(threads));
     let top = top.min(transformer.config.vocab_size);
     let mut tokens = Vec::with_capacity(ids.len());
     let seq_len = transformer.config.seq_len;
     for window in windows(ids.len(), seq_len, stride(seq_len)) {
         let likeliest =
-            if top > 0 { top_of(transformer, &mut executor, &ids, &window, top) } else { Vec::new() };
-        let predictions = predictions(transformer, &mut executor, &ids, &window);
+            if top > 0 { top_of(transformer, &mut executor, ids, &window, top) } else { Vec::new() };
+        let predictions = predictions(transformer, &mut executor, ids, &window);
         for (i, Prediction { nats, rank }) in predictions.into_iter().enumerate() {
             let id = ids[window.scored.start + i];
             let token = tokenizer.token(id).unwrap_or_default();
-            let top = likeliest.get(i).cloned().unwrap_or_default();
+            let mut top = likeliest.get(i).cloned().unwrap_or_default();
+            top.iter_mut().filter(|(other, _)| *other == id).for_each(|(_, logprob)| *logprob = -nats);
             tokens.push(TokenScore { id, token, logprob: -nats, rank: rank as u64, top });
         }
     }
-    Ok(summary(tokens, (text.len() - context) as u64, seq_len))
+    tokens
 }
 
 fn summary(tokens: Vec<TokenScore>, bytes: u64, seq_len: usize) -> TextScore {

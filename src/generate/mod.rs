@@ -68,6 +68,8 @@ pub struct Continuation {
     /// At each of `tokens` the `top_logprobs` most probable ids, the most probable first, with their
     /// log-probabilities by the same distribution.
     pub tops: Vec<Vec<(u32, f64)>>,
+    /// The end token, where one was chosen; not with beams.
+    pub end: Option<Token>,
 }
 
 impl Continuation {

@@ -107,7 +107,7 @@ impl Options {
         let tokens = model.tokenizer.vocab_size().min(model.transformer.config.vocab_size);
         if let Some(id) = self.logit_bias.keys().find(|id| **id as usize >= tokens) {
             let expected = format!("an id below {tokens}, the number of the model's tokens");
-            return invalid("logit_bias", format_args!("of token {id}"), &expected);
+            return invalid("logit_bias", format_args!("for token {id}"), &expected);
         }
         if !self.logit_bias.is_empty() && !Sampler::new(model, self).may_choose() {
             let why = "leaves no token that may be chosen";

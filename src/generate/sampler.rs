@@ -21,9 +21,9 @@ pub struct Sampler {
     isa: Isa,
     /// Ids from here on have a row in the embedding but no token in the tokenizer.
     vocab_size: usize,
-    /// Never chosen: `<pad>`, `<unk>`, `<bos>`, and what `logit_bias` bans.
+    /// Never chosen: `<pad>`, `<unk>`, `<bos>`, and what `logit_bias` bans; sorted.
     banned: Vec<u32>,
-    /// What `logit_bias` forces: if anything, only these are chosen.
+    /// What `logit_bias` forces: if anything, only these are chosen; sorted.
     forced: Vec<u32>,
     /// Whether any option changes logits.
     changes: bool,
@@ -45,6 +45,7 @@ impl Sampler {
         let biased =
             |bias: f64| options.logit_bias.iter().filter(move |(_, b)| **b == bias).map(|(id, _)| *id);
         banned.extend(biased(BAN));
+        banned.sort_unstable();
         let penalties = [options.presence_penalty, options.frequency_penalty];
         Sampler {
             isa: Isa::best(),
@@ -65,7 +66,7 @@ impl Sampler {
 
     /// Whether there is a token that may be chosen.
     pub fn may_choose(&self) -> bool {
-        let open = |id: &u32| (*id as usize) < self.vocab_size && !self.banned.contains(id);
+        let open = |id: &u32| (*id as usize) < self.vocab_size && self.banned.binary_search(id).is_err();
         if self.forced.is_empty() {
             (0..self.vocab_size as u32).any(|id| open(&id))
         } else {
@@ -165,7 +166,7 @@ impl Sampler {
     fn allowed(&self, mut all: Vec<f64>) -> Vec<f64> {
         all.truncate(self.vocab_size);
         if !self.forced.is_empty() {
-            let forced = |id: usize| self.forced.contains(&(id as u32));
+            let forced = |id: usize| self.forced.binary_search(&(id as u32)).is_ok();
             let others = all.iter_mut().enumerate().filter(|(id, _)| !forced(*id));
             others.for_each(|(_, number)| *number = f64::NEG_INFINITY);
         }
@@ -180,7 +181,7 @@ impl Sampler {
     pub fn greedy(&self, sequence: &Sequence) -> u32 {
         let all = &sequence.logits[..self.vocab_size.min(sequence.logits.len())];
         let best = loss::likeliest(self.isa, all) as u32;
-        if !self.changes && !self.banned.contains(&best) {
+        if !self.changes && self.banned.binary_search(&best).is_err() {
             return best;
         }
         argmax(&self.logits(sequence))

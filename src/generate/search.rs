@@ -83,10 +83,11 @@ impl Search {
                 return self.append(&next);
             }
         };
+        let token = chooser.token(&branch.sequence, id);
         if chooser.sampler.is_end(id) {
+            branch.writer.close(token);
             return self.end(Finish::End);
         }
-        let token = chooser.token(&branch.sequence, id);
         match branch.writer.push(token, chooser.options.max_new_tokens) {
             Some(finish) => self.end(finish),
             None => self.append(&[id]),

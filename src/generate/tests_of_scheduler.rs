@@ -278,7 +278,7 @@ fn what_cannot_be_continued_is_refused_before_anything_is_computed() {
         (refused(&[], Options::default(), 1), "the prompt has no tokens"),
         (refused(&[u32::MAX], Options::default(), 1), "token 4294967295 is beyond the model's"),
         (refused(&[9], Options::default(), 0), "`samples` is 0"),
-        (refused(&[9], biased(known, 1.0), 1), "`logit_bias` is of token"),
+        (refused(&[9], biased(known, 1.0), 1), "`logit_bias` is for token"),
         (
             refused(&[9], biased(9, 100.5), 1),
             "`logit_bias` is 100.5 for token 9: expected a number from -100 to 100",

@@ -5,6 +5,10 @@ use super::{Continuation, Finish, Options, Token};
 use crate::model::Model;
 use crate::tokenizer::StreamDecoder;
 
+/// How many of a prompt's last tokens what follows is decoded behind: more than a decoder waits for the rest of a
+/// character.
+const CONTEXT: usize = 128;
+
 #[derive(Clone)]
 pub struct Writer {
     decoder: StreamDecoder,
@@ -18,10 +22,10 @@ impl Writer {
     pub fn new(model: &Model, prompt: &[u32], options: &Options) -> Self {
         let mut decoder = model.tokenizer.decoder();
         // Whether the first new token begins with a space depends on the prompt's last token.
-        prompt.iter().for_each(|id| drop(decoder.push(*id)));
+        prompt[prompt.len().saturating_sub(CONTEXT)..].iter().for_each(|id| drop(decoder.push(*id)));
         decoder.finish();
         let (text, tokens, logprobs, tops) = Default::default();
-        let written = Continuation { text, tokens, logprobs, finish: Finish::Length, tops };
+        let written = Continuation { text, tokens, logprobs, finish: Finish::Length, tops, end: None };
         Writer { decoder, stops: Stops::new(&options.stop), written }
     }
 
@@ -45,6 +49,11 @@ impl Writer {
         }
         let full = (tokens.len() >= most).then_some(Finish::Length);
         self.stops.met().then_some(Finish::Stop).or(full)
+    }
+
+    /// Keeps the token that ends the text.
+    pub fn close(&mut self, token: Token) {
+        self.written.end = Some(token);
     }
 
     /// The result, with the text that was held back where no stop string was met.

@@ -379,6 +379,15 @@ fn a_cache_gives_what_the_whole_gives_and_texts_don_t_mix() {
             }
             let full = decoder.read(&mut [Reading { cache: &mut cache, ids: &[1] }]);
             assert!(full.is_err(), "there are {n} positions");
+            // Read anew from the middle: by the cache itself, and by a copy of its beginning.
+            let mut copy = cache.prefix(n / 2, &config);
+            cache.truncate(n / 2);
+            copy.shrink();
+            copy.reserve(&config);
+            for mut cache in [cache, copy] {
+                let next = decoder.read(&mut [Reading { cache: &mut cache, ids: &ids[n / 2..] }]).unwrap();
+                assert_eq!(next, whole[n - 1]);
+            }
         }
         let strange = [config.vocab_size as u32];
         let reading = Reading { cache: &mut Cache::default(), ids: &strange };

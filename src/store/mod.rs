@@ -266,13 +266,13 @@ impl Store {
         read_json(&self.history_path(pipeline, stage)).unwrap_or_default()
     }
 
-    /// Where the lists of the latest actions of a pipeline's stages lie.
-    pub fn history_folder(&self, pipeline: &str) -> PathBuf {
-        self.root.join("history").join(pipeline)
+    /// Where the store below `artifacts` has the lists of the latest actions of a pipeline's stages.
+    pub fn history_folder(artifacts: &Path, pipeline: &str) -> PathBuf {
+        artifacts.join("store/history").join(pipeline)
     }
 
     fn history_path(&self, pipeline: &str, stage: &str) -> PathBuf {
-        self.history_folder(pipeline).join(format!("{stage}.json"))
+        Self::history_folder(&self.artifacts, pipeline).join(format!("{stage}.json"))
     }
 
     /// Records that the latest action of `stage` is `key`; whether it was another one before.

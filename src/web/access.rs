@@ -9,7 +9,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::{ApiError, Shared};
-use crate::base::{Digest, Error, Result, fs};
+use crate::base::{Digest, Error, Result, fs, units};
 
 /// What a request must have.
 #[derive(Debug, Clone, Default)]
@@ -73,10 +73,19 @@ pub fn set_headers(headers: &mut HeaderMap) {
 
 /// Lets a request through that may ask.
 pub async fn check(State(app): State<Shared>, request: Request, next: Next) -> Response {
-    match app.access.refusal(request.uri(), request.headers()) {
+    let refusal = too_large(&request, app.limits.header_bytes);
+    match refusal.or_else(|| app.access.refusal(request.uri(), request.headers())) {
         None => next.run(request).await,
         Some(error) => error.into_response(),
     }
+}
+
+/// Why a request's first line and headers are too large.
+fn too_large(request: &Request, limit: usize) -> Option<ApiError> {
+    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    let size = request.uri().to_string().len() + headers.sum::<usize>();
+    let what = || format!("the first line and the headers are larger than {}", units::bytes(limit as u64));
+    (size > limit).then(|| ApiError::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, what()))
 }
 
 impl Access {

@@ -5,10 +5,11 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use serde::Deserialize;
+use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
-use super::{ApiError, Body, Shared, blocking};
+use super::fields::Fields;
+use super::{ApiError, Body, Shared, api, blocking};
 use crate::base::{Error, Result, machine, units};
 use crate::corpus::conversation::{Message, Role};
 use crate::generate;
@@ -29,30 +30,23 @@ pub fn routes() -> Router<Shared> {
     Router::new().route("/api/attention", post(answer))
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Asked {
-    model: String,
-    /// Read as it is, or
-    text: Option<String>,
-    /// turns of a chat: where the last is not the assistant's, with the opening of its answer.
-    messages: Option<Vec<Message>>,
-    /// Only this layer, and
-    layer: Option<usize>,
-    /// this head of each layer, counted from 0.
-    head: Option<usize>,
-}
-
-/// The tokens, the weights of each layer and head, and the most probable next tokens: a
-/// [`View`](crate::model::attention::View).
-async fn answer(State(app): State<Shared>, Body(asked): Body<Asked>) -> Result<Response, ApiError> {
-    let what = match (asked.text, asked.messages) {
-        (Some(text), None) => What::Text(text),
-        (None, Some(messages)) => What::Messages(messages),
-        _ => return Err(ApiError::param("text", "expected either `text` or `messages`")),
+/// The tokens, the weights of each layer and head, and the most probable next tokens, a
+/// [`View`](crate::model::attention::View), of `text`, which is read as it is, or of `messages`: where the last is
+/// not the assistant's, with the opening of its answer. `layer` and `head`, counted from 0, for only one.
+async fn answer(
+    State(app): State<Shared>,
+    Body(body): Body<Map<String, Value>>,
+) -> Result<Response, ApiError> {
+    let mut fields = Fields::new(body);
+    let model = api::model(&mut fields, &app).await?;
+    let what = What::take(&mut fields)?;
+    let number = |n: Option<i64>| n.map(|n| n as usize);
+    let which = Which {
+        layer: number(fields.integer("layer", 0..=i64::from(u16::MAX))?),
+        head: number(fields.integer("head", 0..=i64::from(u16::MAX))?),
     };
-    let loaded = app.models.get(&asked.model).await?;
-    let which = Which { layer: asked.layer, head: asked.head };
+    fields.finish()?;
+    let loaded = api::loaded(&app, &model).await?;
     which.validate(&loaded.model.transformer.config)?;
     let (model, param) = (loaded.model.clone(), what.param());
     let ids = blocking(move || what.ids(&model)).await.map_err(|e| about(param, e))?;
@@ -83,6 +77,18 @@ enum What {
 }
 
 impl What {
+    fn take(fields: &mut Fields) -> Result<Self, ApiError> {
+        match fields.text("text")? {
+            None => api::messages(fields).map(What::Messages),
+            Some(text) => match fields.take("messages") {
+                None => Ok(What::Text(text)),
+                Some(_) => {
+                    Err(ApiError::param("messages", "expected either `text` or `messages`, found both"))
+                }
+            },
+        }
+    }
+
     fn param(&self) -> &'static str {
         match self {
             What::Text(_) => "text",
@@ -121,55 +127,20 @@ fn must_fit(config: &Config, which: Which, tokens: usize, param: &str) -> Result
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-    use std::sync::Arc;
+    use axum::http::StatusCode;
+    use serde_json::json;
 
-    use axum::body::Body as Bytes;
-    use axum::http::{Request, StatusCode};
-    use http_body_util::BodyExt;
-    use serde_json::{Value, json};
-    use tower::ServiceExt;
-
-    use super::super::{App, Limits, Metrics, Project, Registry, router};
+    use super::super::tests::{Served, block_on};
     use super::*;
-    use crate::model::{Transformer, gpt2};
-    use crate::tokenizer::Tokenizer;
+    use crate::model::gpt2;
 
-    /// Asks a server of two models, one of them large.
     fn ask(body: Value) -> (StatusCode, Value) {
-        let folder = tempfile::tempdir().unwrap();
-        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizers/byte_bpe.json");
-        let tokenizer = Tokenizer::load(&fixture).unwrap();
-        let v = tokenizer.vocab_size();
-        let configs = [("small", gpt2(v, 8, 2, 2, 32)), ("large", gpt2(v, 64, 64, 32, 64))];
-        let models = configs.map(|(name, config)| {
-            let (path, tokenizer) = (folder.path().join(name), tokenizer.clone());
-            std::fs::create_dir(&path).unwrap();
-            Model { transformer: Transformer::fresh(&config, 1), tokenizer }.save(&path).unwrap();
-            (name.to_string(), path.display().to_string())
-        });
-        let app = App {
-            models: Registry::new(models),
-            project: Project { root: folder.path().to_path_buf() },
-            limits: Limits::default(),
-            access: Default::default(),
-            metrics: Metrics::default(),
-        };
-        let request = Request::post("/api/attention").header("Host", "localhost");
-        let request = request.header("Content-Type", "application/json");
-        let request = request.body(Bytes::from(body.to_string())).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let response = router(Arc::new(app)).oneshot(request).await.unwrap();
-            let status = response.status();
-            let bytes = response.into_body().collect().await.unwrap().to_bytes();
-            (status, serde_json::from_slice(&bytes).unwrap())
-        })
+        block_on(Served::one().post("/api/attention", &body))
     }
 
     #[test]
     fn it_gives_tokens_weights_and_what_comes_next() {
-        let (status, found) = ask(json!({"model": "small", "text": "the cat <b>"}));
+        let (status, found) = ask(json!({"model": "m", "text": "the cat <b>"}));
         assert_eq!(status, StatusCode::OK, "{found}");
         let t = found["tokens"].as_array().unwrap().len();
         let texts: String =
@@ -179,7 +150,8 @@ mod tests {
         assert_eq!([layers.len(), layers[0].as_array().unwrap().len(), next.len()], [2, 2, 10]);
         let last: Vec<f64> = serde_json::from_value(layers[1][1][t - 1].clone()).unwrap();
         assert!(last.len() == t && (last.iter().sum::<f64>() - 1.0).abs() < 1e-5, "{last:?}");
-        let (_, one) = ask(json!({"model": "small", "text": "the cat <b>", "layer": 1, "head": 0}));
+        // The only model need not be named.
+        let (_, one) = ask(json!({"text": "the cat <b>", "layer": 1, "head": 0}));
         assert_eq!(one["layers"], json!([[found["layers"][1][0]]]));
     }
 
@@ -187,7 +159,7 @@ mod tests {
     fn turns_of_a_chat_are_read_with_the_opening_of_the_answer() {
         let user = json!({"role": "user", "content": "hi"});
         let tokens = |messages: Value| {
-            let (status, found) = ask(json!({"model": "small", "messages": messages}));
+            let (status, found) = ask(json!({"model": "m", "messages": messages}));
             assert_eq!(status, StatusCode::OK, "{found}");
             let tokens = found["tokens"].as_array().unwrap().iter();
             tokens.map(|t| t["token"].as_str().unwrap().to_string()).collect::<Vec<_>>()
@@ -201,15 +173,14 @@ mod tests {
     #[test]
     fn what_it_refuses_it_names() {
         let cases = [
-            (json!({"text": "a"}), 400, "model", Value::Null),
-            (json!({"model": "none", "text": "a"}), 404, "no model `none`", Value::Null),
-            (json!({"model": "small"}), 400, "either `text` or `messages`", json!("text")),
-            (json!({"model": "small", "text": "a", "messages": []}), 400, "either", json!("text")),
-            (json!({"model": "small", "messages": []}), 400, "without messages", json!("messages")),
-            (json!({"model": "small", "text": "a", "layer": 2}), 400, "0 to 1", json!("layer")),
-            (json!({"model": "small", "text": "x ".repeat(99)}), 400, "the model holds 32", json!("text")),
-            (json!({"model": "large", "text": "ab ".repeat(20)}), 400, "too large for one", json!("text")),
-            (json!({"model": "small", "text": "a", "temperature": 1}), 400, "temperature", Value::Null),
+            (json!({"model": "none", "text": "a"}), 404, "no model `none`", "model"),
+            (json!({"model": "m"}), 400, "there is no `messages`", "messages"),
+            (json!({"model": "m", "text": "a", "messages": []}), 400, "found both", "messages"),
+            (json!({"model": "m", "messages": []}), 400, "at least one message", "messages"),
+            (json!({"model": "m", "text": "a", "layer": 2}), 400, "0 to 1", "layer"),
+            (json!({"model": "m", "text": "a", "head": -1}), 400, "a whole number", "head"),
+            (json!({"model": "m", "text": "x ".repeat(99)}), 400, "the model holds 64", "text"),
+            (json!({"model": "m", "text": "a", "temperature": 1}), 400, "unknown", "temperature"),
         ];
         for (body, status, message, param) in cases {
             let (found, error) = ask(body.clone());
@@ -217,5 +188,15 @@ mod tests {
             assert!(error["error"]["message"].as_str().unwrap().contains(message), "{body}: {error}");
             assert_eq!(error["error"]["param"], param, "{body}: {error}");
         }
+    }
+
+    #[test]
+    fn too_many_weights_for_a_response_are_refused() {
+        let config = gpt2(300, 512, 16, 16, 64);
+        let all = Which::default();
+        assert!(must_fit(&config, all, 128, "text").is_ok());
+        let error = must_fit(&config, all, 129, "text").unwrap_err();
+        assert!(error.message.contains("256 heads to 129 tokens") && error.message.contains("at most 128"));
+        assert!(must_fit(&config, Which { layer: Some(1), head: Some(2) }, 512, "text").is_ok());
     }
 }

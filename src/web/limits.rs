@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::base::machine;
+use crate::generate;
 
 /// Sizes, times and numbers that keep one client from taking everything.
 #[derive(Debug, Clone)]
@@ -26,8 +27,10 @@ pub struct Limits {
     pub stops: usize,
     /// For a request to be answered.
     pub generation_time: Duration,
-    /// Of all models that are loaded.
+    /// Of all models that are loaded: their weights, and sequences that are kept to be continued.
     pub memory: u64,
+    /// Of each model's batch.
+    pub scheduler: generate::Limits,
     /// For running requests to end once the server is to stop.
     pub shutdown_time: Duration,
 }
@@ -46,6 +49,7 @@ impl Default for Limits {
             stops: 16,
             generation_time: Duration::from_secs(300),
             memory: machine::memory().map_or(2 << 30, |all| all / 2),
+            scheduler: generate::Limits { prefix_bytes: 64 << 20, ..generate::Limits::default() },
             shutdown_time: Duration::from_secs(3),
         }
     }

@@ -7,6 +7,8 @@
 //!  access     who may ask: Host, Origin, token; what every response says
 //!  limits     sizes, times and numbers that requests are held to
 //!  metrics    counters, for Prometheus
+//!  fields     the fields of a request, each taken by name and type
+//!  engine     the thread of a loaded model, which continues its requests in one batch
 //!  registry   the models: loaded when they are asked for, within a limit of memory
 //!  server     connections, and their end
 //!  pages      HTML, style sheets and modules, which are in the program
@@ -19,7 +21,9 @@ pub mod api;
 pub mod attention;
 pub mod body;
 pub mod dashboard;
+mod engine;
 pub mod error;
+pub mod fields;
 pub mod limits;
 pub mod metrics;
 pub mod pages;
@@ -34,8 +38,10 @@ use axum::extract::Request;
 use axum::http::{Method, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
+use tokio::sync::Semaphore;
 
 use crate::base::{Error, Result, fs};
+use crate::target;
 
 pub use access::{Access, Token};
 pub use body::Body;
@@ -51,7 +57,7 @@ pub struct App {
     pub project: Project,
     pub limits: Limits,
     pub access: Access,
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
 }
 
 pub type Shared = Arc<App>;
@@ -76,6 +82,24 @@ impl Project {
         all.retain(is_yaml);
         all.sort();
         all
+    }
+
+    /// Names and targets of the models that the latest runs of its stages left. Logs a warning for a pipeline that
+    /// does not read.
+    pub fn models(&self) -> Vec<(String, String)> {
+        let models = |file: PathBuf| {
+            target::models(&file).unwrap_or_else(|error| {
+                tracing::warn!("the models of `{}` are left out: {error}", file.display());
+                Vec::new()
+            })
+        };
+        self.pipelines().into_iter().flat_map(models).collect()
+    }
+
+    /// Looks alike as long as [`Project::models`] gives the same.
+    pub fn stamp(&self) -> target::Stamp {
+        let stamp = |file: PathBuf| target::stamp(&format!("{}:", file.display())).unwrap_or_default();
+        self.pipelines().into_iter().flat_map(stamp).collect()
     }
 
     /// The project of the current folder, be it the project's or its `pipelines/`.
@@ -128,7 +152,22 @@ pub async fn blocking<T: Send + 'static>(
     }
 }
 
+/// [`blocking`] for what keeps all cores busy: few at a time, the others wait.
+///
+/// # Errors
+/// As [`blocking`].
+pub async fn computing<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T, ApiError> {
+    static TURNS: Semaphore = Semaphore::const_new(2);
+    let _turn = TURNS.acquire().await.map_err(|_| Error::bug("no turns"))?;
+    blocking(work).await
+}
+
 /// A response of JSON.
 pub fn json(value: &impl serde::Serialize) -> Response {
     axum::Json(value).into_response()
 }
+
+#[cfg(test)]
+mod tests;

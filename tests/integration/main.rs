@@ -12,6 +12,7 @@ mod pipelines;
 mod project;
 #[cfg(unix)]
 mod resume;
+mod serve;
 mod shipped;
 mod spec;
 #[cfg(unix)]

@@ -327,13 +327,15 @@ function footView(message, number) {
   // Of an answer that failed at once there is nothing to change, and its way out stands beside the error.
   const nothing = message.finish === "error" && message.content === "";
   const fixed = nothing || jobs.has(state.current.id);
+  const switcher = branchSwitch(number);
+  if (nothing && !switcher) return null;
   const quiet = (label, drawing, onclick, key) => button(label, { icon: drawing, only: true, class: "quiet compact", dataset: { key: `${key}-${number}` }, onclick });
   return el("div", { class: "message-foot" },
-    branchSwitch(number),
+    switcher,
     message.content !== "" && quiet("Copy", "copy", () => copy(message.content), "copy"),
     !fixed && quiet(message.role === "user" ? "Edit" : "Edit the answer", "edit", () => edit(number), "edit"),
     !fixed && message.role === "assistant" && quiet("Another answer", "again", () => regenerate(number), "again"),
-    message.role === "assistant" && el("p", { class: "meta number" }, metaOf(message, jobOf(number))),
+    message.role === "assistant" && !nothing && el("p", { class: "meta number" }, metaOf(message, jobOf(number))),
   );
 }
 

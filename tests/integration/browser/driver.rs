@@ -298,12 +298,14 @@ impl Browser {
         self.assert_clean_but(&[]);
     }
 
-    /// The same, where the console has the statuses of refused requests, such as `["429"]`: browsers write them there.
-    pub fn assert_clean_but(&self, statuses: &[&str]) {
+    /// The same, where requests were refused or failed, such as by `["429", "net::ERR_CONNECTION_REFUSED"]`: browsers
+    /// write that to the console.
+    pub fn assert_clean_but(&self, failures: &[&str]) {
         let requests = self.requests();
         let origin = self.origin.borrow().clone();
         let expected = |line: &String| {
-            statuses.iter().any(|s| line.contains(&format!("responded with a status of {s}")))
+            line.split_once("Failed to load resource: ")
+                .is_some_and(|(_, why)| failures.iter().any(|f| why.contains(f)))
         };
         let console: Vec<String> =
             self.console.borrow().iter().filter(|line| !expected(line)).cloned().collect();
@@ -332,20 +334,45 @@ impl Browser {
         assert_eq!(found, json!([false, []]), "wider than the window");
     }
 
+    /// That all text has a contrast of 4.5 with what is behind it (3 where it is large: WCAG 2, 1.4.3), light and dark,
+    /// and that every control has a name.
+    pub fn assert_accessible(&self) {
+        for dark in [false, true] {
+            self.dark(dark);
+            let found = self.script(include_str!("accessible.js"), &[]);
+            assert_eq!(
+                found,
+                json!([]),
+                "too faint or without a name, {}",
+                if dark { "dark" } else { "light" }
+            );
+        }
+        self.dark(false);
+    }
+
     /// Writes what is shown into the folder `$TINYLM_SCREENSHOTS`, if it is set: as `NAME-desktop-light.png` and so
     /// on, in both sizes and both themes.
     pub fn screenshots(&self, name: &str) {
-        let Some(folder) = std::env::var_os("TINYLM_SCREENSHOTS") else { return };
-        std::fs::create_dir_all(&folder).expect("created");
         for size in [DESKTOP, PHONE] {
             self.resize(size);
-            for (theme, dark) in [("light", false), ("dark", true)] {
-                self.dark(dark);
-                let file = Path::new(&folder).join(format!("{name}-{}-{theme}.png", size.name));
-                std::fs::write(file, self.screenshot()).expect("written");
-            }
+            self.screenshots_at(name, size);
         }
         self.resize(self.size);
+    }
+
+    /// The same in the size that the window has, for what closes when it changes.
+    pub fn screenshots_here(&self, name: &str) {
+        self.screenshots_at(name, self.size);
+    }
+
+    fn screenshots_at(&self, name: &str, size: Size) {
+        let Some(folder) = std::env::var_os("TINYLM_SCREENSHOTS") else { return };
+        std::fs::create_dir_all(&folder).expect("created");
+        for (theme, dark) in [("light", false), ("dark", true)] {
+            self.dark(dark);
+            let file = Path::new(&folder).join(format!("{name}-{}-{theme}.png", size.name));
+            std::fs::write(file, self.screenshot()).expect("written");
+        }
         self.dark(false);
     }
 

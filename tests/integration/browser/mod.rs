@@ -5,13 +5,13 @@
 //! leaves the server, nothing executed that came as text. With `TINYLM_SCREENSHOTS=FOLDER`, [`Browser::screenshots`]
 //! writes what the pages look like.
 
+mod attention;
 mod chat;
 mod dashboard;
 mod driver;
 mod served;
 
 use driver::{Browser, DESKTOP, PHONE};
-use served::Served;
 
 /// What is text everywhere. Executed, it would set `window.owned`, or ask the server for `/x`.
 const INJECTION: &str = "<img src=x onerror=\"window.owned=1\"></script><script>window.owned=1</script>\"'><svg onload=window.owned=1>";

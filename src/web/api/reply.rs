@@ -1,0 +1,309 @@
+//! Responses of chat and completions, whole or as server-sent events, from the news of a model's thread.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::body::{Body, Bytes};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use tokio_stream::Stream;
+
+use super::options::Asked;
+use super::tokens::{Scored, TokenTexts};
+use crate::base::{Digest, Error};
+use crate::generate::{Finish, Token};
+use crate::web::engine::{Answer, News, What};
+use crate::web::{ApiError, Loaded};
+
+/// How an API writes what all have in common.
+pub struct Shape {
+    /// Begins the ids of responses.
+    pub prefix: &'static str,
+    /// `object` of a response, and of an event of a stream.
+    pub object: &'static str,
+    pub chunk: &'static str,
+    /// A choice of a response, and of an event.
+    pub choice: fn(&Part) -> Value,
+    pub delta: fn(&Part) -> Value,
+    /// Whether blanks before a text are left out: some tokenizers begin every text with one.
+    pub trims: bool,
+}
+
+/// A piece of a choice, or all of it.
+#[derive(Default)]
+pub struct Part {
+    pub index: usize,
+    pub text: String,
+    /// None where they are not asked for.
+    pub tokens: Option<Vec<Scored>>,
+    pub finish: Option<&'static str>,
+    /// Whether it is the first of its choice.
+    pub first: bool,
+}
+
+/// A text behind a prompt, as it grows.
+struct Choice {
+    texts: TokenTexts,
+    /// Characters so far.
+    offset: usize,
+    /// What the text begins with: the prompt, where it is to be repeated.
+    opening: Option<(String, Vec<Scored>)>,
+    begun: bool,
+    trims: bool,
+    ended: bool,
+}
+
+/// A prompt as it was read, and what repeats it.
+pub struct Prompt {
+    pub ids: Vec<u32>,
+    /// Text and tokens that choices begin with.
+    pub echo: Option<(String, Vec<Scored>)>,
+}
+
+/// A response under way.
+pub struct Reply {
+    shape: &'static Shape,
+    /// What all objects of the response begin with.
+    head: Value,
+    choices: Vec<Choice>,
+    samples: usize,
+    logprobs: bool,
+    include_usage: bool,
+    usage: Usage,
+    answer: Answer,
+    /// Keeps the model in memory.
+    _loaded: Arc<Loaded>,
+}
+
+#[derive(Default)]
+struct Usage {
+    prompt: usize,
+    cached: usize,
+    /// Tokens of prompts that the model does not see.
+    cut: usize,
+    completion: usize,
+}
+
+impl Usage {
+    fn to_json(&self) -> Value {
+        let Usage { prompt, cached, cut, completion } = self;
+        json!({
+            "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": cached}, "tinylm": {"prompt_tokens_cut": cut},
+        })
+    }
+}
+
+impl Reply {
+    /// Of choices behind `prompts`, `asked.samples` behind each.
+    pub fn new(
+        shape: &'static Shape,
+        asked: &Asked,
+        logprobs: bool,
+        prompts: Vec<Prompt>,
+        loaded: Arc<Loaded>,
+        answer: Answer,
+    ) -> Self {
+        let choice = |prompt: &Prompt| Choice {
+            texts: TokenTexts::after(&loaded.model.tokenizer, &prompt.ids),
+            offset: prompt.echo.as_ref().map_or(0, |(text, _)| text.chars().count()),
+            opening: prompt.echo.clone(),
+            begun: false,
+            trims: shape.trims,
+            ended: false,
+        };
+        let samples = asked.samples;
+        let choices = prompts.iter().flat_map(|prompt| (0..samples).map(move |_| choice(prompt))).collect();
+        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
+        let head = json!({
+            "id": format!("{}{}", shape.prefix, unique()), "created": created, "model": loaded.id,
+            "system_fingerprint": loaded.fingerprint(),
+        });
+        let (include_usage, usage) = (asked.include_usage, Usage::default());
+        Reply { shape, head, choices, samples, logprobs, include_usage, usage, answer, _loaded: loaded }
+    }
+
+    /// The response, once it is known that the request is not refused.
+    ///
+    /// # Errors
+    /// That of the first of its requests that fails; of a stream only before its first event.
+    pub async fn respond(mut self, stream: bool) -> Result<Response, ApiError> {
+        if !stream {
+            return self.whole().await;
+        }
+        let first = self.answer.recv().await.ok_or_else(ended)?;
+        if let What::Failed(error) = first.what {
+            return Err(error);
+        }
+        let first = Some(first);
+        let events = Body::from_stream(Events { reply: self, first, over: false });
+        Ok(([(header::CONTENT_TYPE, "text/event-stream")], events).into_response())
+    }
+
+    async fn whole(mut self) -> Result<Response, ApiError> {
+        let mut all: Vec<Part> = self.choices.iter().map(|_| Part::default()).collect();
+        while !self.is_over() {
+            let news = self.answer.recv().await.ok_or_else(ended)?;
+            for part in self.parts(news)? {
+                let whole = &mut all[part.index];
+                whole.index = part.index;
+                whole.text += &part.text;
+                whole.finish = part.finish.or(whole.finish);
+                if let Some(tokens) = part.tokens {
+                    whole.tokens.get_or_insert_default().extend(tokens);
+                }
+            }
+        }
+        let mut value = self.object(self.shape.object, all.iter().map(self.shape.choice).collect());
+        value["usage"] = self.usage.to_json();
+        Ok(crate::web::json(&value))
+    }
+
+    fn is_over(&self) -> bool {
+        self.choices.iter().all(|choice| choice.ended)
+    }
+
+    fn object(&self, object: &str, choices: Vec<Value>) -> Value {
+        let mut value = self.head.clone();
+        value["object"] = json!(object);
+        value["choices"] = Value::Array(choices);
+        value
+    }
+
+    /// What is new in the choices.
+    fn parts(&mut self, News { of, what }: News) -> Result<Vec<Part>, ApiError> {
+        match what {
+            What::Started { prompt_tokens, cached_tokens, cut } => {
+                self.usage.prompt += prompt_tokens;
+                self.usage.cached += cached_tokens;
+                self.usage.cut += cut;
+                Ok((0..self.samples).map(|sample| self.part(of * self.samples + sample)).collect())
+            }
+            What::Piece { sample, text, tokens } => {
+                self.usage.completion += tokens.len();
+                let mut part = self.part(of * self.samples + sample);
+                self.choices[part.index].extend(&mut part, &text, &tokens);
+                Ok(vec![part])
+            }
+            What::Finished { sample, finish, end } => {
+                let mut part = self.part(of * self.samples + sample);
+                let choice = &mut self.choices[part.index];
+                // OpenAI's API lists the end token as well.
+                choice.extend(&mut part, "", end.as_slice());
+                choice.ended = true;
+                part.finish = Some(match finish {
+                    Finish::End | Finish::Stop => "stop",
+                    Finish::Length => "length",
+                });
+                Ok(vec![part])
+            }
+            What::Failed(error) => Err(error),
+        }
+    }
+
+    /// The next part of a choice, with what it begins with if it is the first.
+    fn part(&mut self, index: usize) -> Part {
+        let choice = &mut self.choices[index];
+        let first = !std::mem::replace(&mut choice.begun, true);
+        let (text, tokens) = choice.opening.take().unwrap_or_default();
+        Part { index, text, tokens: self.logprobs.then_some(tokens), finish: None, first }
+    }
+
+    /// News as events.
+    fn events(&mut self, news: Option<News>) -> String {
+        let parts = news.ok_or_else(ended).and_then(|news| self.parts(news));
+        let parts = match parts {
+            Ok(parts) => parts,
+            Err(error) => {
+                self.choices.iter_mut().for_each(|choice| choice.ended = true);
+                return event(&error.to_json()) + DONE;
+            }
+        };
+        let is_new = |part: &&Part| {
+            let tokens = part.tokens.as_ref().is_some_and(|tokens| !tokens.is_empty());
+            part.first || part.finish.is_some() || tokens || !part.text.is_empty()
+        };
+        let mut text: String = parts.iter().filter(is_new).map(|part| event(&self.chunk(part))).collect();
+        if self.is_over() {
+            if self.include_usage {
+                let mut value = self.object(self.shape.chunk, Vec::new());
+                value["usage"] = self.usage.to_json();
+                text += &event(&value);
+            }
+            text += DONE;
+        }
+        text
+    }
+
+    fn chunk(&self, part: &Part) -> Value {
+        let mut value = self.object(self.shape.chunk, vec![(self.shape.delta)(part)]);
+        if self.include_usage {
+            value["usage"] = Value::Null;
+        }
+        value
+    }
+}
+
+impl Choice {
+    /// Adds new text and tokens to a part.
+    fn extend(&mut self, part: &mut Part, text: &str, tokens: &[Token]) {
+        let text = if self.trims { text.trim_start() } else { text };
+        self.trims &= text.is_empty();
+        part.text += text;
+        if let Some(scored) = &mut part.tokens {
+            scored.extend(tokens.iter().map(|token| self.texts.scored(token, &mut self.offset)));
+        }
+    }
+}
+
+/// A body of server-sent events.
+struct Events {
+    reply: Reply,
+    first: Option<News>,
+    over: bool,
+}
+
+impl Stream for Events {
+    type Item = Result<Bytes, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut text = String::new();
+        while !self.over {
+            let news = match self.first.take() {
+                Some(first) => Some(first),
+                None => match self.reply.answer.poll_recv(context) {
+                    Poll::Ready(news) => news,
+                    // What there is goes out at once.
+                    Poll::Pending if text.is_empty() => return Poll::Pending,
+                    Poll::Pending => break,
+                },
+            };
+            text += &self.reply.events(news);
+            self.over = self.reply.is_over();
+        }
+        Poll::Ready((!text.is_empty()).then(|| Ok(Bytes::from(text))))
+    }
+}
+
+const DONE: &str = "data: [DONE]\n\n";
+
+fn event(value: &Value) -> String {
+    format!("data: {value}\n\n")
+}
+
+fn ended() -> ApiError {
+    Error::bug("the model's thread has ended").into()
+}
+
+/// A part of an id that no other response has.
+fn unique() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_nanos());
+    let text = format!("{} {now} {}", std::process::id(), COUNT.fetch_add(1, Relaxed));
+    Digest::of(text.as_bytes()).hex()[..24].to_string()
+}

@@ -1,0 +1,282 @@
+//! The thread of a loaded model: it continues all requests in one batch, and tells each client what is new.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use super::{ApiError, Metrics};
+use crate::base::{Error, Result, machine};
+use crate::generate::{self, Continuation, Event, Finish, Request, RequestId, Scheduler, Token};
+use crate::model::Model;
+
+/// What happens to the request `of`, counted from 0 among those that were submitted together.
+#[derive(Debug)]
+pub struct News {
+    pub of: usize,
+    pub what: What,
+}
+
+#[derive(Debug)]
+pub enum What {
+    Started {
+        prompt_tokens: usize,
+        cached_tokens: usize,
+        cut: usize,
+    },
+    Piece {
+        sample: usize,
+        text: String,
+        tokens: Vec<Token>,
+    },
+    /// `end`: the token that ended it.
+    Finished {
+        sample: usize,
+        finish: Finish,
+        end: Option<Token>,
+    },
+    Failed(ApiError),
+}
+
+/// The news of requests. Once it is dropped, their slots are free.
+pub type Answer = UnboundedReceiver<News>;
+
+/// Limits of an engine.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub scheduler: generate::Limits,
+    /// Requests that have not begun.
+    pub waiting: usize,
+    /// From submitting a request to its end.
+    pub time: Duration,
+}
+
+/// A model's thread, which ends with this value once its last request has ended.
+pub struct Engine {
+    jobs: Sender<Job>,
+    gauges: Arc<Gauges>,
+    settings: Settings,
+    thread: JoinHandle<()>,
+}
+
+/// What goes on.
+#[derive(Debug, Default)]
+struct Gauges {
+    /// Requests that were submitted and have not begun.
+    waiting: AtomicUsize,
+    /// Sequences in the batch.
+    running: AtomicUsize,
+}
+
+struct Job {
+    request: Request,
+    client: Client,
+}
+
+struct Client {
+    of: usize,
+    news: UnboundedSender<News>,
+    deadline: Instant,
+    /// Whether it is no longer among the waiting.
+    begun: bool,
+    /// Samples that have not ended.
+    left: usize,
+}
+
+impl Client {
+    /// Nobody listens where sending fails; the next step sees it.
+    fn tell(&self, what: What) {
+        let _ = self.news.send(News { of: self.of, what });
+    }
+}
+
+impl Engine {
+    /// Starts the thread. `stop` makes it fail all its requests.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start(
+        model: Arc<Model>,
+        settings: Settings,
+        metrics: Arc<Metrics>,
+        stop: Arc<AtomicBool>,
+    ) -> Result<Self> {
+        let (jobs, waiting) = channel();
+        let gauges = Arc::new(Gauges::default());
+        let scheduler = Scheduler::new(model, machine::threads(), settings.scheduler.clone());
+        let mut worker = Worker { scheduler, clients: Vec::new(), gauges: gauges.clone(), metrics, stop };
+        let thread = thread::Builder::new().name("engine".to_string()).spawn(move || worker.run(&waiting));
+        let thread = thread.map_err(|e| Error::input(format!("cannot start a thread: {e}")))?;
+        Ok(Engine { jobs, gauges, settings, thread })
+    }
+
+    /// Submits requests that are answered together.
+    ///
+    /// # Errors
+    /// 429 when too many wait already.
+    pub fn submit(&self, requests: Vec<Request>) -> Result<Answer, ApiError> {
+        let (news, answer) = unbounded_channel();
+        self.reserve(requests.len())?;
+        let deadline = Instant::now() + self.settings.time;
+        for (of, request) in requests.into_iter().enumerate() {
+            let left = request.samples;
+            let client = Client { of, news: news.clone(), deadline, begun: false, left };
+            if self.jobs.send(Job { request, client }).is_err() {
+                return Err(Error::bug("the thread of the model has ended").into());
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Takes places among the waiting.
+    fn reserve(&self, places: usize) -> Result<(), ApiError> {
+        let most = self.settings.waiting;
+        let taken =
+            self.gauges.waiting.fetch_update(Relaxed, Relaxed, |n| Some(n + places).filter(|n| *n <= most));
+        taken.map(drop).map_err(|waiting| {
+            let what = format!("{waiting} requests wait for this model already: ask again later");
+            ApiError { retry_after: Some(1), ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, what) }
+        })
+    }
+
+    pub fn waiting(&self) -> usize {
+        self.gauges.waiting.load(Relaxed)
+    }
+
+    pub fn running(&self) -> usize {
+        self.gauges.running.load(Relaxed)
+    }
+}
+
+impl Engine {
+    /// Whether its thread panicked: it answers no more.
+    pub fn is_dead(&self) -> bool {
+        self.thread.is_finished()
+    }
+}
+
+struct Worker {
+    scheduler: Scheduler,
+    clients: Vec<(RequestId, Client)>,
+    gauges: Arc<Gauges>,
+    metrics: Arc<Metrics>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Worker {
+    /// Works until nobody can submit any more and all has ended.
+    fn run(&mut self, jobs: &Receiver<Job>) {
+        if catch_unwind(AssertUnwindSafe(|| self.work(jobs))).is_err() {
+            self.fail_all(&Error::bug("the model's thread panicked").into());
+        }
+    }
+
+    fn work(&mut self, jobs: &Receiver<Job>) {
+        loop {
+            if self.clients.is_empty() {
+                let Ok(job) = jobs.recv() else { return };
+                self.accept(job);
+            }
+            while let Ok(job) = jobs.try_recv() {
+                self.accept(job);
+            }
+            self.remove_ended();
+            let begun = Instant::now();
+            let events = self.scheduler.step();
+            self.metrics.step(begun.elapsed());
+            events.into_iter().for_each(|event| self.pass_on(event));
+            self.gauges.running.store(self.scheduler.running(), Relaxed);
+        }
+    }
+
+    fn accept(&mut self, Job { request, mut client }: Job) {
+        match self.scheduler.submit(request) {
+            Ok(id) => self.clients.push((id, client)),
+            Err(error) => self.fail(&mut client, error.into()),
+        }
+    }
+
+    /// Cancels requests that nobody listens to, or that take too long; all, once the server stops.
+    fn remove_ended(&mut self) {
+        if self.stop.load(Relaxed) {
+            let what = "the server stops";
+            return self.fail_all(&ApiError::new(StatusCode::SERVICE_UNAVAILABLE, what).code("stopping"));
+        }
+        let now = Instant::now();
+        for (id, mut client) in std::mem::take(&mut self.clients) {
+            if client.news.is_closed() {
+                self.scheduler.cancel(id);
+                self.begin(&mut client);
+                self.metrics.cancelled();
+            } else if now > client.deadline {
+                self.scheduler.cancel(id);
+                self.fail(&mut client, too_long());
+            } else {
+                self.clients.push((id, client));
+            }
+        }
+    }
+
+    fn fail_all(&mut self, error: &ApiError) {
+        for (id, mut client) in std::mem::take(&mut self.clients) {
+            self.scheduler.cancel(id);
+            self.fail(&mut client, error.clone());
+        }
+    }
+
+    fn fail(&mut self, client: &mut Client, error: ApiError) {
+        self.begin(client);
+        client.tell(What::Failed(error));
+    }
+
+    /// Counts a client no longer among the waiting.
+    fn begin(&self, client: &mut Client) {
+        if !std::mem::replace(&mut client.begun, true) {
+            self.gauges.waiting.fetch_sub(1, Relaxed);
+        }
+    }
+
+    fn pass_on(&mut self, event: Event) {
+        let (id, what) = match event {
+            Event::Started { id, prompt_tokens, cached_tokens, cut } => {
+                self.metrics.prompt(prompt_tokens, cached_tokens);
+                (id, What::Started { prompt_tokens, cached_tokens, cut })
+            }
+            Event::Piece { id, sample, text, tokens } => {
+                self.metrics.generated(tokens.len());
+                (id, What::Piece { sample, text, tokens })
+            }
+            Event::Finished { id, sample, continuation } => {
+                let Continuation { finish, end, .. } = continuation;
+                (id, What::Finished { sample, finish, end })
+            }
+            // What is wrong with a request was found when it was submitted.
+            Event::Failed { id, error } => {
+                let status = StatusCode::INTERNAL_SERVER_ERROR;
+                (id, What::Failed(ApiError::new(status, error.to_string())))
+            }
+        };
+        let Some(at) = self.clients.iter().position(|(own, _)| *own == id) else { return };
+        let mut client = self.clients.swap_remove(at).1;
+        self.begin(&mut client);
+        match &what {
+            What::Finished { .. } => client.left -= 1,
+            What::Failed(_) => client.left = 0,
+            _ => {}
+        }
+        client.tell(what);
+        if client.left > 0 {
+            self.clients.push((id, client));
+        }
+    }
+}
+
+fn too_long() -> ApiError {
+    let what = "the answer took longer than this server allows: ask for fewer tokens by `max_tokens`";
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, what).code("timeout")
+}
