@@ -147,6 +147,7 @@ fn a_finished_run_shows_its_curves_stages_and_logs_and_is_compared() {
     browser.click("#stage-last summary");
     browser.wait_for("#stage-last .log", "<script>window.owned=1</script>");
     browser.assert_fits();
+    browser.assert_accessible();
     browser.screenshots("run");
     browser.goto(&format!("{}/pipelines/p", served.url));
     browser.wait_for(".graph-picture", "tokenizer");
@@ -162,6 +163,7 @@ fn a_finished_run_shows_its_curves_stages_and_logs_and_is_compared() {
     let address = browser.script("return window.location.search", &[]);
     assert_eq!(address, json!(format!("?a={run}&b={second}")));
     browser.assert_fits();
+    browser.assert_accessible();
     browser.screenshots("compare");
     browser.assert_clean();
 }
@@ -190,6 +192,7 @@ fn artifacts_are_browsed_with_whatever_is_in_their_rows_and_names() {
     browser.wait_for(".tokens", "cats");
     browser.wait_for(".tokens", INJECTION);
     browser.assert_fits();
+    browser.assert_accessible();
     browser.screenshots("shards");
     // Rows of text.
     browser.goto(&format!("{}/artifacts/{}", served.url, artifact(&project, "docs")));
@@ -201,6 +204,7 @@ fn artifacts_are_browsed_with_whatever_is_in_their_rows_and_names() {
     browser.goto(&format!("{}/artifacts/{model}?file=model.safetensors", served.url));
     browser.wait_for(".tensor", "std");
     assert_eq!(browser.count(".tensor .bar"), 60);
+    browser.assert_accessible();
     browser.screenshots("tensors");
     browser.goto(&format!("{}/artifacts/{model}?file=metrics.jsonl", served.url));
     browser.wait_for(".legend", "validation");
@@ -243,6 +247,7 @@ fn damage_and_names_that_are_markup_are_told_in_their_place() {
     browser.wait_for(".run-damage", "`summary.json` does not read");
     browser.wait_for(".problem", "does not read");
     browser.assert_fits();
+    browser.assert_accessible();
     browser.screenshots("runs-damaged");
     browser.goto(&format!("{}/runs/30000101-000000-aaaa", served.url));
     browser.wait_for("h1", INJECTION);
