@@ -40,17 +40,28 @@ pub async fn list(
         let store = records(&app);
         let catalog = Catalog::read(&store)?;
         let all = catalog.actions().iter().filter(|made| asked.earlier || is_latest(made));
-        let outputs = all
-            .flat_map(|made| made.action.outputs.iter().map(move |(port, artifact)| (made, port, artifact)));
-        let rows = outputs.map(|(made, port, artifact)| row(&store, made, port, artifact));
-        let matching: Vec<Value> = rows.filter(|row| matches(row, &asked.search)).collect();
-        let (total, offset) = (matching.len(), asked.offset.unwrap_or(0));
-        let limit = asked::page(asked.limit, PAGE, LONGEST_PAGE);
-        let shown: Vec<Value> = matching.into_iter().skip(offset).take(limit).collect();
+        let outputs: Vec<Output> = all
+            .flat_map(|made| made.action.outputs.iter().map(move |(port, digest)| (made, port, digest)))
+            .collect();
+        let (offset, limit) = (asked.offset.unwrap_or(0), asked::page(asked.limit, PAGE, LONGEST_PAGE));
+        let (total, shown) = page(&store, &outputs, &asked.search, offset, limit);
         let unreadable = &catalog.unreadable;
         Ok(json!({ "total": total, "offset": offset, "artifacts": shown, "unreadable": unreadable }))
     });
     found.await.map(|found| json(&found))
+}
+
+/// An action, one of its ports and the artifact there.
+type Output<'a> = (&'a Recorded, &'a String, &'a Digest);
+
+/// How many outputs `search` finds, and the page of them. Without it, manifests are read of the page alone.
+fn page(store: &Store, outputs: &[Output], search: &str, offset: usize, limit: usize) -> (usize, Vec<Value>) {
+    let row = |(made, port, digest): &Output| row(store, made, port, digest);
+    if search.trim().is_empty() {
+        return (outputs.len(), outputs.iter().skip(offset).take(limit).map(row).collect());
+    }
+    let found: Vec<Value> = outputs.iter().map(row).filter(|row| matches(row, search)).collect();
+    (found.len(), found.into_iter().skip(offset).take(limit).collect())
 }
 
 /// Of an action that no stage remembers, it is not known whether it is the latest of one.

@@ -13,18 +13,20 @@ use tower::ServiceExt;
 use super::super::{Access, App, Limits, Metrics, Project, Registry, Shared, router};
 use crate::base::{Digest, fs};
 use crate::event::{Event, StageResult, Status, Summary};
+use crate::kernel::Dtype;
 use crate::report::{Reporter, RunFolder};
 use crate::store::{Action, Fingerprint, Reason, Store, VERSION};
 
 const RUN: &str = "20261121-042233-1a2b";
 
 fn app(root: &Path) -> Shared {
+    let (limits, metrics) = (Limits::default(), Arc::new(Metrics::default()));
     Arc::new(App {
-        models: Registry::new(std::iter::empty()),
+        models: Registry::new(std::iter::empty(), Dtype::F32, &limits, metrics.clone()),
         project: Project { root: root.to_path_buf() },
-        limits: Limits::default(),
-        access: Access { loopback: true, token: None },
-        metrics: Metrics::default(),
+        limits,
+        access: Access::default(),
+        metrics,
     })
 }
 

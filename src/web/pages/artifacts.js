@@ -125,7 +125,7 @@ function madeBy(actions) {
       el("details", {}, el("summary", { class: "small" }, "Params"), el("pre", { class: "tiny" }, JSON.stringify(action.params, null, 2))),
       i === 0 && el("details", {}, el("summary", { class: "small" }, "Action"), el("p", { class: "mono tiny verbatim" }, action.key)));
   };
-  return el("section", { class: "stack", "aria-label": "Made by" }, heading("Made by"), actions.length === 0 ? el("p", { class: "muted small" }, "Nobody that is on record.") : actions.map(part));
+  return el("section", { class: "stack made-by", "aria-label": "Made by" }, heading("Made by"), actions.length === 0 ? el("p", { class: "muted small" }, "Nobody that is on record.") : actions.map(part));
 }
 
 function usedBy(actions) {
@@ -135,7 +135,7 @@ function usedBy(actions) {
       stagesOf(action),
       el("p", { class: "row small muted" }, `as ${action.ports.join(", ")} by ${action.kind}`, el("a", { href: runHref(action.run) }, when(action.when))),
       el("p", { class: "row small" }, Object.entries(action.outputs).map(([port, digest]) => el("span", {}, icon("right"), " ", digestLink(digest, port)))));
-  return el("section", { class: "stack", "aria-label": "Used by" }, heading("Used by"),
+  return el("section", { class: "stack used-by", "aria-label": "Used by" }, heading("Used by"),
     actions.length === 0 ? el("p", { class: "muted small" }, "Nobody yet.") : el("ul", { class: "plain stack" }, actions.slice(0, MOST).map(part)),
     actions.length > MOST && el("p", { class: "small muted" }, `and ${format.count(actions.length - MOST)} more`));
 }

@@ -94,7 +94,7 @@ function stageCard({ stage, a, b, differences, figures }, differs) {
     el("div", { class: "stack tight" }, side("A", a, 1), side("B", b, 2)),
     differences?.length > 0 && el("ul", { class: "plain stack tight differences" }, differences.map((text) => el("li", { class: "small mono verbatim" }, text))),
     why && el("p", { class: "small muted" }, why),
-    figureTables(figures));
+    a && b && figureTables(figures));
 }
 
 /** The figures that differ, and the others behind them. */

@@ -89,7 +89,7 @@ function rowsPage(page, path, show) {
     const isCut = cells.some((cell) => cell?.of);
     const number = offset + i;
     return el("tr", {}, el("th", { scope: "row", class: "row-number" }, isCut ? button(format.count(number), { class: "compact quiet", title: "Show this row in full", onclick: () => wholeRow(number, path, columns) }) : format.count(number)),
-      cells.map((cell, c) => el("td", { class: typeof cell === "number" ? "right" : "" }, drawCell(cell, columns[c]))));
+      cells.map((cell, c) => el("td", { class: typeof cell === "number" ? "right" : isLong(cell) ? "long" : "" }, drawCell(cell, columns[c]))));
   });
   return [
     undecoded && notice("warn", "info", `Token ids are shown as numbers: ${undecoded}.`),
@@ -100,6 +100,10 @@ function rowsPage(page, path, show) {
   ];
 }
 
+function isLong(cell) {
+  return (cell?.text ?? cell?.json ?? "").length > 50 || cell?.ids?.length > 8;
+}
+
 /** A cell: numbers as they are; texts, JSON and lists of ids as objects, see the API. */
 function drawCell(cell, column) {
   if (cell === null) return el("span", { class: "muted" }, "null");
@@ -108,7 +112,9 @@ function drawCell(cell, column) {
   const more = cell.of && el("span", { class: "tiny muted more" }, `… of ${format.count(cell.of)} ${cell.ids ? "ids" : "characters"}`);
   if (cell.ids) return [cell.pieces ? tokens(cell, column) : el("span", { class: "mono tiny" }, cell.ids.join(" ")), more];
   if (cell.json !== undefined) return [el("span", { class: "mono tiny verbatim" }, cell.json), more];
-  return [el("span", { class: "verbatim" }, cell.text), more];
+  // A digest or an identifier, which nobody reads as a text.
+  const word = cell.text.length > 16 && !/\s/.test(cell.text);
+  return [el("span", { class: word ? "verbatim word mono tiny" : "verbatim" }, cell.text), more];
 }
 
 /** The text of ids, each marked off; its id is its title. */
@@ -151,7 +157,7 @@ function vocabularyPage({ total, found, offset, tokens: shown }, show) {
     el("tr", {}, el("td", { class: "right muted" }, id), el("td", {}, el("span", { class: `token mono${special ? " special" : ""}` }, token)), el("td", { class: "mono" }, special ? el("span", { class: "badge" }, "special") : text === null || text === token ? "" : JSON.stringify(text).slice(1, -1)));
   return [
     el("p", { class: "small muted", "aria-live": "polite" }, found === total ? plural(total, "token") : `${format.count(found)} of ${plural(total, "token")}`),
-    found > 0 && table([">id", "as it is written", "text"], shown.map(row), { class: "table narrow" }),
+    found > 0 && table([">id", "as it is written", "text"], shown.map(row), { bounded: true }),
     pager({ offset, count: shown.length, total: found, page: TOKENS, what: "tokens", go: show }),
   ];
 }
@@ -173,8 +179,7 @@ function tensorsView(panel, path, { tensors }) {
     control.setAttribute("aria-current", "true");
     into(one, `${path}?view=tensor&tensor=${encodeURIComponent(tensor.name)}`, tensorFigures);
   };
-  const list = table(["tensor", "type", ">shape", ">numbers", ">size"], rows);
-  list.classList.add("tensors");
+  const list = table(["tensor", "type", ">shape", ">numbers", ">size"], rows, { bounded: true });
   fill(panel, one, list,
     tensors.length > MOST && el("p", { class: "small muted" }, `and ${format.count(tensors.length - MOST)} more`));
   if (tensors.length > 0) choose(tensors[0], rows[0].querySelector("button"));

@@ -190,7 +190,7 @@ function picture({ nodes, chains, layers }, across) {
   const width = Math.max(...all.map((node) => node.x + (node.bend ? 4 : half.x))) + 4;
   const height = Math.max(...all.map((node) => node.y + (node.bend ? 4 : half.y))) + 4;
   const arrow = across ? "arrow-across" : "arrow-down";
-  const marker = svg("marker", { id: arrow, viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto-start-reverse" },
+  const marker = svg("marker", { id: arrow, viewBox: "0 0 8 8", refX: 8, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto-start-reverse" },
     svg("path", { class: "arrow", d: "M0 0.8 L7.5 4 L0 7.2 z" }));
   const lines = chains.map((chain) => drawEdge(chain, half, across, arrow));
   const boxes = nodes.map((node) => drawNode(node, half));
@@ -208,20 +208,20 @@ function picture({ nodes, chains, layers }, across) {
 function drawEdge({ edge, path }, half, across, arrow) {
   const first = path[0];
   const last = path.at(-1);
-  const points = [
-    across ? [first.x + half.x, first.y] : [first.x, first.y + half.y],
-    ...path.slice(1, -1).map((bend) => [bend.x, bend.y]),
-    across ? [last.x - half.x - 2, last.y] : [last.x, last.y - half.y - 2],
-  ];
-  const to = (n) => n.toFixed(1);
-  let d = `M${to(points[0][0])} ${to(points[0][1])}`;
-  points.slice(1).forEach(([x, y], i) => {
-    const [px, py] = points[i];
+  const side = (node, sign) => (across ? [node.x + sign * half.x, node.y] : [node.x, node.y + sign * half.y]);
+  const to = (point) => point.map((n) => n.toFixed(1)).join(" ");
+  let from = side(first, 1);
+  let d = `M${to(from)}`;
+  // Curves between the layers; through a layer an edge goes straight, beside the nodes there.
+  for (const node of path.slice(1)) {
+    const [x, y] = side(node, -1);
+    const [px, py] = from;
     const control = across ? [[(px + x) / 2, py], [(px + x) / 2, y]] : [[px, (py + y) / 2], [x, (py + y) / 2]];
-    d += `C${control.map((c) => c.map(to).join(" ")).join(" ")} ${to(x)} ${to(y)}`;
-  });
-  const from = edge.source ?? `${edge.from}.${edge.output}`;
-  return svg("path", { class: "edge", d, "marker-end": `url(#${arrow})` }, svg("title", {}, `${from} → ${edge.to}.${edge.port}`));
+    d += `C${control.map(to).join(" ")} ${to([x, y])}`;
+    if (node !== last) d += `L${to((from = side(node, 1)))}`;
+  }
+  const output = edge.source ?? `${edge.from}.${edge.output}`;
+  return svg("path", { class: "edge", d, "marker-end": `url(#${arrow})` }, svg("title", {}, `${output} → ${edge.to}.${edge.port}`));
 }
 
 function drawNode(node, half) {

@@ -67,13 +67,14 @@ export function empty(drawing, ...text) {
   return el("div", { class: "empty" }, icon(drawing), text);
 }
 
-export function table(head, rows, attrs = {}) {
+/** A table; the names of columns with numbers begin with `>`. `bounded`: it scrolls below its headings. */
+export function table(head, rows, { bounded = false } = {}) {
   const headings = head.map((name) => {
     const right = name.startsWith(">");
     return el("th", { scope: "col", class: right && "right" }, right ? name.slice(1) : name);
   });
-  return el("div", { class: "scroll" },
-    el("table", { class: "table", ...attrs }, el("thead", {}, el("tr", {}, headings)), el("tbody", {}, rows)));
+  return el("div", { class: bounded ? "scroll bounded" : "scroll" },
+    el("table", { class: "table" }, el("thead", {}, el("tr", {}, headings)), el("tbody", {}, rows)));
 }
 
 /** A list of names and values: `[[name, value], …]`; those without a value are left out. */

@@ -32,6 +32,7 @@ pub mod key {
     pub const ENTER: &str = "\u{E007}";
     pub const SHIFT: &str = "\u{E008}";
     pub const ESCAPE: &str = "\u{E00C}";
+    pub const END: &str = "\u{E010}";
     pub const UP: &str = "\u{E013}";
     /// Lets go of keys like `SHIFT`.
     pub const RELEASE: &str = "\u{E000}";

@@ -8,10 +8,12 @@
 mod attention;
 mod chat;
 mod common;
+mod dashboard;
 mod driver;
 mod served;
 
 use driver::{Browser, DESKTOP, PHONE};
+use served::Served;
 
 /// What is text everywhere. Executed, it would set `window.owned`, or ask the server for `/x`.
 const INJECTION: &str = "<img src=x onerror=\"window.owned=1\"></script><script>window.owned=1</script>\"'><svg onload=window.owned=1>";
