@@ -319,6 +319,18 @@ pub fn stamp(text: &str) -> Result<Stamp> {
     Ok(files.into_iter().map(|path| (path.clone(), fs::stat(&path))).collect())
 }
 
+/// Names the model that a target is, given its stamp: by the artifact's digest; that of a path by how its files
+/// look.
+///
+/// # Errors
+/// As [`of_model`].
+pub fn identity(text: &str, stamp: &Stamp) -> Result<Digest> {
+    match Path::new(text).exists() {
+        true => Ok(Digest::of(format!("{stamp:?}").as_bytes())),
+        false => Ok(of_model(text)?.digest),
+    }
+}
+
 fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

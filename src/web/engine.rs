@@ -255,7 +255,11 @@ impl Worker {
                 let Continuation { finish, end, .. } = continuation;
                 (id, What::Finished { sample, finish, end })
             }
-            Event::Failed { id, error } => (id, What::Failed(error.into())),
+            // What is wrong with a request was found when it was submitted.
+            Event::Failed { id, error } => {
+                let status = StatusCode::INTERNAL_SERVER_ERROR;
+                (id, What::Failed(ApiError::new(status, error.to_string())))
+            }
         };
         let Some(at) = self.clients.iter().position(|(own, _)| *own == id) else { return };
         let mut client = self.clients.swap_remove(at).1;

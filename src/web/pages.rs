@@ -103,3 +103,50 @@ fn tags() -> &'static [HeaderValue] {
     };
     TAGS.get_or_init(|| FILES.iter().map(tag).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What models, data and file names say must not become a page's code: text is only ever set as text.
+    #[test]
+    fn no_file_makes_html_of_text_or_asks_others() {
+        let never = [
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "DOMParser",
+            "eval(",
+            "new Function",
+            "srcdoc",
+            "style=\"",
+            "<style",
+            "onclick=",
+            "onload=",
+            "\"http",
+            "'http",
+            "(http",
+        ];
+        for (name, _, text) in FILES {
+            // The names of the languages that nodes are made in.
+            let text = text.replace("http://www.w3.org/", "");
+            let found = never.iter().find(|never| text.contains(**never));
+            assert_eq!(found, None, "pages/{name}");
+            let own = ["<script src=\"/static/", "<script type=\"module\" src=\"/static/"];
+            let is_own = |at: usize| own.iter().any(|own| text[at..].starts_with(own));
+            let inline = text.match_indices("<script").filter(|(at, _)| !is_own(*at));
+            assert_eq!(inline.count(), 0, "pages/{name} has a script of its own");
+        }
+    }
+
+    #[test]
+    fn files_have_one_name_and_pages_are_files() {
+        assert!(PAGES.iter().all(|(_, page)| FILES.iter().any(|(name, ..)| name == page)));
+        let names: std::collections::BTreeSet<_> = FILES.iter().map(|(name, ..)| name).collect();
+        assert_eq!(names.len(), FILES.len());
+        assert!(
+            is_page("/runs/x") && is_page("/static/x") && !is_page("/runs/x/y") && !is_page("/v1/models")
+        );
+    }
+}

@@ -8,13 +8,17 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::engine::{Engine, Settings};
+use super::engine::{Answer, Engine, Settings};
 use super::{ApiError, Limits, Metrics, Project, blocking};
 use crate::base::{Digest, Error, Result, fs, suggest, units};
+use crate::generate::Request;
 use crate::kernel::Dtype;
 use crate::model::{CONFIG_FILE, Config, Model, TOKENIZER_FILE, WEIGHTS_FILE};
 use crate::target::{self, Stamp};
 use crate::tokenizer::{Names, Tokenizer};
+
+/// `code` of the error of a model that does not read.
+const UNREADABLE: &str = "model_unreadable";
 
 /// Models by their ids.
 pub struct Registry {
@@ -54,10 +58,28 @@ pub struct Loaded {
     pub id: String,
     pub model: Arc<Model>,
     pub engine: Engine,
-    /// Another one where the files of the model changed: `system_fingerprint` of OpenAI's API.
-    pub fingerprint: String,
+    /// [`target::identity`]
+    identity: Digest,
     /// What it takes of the memory, until it ends.
     room: Room,
+}
+
+impl Loaded {
+    /// Another one where the model changed: `system_fingerprint` of OpenAI's API.
+    pub fn fingerprint(&self) -> String {
+        format!("fp_{}", &self.identity.hex()[..12])
+    }
+
+    /// Submits requests that are answered together.
+    ///
+    /// # Errors
+    /// An option that the model cannot follow, with its name; 429 when too many requests wait already.
+    pub fn submit(&self, requests: Vec<Request>) -> Result<Answer, ApiError> {
+        for request in &requests {
+            request.options.validate_for(&self.model)?;
+        }
+        self.engine.submit(requests)
+    }
 }
 
 /// What is known of a model without loading it.
@@ -236,13 +258,17 @@ impl Registry {
         if let Some(loaded) = entry.current(&stamp) {
             return Ok(loaded);
         }
-        let result = self.load(entry, &stamp).await;
+        let result = match entry.identity(&stamp).await {
+            Ok(identity) => match entry.same(identity) {
+                Some(loaded) => Ok(loaded),
+                None => self.load(entry, identity).await,
+            },
+            Err(error) => Err(unreadable(error)),
+        };
         entry.settle(stamp.ok(), result)
     }
 
-    async fn load(&self, entry: &Entry, stamp: &Result<Stamp, ApiError>) -> Result<Arc<Loaded>, ApiError> {
-        let stamp = stamp.as_ref().map_err(ApiError::clone).map_err(unreadable)?;
-        let fingerprint = format!("fp_{}", &Digest::of(format!("{stamp:?}").as_bytes()).hex()[..12]);
+    async fn load(&self, entry: &Entry, identity: Digest) -> Result<Arc<Loaded>, ApiError> {
         let bytes = entry.describe(self.cost()).await.bytes.unwrap_or(0);
         let mut room = self.make_room(entry, bytes)?;
         let (target, dtype) = (entry.target.clone(), self.dtype);
@@ -256,7 +282,7 @@ impl Registry {
         let model = Arc::new(model);
         let engine =
             Engine::start(model.clone(), self.settings.clone(), self.metrics.clone(), self.stop.clone())?;
-        Ok(Arc::new(Loaded { id: entry.id.clone(), model, engine, fingerprint, room }))
+        Ok(Arc::new(Loaded { id: entry.id.clone(), model, engine, identity, room }))
     }
 
     /// What a model takes at most: its weights, and the sequences that are kept to be continued.
@@ -277,6 +303,9 @@ impl Registry {
     /// Takes memory for a model, for which others are unloaded that nobody uses, the one that was not asked for
     /// longest first; in the end the earlier state of the model itself.
     fn make_room(&self, own: &Entry, bytes: u64) -> Result<Room, ApiError> {
+        if bytes > self.memory.limit {
+            return Err(self.no_room(own, bytes));
+        }
         loop {
             if let Some(room) = self.memory.take(bytes) {
                 return Ok(room);
@@ -346,6 +375,17 @@ impl Entry {
         state.loaded.clone().filter(|loaded| is_known && !loaded.engine.is_dead())
     }
 
+    async fn identity(&self, stamp: &Result<Stamp, ApiError>) -> Result<Digest, ApiError> {
+        let (target, stamp) = (self.target.clone(), stamp.clone()?);
+        blocking(move || target::identity(&target, &stamp)).await
+    }
+
+    /// The model in memory, if it is the one called `identity`: another stage of its pipeline ran.
+    fn same(&self, identity: Digest) -> Option<Arc<Loaded>> {
+        let loaded = self.state().loaded.clone();
+        loaded.filter(|loaded| loaded.identity == identity && !loaded.engine.is_dead())
+    }
+
     /// Keeps what loading gave. What does not read leaves the earlier model in its place.
     fn settle(
         &self,
@@ -362,15 +402,14 @@ impl Entry {
             }
             Err(error) => match state.loaded.clone().filter(|loaded| !loaded.engine.is_dead()) {
                 Some(earlier) => {
-                    // Once for what is there now, not at each request.
-                    if state.seen != stamp {
-                        tracing::warn!(
-                            "`{}` cannot be loaded anew, the earlier one goes on: {}",
-                            self.id,
-                            error.message
-                        );
+                    // Memory may be free at the next request; files stay as they are until their stamp is another.
+                    if error.code == Some(UNREADABLE) {
+                        if state.seen != stamp {
+                            let what = "cannot be loaded anew, the earlier one goes on";
+                            tracing::warn!("`{}` {what}: {}", self.id, error.message);
+                        }
+                        state.seen = stamp;
                     }
-                    state.seen = stamp;
                     Ok(earlier)
                 }
                 None => Err(error),
@@ -460,5 +499,5 @@ fn describe(target: &str, cost: Cost) -> Description {
 /// The error of a model that is not as it should be, which is not the client's fault.
 fn unreadable(error: ApiError) -> ApiError {
     let status = StatusCode::INTERNAL_SERVER_ERROR;
-    ApiError { status, kind: "server_error", ..error }.code("model_unreadable")
+    ApiError { status, kind: "server_error", ..error }.code(UNREADABLE)
 }

@@ -79,6 +79,8 @@ async fn connection(
     // More than is allowed, so that mostly we refuse what is too large, and say so in our way.
     builder.max_buf_size(HEADER_ROOM * limits.header_bytes);
     let mut connection = builder.serve_connection(TokioIo::new(stream), service);
+    // Tells, as long as it is there, that the connection is open.
+    let _open = stop.clone();
     let stopped = async move { drop(stop.wait_for(|stop| *stop).await) };
     let ended = tokio::select! {
         ended = served(&mut connection) => ended,

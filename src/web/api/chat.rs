@@ -13,7 +13,7 @@ use crate::corpus::conversation::{Message, Role};
 use crate::generate::{MOST_TOP_LOGPROBS, Request};
 use crate::tokenizer::chat;
 use crate::web::fields::Fields;
-use crate::web::{ApiError, Body, Loaded, Shared, blocking};
+use crate::web::{ApiError, Body, Limits, Loaded, Shared, blocking};
 
 const SHAPE: Shape = Shape {
     prefix: "chatcmpl-",
@@ -43,31 +43,46 @@ fn delta(part: &Part) -> Value {
     json!({"index": part.index, "delta": delta, "logprobs": logprobs, "finish_reason": part.finish})
 }
 
+/// What a request asks for.
+struct Chat {
+    messages: Vec<Message>,
+    asked: Asked,
+    /// New tokens at most, where it is said.
+    most: Option<usize>,
+    logprobs: bool,
+}
+
+impl Chat {
+    fn read(mut fields: Fields, limits: &Limits) -> Result<Self, ApiError> {
+        let messages = messages(&mut fields)?;
+        let mut asked = Asked::take(&mut fields, limits)?;
+        let most = max_tokens(&mut fields, &["max_completion_tokens", "max_tokens"], 1, limits)?;
+        let logprobs = fields.flag("logprobs")?;
+        let top = fields.integer("top_logprobs", 0..=MOST_TOP_LOGPROBS as i64)?.unwrap_or(0);
+        if top > 0 && !logprobs {
+            return Err(ApiError::param("top_logprobs", "`top_logprobs` needs `logprobs: true`"));
+        }
+        asked.options.top_logprobs = top as usize;
+        refuse_what_is_missing(&mut fields)?;
+        fields.finish()?;
+        Ok(Chat { messages, asked, most, logprobs })
+    }
+}
+
 pub async fn answer(
     State(app): State<Shared>,
     Body(body): Body<Map<String, Value>>,
 ) -> Result<Response, ApiError> {
     let mut fields = Fields::new(body);
     let model = super::model(&mut fields, &app).await?;
-    let messages = messages(&mut fields)?;
-    let mut asked = Asked::take(&mut fields, &app.limits)?;
-    let names = ["max_completion_tokens", "max_tokens"];
-    let most = max_tokens(&mut fields, &names, 1, &app.limits)?;
-    let logprobs = fields.flag("logprobs")?;
-    let top = fields.integer("top_logprobs", 0..=MOST_TOP_LOGPROBS as i64)?;
-    if top.is_some_and(|top| top > 0) && !logprobs {
-        return Err(ApiError::param("top_logprobs", "`top_logprobs` needs `logprobs: true`"));
-    }
-    asked.options.top_logprobs = top.unwrap_or(0) as usize;
-    refuse_what_is_missing(&mut fields)?;
-    fields.finish()?;
+    let Chat { messages, mut asked, most, logprobs } = Chat::read(fields, &app.limits)?;
     let loaded = loaded(&app, &model).await?;
     let ids = prompt(&loaded, messages).await?;
     // By default as much as there is room for.
     let room = loaded.model.transformer.config.seq_len.saturating_sub(ids.len()).max(1);
     asked.options.max_new_tokens = most.unwrap_or(room.min(app.limits.max_tokens));
     let request = Request { prompt: ids.clone(), options: asked.options.clone(), samples: asked.samples };
-    let answer = loaded.engine.submit(vec![request])?;
+    let answer = loaded.submit(vec![request])?;
     let prompts = vec![Prompt { ids, echo: None }];
     Reply::new(&SHAPE, &asked, logprobs, prompts, loaded, answer).respond(asked.stream).await
 }

@@ -16,7 +16,7 @@ use crate::generate::{self, Finish, MOST_TOP_LOGPROBS, Request, Token};
 use crate::model::Model;
 use crate::web::engine::{Answer, News, What};
 use crate::web::fields::{Fields, whole, wrong};
-use crate::web::{ApiError, Body, Shared, blocking, computing};
+use crate::web::{ApiError, Body, Limits, Shared, blocking, computing};
 
 /// `max_tokens` where a request does not say it, as OpenAI's API has it.
 const DEFAULT_TOKENS: usize = 16;
@@ -44,36 +44,51 @@ enum Given {
     Ids(Vec<u32>),
 }
 
+/// What a request asks for.
+struct Texts {
+    given: Vec<Given>,
+    asked: Asked,
+    /// Of how many of the most probable ids, where they are asked for.
+    logprobs: Option<usize>,
+    echo: bool,
+}
+
+impl Texts {
+    fn read(mut fields: Fields, limits: &Limits) -> Result<Self, ApiError> {
+        let given = prompts(&mut fields, limits.waiting)?;
+        let mut asked = Asked::take(&mut fields, limits)?;
+        let most = max_tokens(&mut fields, &["max_tokens"], 0, limits)?;
+        asked.options.max_new_tokens = most.unwrap_or(DEFAULT_TOKENS.min(limits.max_tokens));
+        let logprobs = fields.integer("logprobs", 0..=MOST_TOP_LOGPROBS as i64)?.map(|top| top as usize);
+        asked.options.top_logprobs = logprobs.unwrap_or(0);
+        let echo = fields.flag("echo")?;
+        fields.only("suffix", |value| value == "", "a text between two others is not made here")?;
+        let best_of = asked.samples as i64;
+        fields.only("best_of", |value| whole(value) == Some(best_of), "expected as many as `n`")?;
+        fields.finish()?;
+        Ok(Texts { given, asked, logprobs, echo })
+    }
+}
+
 pub async fn complete(
     State(app): State<Shared>,
     Body(body): Body<Map<String, Value>>,
 ) -> Result<Response, ApiError> {
     let mut fields = Fields::new(body);
     let model = super::model(&mut fields, &app).await?;
-    let given = prompts(&mut fields, app.limits.waiting)?;
-    let mut asked = Asked::take(&mut fields, &app.limits)?;
-    let most = max_tokens(&mut fields, &["max_tokens"], 0, &app.limits)?;
-    asked.options.max_new_tokens = most.unwrap_or(DEFAULT_TOKENS);
-    let logprobs = fields.integer("logprobs", 0..=MOST_TOP_LOGPROBS as i64)?;
-    asked.options.top_logprobs = logprobs.unwrap_or(0) as usize;
-    let echo = fields.flag("echo")?;
-    fields.only("suffix", |value| value == "", "a text between two others is not made here")?;
-    let best_of = asked.samples;
-    fields.only("best_of", |value| whole(value) == Some(best_of as i64), "expected as many as `n`")?;
-    fields.finish()?;
+    let Texts { given, asked, logprobs, echo } = Texts::read(fields, &app.limits)?;
     let loaded = loaded(&app, &model).await?;
     let model = loaded.model.clone();
-    let echo = echo.then_some(logprobs.map(|top| top as usize));
+    let echo = echo.then_some(logprobs);
     let prompts = match echo.flatten() {
         None => blocking(move || Ok(read(&model, given, echo))).await,
         Some(_) => computing(move || Ok(read(&model, given, echo))).await,
     }??;
     let answer = match asked.options.max_new_tokens {
         0 => nothing(&prompts, asked.samples),
-        _ => loaded.engine.submit(requests(&prompts, &asked))?,
+        _ => loaded.submit(requests(&prompts, &asked))?,
     };
-    let logprobs = logprobs.is_some();
-    Reply::new(&SHAPE, &asked, logprobs, prompts, loaded, answer).respond(asked.stream).await
+    Reply::new(&SHAPE, &asked, logprobs.is_some(), prompts, loaded, answer).respond(asked.stream).await
 }
 
 fn requests(prompts: &[Prompt], asked: &Asked) -> Vec<Request> {

@@ -71,7 +71,7 @@ fn top_p(fields: &mut Fields) -> Result<Option<f64>, ApiError> {
     }
 }
 
-/// Any whole number; one of its own for a request that names none, so that it may be asked for twice.
+/// Any whole number; a new one each time for a request that names none.
 fn seed(fields: &mut Fields) -> Result<u64, ApiError> {
     let Some(value) = fields.take("seed") else { return Ok(RandomState::new().hash_one(0)) };
     let seed = value.as_u64().or_else(|| value.as_i64().map(i64::cast_unsigned));

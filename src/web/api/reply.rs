@@ -122,7 +122,7 @@ impl Reply {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
         let head = json!({
             "id": format!("{}{}", shape.prefix, unique()), "created": created, "model": loaded.id,
-            "system_fingerprint": loaded.fingerprint,
+            "system_fingerprint": loaded.fingerprint(),
         });
         let (include_usage, usage) = (asked.include_usage, Usage::default());
         Reply { shape, head, choices, samples, logprobs, include_usage, usage, answer, _loaded: loaded }

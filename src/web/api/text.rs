@@ -98,7 +98,7 @@ pub async fn generate(State(app): State<Shared>, Body(body): Object) -> Result<R
         return Err(ApiError::param("prompt", what));
     }
     let options = Options { top_k: 50, max_new_tokens: GENERATE_TOKENS, ..Options::default() };
-    let mut answer = loaded.engine.submit(vec![Request { prompt: ids, options, samples: 1 }])?;
+    let mut answer = loaded.submit(vec![Request { prompt: ids, options, samples: 1 }])?;
     let mut response = prompt;
     while let Some(news) = answer.recv().await {
         match news.what {
