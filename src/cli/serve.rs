@@ -1,7 +1,7 @@
 //! `tinylm serve`: models for a browser and for OpenAI's clients.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ pub struct Serve {
     #[arg(long = "model", value_name = "[NAME=]TARGET")]
     models: Vec<String>,
     /// The address to listen at. Others than this machine's own need --token-file.
-    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
+    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS", value_parser = address)]
     host: IpAddr,
     /// The port to listen at; 0 for any that is free.
     #[arg(long, default_value_t = 8080)]
@@ -78,6 +78,15 @@ struct LimitArgs {
     /// Seconds for an answer.
     #[arg(long, value_name = "S", value_parser = seconds, default_value = "300")]
     timeout: Duration,
+}
+
+fn address(text: &str) -> std::result::Result<IpAddr, String> {
+    match text {
+        "localhost" => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        _ => {
+            text.parse().map_err(|_| "expected an IP address, such as 127.0.0.1, 0.0.0.0 or ::1".to_string())
+        }
+    }
 }
 
 fn size(text: &str) -> std::result::Result<u64, String> {

@@ -108,7 +108,7 @@ impl Engine {
     ) -> Result<Self> {
         let (jobs, waiting) = channel();
         let gauges = Arc::new(Gauges::default());
-        let scheduler = Scheduler::new(model, machine::threads(), settings.scheduler.clone());
+        let scheduler = Scheduler::new(model, machine::threads(), settings.scheduler);
         let mut worker = Worker { scheduler, clients: Vec::new(), gauges: gauges.clone(), metrics, stop };
         let thread = thread::Builder::new().name("engine".to_string()).spawn(move || worker.run(&waiting));
         let thread = thread.map_err(|e| Error::input(format!("cannot start a thread: {e}")))?;

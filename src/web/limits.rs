@@ -49,7 +49,8 @@ impl Default for Limits {
             stops: 16,
             generation_time: Duration::from_secs(300),
             memory: machine::memory().map_or(2 << 30, |all| all / 2),
-            scheduler: generate::Limits { prefix_bytes: 64 << 20, ..generate::Limits::default() },
+            // Most clients of a tiny model are answered at once rather than one behind the other.
+            scheduler: generate::Limits { width: 64, prefix_bytes: 64 << 20, ..generate::Limits::default() },
             shutdown_time: Duration::from_secs(3),
         }
     }

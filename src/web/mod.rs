@@ -34,8 +34,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
+use axum::body::HttpBody;
 use axum::extract::Request;
-use axum::http::{Method, Uri};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use tokio::sync::Semaphore;
@@ -134,8 +135,14 @@ async fn no_such_method(method: Method, uri: Uri) -> ApiError {
 
 /// Sets what every response says to browsers.
 async fn security_headers(request: Request, next: Next) -> Response {
+    let has_body = !request.body().is_end_stream();
     let mut response = next.run(request).await;
     access::set_headers(response.headers_mut());
+    let was_read = [StatusCode::BAD_REQUEST, StatusCode::UNPROCESSABLE_ENTITY, StatusCode::TOO_MANY_REQUESTS];
+    if has_body && response.status().is_client_error() && !was_read.contains(&response.status()) {
+        // The body may be on its way still: the next request on this connection would be taken for it.
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 

@@ -157,7 +157,7 @@ impl Registry {
             entries: Mutex::new(entries),
             project: None,
             settings: Settings {
-                scheduler: limits.scheduler.clone(),
+                scheduler: limits.scheduler,
                 waiting: limits.waiting,
                 time: limits.generation_time,
             },
