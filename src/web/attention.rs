@@ -179,7 +179,7 @@ mod tests {
             (json!({"model": "m", "messages": []}), 400, "at least one message", "messages"),
             (json!({"model": "m", "text": "a", "layer": 2}), 400, "0 to 1", "layer"),
             (json!({"model": "m", "text": "a", "head": -1}), 400, "a whole number", "head"),
-            (json!({"model": "m", "text": "x ".repeat(99)}), 400, "the model holds 64", "text"),
+            (json!({"model": "m", "text": "x ".repeat(99)}), 400, "tokens, the model holds", "text"),
             (json!({"model": "m", "text": "a", "temperature": 1}), 400, "unknown", "temperature"),
         ];
         for (body, status, message, param) in cases {

@@ -10,6 +10,7 @@ mod chat;
 mod common;
 mod dashboard;
 mod driver;
+mod injection;
 mod served;
 
 use driver::{Browser, DESKTOP, PHONE};
