@@ -51,7 +51,8 @@ pub fn score_text(model: &Model, text: &str, top: usize, threads: usize) -> Resu
     let bos = tokenizer.special(Special::Bos);
     let context = if bos.is_some() { 0 } else { tokenizer.decode(&text_ids[..1.min(text_ids.len())])?.len() };
     let ids: Vec<u32> = bos.into_iter().chain(text_ids).collect();
-    let mut executor = Executor::forward_only(&transformer.config, Team::new(threads));
+    let team = Team::new(threads).in_dtype(transformer.products());
+    let mut executor = Executor::forward_only(&transformer.config, team);
     let top = top.min(transformer.config.vocab_size);
     let mut tokens = Vec::with_capacity(ids.len());
     let seq_len = transformer.config.seq_len;

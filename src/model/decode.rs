@@ -106,7 +106,9 @@ pub struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
+    /// Products are those of [`Transformer::products`].
     pub fn new(model: &'a Transformer, team: Team) -> Self {
+        let team = team.in_dtype(model.products());
         Decoder { model, team, head: None, workspace: Workspace::empty(&model.config) }
     }
 
