@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How fast a training step is: tinylm beside PyTorch, eager and compiled, f32 and bf16.
+"""How fast a training step is: tinylm beside PyTorch, eager and compiled, f32, bf16 and bf16_tile.
 
     cargo build --release
     pip install torch triton
@@ -9,7 +9,8 @@ Both train the same shape on tokens drawn at random, GPT-2's with dropout 0.1 or
 `modern-` presets): forward, cross-entropy, backward, clipping of the gradient's norm to 1, AdamW. PyTorch
 gets what makes it fast (torch_models.py): fused attention (`scaled_dot_product_attention`), projections of
 one input in one product, fused AdamW, memory that glibc keeps instead of giving it back (the MALLOC_
-variables below; without them it is several times slower), as many threads as cores, and for bf16 autocast.
+variables below; without them it is several times slower), as many threads as cores, and autocast to
+bfloat16, which stands beside tinylm's bf16 and its bf16_tile.
 `compile` is `torch.compile` with its default back end. `--old PROGRAM` sets another build of tinylm beside
 this one.
 
@@ -60,7 +61,7 @@ def pytorch(preset, dtype, compiled, steps, batch, accumulate):
     for _ in range(steps + 3):
         begun = time.perf_counter()
         for _ in range(accumulate):
-            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype != "f32"):
                 loss = run(ids, targets) / accumulate
             loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -81,7 +82,7 @@ def product(dtype):
     import torch
 
     size = 2048
-    a, b = (torch.randn(size, size, dtype=getattr(torch, {"f32": "float32", "bf16": "bfloat16"}[dtype])) for _ in "ab")
+    a, b = (torch.randn(size, size, dtype=getattr(torch, {"f32": "float32"}.get(dtype, "bfloat16"))) for _ in "ab")
     seconds = []
     for _ in range(40):
         begun = time.perf_counter()
@@ -127,7 +128,7 @@ def main():
     parser.add_argument("--batch", type=int, help="sequences of a batch (default: the preset's of common.py)")
     parser.add_argument("--accumulate", type=int, default=1, metavar="N", help="batches of an update (default 1)")
     parser.add_argument("--torch", nargs="+", choices=["eager", "compile"], default=["eager", "compile"])
-    parser.add_argument("--dtypes", nargs="+", choices=["f32", "bf16"], default=["f32"])
+    parser.add_argument("--dtypes", nargs="+", choices=["f32", "bf16", "bf16_tile"], default=["f32"])
     add_tinylm(parser)
     parser.add_argument("--python", default=sys.executable, help="a Python that has PyTorch")
     parser.add_argument("--old", metavar="PROGRAM", help="another build of tinylm")

@@ -75,6 +75,8 @@ struct Reporting<C: Args> {
 pub enum DtypeArg {
     F32,
     Bf16,
+    #[value(name = "bf16_tile")]
+    Bf16Tile,
 }
 
 impl From<DtypeArg> for Dtype {
@@ -82,6 +84,7 @@ impl From<DtypeArg> for Dtype {
         match arg {
             DtypeArg::F32 => Dtype::F32,
             DtypeArg::Bf16 => Dtype::Bf16,
+            DtypeArg::Bf16Tile => Dtype::Bf16Tile,
         }
     }
 }

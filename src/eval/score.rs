@@ -62,7 +62,8 @@ pub fn score_text(model: &Model, text: &str, top: usize, threads: usize) -> Resu
 /// When an id is not of the model's.
 pub fn score_ids(model: &Model, ids: &[u32], top: usize, threads: usize) -> Vec<TokenScore> {
     let Model { transformer, tokenizer } = model;
-    let mut executor = Executor::forward_only(&transformer.config, Team::new(threads));
+    let team = Team::new(threads).in_dtype(transformer.products());
+    let mut executor = Executor::forward_only(&transformer.config, team);
     let top = top.min(transformer.config.vocab_size);
     let mut tokens = Vec::with_capacity(ids.len());
     let seq_len = transformer.config.seq_len;

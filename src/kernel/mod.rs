@@ -1,7 +1,7 @@
 //! Training and inference on a CPU: each layer's forward and backward pass, on memory that is allocated once.
 //!
 //! ```text
-//!  dtype       f32 or bf16
+//!  dtype       f32, bf16 or bf16 in tiles
 //!  blocks      the types that files store numbers in, quantized ones too
 //!  simd        vectors of 16 lanes, the same on every CPU              (x86, neon, portable)
 //!  math        exp, sigmoid, tanh, the normal distribution

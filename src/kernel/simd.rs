@@ -64,6 +64,15 @@ impl Isa {
         false
     }
 
+    /// Whether there are instructions for matrix tiles of bf16 (TDPBF16PS), and the system permits their use.
+    pub fn has_tiles(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if self.0 == Kind::Avx512 {
+            return self.has_pairs() && super::x86::has_tiles();
+        }
+        false
+    }
+
     pub fn name(self) -> &'static str {
         match self.0 {
             #[cfg(target_arch = "x86_64")]

@@ -572,3 +572,28 @@ impl Simd for Avx2 {
         }
     }
 }
+
+/// Whether the CPU has AMX tiles of bf16 and the system permits this process to use them: Linux is asked, which
+/// then saves the tiles of each thread.
+pub fn has_tiles() -> bool {
+    static TILES: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *TILES.get_or_init(|| {
+        const TILE: u32 = 1 << 24;
+        const BF16: u32 = 1 << 22;
+        let features = __cpuid_count(7, 0).edx;
+        features & (TILE | BF16) == TILE | BF16 && permitted()
+    })
+}
+
+#[cfg(target_os = "linux")]
+fn permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_ulong = 18;
+    // SAFETY: the call takes two numbers. A kernel that doesn't know it gives an error.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn permitted() -> bool {
+    false
+}

@@ -29,7 +29,7 @@ pub struct Params {
     /// Tokens of the windows that the texts are cut into, end to end, before which the teacher sees nothing.
     /// Default: its longest sequence, of several teachers the shortest of those.
     pub context: Option<usize>,
-    /// What matrix products are made of: `f32` or `bf16`.
+    /// What matrix products are made of: `f32`, `bf16` or `bf16_tile`.
     pub dtype: Dtype,
     /// Positions of a file at most.
     pub file_positions: u64,

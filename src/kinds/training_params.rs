@@ -84,8 +84,8 @@ macro_rules! training_params {
             pub patience: u32,
             /// Steps between samples. 0: only at the end.
             pub sample_every: u64,
-            /// What matrix products are made of. Sums, weights and all else stay f32; what is learned
-            /// differs in its bits.
+            /// What matrix products are made of: `f32`, or `bf16` or `bf16_tile` for CPUs that are faster with
+            /// them. Sums, weights and all else stay f32; what is learned differs in its bits.
             pub dtype: crate::kernel::Dtype,
             /// What the samples begin with.
             pub prompts: Vec<String>,

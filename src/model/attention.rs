@@ -114,7 +114,7 @@ pub fn each_map(
     validate(config, ids)?;
     which.validate(config).map_err(Error::invalid)?;
     // As for training: each layer keeps what its weights are computed from.
-    let mut executor = Executor::training(config, Team::new(threads));
+    let mut executor = Executor::training(config, Team::new(threads).in_dtype(model.products()));
     executor.prepare(1, t);
     let targets = vec![IGNORE; t];
     let all = Sequences::new(ids, &targets, t);

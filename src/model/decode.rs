@@ -157,8 +157,9 @@ pub struct Decoder<M> {
 }
 
 impl<M: Deref<Target = Transformer>> Decoder<M> {
+    /// Products are those of [`Transformer::products`].
     pub fn new(model: M, team: Team) -> Self {
-        let workspace = Workspace::empty(&model.config);
+        let (team, workspace) = (team.in_dtype(model.products()), Workspace::empty(&model.config));
         Decoder { model, team, head: None, workspace }
     }
 

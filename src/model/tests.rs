@@ -139,7 +139,7 @@ impl SoftTargets {
 }
 
 pub(super) fn logits(gpt: &Transformer, ids: &[u32]) -> Vec<Vec<f32>> {
-    let mut pass = Executor::forward_only(&gpt.config, Team::new(2));
+    let mut pass = Executor::forward_only(&gpt.config, Team::new(2).in_dtype(gpt.products()));
     let mut rows = Vec::new();
     let every = vec![0; ids.len()];
     let all = Sequences::new(ids, &every, ids.len());
@@ -358,7 +358,7 @@ fn what_comes_later_changes_nothing_before_it() {
 #[test]
 fn a_cache_gives_what_the_whole_gives_and_texts_don_t_mix() {
     let all = architectures().into_iter().map(|(_, config)| config).chain([tiny()]);
-    let kinds = all.flat_map(|c| [(c.clone(), Dtype::F32), (c, Dtype::Bf16)]);
+    let kinds = all.flat_map(|c| Dtype::ALL.map(|dtype| (c.clone(), dtype)));
     for (config, dtype) in kinds {
         let gpt = model(&config, 4).in_dtype(dtype);
         let n = config.seq_len;

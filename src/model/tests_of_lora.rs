@@ -100,10 +100,10 @@ fn new_adapters_change_nothing_and_merged_ones_compute_the_same() {
     }
 }
 
-/// A cache gives the bits that the whole text gives, in f32 and bf16.
+/// A cache gives the bits that the whole text gives, in each dtype.
 #[test]
 fn adapters_decode_as_they_read() {
-    for dtype in [Dtype::F32, Dtype::Bf16] {
+    for dtype in Dtype::ALL {
         let config = Config { n_kv_head: 1, seq_len: 24, ..llama(77, 54, 2, 3, 24) };
         let gpt = adapted(&config, &lora(&config)).in_dtype(dtype);
         let (ids, _) = batch(&config, 1, 8);

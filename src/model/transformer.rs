@@ -8,6 +8,7 @@ use super::layout::{Begin, BlockLayout};
 use super::{Config, Layout, Lora, Parameter};
 use crate::base::{Error, Result, Rng};
 use crate::kernel::loss::Output;
+use crate::kernel::matmul::to_bf16_tile;
 use crate::kernel::quantized::{Columns, Matrix};
 use crate::kernel::rotary::{self, Rope};
 use crate::kernel::weight::Weight;
@@ -22,6 +23,8 @@ pub struct Transformer {
     pub weights: Buffer,
     /// Its adapters, which are then all that is trained.
     pub lora: Option<Lora>,
+    /// What products with its matrices multiply.
+    dtype: Dtype,
     /// The weights as bf16, laid out alike, when all matrices were rounded to that.
     bf16: Option<Vec<u16>>,
     /// Matrices that are quantized, wholly or in some columns, by the first place of their range.
@@ -34,14 +37,17 @@ pub struct Transformer {
 
 impl Transformer {
     /// The same model with matrices of `dtype`: rounded to bf16, few rows are computed with half of the
-    /// traffic. A quantized model stays as it is.
+    /// traffic; in `bf16_tile`, what a [`super::Decoder`] multiplies with them is rounded, too, as in training
+    /// in that dtype. A quantized model stays as it is.
     pub fn in_dtype(mut self, dtype: Dtype) -> Self {
         if dtype == Dtype::F32 || self.is_quantized() {
             return self;
         }
+        let nearest = if dtype == Dtype::Bf16Tile { to_bf16_tile } else { to_bf16 };
         for p in self.layout.parameters.iter().filter(|p| p.shape.len() == 2) {
-            self.weights[p.range.clone()].iter_mut().for_each(|x| *x = to_bf16(*x).widened());
+            self.weights[p.range.clone()].iter_mut().for_each(|x| *x = nearest(*x).widened());
         }
+        self.dtype = dtype;
         self.bf16 = Some(self.weights.iter().map(|x| to_bf16(*x)).collect());
         self
     }
@@ -52,7 +58,13 @@ impl Transformer {
     }
 
     pub(super) fn dtype(&self) -> Dtype {
-        if self.bf16.is_some() { Dtype::Bf16 } else { Dtype::F32 }
+        self.dtype
+    }
+
+    /// What a team multiplies that computes with this model: matrices in bf16 are multiplied with f32,
+    /// those in `bf16_tile` with numbers rounded alike.
+    pub fn products(&self) -> Dtype {
+        if self.dtype == Dtype::Bf16Tile { Dtype::Bf16Tile } else { Dtype::F32 }
     }
 
     /// A new model, each tensor drawn from a stream of `seed` and its own name.
@@ -81,8 +93,8 @@ impl Transformer {
         let layout = Layout::new(config);
         let weights = Buffer::untouched(layout.len);
         let (rope, sinusoid) = position_tables(config);
-        let (lora, bf16, quantized) = (None, None, BTreeMap::new());
-        Transformer { config: config.clone(), layout, weights, lora, bf16, quantized, rope, sinusoid }
+        let (lora, dtype, bf16, quantized) = (None, Dtype::F32, None, BTreeMap::new());
+        Transformer { config: config.clone(), layout, weights, lora, dtype, bf16, quantized, rope, sinusoid }
     }
 
     /// The same weights for sequences of another length, with rotary frequencies scaled for it.

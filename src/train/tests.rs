@@ -131,8 +131,8 @@ fn trained(threads: usize) -> Vec<f32> {
     transformer.weights.to_vec()
 }
 
-/// bf16 is numerics of its own: other bits than f32, the same bits on any CPU and threads, and a loss as
-/// good (within 2 % of f32's, which is what the last digits of 40 steps are worth).
+/// bf16 and `bf16_tile` are numerics of their own: other bits than f32 and each other, the same bits on any CPU
+/// and threads, and a loss as good (within 2 % of f32's, which is what the last digits of 40 steps are worth).
 #[test]
 fn bf16_learns_what_f32_learns() {
     let learn = |threads: usize, isa: Isa, dtype: Dtype| {
@@ -151,13 +151,17 @@ fn bf16_learns_what_f32_learns() {
         (transformer.weights.to_vec(), loss)
     };
     let (weights, plain) = learn(1, Isa::best(), Dtype::F32);
-    let (first, loss) = learn(1, Isa::best(), Dtype::Bf16);
-    assert!((loss / plain - 1.0).abs() < 0.02, "f32 {plain}, bf16 {loss}");
     assert!(plain < 2.3, "it learned: {plain}");
-    assert!(first != weights, "bf16 products differ from those of f32");
-    for isa in Isa::available() {
-        assert!(learn(3, isa, Dtype::Bf16).0 == first, "{}", isa.name());
-    }
+    let [pairs, tiles] = [Dtype::Bf16, Dtype::Bf16Tile].map(|dtype| {
+        let (first, loss) = learn(1, Isa::best(), dtype);
+        assert!((loss / plain - 1.0).abs() < 0.02, "f32 {plain}, {} {loss}", dtype.name());
+        assert!(first != weights, "products of {} differ from those of f32", dtype.name());
+        for isa in Isa::available() {
+            assert!(learn(3, isa, dtype).0 == first, "{} on {}", dtype.name(), isa.name());
+        }
+        first
+    });
+    assert!(pairs != tiles, "sums in another order");
 }
 
 #[test]

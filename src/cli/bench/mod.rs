@@ -53,7 +53,7 @@ enum What {
 impl Bench {
     pub fn run(self, format: Format) -> Result<ExitCode> {
         match self.what {
-            What::Train(c) => show(format, &c.measure()?),
+            What::Train(c) => c.run(format),
             What::Generate(c) => show(format, &c.measure()?),
             What::Tokenize { text, vocab_size, repeat } => {
                 let all = rayon::ThreadPoolBuilder::new().num_threads(machine::threads()).build();

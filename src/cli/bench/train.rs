@@ -1,15 +1,17 @@
 //! `tinylm bench train`: steps of a model with a preset's shape on tokens drawn at random, each step a
 //! forward pass, the loss, the backward pass, clipping and the update, as a `pretrain` stage does them.
 
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::{median_ms, peak_rss_mib, rounded};
-use crate::base::{Error, Invalid, Result, Rng, machine};
-use crate::cli::{DtypeArg, flag_error};
+use super::{median_ms, peak_rss_mib, rounded, show};
+use crate::base::table::Table;
+use crate::base::{Error, Invalid, Result, Rng, machine, units};
+use crate::cli::{Format, flag_error, out, terminal_width};
 use crate::kernel::{Dtype, Team, instructions, peak};
 use crate::model::reference::Reference;
 use crate::model::{self, Config, Executor, Lora, Parameter, Role, Sequences, Target, Transformer};
@@ -23,9 +25,9 @@ pub struct Train {
     /// The model's architecture.
     #[arg(long, default_value = "tinylm-1.5m")]
     preset: String,
-    /// Numbers that products are made of.
-    #[arg(long, value_enum, default_value_t = DtypeArg::F32)]
-    dtype: DtypeArg,
+    /// Numbers that products are made of. `all`: each of them in turn, and which is the fastest here.
+    #[arg(long, value_enum, default_value_t = Numbers::F32)]
+    dtype: Numbers,
     /// Sequences of a forward and backward pass.
     #[arg(long, default_value_t = 16)]
     batch: usize,
@@ -56,6 +58,26 @@ pub struct Train {
     /// Also measure what this machine's products reach at most, and the share of it that a step does.
     #[arg(long)]
     peak: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Numbers {
+    F32,
+    Bf16,
+    #[value(name = "bf16_tile")]
+    Bf16Tile,
+    All,
+}
+
+impl Numbers {
+    fn dtypes(self) -> Vec<Dtype> {
+        match self {
+            Numbers::F32 => vec![Dtype::F32],
+            Numbers::Bf16 => vec![Dtype::Bf16],
+            Numbers::Bf16Tile => vec![Dtype::Bf16Tile],
+            Numbers::All => Dtype::ALL.to_vec(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -111,24 +133,88 @@ pub struct TrainFigures {
     loss: f64,
 }
 
+/// The figures of all dtypes, whose steps took turns.
+#[derive(Debug, Serialize)]
+struct Comparison {
+    dtypes: Vec<TrainFigures>,
+    fastest: &'static str,
+    /// How many times as fast as f32 that is.
+    times_f32: f64,
+}
+
+impl Comparison {
+    fn new(dtypes: Vec<TrainFigures>) -> Self {
+        let fastest = dtypes.iter().min_by(|a, b| a.step_ms.total_cmp(&b.step_ms)).expect("f32 is one");
+        let (fastest, times_f32) = (fastest.dtype, rounded(dtypes[0].step_ms / fastest.step_ms));
+        Comparison { dtypes, fastest, times_f32 }
+    }
+
+    fn text(&self) -> String {
+        let of_f32 = self.dtypes[0].step_ms;
+        let mut table = Table::new(["dtype", "instructions", ">tokens/s", ">step ms", ">of f32", ">loss"]);
+        for of in &self.dtypes {
+            table.push([
+                of.dtype.into(),
+                of.instructions.clone(),
+                units::count(of.tokens_per_s as u64),
+                of.step_ms.to_string(),
+                format!("{:.2} x", of_f32 / of.step_ms),
+                of.loss.to_string(),
+            ]);
+        }
+        let fastest = match self.fastest {
+            "f32" => "f32 is the fastest here".to_string(),
+            name => format!("{name} is the fastest here: {:.2} x f32", self.times_f32),
+        };
+        format!("{}{fastest}\n", table.render(terminal_width()))
+    }
+}
+
 impl Train {
-    pub fn measure(&self) -> Result<TrainFigures> {
+    pub fn run(&self, format: Format) -> Result<ExitCode> {
+        let mut all = self.measure()?;
+        if self.dtype != Numbers::All {
+            return show(format, &all.remove(0));
+        }
+        let comparison = Comparison::new(all);
+        match format {
+            Format::Json => show(format, &comparison),
+            Format::Text => out::out(&comparison.text()).map(|()| ExitCode::SUCCESS),
+        }
+    }
+
+    /// The figures of each dtype that is asked for.
+    fn measure(&self) -> Result<Vec<TrainFigures>> {
         let config = self.config()?;
+        let threads = self.threads.unwrap_or_else(machine::threads).max(1);
         let transformer = self.transformer(&config)?;
         let (trained, memory) = (transformer.trained().len(), self.gradient_and_moments(&transformer));
-        let threads = self.threads.unwrap_or_else(machine::threads).max(1);
-        let (times, loss) = match self.backend {
-            Backend::Kernels => self.kernels(transformer, threads),
-            Backend::Candle => self.candle(transformer)?,
+        let measured = match self.backend {
+            Backend::Kernels => self.kernels(transformer, threads)?,
+            Backend::Candle => vec![self.candle(transformer)?],
         };
+        let figures =
+            |(dtype, (times, loss))| self.figures(&config, threads, [trained, memory], dtype, times, loss);
+        Ok(self.dtype.dtypes().into_iter().zip(measured).map(figures).collect())
+    }
+
+    fn figures(
+        &self,
+        config: &Config,
+        threads: usize,
+        [trained, memory]: [usize; 2],
+        dtype: Dtype,
+        times: Vec<Duration>,
+        loss: f64,
+    ) -> TrainFigures {
         let peak_rss_mib = peak_rss_mib();
         let tokens = self.accumulate * self.batch * config.seq_len;
         let step_ms = median_ms(times);
-        let gflops = flops(&config, self.lora_rank > 0) * tokens as f64 / step_ms / 1e6;
-        let peak_gflops = self.peak.then(|| peak(&self.team(threads)));
-        Ok(TrainFigures {
+        let gflops = flops(config, self.lora_rank > 0) * tokens as f64 / step_ms / 1e6;
+        let peak_gflops = self.peak.then(|| peak(&Team::new(threads).in_dtype(dtype)));
+        TrainFigures {
             preset: self.preset.clone(),
-            dtype: self.dtype().name(),
+            dtype: dtype.name(),
             optimizer: self.optimizer.into(),
             params: config.parameters(),
             lora_rank: self.lora_rank,
@@ -141,12 +227,12 @@ impl Train {
             step_ms,
             peak_rss_mib,
             threads,
-            instructions: instructions(&self.team(1)),
+            instructions: instructions(&Team::new(1).in_dtype(dtype)),
             gflops: rounded(gflops),
             peak_gflops: peak_gflops.map(rounded),
             share_of_peak: peak_gflops.map(|p| rounded(gflops / p)),
             loss: rounded(loss / tokens as f64),
-        })
+        }
     }
 
     fn transformer(&self, config: &Config) -> Result<Transformer> {
@@ -169,14 +255,6 @@ impl Train {
         transformer.trained_parameters().iter().map(numbers).sum::<usize>() * size_of::<f32>()
     }
 
-    fn team(&self, threads: usize) -> Team {
-        Team::new(threads).in_dtype(self.dtype())
-    }
-
-    fn dtype(&self) -> Dtype {
-        self.dtype.into()
-    }
-
     fn config(&self) -> Result<Config> {
         let preset = model::preset(&self.preset)?;
         let seq_len = self.seq.unwrap_or(preset.seq_len);
@@ -186,9 +264,8 @@ impl Train {
             "seq_len" => flag_error(Invalid { param: "seq".into(), ..invalid }),
             _ => flag_error(invalid),
         })?;
-        if self.backend == Backend::Candle && self.dtype() != Dtype::F32 {
-            let dtype = self.dtype().name();
-            return Err(Error::usage(format!("--dtype {dtype}: the plain twin has f32 only")));
+        if self.backend == Backend::Candle && self.dtype != Numbers::F32 {
+            return Err(Error::usage("--backend candle: the plain twin has `--dtype f32` only"));
         }
         if self.backend == Backend::Candle && self.accumulate != 1 {
             let accumulate = self.accumulate;
@@ -210,26 +287,28 @@ impl Train {
             .map(|()| (0..self.batch * config.seq_len).map(|_| rng.index(config.vocab_size) as u32).collect())
     }
 
-    /// The times of the steps, and the last one's loss.
-    fn kernels(&self, mut transformer: Transformer, threads: usize) -> (Vec<Duration>, f64) {
-        let config = &transformer.config.clone();
-        let [ids, targets] = self.tokens(config);
+    /// The times of the steps and the last one's loss, of each dtype. They take turns, so that whatever else the
+    /// machine does hits all alike.
+    fn kernels(&self, first: Transformer, threads: usize) -> Result<Vec<(Vec<Duration>, f64)>> {
+        let config = first.config.clone();
+        let [ids, targets] = self.tokens(&config);
         let all = Sequences::new(&ids, &targets, config.seq_len);
-        let mut executor = Executor::training(config, self.team(threads));
-        let mut optimizer = Optimizer::new(&transformer, &Options::new(self.optimizer.into(), RATE));
-        let mut loss = 0.0;
-        let step = |i: usize| {
-            let begun = Instant::now();
-            let keys = (i * self.accumulate..).take(self.accumulate);
-            let gradient = &mut optimizer.gradient;
-            loss = keys.map(|key| executor.gradient(&transformer, all, key as u64, 0.0, gradient)).sum();
-            let targets = (self.accumulate * ids.len()) as u64;
-            let norm = optimizer.norm(executor.team(), targets);
-            optimizer.update(executor.team(), transformer.trained_mut(), RATE, targets, norm);
-            begun.elapsed()
-        };
-        let times = (0..self.steps + 2).map(step).skip(2).collect();
-        (times, loss)
+        let mut first = Some(first);
+        let mut trainings = Vec::new();
+        for dtype in self.dtype.dtypes() {
+            let transformer = first.take().map_or_else(|| self.transformer(&config), Ok)?;
+            let optimizer = Optimizer::new(&transformer, &Options::new(self.optimizer.into(), RATE));
+            let executor = Executor::training(&config, Team::new(threads).in_dtype(dtype));
+            trainings.push((Training { transformer, executor, optimizer }, (Vec::new(), 0.0)));
+        }
+        for i in 0..self.steps + 2 {
+            for (training, (times, loss)) in &mut trainings {
+                let begun = Instant::now();
+                *loss = training.step(all, i, self.accumulate);
+                times.push(begun.elapsed());
+            }
+        }
+        Ok(trainings.into_iter().map(|(_, (times, loss))| (times[2..].to_vec(), loss)).collect())
     }
 
     /// The same steps with the gradient of the plain twin and the same dropout masks: a reference for the
@@ -238,7 +317,7 @@ impl Train {
         let config = &transformer.config.clone();
         let [ids, targets] = self.tokens(config);
         let all = Sequences::new(&ids, &targets, config.seq_len);
-        let team = self.team(1);
+        let team = Team::new(1);
         let mut optimizer = Optimizer::new(&transformer, &Options::new(self.optimizer.into(), RATE));
         let math = |e: candle_core::Error| Error::bug(format!("candle: {e}"));
         let (mut times, mut last) = (Vec::new(), 0.0);
@@ -253,6 +332,27 @@ impl Train {
             last = loss;
         }
         Ok((times.split_off(2), last))
+    }
+}
+
+/// A model that is trained.
+struct Training {
+    transformer: Transformer,
+    executor: Executor,
+    optimizer: Optimizer,
+}
+
+impl Training {
+    /// Step `i`, of so many batches; gives its loss.
+    fn step(&mut self, all: Sequences, i: usize, batches: usize) -> f64 {
+        let Training { transformer, executor, optimizer } = self;
+        let keys = (i * batches..).take(batches);
+        let gradient = &mut optimizer.gradient;
+        let loss = keys.map(|key| executor.gradient(transformer, all, key as u64, 0.0, gradient)).sum();
+        let targets = (batches * all.ids.len()) as u64;
+        let norm = optimizer.norm(executor.team(), targets);
+        optimizer.update(executor.team(), transformer.trained_mut(), RATE, targets, norm);
+        loss
     }
 }
 

@@ -1,6 +1,6 @@
 //! Products of matrices: `C = A·B`, `C = bias + A·B` or `C += A·B`.
 //!
-//! Each element of C is one chain of fused multiply-adds over k = 0, 1, 2, … from its initial value. Its bits
+//! In f32, each element of C is one chain of fused multiply-adds over k = 0, 1, 2, … from its initial value. Its bits
 //! depend on nothing else: not on the sizes of tiles and blocks below, not on which thread computes what, not
 //! on the width of the vectors, which run along the columns. A row gives the same bits alone and within a
 //! thousand.
@@ -22,7 +22,16 @@
 //! product first, each added with one rounding. A product of two bf16 is exact in f32, so that is a chain of
 //! fused multiply-adds too, and CPUs without the instruction compute the same bits with the tiles of f32.
 //! Numbers below 2^-55 count as 0, see [`pack`].
+//!
+//! **`bf16_tile`.** The same rounding; the order is that of Intel's matrix tiles (AMX, TDPBF16PS; found by comparing
+//! millions of its results). k is padded with zeros to blocks of 32; in each, two sums that begin at 0, over
+//! the even and over the odd k in rising order, each a chain of fused multiply-adds; their sum, rounded, is
+//! added to what C holds. Subnormal values of C count as 0, before and after. Where a NaN arises, its sign and
+//! payload are not defined. [`amx`] computes it with the instruction, [`tile::Blocks`] with those of f32, and
+//! [`thin`] for few rows of a matrix that is kept in bf16.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod pack;
 mod thin;
 mod tile;
@@ -30,14 +39,17 @@ mod tile;
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
+pub use self::pack::to_bf16_tile;
 use self::pack::{Numbers, RUN, STRIP, pack_left, pack_right, panel_in, panels, pieces};
 pub use self::thin::Panels;
-use self::thin::thin;
-use self::tile::{Begin, Block, Packed, Prefetch, Source};
+use self::thin::{thin, thin_blocks};
+use self::tile::{Begin, Block, Blocks, Chains, Kernel, Packed, Panel, Prefetch, Source};
 use super::Buffer;
 use super::dtype::Dtype;
-use super::simd::{Isa, LANES, Number, Simd, Tiles, simd};
+use super::simd::{Isa, LANES, Number, Simd, simd};
 use super::team::{Parts, Team};
 
 /// The most columns of a panel.
@@ -121,11 +133,10 @@ pub fn matmul(
         return;
     }
     product.check(m, n);
-    if team.dtype == Dtype::Bf16 {
-        let numbers = if has_exact_pairs(team.isa) { Numbers::Pairs } else { Numbers::Rounded };
+    if let Some(numbers) = rounded(team) {
         product.shared(team, numbers, m, n);
     } else if m <= THIN {
-        product.few(team, m, n);
+        product.columns(team, m, n, |columns| thin(team.isa, &product, 0..m, columns));
     } else if m * n * k < SERIAL {
         product.part(team.isa, 0..m, 0..n);
     } else {
@@ -133,7 +144,19 @@ pub fn matmul(
     }
 }
 
-/// [`matmul`] of up to [`THIN`] rows with a `b` of bf16: the same bits as with `b` converted to f32.
+/// What the team's products are packed as, where their numbers are to be rounded.
+fn rounded(team: &Team) -> Option<Numbers> {
+    Some(match team.dtype {
+        Dtype::F32 => return None,
+        Dtype::Bf16 if has_native(Numbers::Pairs, team.isa) => Numbers::Pairs,
+        Dtype::Bf16 => Numbers::Rounded,
+        Dtype::Bf16Tile if has_native(Numbers::Tiles, team.isa) => Numbers::Tiles,
+        Dtype::Bf16Tile => Numbers::Blocks,
+    })
+}
+
+/// [`matmul`] of up to [`THIN`] rows with a `b` of bf16: the same bits as with `b` converted to f32, if the
+/// team's dtype is f32 or `bf16_tile`. For the latter, `b` has no numbers below 2^-55.
 ///
 /// # Panics
 /// When a slice is too short for its shape, or there are more rows.
@@ -149,7 +172,13 @@ pub fn matmul_bf16(
     assert!((1..=THIN).contains(&m) && n > 0, "{m} rows of {n}");
     let product = Product { a, b, k, start, c: Parts::new(c), stride };
     product.check(m, n);
-    product.few(team, m, n);
+    if team.dtype == Dtype::Bf16Tile {
+        return thin::with_rounded(team, a, m, k, |a| {
+            let product = Product { a, ..product };
+            product.columns(team, m, n, |columns| thin_blocks(team.isa, &product, 0..m, columns));
+        });
+    }
+    product.columns(team, m, n, |columns| thin(team.isa, &product, 0..m, columns));
 }
 
 /// `c = start + a · b`, of which several threads may compute parts. Element (i, j) of c is
@@ -178,10 +207,8 @@ impl<N: Number> Product<'_, N> {
         }
     }
 
-    /// A product of few rows, by the threads of the team.
-    fn few(&self, team: &Team, m: usize, n: usize) {
-        // The ranges of columns are disjoint.
-        let part = |columns| thin(team.isa, self, 0..m, columns);
+    /// The columns of a product of few rows, by the threads of the team: `part` gets disjoint ranges.
+    fn columns(&self, team: &Team, m: usize, n: usize, part: impl Fn(Range<usize>) + Sync) {
         if m * n * self.k < SERIAL { part(0..n) } else { team.ranges(n, 8 * LANES, part) }
     }
 }
@@ -210,14 +237,15 @@ impl<'a> Product<'a> {
     fn shared(self, team: &Team, numbers: Numbers, m: usize, n: usize) {
         let Product { a, b, k, start, c, stride } = self;
         let isa = team.isa;
-        let (rows, group) = tasks(team.threads(), m, n.div_ceil(PANEL));
+        let (rows, group) = tasks(team.threads(), m, n.div_ceil(numbers.panel()), numbers.grain());
         let blocks = m.div_ceil(rows);
         let run = |a: Source, b: Source, columns: Range<usize>, steps: Range<usize>, start: Start| {
-            let groups = columns.len().div_ceil(PANEL).div_ceil(group);
+            let groups = columns.len().div_ceil(numbers.panel()).div_ceil(group);
             team.each(blocks * groups, |task| {
                 // Tasks differ in their rows or columns.
                 let (group_of, top) = (task / blocks, task % blocks * rows);
-                let mut own = panels(columns.clone()).skip(group_of * group).take(group);
+                let all = panels(columns.clone(), numbers.vectors());
+                let mut own = all.skip(group_of * group).take(group);
                 let first = own.next().expect("no more tasks than groups");
                 let columns = first.start..own.last().map_or(first.end, |last| last.end);
                 let rows = top..(top + rows).min(m);
@@ -255,17 +283,17 @@ impl<'a> Product<'a> {
                 }
             });
         } else if numbers.packs(a, n) {
-            let (most, runs) = (steps_of(m), m.div_ceil(RUN));
-            team.with_scratch(m * most + LANES, |scratch| {
+            let (most, runs, count) = (steps_of(m), m.div_ceil(RUN), numbers.padded(m));
+            team.with_scratch(count * most + LANES, |scratch| {
                 let data = Parts::new(scratch);
                 for (start, steps) in blocks_of(0..all, most, start) {
                     team.each(runs * steps.len().div_ceil(DEPTH), |task| {
                         let (first, top) = (task % runs * RUN, task / runs * DEPTH);
                         let block = steps.start + top..(steps.start + top + DEPTH).min(steps.end);
-                        let out = data.from(top * m + first * block.len());
+                        let out = data.from(top * count + first * block.len());
                         pack_left(isa, numbers, out, a, first..(first + RUN).min(m), block, k);
                     });
-                    let a = Packed { data, first: 0, count: m, step: steps.start };
+                    let a = Packed { data, first: 0, count, step: steps.start };
                     run(Source::Packed(a), own_b, 0..n, steps, start);
                 }
             });
@@ -281,7 +309,7 @@ thread_local! {
 }
 
 /// Rows and panels of a task.
-fn tasks(threads: usize, m: usize, panels: usize) -> (usize, usize) {
+fn tasks(threads: usize, m: usize, panels: usize, grain: usize) -> (usize, usize) {
     // Several tasks a thread, so that one that is preempted does not delay the others.
     let wanted = if threads == 1 { 1 } else { 4 * threads };
     let groups = |blocks: usize| wanted.div_ceil(blocks).min(panels);
@@ -296,7 +324,7 @@ fn tasks(threads: usize, m: usize, panels: usize) -> (usize, usize) {
             .unwrap_or_else(|| wanted.div_ceil(panels).min(m / 56).max(1))
     };
     // Whole tiles.
-    (m.div_ceil(blocks).next_multiple_of(8), panels.div_ceil(groups(blocks)))
+    (m.div_ceil(blocks).next_multiple_of(grain), panels.div_ceil(groups(blocks)))
 }
 
 /// The most columns of B that are packed at a time.
@@ -349,7 +377,7 @@ impl Part<'_> {
         TILES.with_borrow_mut(|tiles| {
             // As many rows as L2 holds, of as many steps as L1 holds.
             let most = self.rows.len().min(ROWS);
-            let len = most * DEPTH + LANES;
+            let len = numbers.padded(most) * DEPTH + LANES;
             if tiles.len() < len {
                 *tiles = Buffer::new(len);
             }
@@ -367,22 +395,24 @@ impl Part<'_> {
 
     /// The same with A as it is.
     fn panels(&self, isa: Isa, numbers: Numbers) {
-        #[cfg(target_arch = "x86_64")]
-        if numbers == Numbers::Pairs {
-            // SAFETY: pairs are chosen where the CPU has the instruction.
-            return unsafe { panels_of_pairs(self) };
+        match numbers {
+            // SAFETY: pairs and tiles are chosen where the CPU has the instructions.
+            #[cfg(target_arch = "x86_64")]
+            Numbers::Pairs => unsafe { panels_of_pairs(self) },
+            #[cfg(target_arch = "x86_64")]
+            Numbers::Tiles => unsafe { panels_of_tiles(self) },
+            Numbers::Blocks => panels_of_blocks(isa, self),
+            _ => panels_of_words(isa, self, numbers),
         }
-        debug_assert!(numbers != Numbers::Pairs);
-        panels_of_words(isa, self, numbers);
     }
 
-    /// Packs with `S` and multiplies with `T`.
+    /// Packs with `S` and multiplies with `K`.
     #[inline(always)]
-    unsafe fn panels_of<S: Simd, T: Tiles>(&self, numbers: Numbers) {
+    unsafe fn panels_of<S: Simd, K: Kernel>(&self, numbers: Numbers) {
         let Part { rows, columns, steps, k, a, b, start, c, stride } = self;
-        let all = panels(columns.clone());
+        let all = panels(columns.clone(), numbers.vectors());
         let blocks = steps.len().div_ceil(DEPTH).max(1);
-        let count = columns.len().div_ceil(PANEL);
+        let count = columns.len().div_ceil(numbers.panel());
         // If L2 holds all steps of these rows of A: all blocks of a panel, then the next panel, which reads
         // and writes C once while it is cached. Else all panels of a block, then the next block.
         let fits = rows.len() * steps.len() <= L2;
@@ -393,7 +423,7 @@ impl Part<'_> {
         };
         unsafe {
             // Not initialized: only what was packed before is read.
-            let mut scratch = MaybeUninit::<Panel>::uninit();
+            let mut scratch = MaybeUninit::<Scratch>::uninit();
             for i in 0..count * blocks {
                 let ((panel, steps), (next, then)) = (nth(i), nth((i + 1) % (count * blocks)));
                 let (top, depth, left, width) = (steps.start, steps.len(), panel.start, panel.len());
@@ -407,9 +437,10 @@ impl Part<'_> {
                     Source::Unpacked(b) => {
                         let packed = (&raw mut (*scratch.as_mut_ptr()).0).cast::<f32>();
                         panel_in::<S>(numbers, packed, *b, steps, *k, panel);
+                        let then = numbers.depths(then, *k);
                         let row = b.pointer(then.start, next.start);
                         let (width, stride) =
-                            if b.column == 1 { (PANEL, b.row) } else { (then.len(), b.column) };
+                            if b.column == 1 { (numbers.panel(), b.row) } else { (then.len(), b.column) };
                         (packed, Prefetch { row, column: 0, width, stride })
                     }
                 };
@@ -419,15 +450,8 @@ impl Part<'_> {
                     Start::Add => Begin::C,
                 };
                 let block = Block { a: *a, rows: rows.clone(), top, depth };
-                tile::panel::<T>(
-                    &block,
-                    packed,
-                    begin,
-                    c.pointer().wrapping_add(left),
-                    *stride,
-                    width,
-                    prefetch,
-                );
+                let (c, stride) = (c.pointer().wrapping_add(left), *stride);
+                K::panel(&block, Panel { packed, begin, c, stride, width, prefetch });
             }
         }
     }
@@ -436,7 +460,12 @@ impl Part<'_> {
 simd! {
     fn panels_of_words<S>(part: &Part, numbers: Numbers) {
         // SAFETY: S runs here, and the bounds were checked.
-        unsafe { part.panels_of::<S, S>(numbers) }
+        unsafe { part.panels_of::<S, Chains<S>>(numbers) }
+    }
+
+    fn panels_of_blocks<S>(part: &Part) {
+        // SAFETY: as above.
+        unsafe { part.panels_of::<S, Blocks<S>>(Numbers::Blocks) }
     }
 }
 
@@ -444,50 +473,96 @@ simd! {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16,avx2,fma")]
 unsafe fn panels_of_pairs(part: &Part) {
     use super::x86::{Avx512, Pairs};
-    unsafe { part.panels_of::<Avx512, Pairs>(Numbers::Pairs) }
+    unsafe { part.panels_of::<Avx512, Chains<Pairs>>(Numbers::Pairs) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512bf16,avx2,fma")]
+unsafe fn panels_of_tiles(part: &Part) {
+    use super::x86::{Avx512, has_tiles};
+    unsafe {
+        // Tests run the same code on every CPU that can pack its numbers.
+        #[cfg(test)]
+        if !has_tiles() {
+            return part.panels_of::<Avx512, amx::Matrix<amx::tests::Simulated>>(Numbers::Tiles);
+        }
+        debug_assert!(has_tiles());
+        amx::configure();
+        part.panels_of::<Avx512, amx::Matrix<amx::Native>>(Numbers::Tiles);
+        amx::release();
+    }
 }
 
 /// A block of a panel: 48 KiB.
 #[repr(align(64))]
-struct Panel([f32; DEPTH * PANEL]);
+struct Scratch([f32; DEPTH * PANEL]);
 
 /// The instructions of a team's products, for reports.
 pub fn instructions(team: &Team) -> String {
     match team.dtype {
         Dtype::F32 => team.isa.name().into(),
-        Dtype::Bf16 if has_exact_pairs(team.isa) => "AVX-512 BF16".into(),
+        Dtype::Bf16 if has_native(Numbers::Pairs, team.isa) => "AVX-512 BF16".into(),
         Dtype::Bf16 => format!("{}, rounded to bf16", team.isa.name()),
+        Dtype::Bf16Tile if has_native(Numbers::Tiles, team.isa) => "AMX".into(),
+        Dtype::Bf16Tile => format!("{}, in the order of AMX", team.isa.name()),
     }
 }
 
-/// Whether there is an instruction for pairs of bf16 and it gives the bits of its definition, which is tested
-/// once: a CPU or an emulator that rounds otherwise would silently make the bytes depend on the machine.
-fn has_exact_pairs(isa: Isa) -> bool {
-    static EXACT: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-    isa.has_pairs()
-        && *EXACT.get_or_init(|| {
-            let team = Team::new(1);
-            let (m, n, k) = (15, 65, 67);
-            // Of many magnitudes and both signs, so that a different order or rounding changes the result.
-            let number = |i: usize| {
-                let bits = (i as u32).wrapping_mul(0x9e37_79b1);
-                f32::from_bits((bits & 0x807f_ffff) | ((110 + (bits >> 24) % 34) << 23))
-            };
-            let a: Vec<f32> = (0..m * k).map(number).collect();
-            let b: Vec<f32> = (m * k..m * k + k * n).map(number).collect();
-            let [native, defined] = [Numbers::Pairs, Numbers::Rounded].map(|numbers| {
-                let mut c = vec![0.0; m * n];
-                let (a, b, start) = (View::new(&a, k), View::new(&b, n), Start::Zero);
-                Product { a, b, k, start, c: Parts::new(&mut c), stride: n }.shared(&team, numbers, m, n);
-                c.iter().map(|x| x.to_bits()).collect::<Vec<u32>>()
-            });
-            if native != defined {
-                tracing::warn!(
-                    "this CPU's bf16 instruction does not give the bits of its definition: it is not used"
-                );
-            }
-            native == defined
-        })
+/// Whether products are computed by the CPU's own instruction for pairs or tiles of bf16: if there is one and it
+/// gives the bits of its definition, which is tested once, for a CPU or an emulator that rounds otherwise would
+/// silently make the bytes depend on the machine; and, of pairs, if that is faster, which is measured once: Zen
+/// has twice as many a second as multiplications of f32, Sapphire Rapids half as many.
+fn has_native(native: Numbers, isa: Isa) -> bool {
+    static PAIRS: OnceLock<bool> = OnceLock::new();
+    static TILES: OnceLock<bool> = OnceLock::new();
+    match native {
+        Numbers::Pairs => {
+            let is_best = || is_exact(native, Numbers::Rounded) && is_faster(native, Numbers::Rounded);
+            isa.has_pairs() && *PAIRS.get_or_init(is_best)
+        }
+        _ => isa.has_tiles() && *TILES.get_or_init(|| is_exact(native, Numbers::Blocks)),
+    }
+}
+
+/// Whether a product of some 40 µs takes less time: the best of several.
+fn is_faster(native: Numbers, than: Numbers) -> bool {
+    let team = Team::new(1);
+    let (m, n, k) = (96, 96, 512);
+    let (a, b, mut c) = (vec![1.0; m * k], vec![1.0; k * n], vec![0.0; m * n]);
+    let mut best = [Duration::MAX; 2];
+    for _ in 0..5 {
+        for (numbers, best) in [native, than].into_iter().zip(&mut best) {
+            let (a, b, start) = (View::new(&a, k), View::new(&b, n), Start::Zero);
+            let product = Product { a, b, k, start, c: Parts::new(&mut c), stride: n };
+            let begun = Instant::now();
+            product.shared(&team, numbers, m, n);
+            *best = begun.elapsed().min(*best);
+        }
+    }
+    best[0] < best[1]
+}
+
+/// Whether a product has the same bits with the two.
+fn is_exact(native: Numbers, defined: Numbers) -> bool {
+    let team = Team::new(1);
+    let (m, n, k) = (15, 65, 67);
+    // Of many magnitudes and both signs, so that a different order or rounding changes the result.
+    let number = |i: usize| {
+        let bits = (i as u32).wrapping_mul(0x9e37_79b1);
+        f32::from_bits((bits & 0x807f_ffff) | ((110 + (bits >> 24) % 34) << 23))
+    };
+    let a: Vec<f32> = (0..m * k).map(number).collect();
+    let b: Vec<f32> = (m * k..m * k + k * n).map(number).collect();
+    let [found, expected] = [native, defined].map(|numbers| {
+        let mut c = vec![0.0; m * n];
+        let (a, b, start) = (View::new(&a, k), View::new(&b, n), Start::Zero);
+        Product { a, b, k, start, c: Parts::new(&mut c), stride: n }.shared(&team, numbers, m, n);
+        c.iter().map(|x| x.to_bits()).collect::<Vec<u32>>()
+    });
+    if found != expected {
+        tracing::warn!("{native:?} of bf16 on this CPU don't give the bits of their definition: not used");
+    }
+    found == expected
 }
 
 /// The speed of this machine's products in GFLOP/s: the best of several products of 2048 × 2048 matrices.
@@ -499,7 +574,7 @@ pub fn peak(team: &Team) -> f64 {
     a.iter_mut().chain(b.iter_mut()).enumerate().for_each(|(i, x)| *x = (i % 17) as f32);
     let mut best = f64::INFINITY;
     for _ in 0..8 {
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         matmul(team, (N, N, N), View::new(a, N), View::new(b, N), Start::Zero, c, N);
         best = best.min(begun.elapsed().as_secs_f64());
     }
@@ -517,28 +592,49 @@ mod tests {
         (0..n).map(|_| rng.normal() as f32).collect()
     }
 
-    /// The definition: one chain of fused multiply-adds an element; in bf16, of pairs of k the second first.
+    /// The definition: one chain of fused multiply-adds an element; in bf16, of pairs of k the second first; in
+    /// `bf16_tile`, see [`in_tiles`].
     fn plain(dtype: Dtype, (m, n, k): (usize, usize, usize), a: View, b: View, start: Start, c: &mut [f32]) {
-        let (order, number): (Vec<usize>, fn(f32) -> f32) = match dtype {
-            Dtype::F32 => ((0..k).collect(), |x| x),
-            Dtype::Bf16 => {
-                ((0..k).map(|i| if i + 1 < k || i % 2 == 1 { i ^ 1 } else { i }).collect(), rounded)
-            }
-        };
+        let number = if dtype == Dtype::F32 { |x| x } else { rounded };
         for i in 0..m {
             for j in 0..n {
-                let mut sum = match start {
+                let begin = match start {
                     Start::Zero => 0.0,
                     Start::Add => c[i * n + j],
                     Start::Bias(bias) => bias[j],
                 };
-                for k in &order {
+                let factors = |k: usize| {
                     let (x, y) = (a.data[i * a.row + k * a.column], b.data[k * b.row + j * b.column]);
-                    sum = number(x).mul_add(number(y), sum);
-                }
-                c[i * n + j] = sum;
+                    (number(x), number(y))
+                };
+                let add = |sum: f32, k: usize| {
+                    let (x, y) = factors(k);
+                    x.mul_add(y, sum)
+                };
+                c[i * n + j] = match dtype {
+                    Dtype::F32 => (0..k).fold(begin, add),
+                    Dtype::Bf16 => {
+                        let order = |i: usize| if i + 1 < k || i % 2 == 1 { i ^ 1 } else { i };
+                        (0..k).map(order).fold(begin, add)
+                    }
+                    Dtype::Bf16Tile => in_tiles(k, begin, factors),
+                };
             }
         }
+    }
+
+    /// Blocks of 32 of k, in each a sum over the even ones and one over the odd, whose sum is added to what was
+    /// there; subnormal numbers are 0 wherever they occur.
+    fn in_tiles(k: usize, begin: f32, factors: impl Fn(usize) -> (f32, f32)) -> f32 {
+        let normal = |x: f32| if x.is_subnormal() { 0f32.copysign(x) } else { x };
+        (0..k.div_ceil(32)).fold(begin, |c, block| {
+            let mut sums = [0.0; 2];
+            for k in 32 * block..(32 * block + 32).min(k) {
+                let (x, y) = factors(k);
+                sums[k % 2] = normal(normal(x).mul_add(normal(y), sums[k % 2]));
+            }
+            normal(normal(c) + normal(sums[0] + sums[1]))
+        })
     }
 
     /// Rounded to bf16, ties to even, with integers.
@@ -581,7 +677,7 @@ mod tests {
             (1010, 4100, 3),
             (1000, 66, 1030),
         ];
-        let all = Isa::available().into_iter().flat_map(|isa| [(isa, Dtype::F32), (isa, Dtype::Bf16)]);
+        let all = Isa::available().into_iter().flat_map(|isa| Dtype::ALL.map(|dtype| (isa, dtype)));
         for (isa, dtype) in all {
             let teams = [1, 3].map(|threads| Team::with(threads, isa).in_dtype(dtype));
             // Without a fused multiply-add in hardware the large ones take too long.
@@ -608,6 +704,78 @@ mod tests {
                 }
             }
         }
+    }
+
+    fn bits(c: &[f32]) -> Vec<u32> {
+        // Which NaN is not defined.
+        c.iter().map(|x| if x.is_nan() { f32::NAN } else { *x }.to_bits()).collect()
+    }
+
+    /// To the bit, with numbers of all sizes, subnormal and infinite ones and NaN among them, in A, B and what C
+    /// begins with: matrix tiles (simulated where the CPU has none), what stands for them on each instruction
+    /// set, and products of few rows with a matrix of bf16.
+    #[test]
+    fn tiles_and_what_stands_for_them_give_the_bits_of_their_definition() {
+        let has_tiles = Isa::best().has_tiles();
+        if !has_tiles {
+            eprintln!("no AMX here: its instructions are simulated, and not compared with their definition");
+        }
+        let sizes = [(1, 1, 1), (3, 65, 34), (16, 16, 32), (33, 49, 31), (100, 33, 700), (7, 130, 1100)];
+        for (kind, (m, n, k)) in (0..4).flat_map(|kind| sizes.map(|size| (kind, size))) {
+            let all = |n, label| -> Vec<f32> { (0..n).map(|i| strange(kind, i, label)).collect() };
+            let (a, b, before) = (all(m * k, 1), all(k * n, 2), all(m * n, 3));
+            for (at, bt, start) in (0..12).map(|i| (i & 1, i & 2, i / 4)) {
+                let a = if at == 0 { View::new(&a, k) } else { View::new(&a, m).t() };
+                let b = if bt == 0 { View::new(&b, n) } else { View::new(&b, k).t() };
+                let start = [Start::Zero, Start::Add, Start::Bias(&before[..n])][start];
+                let mut expected = before.clone();
+                plain(Dtype::Bf16Tile, (m, n, k), a, b, start, &mut expected);
+                let check = |team: &Team, numbers: Numbers| {
+                    let mut c = before.clone();
+                    let product = Product { a, b, k, start, c: Parts::new(&mut c), stride: n };
+                    product.shared(team, numbers, m, n);
+                    let what = format!("{numbers:?} on {}: {kind} {m} {n} {k} {at} {bt}", team.isa.name());
+                    assert!(bits(&c) == bits(&expected), "{what}");
+                };
+                for isa in Isa::available() {
+                    let team = Team::with(2, isa).in_dtype(Dtype::Bf16Tile);
+                    check(&team, Numbers::Blocks);
+                    if isa.has_pairs() {
+                        check(&team, Numbers::Tiles);
+                    }
+                    if m <= THIN {
+                        let (row, column) = if bt == 0 { (n, 1) } else { (1, k) };
+                        let b: Vec<u16> = b.data.iter().map(|x| to_bf16_tile(*x)).collect();
+                        let mut c = before.clone();
+                        matmul_bf16(&team, (m, n, k), a, View { data: &b, row, column }, start, &mut c, n);
+                        assert!(bits(&c) == bits(&expected), "thin on {}: {m} {n} {k}", isa.name());
+                    }
+                }
+            }
+        }
+        if has_tiles {
+            assert!(has_native(Numbers::Tiles, Isa::best()), "AMX is used");
+        }
+    }
+
+    /// Numbers of magnitudes that differ from kind to kind.
+    fn strange(kind: usize, i: usize, label: u32) -> f32 {
+        let bits = (i as u32).wrapping_mul(0x9e37_79b1).wrapping_add(label.wrapping_mul(0x85eb_ca6b));
+        let bits = (bits ^ bits >> 15).wrapping_mul(0x2c1b_3c6d);
+        let sizes = match kind {
+            0 => 110..144,
+            // Around 2^-55, where products are 2^-110: C begins with numbers around 2^-126.
+            1 if label == 3 => 0..30,
+            1 => 60..90,
+            // Products of all sizes, up to infinity.
+            2 => 0..255,
+            _ if i % 211 == 7 => 255..256,
+            _ => 120..130,
+        };
+        let exponent = sizes.start + (bits >> 23) % (sizes.end - sizes.start);
+        // Infinity and NaN that bf16 has, too.
+        let mantissa = if exponent == 255 { bits & 0x0040_0000 } else { bits & 0x007f_ffff };
+        f32::from_bits((bits << 8 & 0x8000_0000) | exponent << 23 | mantissa)
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::{PANEL, View};
-use crate::kernel::simd::{F, LANES, Simd, U, simd};
+use crate::kernel::simd::{F, LANES, Simd, U, simd, to_bf16};
 use crate::kernel::team::Parts;
 
 /// The content of a word of a packed tile or panel.
@@ -19,15 +19,24 @@ pub(super) enum Numbers {
     Rounded,
     /// The two bf16 of a pair of k, the first in the lower 16 bits.
     Pairs,
+    /// An f32 rounded to bf16; of each [`BLOCK`] of k the even ones are first.
+    Blocks,
+    /// As `Pairs`, in the tiles of [`super::amx`].
+    Tiles,
 }
 
+/// Values of k that a matrix tile multiplies: in `bf16_tile`, k is padded with zeros to a multiple of it.
+pub(super) const BLOCK: usize = 32;
+
 impl Numbers {
-    /// The steps of `k`. An odd k is padded with 0.
+    /// The steps of `k`, padded with 0 to whole pairs or blocks.
     pub fn steps(self, k: usize) -> usize {
         match self {
             Numbers::F32 => k,
             Numbers::Rounded => k.next_multiple_of(2),
             Numbers::Pairs => k.div_ceil(2),
+            Numbers::Blocks => k.next_multiple_of(BLOCK),
+            Numbers::Tiles => k.next_multiple_of(BLOCK) / 2,
         }
     }
 
@@ -40,9 +49,29 @@ impl Numbers {
         self != Numbers::F32 || stride.is_multiple_of(1024) || transposed && columns > 4 * LANES
     }
 
+    /// The most vectors of a panel of B.
+    pub fn vectors(self) -> usize {
+        if self == Numbers::Tiles { 2 } else { 3 }
+    }
+
+    /// The most columns of a panel of B.
+    pub fn panel(self) -> usize {
+        self.vectors() * LANES
+    }
+
+    /// What the rows of a task are a multiple of.
+    pub fn grain(self) -> usize {
+        if self == Numbers::Tiles { 32 } else { 8 }
+    }
+
+    /// The rows that packed tiles of `rows` rows take room for.
+    pub fn padded(self, rows: usize) -> usize {
+        if self == Numbers::Tiles { rows.next_multiple_of(LANES) } else { rows }
+    }
+
     /// The range of k of some steps.
-    fn depths(self, steps: Range<usize>, k: usize) -> Range<usize> {
-        let each = if self == Numbers::Pairs { 2 } else { 1 };
+    pub fn depths(self, steps: Range<usize>, k: usize) -> Range<usize> {
+        let each = if matches!(self, Numbers::Pairs | Numbers::Tiles) { 2 } else { 1 };
         (each * steps.start).min(k)..(each * steps.end).min(k)
     }
 }
@@ -50,16 +79,21 @@ impl Numbers {
 /// Rows of A that are packed by one task, and rounded at a time: a multiple of every tile height.
 pub(super) const RUN: usize = 96;
 
-/// Steps of B that are packed by one task.
-pub(super) const STRIP: usize = 16;
+/// Steps of B that are packed by one task: a multiple of [`BLOCK`].
+pub(super) const STRIP: usize = 32;
 
-/// Steps of A that are rounded at a time.
+/// Steps of A that are rounded at a time: a multiple of [`BLOCK`].
 const STAGE: usize = 32;
 
 simd! {
     /// The tiles of some rows, `steps` of them, of `a: [.., k]`.
     pub(super) fn pack_left<S>(numbers: Numbers, out: Parts, a: View, rows: Range<usize>, steps: Range<usize>, k: usize) {
-        assert!(out.len() >= rows.len() * steps.len());
+        assert!(out.len() >= numbers.padded(rows.len()) * steps.len());
+        #[cfg(target_arch = "x86_64")]
+        if numbers == Numbers::Tiles {
+            // SAFETY: the numbers are chosen where the CPU has the instructions; the bounds were checked.
+            return unsafe { super::amx::pack_left(out.pointer(), a, rows, numbers.depths(steps, k)) };
+        }
         let out = out.pointer();
         if numbers == Numbers::F32 {
             // SAFETY: S runs here, and the bounds were checked.
@@ -78,7 +112,9 @@ simd! {
                         let height = S::height(run.len() - i);
                         let to = (run.start - rows.start + i) * steps.len() + (some.start - steps.start) * height;
                         let from = &stage[i * depths.len()..];
-                        round_rows::<S>(numbers, from, depths.len(), height, out.add(to));
+                        assert!(from.len() >= depths.len() * height + LANES - 1);
+                        let (from, depth) = (from.as_ptr(), depths.len());
+                        round_rows::<S>(numbers, from, height, depth, some.len(), height, out.add(to));
                         i += height;
                     }
                 }
@@ -96,7 +132,7 @@ simd! {
         k: usize,
         columns: Range<usize>,
     ) {
-        for panel in panels(columns.clone()) {
+        for panel in panels(columns.clone(), numbers.vectors()) {
             let across = panel.len().next_multiple_of(LANES);
             let out = out.from((panel.start - columns.start) * steps.len() + strip.start * across);
             assert!(out.len() >= strip.len() * across);
@@ -121,27 +157,37 @@ pub(super) unsafe fn panel_in<S: Simd>(
         if numbers == Numbers::F32 {
             return panel_of::<S>(out, b, steps, columns);
         }
+        #[cfg(target_arch = "x86_64")]
+        if numbers == Numbers::Tiles {
+            return super::amx::pack_right(out, b, numbers.depths(steps, k), columns);
+        }
         let across = columns.len().next_multiple_of(LANES);
-        let mut stage = [0.0; 2 * STRIP * PANEL + LANES];
+        let mut stage = [0.0; 2 * STRIP * PANEL];
         for strip in pieces(steps.clone(), STRIP) {
             let depths = numbers.depths(strip.clone(), k);
             let depth = depths.len();
-            panel_of::<S>(stage.as_mut_ptr(), b, depths, columns.clone());
+            let (from, stride) = if b.column == 1 && across == columns.len() {
+                (b.pointer(depths.start, columns.start), b.row)
+            } else {
+                panel_of::<S>(stage.as_mut_ptr(), b, depths, columns.clone());
+                (stage.as_ptr(), across)
+            };
             let out = out.add((strip.start - steps.start) * across);
-            round_rows::<S>(numbers, &stage, depth, across, out);
+            round_rows::<S>(numbers, from, stride, depth, strip.len(), across, out);
         }
     }
 }
 
-/// The columns of each panel: three vectors, or two in the last one or two panels if three don't divide the
-/// columns. The panels of the columns of some consecutive panels are these panels.
-pub(super) fn panels(columns: Range<usize>) -> impl Iterator<Item = Range<usize>> + Clone {
+/// The columns of each panel: `most` vectors, 3 or 2, or one vector less in the last panels if that doesn't
+/// divide the columns. The panels of the columns of some consecutive panels are these panels.
+pub(super) fn panels(columns: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> + Clone {
     let vectors = columns.len().div_ceil(LANES);
-    let narrow = if vectors == 1 { 0 } else { (3 - vectors % 3) % 3 };
-    let wide = vectors.div_ceil(3) - narrow;
+    let narrow = if vectors == 1 { 0 } else { (most - vectors % most) % most };
+    let wide = vectors.div_ceil(most) - narrow;
+    let panel = most * LANES;
     (0..wide + narrow).map(move |i| {
         let (left, len) =
-            if i < wide { (i * PANEL, PANEL) } else { (i * PANEL - (i - wide) * LANES, PANEL - LANES) };
+            if i < wide { (i * panel, panel) } else { (i * panel - (i - wide) * LANES, panel - LANES) };
         let left = columns.start + left;
         left..(left + len).min(columns.end)
     })
@@ -154,9 +200,23 @@ pub(super) fn pieces(all: Range<usize>, len: usize) -> impl Iterator<Item = Rang
 
 /// Numbers below this, 2^-55, count as 0 in bf16: then no product and no sum of products is denormal, which
 /// VDPBF16PS flushes to 0 and other instructions don't.
-const LEAST: u32 = (127 - 55) << 23;
+pub(super) const LEAST: u32 = (127 - 55) << 23;
 
 const INFINITE: u32 = 0x7f80_0000;
+
+/// The nearest bf16 as products in bf16 and `bf16_tile` take it: 0 where `x` is below 2^-55.
+pub fn to_bf16_tile(x: f32) -> u16 {
+    if x.to_bits() << 1 >> 1 < LEAST { 0 } else { to_bf16(x) }
+}
+
+simd! {
+    /// Rounds a row to bf16, as products do.
+    pub(super) fn round_row<S>(row: &mut [f32]) {
+        for x in row.chunks_mut(LANES) {
+            round(F::<S>::load_some(x, 0.0)).float().store_some(x);
+        }
+    }
+}
 
 /// The nearest bf16, ties to even, in the upper 16 bits of each lane; the lower are 0. NaN stays NaN,
 /// infinity infinity.
@@ -172,38 +232,74 @@ fn round<S: Simd>(x: F<S>) -> U<S> {
     nearest.bits().xor(special.bits())
 }
 
-/// Rounds `rows: [depth, width]` into packed words. Reads, but does not write, up to 15 words behind a row.
+/// Rounds `rows: [depth, width]`, which begin every `stride`, into `steps` of packed words. Reads, but does not
+/// write, up to 15 words behind a row.
 #[inline(always)]
-unsafe fn round_rows<S: Simd>(numbers: Numbers, rows: &[f32], depth: usize, width: usize, out: *mut f32) {
-    assert!(rows.len() >= depth * width + LANES - 1);
-    for pair in 0..depth.div_ceil(2) {
-        let second = 2 * pair + 1 < depth;
-        for j in (0..width).step_by(LANES) {
-            let from = &rows[2 * pair * width + j..];
-            let low = round(F::<S>::load(from));
-            let high = if second { round(F::<S>::load(&from[width..])) } else { U::splat(0) };
-            // SAFETY: the caller's.
-            unsafe {
-                let to = |row: usize| out.add(row * width + j);
+unsafe fn round_rows<S: Simd>(
+    numbers: Numbers,
+    rows: *const f32,
+    stride: usize,
+    depth: usize,
+    steps: usize,
+    width: usize,
+    out: *mut f32,
+) {
+    let pairs = if numbers == Numbers::Blocks { steps / 2 } else { depth.div_ceil(2) };
+    for pair in 0..pairs {
+        let [first, second] = places(numbers, pair).map(|step| out.wrapping_add(step * width));
+        let some = depth.saturating_sub(2 * pair).min(2);
+        let from = rows.wrapping_add(2 * pair * stride);
+        // SAFETY: the caller's; what is not there is not read.
+        unsafe {
+            let load = |j: usize, i: usize| {
+                if i < some { F(S::load(from.add(i * stride + j))) } else { F::splat(0.0) }
+            };
+            if some == 2 && width == LANES / 2 && stride == width && numbers != Numbers::Pairs {
+                // Both in one vector.
+                let all = round(load(0, 0)).float().to_array();
+                std::ptr::copy_nonoverlapping(all.as_ptr(), first, LANES / 2);
+                std::ptr::copy_nonoverlapping(all.as_ptr().add(LANES / 2), second, LANES / 2);
+                continue;
+            }
+            for j in (0..width).step_by(LANES) {
+                let (low, high) = (round::<S>(load(j, 0)), round::<S>(load(j, 1)));
                 if numbers == Numbers::Pairs {
-                    put::<S>(low.shr::<16>().xor(high).float(), to(pair), width - j);
+                    put::<S>(low.shr::<16>().xor(high).float(), first.add(j), width - j);
                 } else {
-                    put::<S>(high.float(), to(2 * pair), width - j);
-                    put::<S>(low.float(), to(2 * pair + 1), width - j);
+                    put::<S>(high.float(), second.add(j), width - j);
+                    put::<S>(low.float(), first.add(j), width - j);
                 }
             }
         }
     }
 }
 
-/// Stores the first `n` lanes, or all 16.
+/// The steps that the first and the second of a pair of k are packed to.
+#[inline(always)]
+fn places(numbers: Numbers, pair: usize) -> [usize; 2] {
+    match numbers {
+        Numbers::Blocks => {
+            const HALF: usize = BLOCK / 2;
+            let even = pair / HALF * BLOCK + pair % HALF;
+            [even, even + HALF]
+        }
+        Numbers::Pairs => [pair, pair],
+        _ => [2 * pair + 1, 2 * pair],
+    }
+}
+
+/// Stores the first `n` lanes, or all 16. Tiles are 8 or 6 rows high: of a known length, a copy is no call.
 #[inline(always)]
 unsafe fn put<S: Simd>(x: F<S>, to: *mut f32, n: usize) {
     unsafe {
         if n >= LANES {
-            S::store(to, x.0);
-        } else {
-            std::ptr::copy_nonoverlapping(x.to_array().as_ptr(), to, n);
+            return S::store(to, x.0);
+        }
+        let all = x.to_array();
+        match n {
+            8 => std::ptr::copy_nonoverlapping(all.as_ptr(), to, 8),
+            6 => std::ptr::copy_nonoverlapping(all.as_ptr(), to, 6),
+            _ => std::ptr::copy_nonoverlapping(all.as_ptr(), to, n),
         }
     }
 }
@@ -293,17 +389,17 @@ mod tests {
     /// What packing for several tasks relies on.
     #[test]
     fn panels_cover_their_columns_and_consecutive_ones_are_panels_of_theirs() {
-        for n in 0..400 {
-            let all: Vec<_> = panels(7..7 + n).collect();
-            assert_eq!(all.len(), n.div_ceil(PANEL), "{n} columns");
+        for (n, most) in (0..400).flat_map(|n| [(n, 3), (n, 2)]) {
+            let all: Vec<_> = panels(7..7 + n, most).collect();
+            assert_eq!(all.len(), n.div_ceil(most * LANES), "{n} columns");
             assert!(all.windows(2).all(|two| two[0].end == two[1].start && two[0].len() % LANES == 0));
             assert_eq!(all.first().map_or(7, |p| p.start)..all.last().map_or(7, |p| p.end), 7..7 + n);
             // None is only one vector wide, unless all of B is.
-            assert!(n <= LANES || all.iter().all(|p| p.len() > LANES), "{all:?}");
+            assert!(most == 2 || n <= LANES || all.iter().all(|p| p.len() > LANES), "{all:?}");
             for group in [1, 2, 3, 5] {
                 for some in all.chunks(group) {
                     let own = some[0].start..some[some.len() - 1].end;
-                    assert!(panels(own).eq(some.iter().cloned()), "{some:?} of {n}");
+                    assert!(panels(own, most).eq(some.iter().cloned()), "{some:?} of {n}");
                 }
             }
         }
