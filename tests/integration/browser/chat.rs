@@ -334,6 +334,7 @@ fn an_error_is_shown_in_place_and_a_retry_answers() {
     let served = Served::at(port, project, &[]);
     browser.click(".message.assistant .notice button");
     browser.wait_for(ANSWER, ANSWERS[0].1);
+    browser.wait_for(META, "complete");
     assert_eq!(browser.count(".message"), 2, "the same answer, no branch");
 
     // A model that is not served, of a conversation from elsewhere.

@@ -255,7 +255,12 @@ impl Browser {
 
     /// The text of the only file that was downloaded; the file is gone then.
     pub fn downloaded(&self) -> String {
-        let whole = |path: &Path| path.extension().is_none_or(|end| end != "crdownload");
+        // While it is written it has another name, or nothing in it.
+        let whole = |path: &Path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let hidden = name.starts_with('.') || name.ends_with(".crdownload");
+            !hidden && std::fs::metadata(path).is_ok_and(|file| file.len() > 0)
+        };
         let file = self.until(|| {
             let mut files =
                 std::fs::read_dir(self.downloads.path()).ok()?.filter_map(|file| Some(file.ok()?.path()));
