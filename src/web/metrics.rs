@@ -108,12 +108,15 @@ impl Metrics {
     }
 }
 
+/// What a gauge of a model shows.
+type Gauge = fn(&super::Loaded) -> usize;
+
 fn render_models(text: &mut Text, models: &Registry) {
     let [used, limit] = models.memory();
     text.single("model_memory_bytes", "gauge", "Memory of the loaded models", used as f64);
     text.single("model_memory_limit_bytes", "gauge", "Memory that models may take", limit as f64);
     let loaded = models.loaded();
-    let gauges: [(&str, &str, fn(&super::Loaded) -> usize); 2] = [
+    let gauges: [(&str, &str, Gauge); 2] = [
         ("sequences_running", "Sequences in a model's batch", |loaded| loaded.engine.running()),
         ("requests_waiting", "Requests that wait for a model", |loaded| loaded.engine.waiting()),
     ];

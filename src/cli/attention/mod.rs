@@ -9,7 +9,7 @@
 mod heat;
 mod svg;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -79,7 +79,7 @@ impl Attention {
         Ok(ExitCode::SUCCESS)
     }
 
-    fn write_svg(&self, seen: &Seen, path: &PathBuf, format: Format) -> Result<()> {
+    fn write_svg(&self, seen: &Seen, path: &Path, format: Format) -> Result<()> {
         let view = seen.view()?;
         let bytes = place::file(path, self.force, |into| {
             let written = into.write_all(svg::document(&view).as_bytes());

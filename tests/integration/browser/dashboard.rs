@@ -40,7 +40,7 @@ fn gated() -> Project {
     let folder = project.path("").display().to_string();
     project.write("pipelines/p.yaml", GATED.replace("FOLDER", folder.trim_end_matches('/')));
     let line = |i: usize| {
-        let markup = if i % 10 == 0 { INJECTION } else { "" };
+        let markup = if i.is_multiple_of(10) { INJECTION } else { "" };
         format!("{}\n", json!({ "text": format!("{markup}The {i} cats sit on {} mats.", i * 7 % 13) }))
     };
     project.write("data/text.jsonl", (0..300).map(line).collect::<String>());
