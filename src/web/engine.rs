@@ -151,9 +151,7 @@ impl Engine {
     pub fn running(&self) -> usize {
         self.gauges.running.load(Relaxed)
     }
-}
 
-impl Engine {
     /// Whether its thread panicked: it answers no more.
     pub fn is_dead(&self) -> bool {
         self.thread.is_finished()
@@ -189,8 +187,9 @@ impl Worker {
             let begun = Instant::now();
             let events = self.scheduler.step();
             self.metrics.step(begun.elapsed());
-            events.into_iter().for_each(|event| self.pass_on(event));
+            // Before anybody hears that a request has ended.
             self.gauges.running.store(self.scheduler.running(), Relaxed);
+            events.into_iter().for_each(|event| self.pass_on(event));
         }
     }
 

@@ -10,7 +10,7 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 
-use super::{Registry, Shared, pages};
+use super::{Loaded, Registry, Shared, pages};
 use crate::base::machine;
 
 /// Upper ends of the classes that durations are counted in, in seconds.
@@ -108,17 +108,17 @@ impl Metrics {
     }
 }
 
-/// What a gauge of a model shows.
-type Gauge = fn(&super::Loaded) -> usize;
-
 fn render_models(text: &mut Text, models: &Registry) {
     let [used, limit] = models.memory();
     text.single("model_memory_bytes", "gauge", "Memory of the loaded models", used as f64);
     text.single("model_memory_limit_bytes", "gauge", "Memory that models may take", limit as f64);
     let loaded = models.loaded();
-    let gauges: [(&str, &str, Gauge); 2] = [
-        ("sequences_running", "Sequences in a model's batch", |loaded| loaded.engine.running()),
-        ("requests_waiting", "Requests that wait for a model", |loaded| loaded.engine.waiting()),
+    type Value = fn(&Loaded) -> usize;
+    let running: Value = |loaded| loaded.engine.running();
+    let waiting: Value = |loaded| loaded.engine.waiting();
+    let gauges = [
+        ("sequences_running", "Sequences in a model's batch", running),
+        ("requests_waiting", "Requests that wait for a model", waiting),
     ];
     for (name, help, value) in gauges {
         text.head(name, "gauge", help);

@@ -24,7 +24,7 @@ const SEQ_LEN: usize = 64;
 fn model(seed: u64) -> Model {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizers/byte_bpe.json");
     let tokenizer = Tokenizer::load(Path::new(path)).unwrap();
-    let config = Config { d_ff: 32, dropout: 0.0, ..gpt2(tokenizer.vocab_size(), SEQ_LEN, 2, 2, 16) };
+    let config = Config { d_ff: 32, dropout: 0.0, ..gpt2(tokenizer.vocab_size(), 16, 2, 2, SEQ_LEN) };
     Model { transformer: Transformer::fresh(&config, seed), tokenizer }
 }
 
@@ -179,10 +179,15 @@ fn a_completion_is_what_generate_says_whole_and_in_events() {
 #[test]
 fn a_chat_answers_with_tokens_and_stops() {
     block_on(async {
-        let served = Served::one();
+        let (served, model) = (Served::one(), model(1));
+        // Only these letters may be chosen.
+        let letters = ["a", "b", "c"].map(|letter| model.tokenizer.encode(letter).unwrap()[0].to_string());
+        let forced = |ids: &[String]| -> Value {
+            Value::Object(ids.iter().map(|id| (id.clone(), json!(100))).collect())
+        };
         let body = json!({
             "model": "m", "messages": said(), "temperature": 0, "max_completion_tokens": 9, "logprobs": true,
-            "top_logprobs": 3,
+            "top_logprobs": 3, "logit_bias": forced(&letters),
         });
         let whole = served.ask("/v1/chat/completions", body.clone()).await;
         let choice = &whole["choices"][0];
@@ -193,10 +198,14 @@ fn a_chat_answers_with_tokens_and_stops() {
         let tokens = choice["logprobs"]["content"].as_array().unwrap();
         assert_eq!(tokens.len(), 9);
         for token in tokens {
-            let top = token["top_logprobs"].as_array().unwrap();
-            // Greedy: the most probable is the token itself.
-            assert_eq!(top.len(), 3);
-            assert_eq!((&top[0]["token"], &top[0]["logprob"]), (&token["token"], &token["logprob"]));
+            let top: Vec<f64> = token["top_logprobs"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|t| t["logprob"].as_f64().unwrap())
+                .collect();
+            assert!(top.len() == 3 && top.is_sorted_by(|a, b| a >= b), "{token}");
+            assert!(token["logprob"].as_f64().unwrap() <= top[0], "{token}");
         }
         let content = choice["message"]["content"].as_str().unwrap();
         let mut streamed = body.clone();
@@ -220,10 +229,15 @@ fn a_chat_answers_with_tokens_and_stops() {
         let first = content.find(&content[at..end]).unwrap();
         assert_eq!(stopped["choices"][0]["message"]["content"], content[..first]);
         assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
+        let first = tokens[0]["token"].as_str().unwrap();
+        let others: Vec<String> = letters
+            .iter()
+            .zip(["a", "b", "c"])
+            .filter(|(_, l)| *l != first)
+            .map(|(id, _)| id.clone())
+            .collect();
         let mut banned = body;
-        let id =
-            served.ask("/tokenize", json!({"content": tokens[0]["token"]})).await["tokens"][0].to_string();
-        banned["logit_bias"] = json!({id: -100});
+        banned["logit_bias"] = forced(&others);
         assert_ne!(served.ask("/v1/chat/completions", banned).await["choices"], whole["choices"]);
     });
 }
@@ -396,7 +410,11 @@ fn requests_that_are_none_have_their_status_in_the_same_shape() {
             (with(Method::POST, chat, json, "{\n  \"model\" 1}"), 400, "line 2 column 11"),
             (with(Method::POST, chat, json, "[]"), 400, "expected a map"),
             (with(Method::POST, chat, json, ""), 400, "is not JSON"),
-            (with(Method::POST, chat, json, &"[".repeat(100_000)), 400, "recursion limit"),
+            (
+                with(Method::POST, chat, json, &format!("{{\"a\": {}", "[".repeat(100_000))),
+                400,
+                "recursion limit",
+            ),
             (with(Method::POST, chat, json, "{\"model\": \"\u{0}\"}"), 400, "control character"),
             (with(Method::POST, chat, json, &large), 413, "larger than 1.0 MiB"),
             (with(Method::GET, &format!("/{}", "x".repeat(20_000)), None, ""), 431, "larger than 16.0 KiB"),
@@ -564,15 +582,17 @@ fn models_take_turns_in_memory_and_are_loaded_anew_when_they_changed() {
 #[test]
 fn a_model_that_does_not_read_or_fit_is_an_error_that_says_so() {
     block_on(async {
-        let mut limits = Limits { memory: 1000, ..limits() };
-        limits.scheduler.prefix_bytes = 0;
-        let served = Served::new(&["m"], limits, Access::default());
-        let ask = async || served.post("/v1/completions", &json!({"model": "m", "prompt": "x"})).await;
-        let (status, error) = ask().await;
+        let ask = async |served: &Served| {
+            served.post("/v1/completions", &json!({"model": "m", "prompt": "x"})).await
+        };
+        let small = Served::new(&["m"], Limits { memory: 1000, ..limits() }, Access::default());
+        let (status, error) = ask(&small).await;
         assert_eq!((status.as_u16(), error["error"]["code"].as_str()), (503, Some("out_of_memory")));
-        std::fs::remove_file(served.folder.path().join("m/model.safetensors")).unwrap();
-        let (status, error) = ask().await;
+        let broken = Served::one();
+        std::fs::remove_file(broken.folder.path().join("m/model.safetensors")).unwrap();
+        let (status, error) = ask(&broken).await;
         assert_eq!((status.as_u16(), error["error"]["param"].as_str()), (500, Some("model")), "{error}");
+        assert_eq!(error["error"]["code"], "model_unreadable");
     });
 }
 

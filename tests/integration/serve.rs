@@ -16,7 +16,7 @@ use crate::project::Project;
 fn write_model(folder: &Path, seed: u64) {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tokenizers/byte_bpe.json");
     let tokenizer = Tokenizer::load(Path::new(path)).unwrap();
-    let config = Config { d_ff: 32, dropout: 0.0, ..gpt2(tokenizer.vocab_size(), 64, 2, 2, 16) };
+    let config = Config { d_ff: 32, dropout: 0.0, ..gpt2(tokenizer.vocab_size(), 16, 2, 2, 64) };
     std::fs::create_dir_all(folder).unwrap();
     Model { transformer: Transformer::fresh(&config, seed), tokenizer }.save(folder).unwrap();
 }
