@@ -255,6 +255,9 @@ fn damage_and_names_that_are_markup_are_told_in_their_place() {
     browser.click(".stage summary");
     browser.wait_for(".stage-body", INJECTION);
     browser.assert_fits();
+    // A phone shows a page that is too wide in a wider window, so its window's width proves nothing.
+    let widest = "return document.documentElement.scrollWidth <= document.documentElement.clientWidth";
+    assert_eq!(browser.script(widest, &[]), json!(true), "wider than the phone");
     browser.screenshots("run-markup");
     // The blob of a model is cut off behind the store's back.
     let blob = std::fs::metadata(&weights).expect("there");
