@@ -32,7 +32,7 @@ pub fn mean_top_k(
     let v = vocabulary(teachers);
     assert!(k > 0 && k <= v, "{k} of {v} ids");
     assert_eq!([ids.len(), probabilities.len()], [all.ids.len() * k; 2], "k ids a row");
-    let some = sequences_of(all.length);
+    let some = sequences_of(teachers[0].0.team(), all.length);
     let rows = some * all.length;
     let outputs = ids.chunks_mut(rows * k).zip(probabilities.chunks_mut(rows * k)).map(Mutex::new);
     let parts: Vec<_> = split(all, some).zip(outputs).collect();

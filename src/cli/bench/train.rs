@@ -366,3 +366,34 @@ fn flops(config: &Config, frozen: bool) -> f64 {
     let weights = config.n_layer * weights + config.vocab_size * c;
     (if frozen { 4 } else { 6 } * weights + 6 * config.n_layer * attention) as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_dtypes_learn_alike_and_the_fastest_is_named() {
+        let train = Train {
+            preset: "tinylm-1.5m".into(),
+            dtype: Numbers::All,
+            batch: 1,
+            accumulate: 1,
+            seq: Some(16),
+            steps: 1,
+            threads: Some(1),
+            dropout: None,
+            optimizer: OptimizerArg::Adamw,
+            lora_rank: 0,
+            backend: Backend::Kernels,
+            peak: false,
+        };
+        let found = Comparison::new(train.measure().unwrap());
+        let names: Vec<&str> = found.dtypes.iter().map(|of| of.dtype).collect();
+        assert_eq!(names, ["f32", "bf16", "bf16_tile"]);
+        assert!(found.dtypes.iter().all(|of| (of.loss - found.dtypes[0].loss).abs() < 0.05), "{found:?}");
+        let fastest = found.dtypes.iter().find(|of| of.dtype == found.fastest).unwrap();
+        assert!(found.dtypes.iter().all(|of| of.step_ms >= fastest.step_ms), "{found:?}");
+        assert!(found.text().contains(&format!("{} is the fastest here", found.fastest)), "{}", found.text());
+        assert!(Train { backend: Backend::Candle, ..train }.measure().is_err());
+    }
+}
