@@ -177,10 +177,11 @@ fn new_run(runs: &Path) -> (String, PathBuf, Option<RunFolder>) {
     }
 }
 
-/// `20261121-042233-1a2b`: sorts by time; the end tells apart what began in the same second.
+/// `20261121-042233-1a2b`: sorts by time; the end is the part of the second that has passed, in 1/65536.
 fn run_id() -> String {
     let now = SystemTime::now();
     let time: chrono::DateTime<chrono::Utc> = now.into();
-    let tail = time.timestamp_subsec_nanos() ^ std::process::id().rotate_left(16);
-    format!("{}-{:04x}", time.format("%Y%m%d-%H%M%S"), tail & 0xffff)
+    // A leap second has more than 10^9 nanoseconds.
+    let tail = (u64::from(time.timestamp_subsec_nanos()) << 16) / 1_000_000_000;
+    format!("{}-{:04x}", time.format("%Y%m%d-%H%M%S"), tail.min(0xffff))
 }

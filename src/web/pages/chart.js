@@ -102,9 +102,12 @@ class LineChart {
       svg("line", { class: "grid-line faint", x1: x.at(t), x2: x.at(t), y1: MARGIN.top, y2: bottom }),
       svg("text", { class: "tick", x: x.at(t), y: bottom + 16, "text-anchor": "middle" }, tick(t)),
     ]);
+    // Names of figures are of any length; a letter of a label is some 7 units wide.
+    const room = Math.max(8, Math.floor((width - MARGIN.left - MARGIN.right) / 8));
+    const yLabel = this.yLabel.length > room ? `${this.yLabel.slice(0, room - 1)}…` : this.yLabel;
     return svg("g", { "aria-hidden": "true" }, horizontal, vertical,
       svg("text", { class: "axis-label", x: width - MARGIN.right, y: height - 2, "text-anchor": "end" }, this.xLabel),
-      svg("text", { class: "axis-label", x: MARGIN.left + 6, y: MARGIN.top + 4, "text-anchor": "start" }, this.yLabel));
+      svg("text", { class: "axis-label", x: MARGIN.left + 6, y: MARGIN.top + 4, "text-anchor": "start" }, yLabel));
   }
 
   /** Every x at which some series has a point. */

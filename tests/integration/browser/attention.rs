@@ -61,7 +61,7 @@ fn turns_of_a_chat_are_read_and_what_is_too_long_is_told() {
     browser.assert_fits();
     browser.click("#asked .segments button:nth-child(1)");
     ask(&browser, &"word ".repeat(200));
-    browser.wait_for("[role=alert]", "the model holds 128");
+    browser.wait_for("[role=alert]", "the model holds 96");
     assert!(browser.shows(".bars"), "the last result stays");
     browser.assert_clean_but(&["400"]);
 }
