@@ -33,25 +33,24 @@ fn every_shipped_file_fits_the_schema_and_validates() {
     for (name, _) in &pipelines {
         let file = format!("pipelines/{name}");
         let mut args = vec!["validate".to_string(), file.clone()];
-        for variable in BROUGHT.iter().filter(|(pipeline, _)| pipeline == name).map(|(_, variable)| variable)
-        {
+        for (_, variable, brought) in BROUGHT.iter().filter(|(pipeline, _, _)| pipeline == name) {
             let ran = project.tinylm(&["validate", &file]);
             let help = format!("`--set vars.{variable}=PATH`");
             assert!(ran.code == 2 && ran.stderr.contains(&help), "{name}: {}", ran.stderr);
-            project.write(&format!("mine/{variable}"), "mine");
-            args.extend(["--set".into(), format!("vars.{variable}=./mine/{variable}")]);
+            project.write(&format!("mine/{brought}"), "mine");
+            args.extend(["--set".into(), format!("vars.{variable}=./mine/{brought}")]);
         }
         let ran = project.tinylm(&args.iter().map(String::as_str).collect::<Vec<_>>());
         assert_eq!(ran.code, 0, "{name}: {}", ran.stderr);
     }
 }
 
-/// Pipelines of files that are not in the repository, and the variables that name them.
-const BROUGHT: [(&str, &str); 4] = [
-    ("grammar.yaml", "corpus"),
-    ("grammar.yaml", "pairs"),
-    ("import_stories260k.yaml", "checkpoint"),
-    ("import_stories260k.yaml", "tokenizer"),
+/// Pipelines of files that are not in the repository, the variables that name them, and a name that such a file has.
+const BROUGHT: [(&str, &str, &str); 4] = [
+    ("grammar.yaml", "corpus", "corpus.txt"),
+    ("grammar.yaml", "pairs", "pairs.tsv"),
+    ("import_stories260k.yaml", "checkpoint", "stories.bin"),
+    ("import_stories260k.yaml", "tokenizer", "tok512.bin"),
 ];
 
 #[test]
