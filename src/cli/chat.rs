@@ -8,22 +8,17 @@ use clap::Args;
 use serde_json::json;
 
 use super::generate::Decoding;
+use super::given::ModelArgs;
 use super::{Format, out, print_json};
 use crate::base::{Error, Result, machine};
 use crate::generate::{Conversation, Options};
 use crate::model::Model;
 use crate::report::style::Style;
-use crate::target::load_model;
 
 #[derive(Args)]
 pub struct Chat {
-    /// The model: a folder, `PIPELINE:STAGE` or `PIPELINE:STAGE.PORT`.
-    #[arg(long, value_name = "TARGET")]
-    model: String,
-    /// Low-rank adapters (LoRA) that are merged into the model: a folder, `PIPELINE:STAGE` or
-    /// `PIPELINE:STAGE.PORT`.
-    #[arg(long, value_name = "TARGET")]
-    adapter: Option<String>,
+    #[command(flatten)]
+    model: ModelArgs,
     /// What the model is told before the conversation.
     #[arg(long)]
     system: Option<String>,
@@ -34,7 +29,7 @@ pub struct Chat {
 impl Chat {
     pub fn run(self, format: Format) -> Result<ExitCode> {
         let mut options = self.decoding.options()?;
-        let model = load_model(&self.model, self.adapter.as_deref(), self.decoding.dtype.into())?;
+        let model = self.model.load(self.decoding.dtype)?;
         let mut chat = Conversation::new(&model, self.system.as_deref(), machine::threads());
         let stdin = std::io::stdin();
         let live = stdin.is_terminal();

@@ -12,6 +12,7 @@ use clap::{ArgGroup, Args, ValueEnum};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::given::ModelArgs;
 use super::prompts::{Asked, Prompts, Row};
 use super::{DtypeArg, Format, flag_error, out, place, print_json};
 use crate::base::error::Fault;
@@ -21,19 +22,13 @@ use crate::corpus::conversation::{Message, Role};
 use crate::generate::{self, Continuation, Finish, Options, Session, Strategy};
 use crate::model::Model;
 use crate::report::style::Style;
-use crate::target::load_model;
 use crate::tokenizer::chat;
 
 #[derive(Args)]
 #[command(group(ArgGroup::new("asked").required(true).args(["prompt", "prompts"])))]
 pub struct Generate {
-    /// The model: a folder, `PIPELINE:STAGE` or `PIPELINE:STAGE.PORT`.
-    #[arg(long, value_name = "TARGET")]
-    model: String,
-    /// Low-rank adapters (LoRA) that are merged into the model: a folder, `PIPELINE:STAGE` or
-    /// `PIPELINE:STAGE.PORT`.
-    #[arg(long, value_name = "TARGET")]
-    adapter: Option<String>,
+    #[command(flatten)]
+    model: ModelArgs,
     /// What the text begins with.
     #[arg(long)]
     prompt: Option<String>,
@@ -116,8 +111,9 @@ impl StrategyArg {
 }
 
 impl Decoding {
+    /// Warns of flags that the strategy has no use for.
     pub fn options(&self) -> Result<Options> {
-        self.validate_strategy()?;
+        self.unused().iter().for_each(|what| out::warn(what));
         let defaults = Options::default();
         let options = Options {
             strategy: match self.strategy {
@@ -141,8 +137,8 @@ impl Decoding {
         Ok(options)
     }
 
-    /// Refuses flags that were given and that the strategy has no use for.
-    fn validate_strategy(&self) -> Result<()> {
+    /// What to say of the flags that were given and that the strategy has no use for.
+    fn unused(&self) -> Vec<String> {
         let of_sample = [
             ("--temperature", self.temperature.is_some()),
             ("--top-k", self.top_k.is_some()),
@@ -153,11 +149,12 @@ impl Decoding {
             [("--num-beams", self.num_beams.is_some()), ("--length-penalty", self.length_penalty.is_some())];
         let sample = of_sample.map(|flag| (StrategyArg::Sample, flag));
         let beam = of_beam.map(|flag| (StrategyArg::Beam, flag));
-        let mut given = sample.into_iter().chain(beam).filter(|(_, (_, given))| *given);
-        let Some((of, (flag, _))) = given.find(|(of, _)| *of != self.strategy) else { return Ok(()) };
-        let [of, strategy] = [of, self.strategy].map(StrategyArg::name);
-        Err(Error::usage(format!("{flag} changes nothing with --strategy {strategy}"))
-            .help(format!("leave it out, or use --strategy {of}")))
+        let given = sample.into_iter().chain(beam).filter(|(of, (_, given))| *given && *of != self.strategy);
+        let strategy = self.strategy.name();
+        let say = |of: StrategyArg, flag: &str| {
+            format!("{flag} changes nothing with --strategy {strategy}: it is for --strategy {}", of.name())
+        };
+        given.map(|(of, (flag, _))| say(of, flag)).collect()
     }
 }
 
@@ -168,7 +165,7 @@ impl Generate {
         // Mistakes are told before a model is loaded.
         let file = out::logged(|| self.prompts.as_deref().map(Prompts::read).transpose())?;
         self.output.iter().try_for_each(|path| place::must_be_free_for_a_file(path, self.force))?;
-        let model = load_model(&self.model, self.adapter.as_deref(), self.decoding.dtype.into())?;
+        let model = self.model.load(self.decoding.dtype)?;
         let inputs = match (file, &self.prompt) {
             (Some(file), _) => inputs_of(&model, file)?,
             (None, Some(prompt)) => {
@@ -433,25 +430,36 @@ mod tests {
         decoding: Decoding,
     }
 
-    fn options(args: &str) -> Result<Options> {
+    fn decoding(args: &str) -> Decoding {
         let args = std::iter::once("tinylm").chain(args.split_whitespace());
-        Only::try_parse_from(args).expect("flags that there are").decoding.options()
+        Only::try_parse_from(args).expect("flags that there are").decoding
+    }
+
+    fn options(args: &str) -> Result<Options> {
+        decoding(args).options()
     }
 
     #[test]
-    fn flags_that_a_strategy_has_no_use_for_are_refused() {
-        for (args, refused) in [
-            ("--num-beams 3", "--num-beams changes nothing with --strategy sample"),
+    fn flags_that_a_strategy_has_no_use_for_are_named() {
+        for (args, unused) in [
+            ("", ""),
+            ("--temperature 0.5 --min-p 0", ""),
+            ("--strategy beam --num-beams 3", ""),
             (
-                "--strategy greedy --length-penalty -1",
-                "--length-penalty changes nothing with --strategy greedy",
+                "--num-beams 3",
+                "--num-beams changes nothing with --strategy sample: it is for --strategy beam",
             ),
-            ("--strategy greedy --temperature 0.5", "--temperature changes nothing with --strategy greedy"),
-            ("--strategy beam --top-k 3", "--top-k changes nothing with --strategy beam"),
-            ("--strategy beam --min-p 0", "leave it out, or use --strategy sample"),
+            (
+                "--strategy greedy --length-penalty -1 --temperature 0.5",
+                "--temperature changes nothing with --strategy greedy: it is for --strategy sample\n\
+                 --length-penalty changes nothing with --strategy greedy: it is for --strategy beam",
+            ),
+            (
+                "--strategy beam --top-k 3",
+                "--top-k changes nothing with --strategy beam: it is for --strategy sample",
+            ),
         ] {
-            let error = options(args).unwrap_err().to_string();
-            assert!(error.contains(refused), "{args}: {error}");
+            assert_eq!(decoding(args).unused().join("\n"), unused, "{args}");
         }
     }
 

@@ -8,6 +8,7 @@ mod compare;
 mod completions;
 mod export;
 mod generate;
+mod given;
 mod graph;
 mod import;
 mod inspect;

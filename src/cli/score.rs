@@ -1,32 +1,23 @@
 //! `tinylm score`: how probable a model finds a text, token by token. The text is scored as it is given, not
 //! cleaned as prompts are.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 
+use super::given::{ModelArgs, TextArgs};
 use super::{DtypeArg, Format, out, print_json, terminal_width};
 use crate::base::table::Table;
-use crate::base::{Error, Result, fs, machine, units};
+use crate::base::{Error, Result, machine, units};
 use crate::eval::{self, TextScore};
-use crate::target::load_model;
 use crate::tokenizer::Tokenizer;
 
 #[derive(Args)]
 pub struct Score {
-    /// The model: a folder, `PIPELINE:STAGE` or `PIPELINE:STAGE.PORT`.
-    #[arg(long, value_name = "TARGET")]
-    model: String,
-    /// Low-rank adapters (LoRA) that are merged into the model: a target as of --model.
-    #[arg(long, value_name = "TARGET")]
-    adapter: Option<String>,
-    /// The text.
-    #[arg(long, required_unless_present = "file", conflicts_with = "file")]
-    text: Option<String>,
-    /// A UTF-8 file that holds the text.
-    #[arg(long)]
-    file: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    text: TextArgs,
     /// How many of the most probable tokens of every place to show.
     #[arg(long, value_name = "N", default_value_t = 0)]
     top: usize,
@@ -37,12 +28,8 @@ pub struct Score {
 
 impl Score {
     pub fn run(self, format: Format) -> Result<ExitCode> {
-        let text = match (&self.text, &self.file) {
-            (Some(text), _) => text.clone(),
-            (None, Some(path)) => fs::read_text(path)?,
-            (None, None) => return Err(Error::bug("neither a text nor a file")),
-        };
-        let model = load_model(&self.model, self.adapter.as_deref(), self.dtype.into())?;
+        let text = self.text.read()?;
+        let model = self.model.load(self.dtype)?;
         let score = eval::score_text(&model, &text, self.top, machine::threads())?;
         if score.tokens.is_empty() {
             return Err(Error::input("there is nothing to score: the text is too short")

@@ -2,8 +2,8 @@
 
 use super::Reach;
 use super::windows::windows;
-use crate::base::{Error, Monitor, Result};
-use crate::model::{Executor, IGNORE, Model, Sequences, round_of};
+use crate::base::{Monitor, Result};
+use crate::model::{Executor, IGNORE, Model, Sequences, nan, round_of};
 
 /// Token ids of a text, of which those from `first` on are scored, given all before them.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,8 +53,7 @@ pub fn nats(
         }
     }
     match sums.iter().any(|sum| sum.is_nan()) {
-        true => Err(Error::input("the model's logits are NaN")
-            .help("its weights are damaged, or its training diverged: train it anew")),
+        true => Err(nan("logits")),
         false => Ok(sums),
     }
 }

@@ -7,7 +7,7 @@ use super::search::{Chooser, Search};
 use super::{Continuation, Options, Strategy, batch};
 use crate::base::{Error, Result};
 use crate::kernel::Team;
-use crate::model::{Cache, Decoder, Model, Reading, Transformer};
+use crate::model::{Cache, Decoder, Model, Reading, Transformer, nan};
 
 /// Tokens of a text, what a model keeps of those that it has read, and its prediction of the next one.
 #[derive(Clone, Default)]
@@ -77,8 +77,7 @@ impl Sequence {
             return Ok(());
         }
         if logits.iter().any(|logit| logit.is_nan()) {
-            return Err(Error::input("the model's logits are NaN")
-                .help("its weights are damaged, or its training diverged: train it anew"));
+            return Err(nan("logits"));
         }
         self.logits.clear();
         self.logits.extend_from_slice(logits);

@@ -7,7 +7,7 @@ use serde::ser::{SerializeSeq, Serializer};
 use super::executor::{Executor, Sequences, forward, pass_of};
 use super::layer::DropoutSites;
 use super::ordered::lock;
-use super::{Config, Model, Transformer, block};
+use super::{Config, Model, Transformer, block, nan};
 use crate::base::{Error, Invalid, Result};
 use crate::kernel::loss::{logits, soften, top_k};
 use crate::kernel::{IGNORE, Team};
@@ -133,7 +133,7 @@ pub fn each_map(
             &mut weights,
         );
         if weights.iter().any(|weight| weight.is_nan()) {
-            return Err(is_nan(&format!("attention weights of layer {layer}")));
+            return Err(nan(&format!("attention weights of layer {layer}")));
         }
         for (head, weights) in weights.chunks_exact(t * t).enumerate() {
             if Which::has(which.head, head) {
@@ -151,7 +151,7 @@ fn next(team: &Team, model: &Transformer, x: &[f32], top: usize) -> Result<Vec<(
     let mut row = vec![0.0; v];
     logits(team, model.output(), x, &mut row);
     if row.iter().any(|logit| logit.is_nan()) {
-        return Err(is_nan("logits"));
+        return Err(nan("logits"));
     }
     soften(team, &mut row, v, 1.0);
     let k = top.min(v);
@@ -173,11 +173,6 @@ pub fn validate(config: &Config, ids: &[u32]) -> Result<()> {
         return Err(Error::input(what).help("shorten the text: its tokens attend to each other in one pass"));
     }
     config.validate_ids(ids)
-}
-
-fn is_nan(what: &str) -> Error {
-    Error::input(format!("the model's {what} are NaN"))
-        .help("its weights are damaged, or its training diverged: train it anew")
 }
 
 /// A text with its tokens' attention, to be shown.

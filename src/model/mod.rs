@@ -59,10 +59,16 @@ pub use presets::{PRESETS, Preset, gpt2, llama, modern, post_norm, preset};
 pub use teachers::mean_top_k;
 pub use transformer::Transformer;
 
-use crate::base::rng;
+use crate::base::{Error, rng};
 use crate::kernel::Dropout;
 pub use crate::kernel::IGNORE;
 pub use crate::kernel::loss::{Prediction, Soft};
+
+/// The error of a model whose `what`, such as its logits, are NaN.
+pub fn nan(what: &str) -> Error {
+    Error::input(format!("the model's {what} are NaN"))
+        .help("its weights are damaged, or its training diverged: train it anew")
+}
 
 /// What is dropped at one site of the model in the step that `key` stands for.
 fn dropout_at(p: f64, key: u64, site: usize) -> Dropout {

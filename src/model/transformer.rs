@@ -52,6 +52,12 @@ impl Transformer {
         self
     }
 
+    /// Bytes of memory that the weights of a model of this shape take in `dtype`, where it is not quantized: each
+    /// stands there as f32, and beside that as bf16 for products that read it so.
+    pub fn memory(config: &Config, dtype: Dtype) -> u64 {
+        config.parameters() as u64 * if dtype == Dtype::F32 { 4 } else { 6 }
+    }
+
     /// Of a number that is not quantized, as products read it.
     pub(super) fn bytes_of_number(&self, p: &Parameter) -> usize {
         if self.bf16.is_some() && p.shape.len() == 2 { 2 } else { 4 }
@@ -197,5 +203,21 @@ fn yarn(yarn: super::Yarn) -> rotary::Yarn {
         beta_fast: yarn.beta_fast,
         beta_slow: yarn.beta_slow,
         attention_factor: yarn.attention_factor(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::gpt2;
+
+    #[test]
+    fn the_memory_that_is_told_is_that_which_is_taken() {
+        let config = gpt2(50, 16, 2, 2, 8);
+        for dtype in Dtype::ALL {
+            let model = Transformer::fresh(&config, 1).in_dtype(dtype);
+            let taken = 4 * model.weights.len() + 2 * model.bf16.as_ref().map_or(0, Vec::len);
+            assert_eq!(Transformer::memory(&config, dtype), taken as u64, "{dtype:?}");
+        }
     }
 }

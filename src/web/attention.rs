@@ -6,10 +6,9 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use serde_json::{Map, Value};
-use tokio::sync::Semaphore;
 
 use super::fields::Fields;
-use super::{ApiError, Body, Shared, api, blocking};
+use super::{ApiError, Body, Shared, api, blocking, computing};
 use crate::base::{Error, Result, machine, units};
 use crate::corpus::conversation::{Message, Role};
 use crate::generate;
@@ -22,9 +21,6 @@ const MOST_WEIGHTS: usize = 4 << 20;
 
 /// Tokens that may come next.
 const NEXT: usize = 10;
-
-/// What is computed at the same time: memory for no more than this.
-static RUNNING: Semaphore = Semaphore::const_new(1);
 
 pub fn routes() -> Router<Shared> {
     Router::new().route("/api/attention", post(answer))
@@ -53,10 +49,7 @@ async fn answer(
     let config = &loaded.model.transformer.config;
     validate(config, &ids).map_err(|e| about(param, e.into()))?;
     must_fit(config, which, ids.len(), param)?;
-    let running = RUNNING.acquire().await.map_err(|_| Error::bug("a semaphore was closed"))?;
-    let json = blocking(move || {
-        // Until this is done, though nobody may wait for it any more.
-        let _running = running;
+    let json = computing(move || {
         let view = attention(&loaded.model, &ids, which, NEXT, machine::threads())?;
         serde_json::to_vec(&view).map_err(|e| Error::bug(format!("the attention: {e}")))
     });

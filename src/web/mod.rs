@@ -167,8 +167,13 @@ pub async fn computing<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T, ApiError> {
     static TURNS: Semaphore = Semaphore::const_new(2);
-    let _turn = TURNS.acquire().await.map_err(|_| Error::bug("no turns"))?;
-    blocking(work).await
+    let turn = TURNS.acquire().await.map_err(|_| Error::bug("no turns"))?;
+    blocking(move || {
+        // Until this is done, though nobody may wait for it any more.
+        let _turn = turn;
+        work()
+    })
+    .await
 }
 
 /// A response of JSON.

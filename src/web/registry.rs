@@ -13,7 +13,7 @@ use super::{ApiError, Limits, Metrics, Project, blocking};
 use crate::base::{Digest, Error, Result, fs, suggest, units};
 use crate::generate::Request;
 use crate::kernel::Dtype;
-use crate::model::{CONFIG_FILE, Config, Model, TOKENIZER_FILE, WEIGHTS_FILE};
+use crate::model::{CONFIG_FILE, Config, Model, TOKENIZER_FILE, Transformer, WEIGHTS_FILE};
 use crate::target::{self, Stamp};
 use crate::tokenizer::{Names, Tokenizer};
 
@@ -61,7 +61,7 @@ pub struct Loaded {
     /// [`target::identity`]
     identity: Digest,
     /// What it takes of the memory, until it ends.
-    room: Room,
+    reserved: Reservation,
 }
 
 impl Loaded {
@@ -98,8 +98,8 @@ pub struct Description {
 /// Bytes that a model takes.
 #[derive(Clone, Copy)]
 struct Cost {
-    /// Of each weight.
-    weight: u64,
+    /// Of the weights.
+    dtype: Dtype,
     /// Of the sequences that are kept.
     prefixes: u64,
 }
@@ -125,20 +125,20 @@ struct Memory {
 }
 
 /// Some of them, given back in the end.
-struct Room {
+struct Reservation {
     memory: Arc<Memory>,
     bytes: u64,
 }
 
 impl Memory {
-    fn take(self: &Arc<Self>, bytes: u64) -> Option<Room> {
+    fn take(self: &Arc<Self>, bytes: u64) -> Option<Reservation> {
         let fits = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= self.limit);
         self.used.fetch_update(Relaxed, Relaxed, fits).ok()?;
-        Some(Room { memory: self.clone(), bytes })
+        Some(Reservation { memory: self.clone(), bytes })
     }
 }
 
-impl Drop for Room {
+impl Drop for Reservation {
     fn drop(&mut self) {
         self.memory.used.fetch_sub(self.bytes, Relaxed);
     }
@@ -270,56 +270,55 @@ impl Registry {
 
     async fn load(&self, entry: &Entry, identity: Digest) -> Result<Arc<Loaded>, ApiError> {
         let bytes = entry.describe(self.cost()).await.bytes.unwrap_or(0);
-        let mut room = self.make_room(entry, bytes)?;
+        let mut reserved = self.reserve(entry, bytes)?;
         let (target, dtype) = (entry.target.clone(), self.dtype);
         let model = blocking(move || target::load_model(&target, None, dtype)).await.map_err(unreadable)?;
         // A file of another program says what it needs only once it is read.
         let needed = self.bytes_of(&model);
         if needed > bytes {
-            drop(room);
-            room = self.make_room(entry, needed)?;
+            drop(reserved);
+            reserved = self.reserve(entry, needed)?;
         }
         let model = Arc::new(model);
         let engine =
             Engine::start(model.clone(), self.settings.clone(), self.metrics.clone(), self.stop.clone())?;
-        Ok(Arc::new(Loaded { id: entry.id.clone(), model, engine, identity, room }))
+        Ok(Arc::new(Loaded { id: entry.id.clone(), model, engine, identity, reserved }))
     }
 
     /// What a model takes at most: its weights, and the sequences that are kept to be continued.
     fn bytes_of(&self, model: &Model) -> u64 {
-        let (transformer, Cost { weight, prefixes }) = (&model.transformer, self.cost());
-        match transformer.is_quantized() {
-            true => transformer.weight_bytes() as u64 + prefixes,
-            false => transformer.weights.len() as u64 * weight + prefixes,
-        }
+        let transformer = &model.transformer;
+        let weights = match transformer.is_quantized() {
+            true => transformer.weight_bytes() as u64,
+            false => Transformer::memory(&transformer.config, self.dtype),
+        };
+        weights + self.cost().prefixes
     }
 
     fn cost(&self) -> Cost {
-        // Of bf16 there are the weights as f32 beside them.
-        let weight = if self.dtype == Dtype::Bf16 { 6 } else { 4 };
-        Cost { weight, prefixes: self.settings.scheduler.prefix_bytes }
+        Cost { dtype: self.dtype, prefixes: self.settings.scheduler.prefix_bytes }
     }
 
     /// Takes memory for a model, for which others are unloaded that nobody uses, the one that was not asked for
     /// longest first; in the end the earlier state of the model itself.
-    fn make_room(&self, own: &Entry, bytes: u64) -> Result<Room, ApiError> {
+    fn reserve(&self, own: &Entry, bytes: u64) -> Result<Reservation, ApiError> {
         if bytes > self.memory.limit {
-            return Err(self.no_room(own, bytes));
+            return Err(self.out_of_memory(own, bytes));
         }
         loop {
-            if let Some(room) = self.memory.take(bytes) {
-                return Ok(room);
+            if let Some(reserved) = self.memory.take(bytes) {
+                return Ok(reserved);
             }
             let all = self.entries().clone();
             let others = all.iter().map(|entry| &**entry).filter(|entry| !std::ptr::eq(*entry, own));
             let idle = others.filter(|entry| entry.is_idle()).min_by_key(|entry| entry.state().used);
             let idle = idle.or_else(|| Some(own).filter(|own| own.is_idle()));
-            let Some(idle) = idle else { return Err(self.no_room(own, bytes)) };
+            let Some(idle) = idle else { return Err(self.out_of_memory(own, bytes)) };
             idle.unload();
         }
     }
 
-    fn no_room(&self, own: &Entry, bytes: u64) -> ApiError {
+    fn out_of_memory(&self, own: &Entry, bytes: u64) -> ApiError {
         let [used, limit] = self.memory();
         let [needed, used, most] = [bytes, used, limit].map(units::bytes);
         let what =
@@ -447,7 +446,7 @@ impl Entry {
         let state = self.state();
         if let Some(loaded) = &state.loaded {
             description.read(&loaded.model.transformer.config, &loaded.model.tokenizer);
-            description.bytes = Some(loaded.room.bytes);
+            description.bytes = Some(loaded.reserved.bytes);
         }
         let engine = state.loaded.as_ref().map(|loaded| &loaded.engine);
         Listed {
@@ -487,7 +486,7 @@ fn describe(target: &str, cost: Cost) -> Description {
     };
     if let Ok((config, tokenizer)) = read() {
         found.read(&config, &tokenizer);
-        found.bytes = Some(config.parameters() as u64 * cost.weight + cost.prefixes);
+        found.bytes = Some(Transformer::memory(&config, cost.dtype) + cost.prefixes);
     }
     if artifact.find(WEIGHTS_FILE).is_none() {
         // Quantized, or of another program: as many bytes as in the file.

@@ -14,33 +14,25 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::given::{ModelArgs, TextArgs};
 use super::{DtypeArg, Format, flag_error, out, place, print_json, terminal_width};
 use crate::base::table::Table;
 use crate::base::text::label;
-use crate::base::{Error, Result, fs, machine, units};
+use crate::base::{Error, Result, machine, units};
 use crate::generate;
 use crate::model::Model;
 use crate::model::attention::{self, Map, Pattern, Which};
 use crate::report::style::Style;
-use crate::target::load_model;
 
 /// Tokens that may come next, in the terminal and in JSON.
 const NEXT: usize = 10;
 
 #[derive(Args)]
 pub struct Attention {
-    /// The model: a folder, `PIPELINE:STAGE` or `PIPELINE:STAGE.PORT`.
-    #[arg(long, value_name = "TARGET")]
-    model: String,
-    /// Low-rank adapters (LoRA) that are merged into the model: a target as of --model.
-    #[arg(long, value_name = "TARGET")]
-    adapter: Option<String>,
-    /// The text, of at most as many tokens as the model holds.
-    #[arg(long, required_unless_present = "file", conflicts_with = "file")]
-    text: Option<String>,
-    /// A UTF-8 file that holds the text.
-    #[arg(long)]
-    file: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    text: TextArgs,
     /// Only this layer, counted from 0.
     #[arg(long, value_name = "N")]
     layer: Option<usize>,
@@ -60,14 +52,10 @@ pub struct Attention {
 
 impl Attention {
     pub fn run(self, format: Format) -> Result<ExitCode> {
-        let text = match (&self.text, &self.file) {
-            (Some(text), _) => text.clone(),
-            (None, Some(path)) => fs::read_text(path)?,
-            (None, None) => return Err(Error::bug("neither a text nor a file")),
-        };
+        let text = self.text.read()?;
         // Mistakes are told before a model is loaded.
         self.svg.iter().try_for_each(|path| place::must_be_free_for_a_file(path, self.force))?;
-        let model = load_model(&self.model, self.adapter.as_deref(), self.dtype.into())?;
+        let model = self.model.load(self.dtype)?;
         let which = Which { layer: self.layer, head: self.head };
         which.validate(&model.transformer.config).map_err(flag_error)?;
         let seen = Seen { ids: generate::ids_of(&model, &text)?, model: &model, which };
