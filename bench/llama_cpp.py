@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 import urllib.request
 
 
@@ -11,13 +12,17 @@ class Server:
 
     def __init__(self, python, gguf, context, threads=2):
         command = [python, __file__, str(gguf), str(context), str(threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # Its log goes to a file: a pipe that nobody reads would be full after some hundred requests.
+        self.log = tempfile.TemporaryFile("w+", errors="replace")
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True)
         self.address = None
         for line in self.process.stdout:
             if line.startswith("LISTENING "):
                 self.address = line.split()[1]
                 return
-        sys.exit(f"llama.cpp did not load {gguf}:\n{self.process.stderr.read()[-3000:]}")
+        self.process.wait()
+        self.log.seek(0)
+        sys.exit(f"llama.cpp did not load {gguf}:\n{self.log.read()[-3000:]}")
 
     def ask(self, path, **body):
         request = urllib.request.Request(

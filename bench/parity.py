@@ -172,6 +172,18 @@ def gap_at_difference(ours, theirs):
     return 0.0
 
 
+def difference_from_itself(server, ids, places):
+    """How far llama.cpp's log-probabilities of a text that it wrote are from those that it gives when it reads as much of the
+    text at once: how exact equality with it can be."""
+    difference, read = 0.0, list(ids)
+    for place in places:
+        again = server.complete(read, 1, 20)["completion_probabilities"][0]
+        tops = [[(top["id"], top["logprob"]) for top in found["top_logprobs"]] for found in (place, again)]
+        difference = max(difference, top_difference(*tops))
+        read.append(place["id"])
+    return difference
+
+
 def beside_transformers(rows, column, facts, python):
     done = subprocess.run([python, __file__, "--transformers"], input=json.dumps(facts), capture_output=True, text=True)
     if done.returncode != 0:
@@ -264,7 +276,7 @@ def beside_llama_cpp(rows, column, project, name, python, texts, bos, begin, cha
         project.run("export", "--model", target, "--format", "gguf", *([] if quantize == "f32" else ["--quantize", quantize]), "-o", path, "--force")
         with Server(python, path, SHAPE["seq_len"]) as server:
             rows.share(f"llama.cpp {quantize}: ids of odd texts", column, sum(server.ids(text) == ids for text, ids in texts), len(texts), LEAST_IDS.get(name, 1.0))
-            same, difference, gap, continued = 0, 0.0, 0.0, []
+            same, difference, gap, itself, continued = 0, 0.0, 0.0, 0.0, []
             for prompt in PROMPTS:
                 ours = project.greedy(path, prompt)
                 ids = bos + [token["id"] for token in project.score(path, prompt)["tokens"]]
@@ -272,6 +284,7 @@ def beside_llama_cpp(rows, column, project, name, python, texts, bos, begin, cha
                 same += ours["text"] == theirs["content"]
                 gap = max(gap, gap_at_difference(ours["tokens"], theirs["completion_probabilities"]))
                 continued.append((ids, theirs["completion_probabilities"]))
+                itself = max(itself, difference_from_itself(server, *continued[-1]))
                 if quantize == "f32":
                     places = project.score(path, prompt + theirs["content"], 20)["tokens"][len(ids) - len(bos):]
                     for place, found in zip(places, theirs["completion_probabilities"]):
@@ -279,6 +292,7 @@ def beside_llama_cpp(rows, column, project, name, python, texts, bos, begin, cha
                             break  # the text was divided into other tokens than it was generated in
                         difference = max(difference, top_difference(place["top"], [(t["id"], t["logprob"]) for t in found["top_logprobs"]]))
             rows.share(f"llama.cpp {quantize}: greedy continuations", column, same, len(PROMPTS), 1.0 if quantize == "f32" else 0.5)
+            rows.add(f"llama.cpp {quantize} beside itself, other batches: max difference of the top 20", column, f"{itself:.1e}")
             if quantize != "f32":
                 rows.add(f"llama.cpp {quantize}: log-probabilities apart where they part", column, f"{gap:.3f}", gap <= 0.1)
             if quantize == "f32":

@@ -224,11 +224,22 @@ fn minus_max(logits: &[f64]) -> Vec<f64> {
 /// The `k` ids of the largest logits, the largest first, and of equals the lower id. By logit: at the highest
 /// temperatures the probabilities no longer differ.
 fn likeliest(logits: &[f64], k: usize) -> Vec<u32> {
+    /// Of how many logits the max is compared at first.
+    const GROUP: usize = 16;
     let logit = |id: u32| logits[id as usize];
     let order = |a: &u32, b: &u32| logit(*b).total_cmp(&logit(*a)).then(a.cmp(b));
     // Most logits are below the k-th of those before them, and so looked at but once.
     let room = k.saturating_mul(2).min(logits.len());
     let (mut best, mut least) = (Vec::with_capacity(room), f64::NEG_INFINITY);
+    // The k largest are at least the k-th of the groups' maxima.
+    let groups = logits.chunks(GROUP);
+    if k < groups.len() {
+        let max =
+            |group: &[f64]| group.iter().fold(f64::NEG_INFINITY, |max, x| if *x > max { *x } else { max });
+        let mut largest: Vec<f64> = groups.map(max).collect();
+        let (_, last, _) = largest.select_nth_unstable_by(k.saturating_sub(1), |a, b| b.total_cmp(a));
+        least = *last;
+    }
     for id in 0..logits.len() as u32 {
         if logit(id) < least {
             continue;
@@ -263,4 +274,28 @@ pub fn candidates(logits: &[f64], options: &Options) -> Vec<(u32, f64)> {
     // The most probable has the number 1.
     all.retain(|(_, p)| *p >= options.min_p);
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Beside sorting all: many equal logits, zeros of both signs, banned ones; few and many of them.
+    #[test]
+    fn the_likeliest_are_the_first_of_all_sorted() {
+        let mut rng = Rng::new(1, "logits");
+        for (n, kinds) in [(1, 3), (15, 2), (16, 9), (17, 1), (100, 5), (700, 9), (2048, 100_000)] {
+            let logit = |rng: &mut Rng| match rng.index(8) {
+                0 => f64::NEG_INFINITY,
+                1 => [0.0, -0.0][rng.index(2)],
+                _ => rng.index(kinds) as f64 - kinds as f64 / 2.0,
+            };
+            let logits: Vec<f64> = (0..n).map(|_| logit(&mut rng)).collect();
+            let mut all: Vec<u32> = (0..n as u32).collect();
+            all.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+            for k in [0, 1, 2, 5, 40, 43, 44, n / 2, n, n + 1] {
+                assert_eq!(likeliest(&logits, k), all[..k.min(n)], "{k} of {n}");
+            }
+        }
+    }
 }

@@ -113,7 +113,8 @@ fn a_request_gives_the_bits_that_it_gives_alone() {
         };
         let expected: Vec<Vec<Continuation>> = requests.iter().map(one).collect();
         let (mut reused, mut cancelled) = (0, 0);
-        for limits in [limits(7, 3, 1 << 20), limits(1, 100, 1 << 20), limits(32, 16, 9_000), limits(5, 1, 0)]
+        for limits in
+            [limits(7, 3, 1 << 20), limits(1, 100, 1 << 20), limits(32, 16, 20_000), limits(5, 1, 0)]
         {
             let (mut service, mut rng) =
                 (Service::new(&model, limits), Rng::new(limits.width as u64, "steps"));
@@ -208,7 +209,8 @@ fn kept_sequences_stay_within_their_memory_and_the_least_recently_used_goes_firs
     service.ask(&ids(30), &options);
     let each = service.scheduler.kept_bytes();
     let config = &model.transformer.config;
-    assert_eq!(each as usize, 20 * (4 + 4 * 2 * config.n_layer * config.kv_width()));
+    // Tokens and values; keys have room for 64.
+    assert_eq!(each as usize, 20 * 4 + (20 + 64) * 4 * config.n_layer * config.kv_width());
     let mut service = Service::new(&model, limits(8, 256, each * 5 / 2));
     for (first, cached) in [(30, 0), (60, 0), (30, 19), (90, 0), (30, 19), (60, 0), (90, 0)] {
         assert_eq!(service.ask(&ids(first), &options).0, cached, "{first}");

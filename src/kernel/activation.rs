@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::math::{normal, sigmoid};
-use super::simd::{F, LANES, Simd, simd};
+use super::simd::{F, LANES, Simd, U, simd};
 use super::team::{Parts, Team};
 
 /// Numbers of a task, at least.
@@ -32,6 +32,9 @@ pub struct Mlp {
     pub gated: bool,
     /// F, columns of the output.
     pub width: usize,
+    /// Whether [`Activation::GeluTanh`] reads and writes numbers rounded to f16, as llama.cpp's does
+    /// (`ggml_vec_gelu_f32`); only [`forward`].
+    pub half: bool,
 }
 
 impl Mlp {
@@ -66,6 +69,9 @@ pub fn forward(
     let n = out.len() / out_stride;
     let out = Parts::new(out);
     team.ranges(n, GRAIN.div_ceil(mlp.width), |rows| {
+        if mlp.half && mlp.activation == Activation::GeluTanh {
+            return forward_rows::<HalfGelu>(team.isa, mlp, rows, hidden, hidden_stride, out, out_stride);
+        }
         of_type!(mlp.activation, forward_rows(team.isa, mlp, rows, hidden, hidden_stride, out, out_stride));
     });
 }
@@ -76,6 +82,7 @@ pub fn forward(
 /// `dout` hold the gradient of the output, and `dout` becomes that of the hidden layer. Rows of both begin
 /// every `stride`.
 pub fn backward(team: &Team, mlp: Mlp, hidden: &mut [f32], dout: &mut [f32], stride: usize) {
+    assert!(!mlp.half, "rounded to f16, it has no gradient");
     let n = hidden.len() / stride;
     let (hidden, dout) = (Parts::new(hidden), Parts::new(dout));
     team.ranges(n, GRAIN.div_ceil(mlp.width), |rows| {
@@ -83,9 +90,12 @@ pub fn backward(team: &Team, mlp: Mlp, hidden: &mut [f32], dout: &mut [f32], str
     });
 }
 
-/// A function of one variable and its derivative.
+/// A function of one variable.
 trait Function {
     fn value<S: Simd>(x: F<S>) -> F<S>;
+}
+
+trait Differentiable: Function {
     /// f(x) and f'(x).
     fn with_gradient<S: Simd>(x: F<S>) -> (F<S>, F<S>);
 }
@@ -111,7 +121,9 @@ impl Function for GeluTanh {
     fn value<S: Simd>(x: F<S>) -> F<S> {
         x * Self::gate(x)
     }
+}
 
+impl Differentiable for GeluTanh {
     /// `s + x s (1 - s) · 2u'` with `s = sigmoid(2u)`.
     #[inline(always)]
     fn with_gradient<S: Simd>(x: F<S>) -> (F<S>, F<S>) {
@@ -120,6 +132,38 @@ impl Function for GeluTanh {
         let y = x * s;
         (y, (y * (F::splat(1.0) - s)).mul_add(twice_du, s))
     }
+}
+
+/// [`GeluTanh`] as llama.cpp's CPU kernels compute it, which read it from a table of f16: `f16(gelu(f16(x)))`
+/// between -10 and 10, 0 below, x above.
+struct HalfGelu;
+
+impl Function for HalfGelu {
+    #[inline(always)]
+    fn value<S: Simd>(x: F<S>) -> F<S> {
+        const LIMIT: u32 = 10.0f32.to_bits();
+        let magnitude = x.abs().bits();
+        let inside = to_f16(GeluTanh::value(to_f16(x)));
+        // NaN counts as outside, and passes through `max` in this order.
+        let outside = F::splat(0.0).max(x);
+        outside.keep_ge(magnitude, U::splat(LIMIT)) + inside.keep_ge(U::splat(LIMIT - 1), magnitude)
+    }
+}
+
+/// x rounded to the nearest f16, ties to even; for numbers below 65504 in magnitude.
+#[inline(always)]
+fn to_f16<S: Simd>(x: F<S>) -> F<S> {
+    // The smallest f16 with all 11 bits of precision; those below are multiples of 2^-24, as are f32 between
+    // 1/2 and 1.
+    const NORMAL: u32 = 0x3880_0000;
+    let magnitude = x.abs().bits();
+    let odd = magnitude.shr::<13>().shl::<31>().shr::<31>();
+    let normal = (magnitude + U::splat(0xfff) + odd).shr::<13>().shl::<13>().float();
+    let subnormal = x.abs() + F::splat(0.5) - F::splat(0.5);
+    let rounded =
+        normal.keep_ge(magnitude, U::splat(NORMAL)) + subnormal.keep_ge(U::splat(NORMAL - 1), magnitude);
+    let sign = x.bits().shr::<31>().shl::<31>();
+    rounded.bits().xor(sign).float()
 }
 
 struct Gelu;
@@ -132,7 +176,9 @@ impl Function for Gelu {
     fn value<S: Simd>(x: F<S>) -> F<S> {
         x * normal(x).0
     }
+}
 
+impl Differentiable for Gelu {
     /// `Φ(x) + x φ(x)`, φ being the normal density.
     #[inline(always)]
     fn with_gradient<S: Simd>(x: F<S>) -> (F<S>, F<S>) {
@@ -150,7 +196,9 @@ impl Function for Relu2 {
         let positive = F::splat(0.0).max(x);
         positive * positive
     }
+}
 
+impl Differentiable for Relu2 {
     #[inline(always)]
     fn with_gradient<S: Simd>(x: F<S>) -> (F<S>, F<S>) {
         let positive = F::splat(0.0).max(x);
@@ -165,7 +213,9 @@ impl Function for Silu {
     fn value<S: Simd>(x: F<S>) -> F<S> {
         x * sigmoid(x)
     }
+}
 
+impl Differentiable for Silu {
     /// `s + x s (1 - s)` with `s = sigmoid(x)`.
     #[inline(always)]
     fn with_gradient<S: Simd>(x: F<S>) -> (F<S>, F<S>) {
@@ -196,7 +246,7 @@ simd! {
         }
     }
 
-    fn backward_rows<S, A: Function>(mlp: Mlp, rows: Range<usize>, hidden: Parts, dout: Parts, stride: usize) {
+    fn backward_rows<S, A: Differentiable>(mlp: Mlp, rows: Range<usize>, hidden: Parts, dout: Parts, stride: usize) {
         for i in rows {
             let own = i * stride..i * stride + mlp.hidden_width();
             // SAFETY: each row has one task.
@@ -225,7 +275,7 @@ fn gated<S: Simd, A: Function>(gate: &[f32], input: &[f32], out: &mut [f32]) {
 }
 
 #[inline(always)]
-fn plain_backward<S: Simd, A: Function>(x: &mut [f32], d: &mut [f32]) {
+fn plain_backward<S: Simd, A: Differentiable>(x: &mut [f32], d: &mut [f32]) {
     for (x, d) in x.chunks_mut(LANES).zip(d.chunks_mut(LANES)) {
         let (y, gradient) = A::with_gradient(F::<S>::load_some(x, 0.0));
         (F::load_some(d, 0.0) * gradient).store_some(d);
@@ -235,7 +285,7 @@ fn plain_backward<S: Simd, A: Function>(x: &mut [f32], d: &mut [f32]) {
 
 /// With `out = a(gate) · input`: `dgate = dout · input · a'(gate)`, `dinput = dout · a(gate)`.
 #[inline(always)]
-fn gated_backward<S: Simd, A: Function>(width: usize, hidden: &mut [f32], dout: &mut [f32]) {
+fn gated_backward<S: Simd, A: Differentiable>(width: usize, hidden: &mut [f32], dout: &mut [f32]) {
     let (gate, input) = hidden.split_at_mut(width);
     let (dgate, dinput) = dout.split_at_mut(width);
     let vectors = gate.chunks_mut(LANES).zip(dgate.chunks_mut(LANES));
@@ -283,8 +333,8 @@ mod tests {
     fn it_is_its_definition_forward_and_backward() {
         for (n, width) in [(1, 5), (3, 16), (7, 37), (300, 50)] {
             for activation in ALL {
-                check(n, Mlp { activation, gated: false, width });
-                check(n, Mlp { activation, gated: true, width });
+                check(n, Mlp { activation, gated: false, width, half: false });
+                check(n, Mlp { activation, gated: true, width, half: false });
             }
         }
     }
@@ -319,13 +369,43 @@ mod tests {
         near_differences(&what("dhidden"), &dhidden, &hidden, loss, 1e-5);
     }
 
+    /// Each f16, its neighbours in f32 and the middle between it and the next, beside the crate `half`.
+    #[test]
+    fn half_gelu_is_the_table_of_f16() {
+        let mut x = vec![10.0, -10.0, 9.999, -9.999, 1e4, -1e9, f32::INFINITY, f32::NEG_INFINITY];
+        for bits in 0..half::f16::from_f32(10.0).to_bits() {
+            let (this, next) = (half::f16::from_bits(bits).to_f32(), half::f16::from_bits(bits + 1).to_f32());
+            let middle = (this + next) / 2.0;
+            x.extend([this, middle.next_down(), middle, middle.next_up()]);
+        }
+        x.extend(x.clone().iter().map(|x| -x));
+        let found = same_everywhere(|team| {
+            let forward = |half| {
+                let mlp = Mlp { activation: Activation::GeluTanh, gated: false, width: x.len(), half };
+                let mut out = vec![0.0; x.len()];
+                let x: Vec<f32> = if half { x.clone() } else { x.iter().map(|x| to_half(*x)).collect() };
+                forward(team, mlp, &x, x.len(), &mut out, x.len());
+                out
+            };
+            vec![forward(true), forward(false)]
+        });
+        for ((x, found), exact) in x.iter().zip(&found[0]).zip(&found[1]) {
+            let expected = if x.abs() >= 10.0 { x.max(0.0) } else { to_half(*exact) };
+            assert!(*found == expected, "{x}: {found}, not {expected}");
+        }
+    }
+
+    fn to_half(x: f32) -> f32 {
+        half::f16::from_f32(x).to_f32()
+    }
+
     #[test]
     fn large_numbers_and_nan_stay_what_they_are() {
         let x = [-1e4, -30.0, -0.0, 0.0, 30.0, 1e4, f32::NAN];
         for activation in ALL {
             let found = same_everywhere(|team| {
                 let mut out = vec![0.0; x.len()];
-                let mlp = Mlp { activation, gated: false, width: x.len() };
+                let mlp = Mlp { activation, gated: false, width: x.len(), half: false };
                 forward(team, mlp, &x, x.len(), &mut out, x.len());
                 let (mut again, mut gradient) = (x.to_vec(), vec![1.0; x.len()]);
                 backward(team, mlp, &mut again, &mut gradient, x.len());

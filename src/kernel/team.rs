@@ -253,6 +253,14 @@ impl<'a, T> Parts<'a, T> {
         Parts { start: all.as_mut_ptr(), len: all.len(), life: std::marker::PhantomData }
     }
 
+    /// Of a slice that is only read.
+    ///
+    /// # Safety
+    /// Nothing may be taken or written.
+    pub(super) unsafe fn reading(all: &'a [T]) -> Self {
+        Parts { start: all.as_ptr().cast_mut(), len: all.len(), life: std::marker::PhantomData }
+    }
+
     /// # Safety
     /// No two tasks may hold overlapping ranges at one time.
     ///

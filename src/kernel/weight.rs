@@ -1,6 +1,6 @@
 //! Weight matrices in the formats that they are stored in, and products with them.
 
-use super::matmul::{Start, THIN, View, matmul, matmul_bf16};
+use super::matmul::{PackedMatrix, Start, THIN, View, matmul, matmul_bf16};
 use super::quantized::Columns;
 use super::team::Team;
 
@@ -14,6 +14,11 @@ pub enum Weight<'a> {
         /// The same numbers as f32.
         widened: &'a [f32],
     },
+    Packed {
+        all: &'a [f32],
+        /// The same numbers, for products of more than [`THIN`] rows.
+        packed: &'a PackedMatrix,
+    },
     /// Integers with scales, which are not kept as f32: for products forward only.
     Quantized(Columns<'a>),
 }
@@ -21,7 +26,7 @@ pub enum Weight<'a> {
 impl<'a> Weight<'a> {
     pub fn len(&self) -> usize {
         match self {
-            Weight::F32(all) | Weight::Bf16 { widened: all, .. } => all.len(),
+            Weight::F32(all) | Weight::Bf16 { widened: all, .. } | Weight::Packed { all, .. } => all.len(),
             Weight::Quantized(columns) => columns.k() * columns.len(),
         }
     }
@@ -36,7 +41,7 @@ impl<'a> Weight<'a> {
     /// When they are quantized: gradients need a model that is `dequantized`.
     pub fn widened(&self) -> &'a [f32] {
         match *self {
-            Weight::F32(all) | Weight::Bf16 { widened: all, .. } => all,
+            Weight::F32(all) | Weight::Bf16 { widened: all, .. } | Weight::Packed { all, .. } => all,
             Weight::Quantized(_) => panic!("gradients of quantized weights: the model must be `dequantized`"),
         }
     }
@@ -46,7 +51,7 @@ impl<'a> Weight<'a> {
     pub(super) fn rows(self, width: usize, rows: std::ops::Range<usize>) -> Self {
         let numbers = rows.start * width..rows.end * width;
         match self {
-            Weight::F32(all) => Weight::F32(&all[numbers]),
+            Weight::F32(all) | Weight::Packed { all, .. } => Weight::F32(&all[numbers]),
             Weight::Bf16 { bits, widened } => {
                 Weight::Bf16 { bits: &bits[numbers.clone()], widened: &widened[numbers] }
             }
@@ -80,6 +85,7 @@ pub fn product(
         Weight::Bf16 { bits, .. } if (1..=THIN).contains(&m) && n > 0 => {
             matmul_bf16(team, (m, n, k), x, View::new(bits, n), start, y, stride)
         }
+        Weight::Packed { packed, .. } if m > THIN => packed.product(team, m, x, start, y, stride),
         _ => matmul(team, (m, n, k), x, View::new(weight.widened(), n), start, y, stride),
     }
 }

@@ -134,8 +134,8 @@ impl Kind for Eval {
         Info {
             name: "eval",
             // 4: what the model says was held out; 5: x beside blocks is rounded as llama.cpp rounds it; 6: items,
-            // intervals, context and stride
-            version: 6,
+            // intervals, context and stride; 7: GELU of quantized models is rounded as llama.cpp rounds it
+            version: 7,
             summary: "Measures a model: held-out text, cloze, minimal pairs, multiple choice, an exam; with gates.",
             inputs,
             outputs: vec![Port::new("report", "report", REPORT)],

@@ -4,41 +4,28 @@
 //! several texts side by side. A row's numbers do not depend on what is computed along with it, so a cache
 //! gives the bits that the whole text would give.
 
+use std::collections::BTreeMap;
 use std::ops::Deref;
 
 use super::executor::blocks_forward;
 use super::layer::attention::Span;
 use super::layer::{DropoutSites, Pass, norm};
+use super::layout::{BlockLayout, Layout, LinearLayout};
 use super::workspace::Workspace;
 use super::{Config, Transformer};
 use crate::base::{Error, Result};
-use crate::kernel::attention::Rows;
-use crate::kernel::matmul::{Panels, THIN};
+use crate::kernel::attention::cached::KeysValues;
+use crate::kernel::matmul::{PackedMatrix, Panels, Start, THIN, View};
 use crate::kernel::weight::Weight;
-use crate::kernel::{Team, loss};
-
-/// Keys, encoded, and values of one block, `[T, K·D]` each.
-#[derive(Clone, Default)]
-pub struct KeysValues {
-    keys: Vec<f32>,
-    values: Vec<f32>,
-}
-
-impl KeysValues {
-    /// Appends rows of new keys and values; gives where all lie.
-    pub(super) fn push(&mut self, rows: usize, width: usize, [k, v]: [Rows; 2]) -> [Rows<'_>; 2] {
-        for (all, new) in [(&mut self.keys, k), (&mut self.values, v)] {
-            (0..rows).for_each(|i| all.extend_from_slice(&new.data[i * new.row..][..width]));
-        }
-        [&self.keys, &self.values].map(|data| Rows { data, sequence: 0, row: width })
-    }
-}
+use crate::kernel::{Dtype, Team, loss};
 
 /// Keys and values of the positions already seen, by block.
 #[derive(Clone, Default)]
 pub struct Cache {
     blocks: Vec<KeysValues>,
     len: usize,
+    /// Keys of a position, K·D.
+    width: usize,
 }
 
 impl Cache {
@@ -57,11 +44,7 @@ impl Cache {
         if len >= self.len {
             return;
         }
-        for block in &mut self.blocks {
-            let width = block.keys.len() / self.len;
-            block.keys.truncate(len * width);
-            block.values.truncate(len * width);
-        }
+        self.blocks.iter_mut().for_each(|block| block.truncate(len, self.width));
         self.len = len;
     }
 
@@ -69,45 +52,33 @@ impl Cache {
     /// holds.
     pub fn prefix(&self, len: usize, config: &Config) -> Self {
         let len = len.min(self.len);
-        let numbers = len * config.kv_width();
         let mut copy = Cache::default();
         for (block, new) in self.blocks.iter().zip(copy.extend(config, len)) {
-            new.keys.extend_from_slice(&block.keys[..numbers]);
-            new.values.extend_from_slice(&block.values[..numbers]);
+            new.copy_from(block, len, self.width);
         }
         copy
     }
 
     /// Gives back the memory of positions that it doesn't hold.
     pub fn shrink(&mut self) {
-        self.blocks
-            .iter_mut()
-            .flat_map(|block| [&mut block.keys, &mut block.values])
-            .for_each(Vec::shrink_to_fit);
+        self.blocks.iter_mut().for_each(KeysValues::shrink);
     }
 
     /// Makes room for all positions that the model holds, as a new cache has.
     pub fn reserve(&mut self, config: &Config) {
-        let room = config.seq_len * config.kv_width();
-        for numbers in self.blocks.iter_mut().flat_map(|block| [&mut block.keys, &mut block.values]) {
-            numbers.reserve_exact(room - numbers.len());
-        }
+        self.blocks.iter_mut().for_each(|block| block.reserve(config.seq_len, self.width));
     }
 
     /// The memory that it takes.
     pub fn bytes(&self) -> u64 {
-        let numbers = |block: &KeysValues| block.keys.capacity() + block.values.capacity();
-        self.blocks.iter().map(|block| 4 * numbers(block) as u64).sum()
+        self.blocks.iter().map(KeysValues::bytes).sum()
     }
 
     /// Counts `new` positions, for which the blocks that it gives take keys and values. There is room for all
     /// positions, so that nothing moves while it grows.
     fn extend(&mut self, config: &Config, new: usize) -> std::slice::IterMut<'_, KeysValues> {
-        let room = config.seq_len * config.kv_width();
-        self.blocks.resize_with(config.n_layer, || KeysValues {
-            keys: Vec::with_capacity(room),
-            values: Vec::with_capacity(room),
-        });
+        self.width = config.kv_width();
+        self.blocks.resize_with(config.n_layer, || KeysValues::with_room(config.seq_len, config.kv_width()));
         self.len += new;
         self.blocks.iter_mut()
     }
@@ -131,7 +102,9 @@ impl Head {
     fn new(model: &Transformer, team: &Team) -> Self {
         let c = model.config.d_model;
         match model.weight(&model.layout.head) {
-            Weight::F32(weight) => Head::F32(Panels::of_columns(team, weight, c)),
+            Weight::F32(weight) | Weight::Packed { all: weight, .. } => {
+                Head::F32(Panels::of_columns(team, weight, c))
+            }
             Weight::Bf16 { bits, .. } => Head::Bf16(Panels::of_columns(team, bits, c)),
             Weight::Quantized(_) => Head::Quantized,
         }
@@ -147,12 +120,52 @@ impl Head {
     }
 }
 
+/// Weights as products of several single ids read them, beside the model's own: of small models, whose products
+/// would take longer to pack them each time.
+pub struct PackedWeights {
+    /// By where the weights begin among the model's.
+    linears: BTreeMap<usize, PackedMatrix>,
+    head: PackedMatrix,
+}
+
+/// The most parameters of a model that is packed: 64 MiB.
+const PACKED: usize = 16 << 20;
+
+impl PackedWeights {
+    fn new(model: &Transformer, team: &Team) -> Self {
+        let (c, layout) = (model.config.d_model, &model.layout);
+        let all = layout.blocks.iter().flat_map(linears);
+        let linear = |linear: &LinearLayout| {
+            let weight = &model.weights[linear.weight.clone()];
+            let packed =
+                PackedMatrix::new(team, View::new(weight, linear.out), weight.len() / linear.out, linear.out);
+            (linear.weight.start, packed)
+        };
+        let head = View::new(&model.weights[layout.head.clone()], c).t();
+        PackedWeights {
+            linears: all.map(linear).collect(),
+            head: PackedMatrix::new(team, head, c, layout.head.len() / c),
+        }
+    }
+
+    /// A linear layer's.
+    pub fn of(&self, layout: &LinearLayout) -> &PackedMatrix {
+        &self.linears[&layout.weight.start]
+    }
+}
+
+fn linears(block: &BlockLayout) -> [&LinearLayout; 4] {
+    [&block.qkv, &block.attn_proj, &block.up, &block.down]
+}
+
 /// Reads texts on; keeps its memory, which grows to the longest that it is given. `M` borrows or owns the model.
 pub struct Decoder<M> {
     model: M,
     team: Team,
     /// Made when texts are first read on by single ids.
     head: Option<Head>,
+    /// Made when several texts are first read on by single ids, of a small model in f32.
+    packed: Option<PackedWeights>,
     workspace: Workspace,
 }
 
@@ -160,7 +173,7 @@ impl<M: Deref<Target = Transformer>> Decoder<M> {
     /// Products are those of [`Transformer::products`].
     pub fn new(model: M, team: Team) -> Self {
         let (team, workspace) = (team.in_dtype(model.products()), Workspace::empty(&model.config));
-        Decoder { model, team, head: None, workspace }
+        Decoder { model, team, head: None, packed: None, workspace }
     }
 
     /// What it was made of.
@@ -181,8 +194,14 @@ impl<M: Deref<Target = Transformer>> Decoder<M> {
     /// # Panics
     /// When a text has nothing new.
     pub fn read(&mut self, texts: &mut [Reading]) -> Result<Vec<f32>> {
-        let Decoder { model, team, head, workspace } = self;
+        let Decoder { model, team, head, packed, workspace } = self;
         let model: &Transformer = model;
+        // Prompts need few logits for many ids.
+        let single = texts.iter().all(|text| text.ids.len() == 1);
+        if packed.is_none() && single && texts.len() > THIN && packs(model.weights.len(), model.dtype()) {
+            *packed = (!model.is_quantized()).then(|| PackedWeights::new(model, team));
+        }
+        let packed = packed.as_ref();
         let config = &model.config;
         validate(config, texts)?;
         let ids: Vec<u32> = texts.iter().flat_map(|text| text.ids.iter().copied()).collect();
@@ -190,7 +209,7 @@ impl<M: Deref<Target = Transformer>> Decoder<M> {
         let mut spans = spans(texts);
         let mut caches: Vec<_> =
             texts.iter_mut().map(|text| text.cache.extend(config, text.ids.len())).collect();
-        let pass = pass_of(team, model, ids.len());
+        let pass = Pass { packed, ..pass_of(team, model, ids.len()) };
         blocks_forward(&pass, workspace, &ids, &mut spans, |_, spans| {
             spans.iter_mut().zip(&mut caches).for_each(|(span, blocks)| span.cache = blocks.next());
         });
@@ -202,18 +221,56 @@ impl<M: Deref<Target = Transformer>> Decoder<M> {
         let (x, stats) = (&mut scratch.a[..count * c], &mut scratch.stats[..2 * count]);
         norm::forward(&pass_of(team, model, count), &model.layout.norm, &scratch.x[..count * c], x, stats);
         let mut logits = vec![0.0; count * config.vocab_size];
-        if ids.len() == count && count <= THIN {
-            head.get_or_insert_with(|| Head::new(model, team)).logits(team, model, x, &mut logits);
-        } else {
-            loss::logits(team, model.output(), x, &mut logits);
+        match packed {
+            _ if single && count <= THIN => {
+                head.get_or_insert_with(|| Head::new(model, team)).logits(team, model, x, &mut logits);
+            }
+            Some(packed) if count > THIN => {
+                packed.head.product(
+                    team,
+                    count,
+                    View::new(x, c),
+                    Start::Zero,
+                    &mut logits,
+                    config.vocab_size,
+                );
+                model.output().finish(team, &mut logits);
+            }
+            _ => loss::logits(team, model.output(), x, &mut logits),
         }
         Ok(logits)
     }
 }
 
+/// Bytes of memory that a [`Decoder`] takes at most beside a model of this shape that is not quantized, without
+/// texts.
+pub fn decoder_memory(config: &Config, dtype: Dtype) -> u64 {
+    let layout = Layout::new(config);
+    let head = layout.head.len() as u64 * if dtype == Dtype::F32 { 4 } else { 2 };
+    let bytes = |weights: usize, columns: usize| PackedMatrix::bytes(weights / columns, columns);
+    let all = layout.blocks.iter().flat_map(linears).map(|linear| bytes(linear.weight.len(), linear.out));
+    let packed = all.sum::<u64>() + bytes(layout.head.len(), config.vocab_size);
+    head + if packs(layout.len, dtype) { packed } else { 0 }
+}
+
+/// Whether weights are packed, where they are not quantized.
+fn packs(parameters: usize, dtype: Dtype) -> bool {
+    dtype == Dtype::F32 && parameters <= PACKED
+}
+
 fn pass_of<'p>(team: &'p Team, model: &'p Transformer, rows: usize) -> Pass<'p> {
     let dropout = DropoutSites::NONE;
-    Pass { team, model, rows, first_row: 0, first_sequence: 0, dropout, keep: false, watch: None }
+    Pass {
+        team,
+        model,
+        rows,
+        first_row: 0,
+        first_sequence: 0,
+        dropout,
+        keep: false,
+        packed: None,
+        watch: None,
+    }
 }
 
 /// What is new of each text, one behind the other.

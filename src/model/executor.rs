@@ -343,7 +343,7 @@ pub(super) fn pass_of<'a>(
     keep: bool,
 ) -> Pass<'a> {
     let (rows, first_row) = (part.ids.len(), first_sequence * part.length);
-    Pass { team, model, rows, first_row, first_sequence, dropout, keep, watch: None }
+    Pass { team, model, rows, first_row, first_sequence, dropout, keep, packed: None, watch: None }
 }
 
 /// Up to the last norm, whose output goes into `scratch.a`.

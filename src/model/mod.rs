@@ -48,7 +48,7 @@ mod transformer;
 mod workspace;
 
 pub use config::{Activation, Config, Init, Norm, Placement, Position, Yarn};
-pub use decode::{Cache, Decoder, Reading};
+pub use decode::{Cache, Decoder, Reading, decoder_memory};
 pub use executor::{Executor, Sequences, round_of};
 pub use files::{CONFIG_FILE, Model, TOKENIZER_FILE, WEIGHTS_FILE};
 pub use format::gguf::GGUF_FILE;

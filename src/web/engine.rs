@@ -1,5 +1,6 @@
 //! The thread of a loaded model: it continues all requests in one batch, and tells each client what is new.
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -89,6 +90,13 @@ struct Client {
 }
 
 impl Client {
+    /// It is no longer counted among the waiting.
+    fn begin(&mut self, gauges: &Gauges) {
+        if !std::mem::replace(&mut self.begun, true) {
+            gauges.waiting.fetch_sub(1, Relaxed);
+        }
+    }
+
     /// Nobody listens where sending fails; the next step sees it.
     fn tell(&self, what: What) {
         let _ = self.news.send(News { of: self.of, what });
@@ -109,7 +117,8 @@ impl Engine {
         let (jobs, waiting) = channel();
         let gauges = Arc::new(Gauges::default());
         let scheduler = Scheduler::new(model, machine::threads(), settings.scheduler);
-        let mut worker = Worker { scheduler, clients: Vec::new(), gauges: gauges.clone(), metrics, stop };
+        let mut worker =
+            Worker { scheduler, clients: BTreeMap::new(), gauges: gauges.clone(), metrics, stop };
         let thread = thread::Builder::new().name("engine".to_string()).spawn(move || worker.run(&waiting));
         let thread = thread.map_err(|e| Error::input(format!("cannot start a thread: {e}")))?;
         Ok(Engine { jobs, gauges, settings, thread })
@@ -160,7 +169,7 @@ impl Engine {
 
 struct Worker {
     scheduler: Scheduler,
-    clients: Vec<(RequestId, Client)>,
+    clients: BTreeMap<RequestId, Client>,
     gauges: Arc<Gauges>,
     metrics: Arc<Metrics>,
     stop: Arc<AtomicBool>,
@@ -195,7 +204,7 @@ impl Worker {
 
     fn accept(&mut self, Job { request, mut client }: Job) {
         match self.scheduler.submit(request) {
-            Ok(id) => self.clients.push((id, client)),
+            Ok(id) => drop(self.clients.insert(id, client)),
             Err(error) => self.fail(&mut client, error.into()),
         }
     }
@@ -207,16 +216,14 @@ impl Worker {
             return self.fail_all(&ApiError::new(StatusCode::SERVICE_UNAVAILABLE, what).code("stopping"));
         }
         let now = Instant::now();
-        for (id, mut client) in std::mem::take(&mut self.clients) {
+        let ended = self.clients.extract_if(.., |_, client| client.news.is_closed() || now > client.deadline);
+        for (id, mut client) in ended.collect::<Vec<_>>() {
+            self.scheduler.cancel(id);
             if client.news.is_closed() {
-                self.scheduler.cancel(id);
-                self.begin(&mut client);
+                client.begin(&self.gauges);
                 self.metrics.cancelled();
-            } else if now > client.deadline {
-                self.scheduler.cancel(id);
-                self.fail(&mut client, too_long());
             } else {
-                self.clients.push((id, client));
+                self.fail(&mut client, too_long());
             }
         }
     }
@@ -228,16 +235,9 @@ impl Worker {
         }
     }
 
-    fn fail(&mut self, client: &mut Client, error: ApiError) {
-        self.begin(client);
+    fn fail(&self, client: &mut Client, error: ApiError) {
+        client.begin(&self.gauges);
         client.tell(What::Failed(error));
-    }
-
-    /// Counts a client no longer among the waiting.
-    fn begin(&self, client: &mut Client) {
-        if !std::mem::replace(&mut client.begun, true) {
-            self.gauges.waiting.fetch_sub(1, Relaxed);
-        }
     }
 
     fn pass_on(&mut self, event: Event) {
@@ -260,17 +260,16 @@ impl Worker {
                 (id, What::Failed(ApiError::new(status, error.to_string())))
             }
         };
-        let Some(at) = self.clients.iter().position(|(own, _)| *own == id) else { return };
-        let mut client = self.clients.swap_remove(at).1;
-        self.begin(&mut client);
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        client.begin(&self.gauges);
         match &what {
             What::Finished { .. } => client.left -= 1,
             What::Failed(_) => client.left = 0,
             _ => {}
         }
         client.tell(what);
-        if client.left > 0 {
-            self.clients.push((id, client));
+        if client.left == 0 {
+            self.clients.remove(&id);
         }
     }
 }

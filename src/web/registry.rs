@@ -13,7 +13,7 @@ use super::{ApiError, Limits, Metrics, Project, blocking};
 use crate::base::{Digest, Error, Result, fs, suggest, units};
 use crate::generate::Request;
 use crate::kernel::Dtype;
-use crate::model::{CONFIG_FILE, Config, Model, TOKENIZER_FILE, Transformer, WEIGHTS_FILE};
+use crate::model::{CONFIG_FILE, Config, Model, TOKENIZER_FILE, Transformer, WEIGHTS_FILE, decoder_memory};
 use crate::target::{self, Stamp};
 use crate::tokenizer::{Names, Tokenizer};
 
@@ -285,12 +285,12 @@ impl Registry {
         Ok(Arc::new(Loaded { id: entry.id.clone(), model, engine, identity, reserved }))
     }
 
-    /// What a model takes at most: its weights, and the sequences that are kept to be continued.
+    /// What a model takes at most: its weights, what products read in their place, and the sequences that are kept to be continued.
     fn bytes_of(&self, model: &Model) -> u64 {
         let transformer = &model.transformer;
         let weights = match transformer.is_quantized() {
             true => transformer.weight_bytes() as u64,
-            false => Transformer::memory(&transformer.config, self.dtype),
+            false => memory_of(&transformer.config, self.dtype),
         };
         weights + self.cost().prefixes
     }
@@ -486,7 +486,7 @@ fn describe(target: &str, cost: Cost) -> Description {
     };
     if let Ok((config, tokenizer)) = read() {
         found.read(&config, &tokenizer);
-        found.bytes = Some(Transformer::memory(&config, cost.dtype) + cost.prefixes);
+        found.bytes = Some(memory_of(&config, cost.dtype) + cost.prefixes);
     }
     if artifact.find(WEIGHTS_FILE).is_none() {
         // Quantized, or of another program: as many bytes as in the file.
@@ -499,4 +499,9 @@ fn describe(target: &str, cost: Cost) -> Description {
 fn unreadable(error: ApiError) -> ApiError {
     let status = StatusCode::INTERNAL_SERVER_ERROR;
     ApiError { status, kind: "server_error", ..error }.code(UNREADABLE)
+}
+
+/// Bytes of the weights of a model that is not quantized, and of what its decoder keeps beside them.
+fn memory_of(config: &Config, dtype: Dtype) -> u64 {
+    Transformer::memory(config, dtype) + decoder_memory(config, dtype)
 }

@@ -33,6 +33,7 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod pack;
+mod packed;
 mod thin;
 mod tile;
 
@@ -44,6 +45,7 @@ use std::time::{Duration, Instant};
 
 pub use self::pack::to_bf16_tile;
 use self::pack::{Numbers, RUN, STRIP, pack_left, pack_right, panel_in, panels, pieces};
+pub use self::packed::PackedMatrix;
 pub use self::thin::Panels;
 use self::thin::{thin, thin_blocks};
 use self::tile::{Begin, Block, Blocks, Chains, Kernel, Packed, Panel, Prefetch, Source};
@@ -198,18 +200,23 @@ impl<N: Number> Product<'_, N> {
     /// Checks that the slices have the shapes that the unsafe code below relies on.
     fn check(&self, m: usize, n: usize) {
         let Product { a, b, k, start, c, stride } = *self;
-        assert!(stride >= n, "rows of {n} do not fit a stride of {stride}");
-        assert!(a.holds(m, k), "a is no [{m}, {k}]");
         assert!(b.holds(k, n), "b is no [{k}, {n}]");
-        assert!((m - 1) * stride + n <= c.len(), "c is no [{m}, {n}]");
-        if let Start::Bias(bias) = start {
-            assert!(bias.len() >= n, "the bias is no row of c");
-        }
+        check(m, n, k, a, start, c, stride);
     }
 
     /// The columns of a product of few rows, by the threads of the team: `part` gets disjoint ranges.
     fn columns(&self, team: &Team, m: usize, n: usize, part: impl Fn(Range<usize>) + Sync) {
         if m * n * self.k < SERIAL { part(0..n) } else { team.ranges(n, 8 * LANES, part) }
+    }
+}
+
+/// The same without b.
+fn check(m: usize, n: usize, k: usize, a: View, start: Start, c: Parts, stride: usize) {
+    assert!(stride >= n, "rows of {n} do not fit a stride of {stride}");
+    assert!(a.holds(m, k), "a is no [{m}, {k}]");
+    assert!((m - 1) * stride + n <= c.len(), "c is no [{m}, {n}]");
+    if let Start::Bias(bias) = start {
+        assert!(bias.len() >= n, "the bias is no row of c");
     }
 }
 
@@ -240,17 +247,8 @@ impl<'a> Product<'a> {
         let (rows, group) = tasks(team.threads(), m, n.div_ceil(numbers.panel()), numbers.grain());
         let blocks = m.div_ceil(rows);
         let run = |a: Source, b: Source, columns: Range<usize>, steps: Range<usize>, start: Start| {
-            let groups = columns.len().div_ceil(numbers.panel()).div_ceil(group);
-            team.each(blocks * groups, |task| {
-                // Tasks differ in their rows or columns.
-                let (group_of, top) = (task / blocks, task % blocks * rows);
-                let all = panels(columns.clone(), numbers.vectors());
-                let mut own = all.skip(group_of * group).take(group);
-                let first = own.next().expect("no more tasks than groups");
-                let columns = first.start..own.last().map_or(first.end, |last| last.end);
-                let rows = top..(top + rows).min(m);
-                Part { rows, columns, steps: steps.clone(), k, a, b, start, c, stride }.compute(isa, numbers);
-            });
+            let part = Part { rows: 0..m, columns, steps, k, a, b, start, c, stride };
+            part.by_tasks(team, numbers, (rows, group));
         };
         let (own_a, own_b, all) = (Source::Unpacked(a), Source::Unpacked(b), numbers.steps(k));
         // As many steps at a time as the packed memory holds.
@@ -368,6 +366,22 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
+    /// Computes it in tasks of so many rows and panels.
+    fn by_tasks(&self, team: &Team, numbers: Numbers, (rows, group): (usize, usize)) {
+        let blocks = self.rows.len().div_ceil(rows);
+        let groups = self.columns.len().div_ceil(numbers.panel()).div_ceil(group);
+        team.each(blocks * groups, |task| {
+            // Tasks differ in their rows or columns.
+            let (group_of, top) = (task / blocks, self.rows.start + task % blocks * rows);
+            let all = panels(self.columns.clone(), numbers.vectors());
+            let mut own = all.skip(group_of * group).take(group);
+            let first = own.next().expect("no more tasks than groups");
+            let columns = first.start..own.last().map_or(first.end, |last| last.end);
+            let rows = top..(top + rows).min(self.rows.end);
+            Part { rows, columns, steps: self.steps.clone(), ..self.clone() }.compute(team.isa, numbers);
+        });
+    }
+
     /// Computes it, with A packed where that pays. The bounds were checked.
     fn compute(&self, isa: Isa, numbers: Numbers) {
         let a = match self.a {

@@ -96,7 +96,8 @@ impl<'a> Rows<'a> {
 }
 
 simd! {
-    /// `x · 127 / max |x|` to the nearest integer, ties to even; the scale is `max |x| / 127`. A scale is NaN where
+    /// `x · 127 / max |x|` to the nearest integer, ties to even; the scale is `max |x| / 127`, or for 256
+    /// numbers the inverse of that factor. A scale is NaN where
     /// a number is infinite or NaN; numbers below 1e-30 count as 0.
     fn round<S>(x: &[f32], sharing: Sharing, row: &mut [u8]) {
         let (codes, rest) = row.split_at_mut(x.len());
@@ -115,12 +116,14 @@ simd! {
                 nan = x.mul_add(F::splat(0.0), nan);
             }
             let max = max.max_lane();
-            let scale = max / 127.0 + nan.sum();
+            let inverse = if max > 1e-30 { 127.0 / max } else { 0.0 };
+            // As ggml rounds each, to the last bit.
             let scale = match sharing {
-                Sharing::By32 => f16::from_f32(scale).to_f32(),
-                Sharing::By256 => scale,
+                Sharing::By32 => f16::from_f32(max / 127.0).to_f32(),
+                Sharing::By256 if inverse > 0.0 => 1.0 / inverse,
+                Sharing::By256 => 0.0,
             };
-            let inverse = F::splat(if max > 1e-30 { 127.0 / max } else { 0.0 });
+            let (scale, inverse) = (scale + nan.sum(), F::splat(inverse));
             for (g, x) in x.chunks_exact(GROUP).enumerate() {
                 let g = b * groups + g;
                 scales[4 * g..][..4].copy_from_slice(&scale.to_ne_bytes());

@@ -39,8 +39,11 @@ fn plain(ty: BlockType, bytes: &[u8], k: usize, x: &[f32], start: f32, j: usize)
             let rounded: Vec<i32> = rounded.collect();
             let codes = &block.codes[g * group..(g + 1) * group];
             let dot: i32 = rounded.iter().zip(codes).map(|(x, code)| x * i32::from(*code)).sum();
-            let scale = max / 127.0;
-            let scale = if len == 256 { scale } else { half::f16::from_f32(scale).to_f32() };
+            let scale = match len {
+                256 if inverse > 0.0 => 1.0 / inverse,
+                256 => 0.0,
+                _ => half::f16::from_f32(max / 127.0).to_f32(),
+            };
             y = (dot as f32).mul_add(block.scales[g] * scale, y);
             if !Form::of(ty).mins {
                 continue;

@@ -5,12 +5,12 @@ use std::ops::Range;
 
 use super::{Pass, adapter};
 use crate::kernel::Buffer;
+use crate::kernel::attention::cached::{self, KeysValues, Text};
 use crate::kernel::attention::{self, Back, Rows, Shape};
 use crate::kernel::matmul::View;
 use crate::kernel::rotary::{self, Heads, QkGradients, QkNorm};
 use crate::model::Config;
 use crate::model::config::Position;
-use crate::model::decode::KeysValues;
 use crate::model::layout::BlockLayout;
 use crate::model::ordered::Turns;
 
@@ -88,7 +88,7 @@ pub fn forward(
     site: usize,
     kept: &mut Activations,
     x: &mut [f32],
-    qk: &mut [f32],
+    mut qk: &mut [f32],
     adapters: &mut adapter::Scratch,
     spans: &mut [Span],
 ) {
@@ -96,21 +96,32 @@ pub fn forward(
     let (c, q_width, qkv_width) = (config.d_model, config.q_width(), config.qkv_width());
     let qkv = &mut kept.qkv[..n * qkv_width];
     pass.linear_forward(&block.qkv, View::new(x, c), &mut kept.qkv_adapters, adapters, qkv, qkv_width);
+    let mut texts = Vec::new();
     for span in spans {
         let shape = shape(pass, span);
-        let (qkv, qk) = (&qkv[span.rows.start * qkv_width..span.rows.end * qkv_width], &mut *qk);
-        let [q, k, v] = queries_keys_values(pass, block, span.length, span.start, qkv, qk);
+        let qkv = &qkv[span.rows.start * qkv_width..span.rows.end * qkv_width];
+        let own;
+        (own, qk) = split_encoded(config, span.rows.len(), qk);
+        let [q, k, v] = queries_keys_values(pass, block, span.length, span.start, qkv, own);
+        if let Some(cache) = &mut span.cache {
+            texts.push(Text { shape, q, kv: [k, v], cache });
+            continue;
+        }
         let of_heads = 2 * config.n_head;
         let out = &mut kept.attended[span.rows.start * q_width..span.rows.end * q_width];
         let stats = &mut kept.stats[span.rows.start * of_heads..span.rows.end * of_heads];
-        let [k, v] = match &mut span.cache {
-            Some(cache) => cache.push(shape.queries, config.kv_width(), [k, v]),
-            None => [k, v],
-        };
         attention::forward(pass.team, shape, q, k, v, pass.dropout.at(site), out, stats);
     }
+    // Either all texts have a cache or none.
+    cached::forward(pass.team, &mut texts, &mut kept.attended[..n * q_width]);
     let attended = View::new(&kept.attended[..n * q_width], q_width);
     pass.linear_forward(&block.attn_proj, attended, &mut kept.proj_adapters, adapters, x, c);
+}
+
+/// The first `rows` of encoded queries and keys, and the others.
+fn split_encoded<'a>(config: &Config, rows: usize, qk: &'a mut [f32]) -> (&'a mut [f32], &'a mut [f32]) {
+    let width = if is_encoded(config) { config.q_width() + config.kv_width() } else { 0 };
+    qk.split_at_mut(rows * width)
 }
 
 /// Where queries, keys and values of sequences of this `length` lie: in `qkv`, or encoded in `qk`.

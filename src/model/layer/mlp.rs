@@ -33,8 +33,12 @@ impl Activations {
     }
 }
 
-fn mlp(config: &Config) -> Mlp {
-    Mlp { activation: config.activation, gated: config.gated, width: config.d_ff }
+fn mlp(pass: &Pass) -> Mlp {
+    let config = pass.config();
+    // Of a quantized model GELU is rounded as the rows that blocks are multiplied with are: as llama.cpp does
+    // it, so that both write the same text.
+    let half = pass.model.is_quantized();
+    Mlp { activation: config.activation, gated: config.gated, width: config.d_ff, half }
 }
 
 /// `x: [N, C]` becomes the layer's output. `wide` is a scratch of rows [`stride`] apart.
@@ -50,7 +54,7 @@ pub fn forward(
     let (c, stride) = (config.d_model, stride(config));
     let (hidden, wide) = (&mut kept.hidden[..n * stride], &mut wide[..n * stride]);
     pass.linear_forward(&block.up, View::new(x, c), &mut kept.up_adapters, adapters, hidden, stride);
-    activation::forward(pass.team, mlp(config), hidden, stride, wide, stride);
+    activation::forward(pass.team, mlp(pass), hidden, stride, wide, stride);
     pass.linear_forward(&block.down, View::new(wide, stride), &mut kept.down_adapters, adapters, x, c);
 }
 
@@ -74,12 +78,12 @@ pub fn backward(
     let (of_up, of_down) = (&kept.up_adapters, &kept.down_adapters);
     pass.begin_linear_backward(&block.down, View::new(dx, c), adapters);
     if !below && !turns.trains(&block.up) {
-        activation::forward(pass.team, mlp(config), hidden, stride, dhidden, stride);
+        activation::forward(pass.team, mlp(pass), hidden, stride, dhidden, stride);
         let (x, dy) = (View::new(dhidden, stride), View::new(dx, c));
         return pass.linear_backward(&block.down, x, dy, of_down, adapters, turns);
     }
     pass.linear_input(&block.down, View::new(dx, c), dhidden, stride, adapters);
-    activation::backward(pass.team, mlp(config), hidden, dhidden, stride);
+    activation::backward(pass.team, mlp(pass), hidden, dhidden, stride);
     let x = View::new(hidden, stride);
     pass.linear_backward(&block.down, x, View::new(dx, c), of_down, adapters, turns);
     input(dx);

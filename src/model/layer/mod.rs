@@ -13,11 +13,13 @@ pub mod norm;
 
 use std::ops::Range;
 
+use super::decode::PackedWeights;
 use super::layout::LinearLayout;
 use super::ordered::Turns;
 use super::{Config, Transformer};
 use crate::kernel::linear::{self, Linear};
 use crate::kernel::matmul::View;
+use crate::kernel::weight::Weight;
 use crate::kernel::{Dropout, Team, dropout};
 
 /// Rows on their way through the model: what all layers read.
@@ -33,6 +35,8 @@ pub struct Pass<'a> {
     pub dropout: DropoutSites,
     /// Whether activations are kept for a backward pass.
     pub keep: bool,
+    /// Linear layers that are packed.
+    pub packed: Option<&'a PackedWeights>,
     /// Sees what linear layers read.
     pub watch: Option<&'a Watch<'a>>,
 }
@@ -71,7 +75,11 @@ impl<'a> Pass<'a> {
 
     pub fn linear(&self, layout: &LinearLayout) -> Linear<'a> {
         let bias = layout.bias.clone().map(|bias| &self.model.weights[bias]);
-        Linear { weight: self.model.weight(&layout.weight), bias, out: layout.out }
+        let weight = match (self.model.weight(&layout.weight), self.packed) {
+            (Weight::F32(all), Some(packed)) => Weight::Packed { all, packed: packed.of(layout) },
+            (weight, _) => weight,
+        };
+        Linear { weight, bias, out: layout.out }
     }
 
     /// Accumulates the gradients of a linear layer's own parameters, given its input and dL/d(output).

@@ -8,9 +8,12 @@
 //!
 //! Products leave out keys that are ahead of a query, in steps of 32; weights up to such a step are 0.
 
+pub mod cached;
+
 use std::cell::RefCell;
 use std::ops::Range;
 
+use self::cached::PANEL;
 use super::dropout::{Dropout, factors};
 use super::math::exp;
 use super::matmul::{Product, Start, View};
@@ -87,13 +90,20 @@ thread_local! {
 
 fn with_scratch(shape: &Shape, f: impl FnOnce(&mut [f32], &mut [f32], usize)) {
     let width = shape.keys().next_multiple_of(STEP);
-    SCRATCH.with_borrow_mut(|scratch| {
-        let size = BLOCK * width;
-        if scratch.len() < 2 * size {
-            scratch.resize(2 * size, 0.0);
-        }
+    let size = BLOCK * width;
+    with_numbers(2 * size, |scratch| {
         let (a, b) = scratch.split_at_mut(size);
-        f(a, &mut b[..size], width);
+        f(a, b, width);
+    });
+}
+
+/// Calls `f` with so many arbitrary numbers of this thread's scratch.
+fn with_numbers(len: usize, f: impl FnOnce(&mut [f32])) {
+    SCRATCH.with_borrow_mut(|scratch| {
+        if scratch.len() < len {
+            scratch.resize(len, 0.0);
+        }
+        f(&mut scratch[..len]);
     });
 }
 
@@ -115,10 +125,12 @@ pub fn forward(
         let (s, h) = (task / shape.heads, task % shape.heads);
         let g = h / shape.group();
         let [q, k, v] = [q.head(&shape, s, h), k.head(&shape, s, g), v.head(&shape, s, g)];
+        let k = Keys::Rows(k);
         // SAFETY: each task has a head of its own.
         let stats = unsafe { stats.take(task * t * 2..(task + 1) * t * 2) };
         with_scratch(&shape, |scores, _, width| {
             for block in blocks(t) {
+                let stats = &mut stats[2 * block.start..2 * block.end];
                 let queries = Queries { shape: &shape, q, k, number: task, block: &block };
                 queries.weights(team.isa, dropout, scores, width, stats);
                 mix(team.isa, &shape, scores, width, &block, v, out.from(s * t * c + h * shape.width), c);
@@ -141,14 +153,14 @@ pub fn probabilities(team: &Team, shape: Shape, q: Rows, k: Rows, out: &mut [f32
     let out = Parts::new(out);
     team.each(shape.batch * shape.heads, |task| {
         let (s, h) = (task / shape.heads, task % shape.heads);
-        let (q, k) = (q.head(&shape, s, h), k.head(&shape, s, h / shape.group()));
+        let (q, k) = (q.head(&shape, s, h), Keys::Rows(k.head(&shape, s, h / shape.group())));
         // SAFETY: each task has a head of its own.
         let out = unsafe { out.take(task * t * keys..(task + 1) * t * keys) };
-        let mut stats = vec![0.0; 2 * t];
+        let mut stats = [0.0; 2 * BLOCK];
         with_scratch(&shape, |scores, _, width| {
             for block in blocks(t) {
                 let queries = Queries { shape: &shape, q, k, number: task, block: &block };
-                queries.weights(team.isa, Dropout::NONE, scores, width, &mut stats);
+                queries.weights(team.isa, Dropout::NONE, scores, width, &mut stats[..2 * block.len()]);
                 for (i, row) in block.clone().zip(scores.chunks(width)) {
                     let (seen, to) = (shape.start + i + 1, &mut out[i * keys..(i + 1) * keys]);
                     to[..seen].copy_from_slice(&row[..seen]);
@@ -159,11 +171,20 @@ pub fn probabilities(team: &Team, shape: Shape, q: Rows, k: Rows, out: &mut [f32
     });
 }
 
+/// The keys of a head.
+#[derive(Clone, Copy)]
+enum Keys<'a> {
+    /// `[T, D]`
+    Rows(View<'a>),
+    /// Those of a cache: panels `[D, 64]` that begin every `stride`.
+    Panels { data: &'a [f32], stride: usize },
+}
+
 /// A block of queries of a head, and the keys that they see.
 struct Queries<'a> {
     shape: &'a Shape,
     q: View<'a>,
-    k: View<'a>,
+    k: Keys<'a>,
     /// The head among those of all sequences.
     number: usize,
     block: &'a Range<usize>,
@@ -171,14 +192,14 @@ struct Queries<'a> {
 
 impl Queries<'_> {
     /// Into each row of the scratch the weights of the keys that its query sees, and 0 up to the end of its step;
-    /// `stats: [T, 2]`, of the head, as of [`forward`].
+    /// `stats: [rows, 2]`, of the block, as of [`forward`].
     fn weights(&self, isa: Isa, dropout: Dropout, scores: &mut [f32], width: usize, stats: &mut [f32]) {
         let Queries { shape, q, k, number, block } = *self;
         scores_of(isa, shape, q, k, block, scores, width);
         let first = (shape.first * shape.heads + number) * shape.queries;
         for i in block.clone() {
             let row = &mut scores[(i - block.start) * width..][..width];
-            let stats = &mut stats[2 * i..2 * i + 2];
+            let stats = &mut stats[2 * (i - block.start)..][..2];
             let seen = shape.start + i + 1;
             row[seen..end_of(shape, i)].fill(0.0);
             let place = Place { dropout, row: first + i, columns: shape.keys() };
@@ -192,17 +213,27 @@ fn blocks(t: usize) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// `a · bᵀ` of a block's rows and the keys that they see, a step at a time, into the scratch.
-fn scores_of(isa: Isa, shape: &Shape, a: View, b: View, block: &Range<usize>, out: &mut [f32], width: usize) {
+fn scores_of(isa: Isa, shape: &Shape, a: View, b: Keys, block: &Range<usize>, out: &mut [f32], width: usize) {
     let seen = shape.start + block.end;
     let out = Parts::new(out);
     let a = a.below(block.start);
-    // A single query sees all of the keys.
-    let step = if block.len() == 1 { seen } else { STEP };
+    let step = match b {
+        // A single query sees all of the keys.
+        Keys::Rows(_) if block.len() == 1 => seen,
+        _ => STEP,
+    };
     for left in (0..seen).step_by(step) {
         let first = left.saturating_sub(shape.start).max(block.start);
         let (rows, columns) = (first - block.start..block.len(), left..(left + step).min(seen));
-        let product = Product { a, b: b.t(), k: shape.width, start: Start::Zero, c: out, stride: width };
-        product.part(isa, rows, columns);
+        // The product's columns begin at this key.
+        let (b, first) = match b {
+            Keys::Rows(keys) => (keys.t(), 0),
+            Keys::Panels { data, stride } => {
+                (View::new(&data[left / PANEL * stride..], PANEL), left / PANEL * PANEL)
+            }
+        };
+        let (c, columns) = (out.from(first), columns.start - first..columns.end - first);
+        Product { a, b, k: shape.width, start: Start::Zero, c, stride: width }.part(isa, rows, columns);
     }
 }
 
@@ -212,6 +243,11 @@ struct Place {
     dropout: Dropout,
     row: usize,
     columns: usize,
+}
+
+impl Place {
+    /// Without dropout.
+    const NONE: Place = Place { dropout: Dropout::NONE, row: 0, columns: 0 };
 }
 
 /// Keys that row `i`'s products read: all up to the end of the step of its last.
@@ -354,8 +390,8 @@ impl Head<'_> {
         let dout = View::new(&back.dout[s * shape.queries * c + h * d..], c);
         let dq = dqkv.from(s * shape.queries * stride + h * d);
         for block in blocks(shape.queries) {
-            scores_of(isa, shape, self.q, self.k, &block, p, width);
-            scores_of(isa, shape, dout, self.v, &block, ds, width);
+            scores_of(isa, shape, self.q, Keys::Rows(self.k), &block, p, width);
+            scores_of(isa, shape, dout, Keys::Rows(self.v), &block, ds, width);
             for i in block.clone() {
                 let at = (i - block.start) * width;
                 self.row(isa, back, i, &mut p[at..at + width], &mut ds[at..at + width]);
