@@ -224,31 +224,38 @@ fn minus_max(logits: &[f64]) -> Vec<f64> {
 /// The `k` ids of the largest logits, the largest first, and of equals the lower id. By logit: at the highest
 /// temperatures the probabilities no longer differ.
 fn likeliest(logits: &[f64], k: usize) -> Vec<u32> {
-    /// Of how many logits the max is compared at first.
-    const GROUP: usize = 16;
+    /// Logits that are compared at once.
+    const OF: usize = 16;
     let logit = |id: u32| logits[id as usize];
     let order = |a: &u32, b: &u32| logit(*b).total_cmp(&logit(*a)).then(a.cmp(b));
     // Most logits are below the k-th of those before them, and so looked at but once.
     let room = k.saturating_mul(2).min(logits.len());
     let (mut best, mut least) = (Vec::with_capacity(room), f64::NEG_INFINITY);
-    // The k largest are at least the k-th of the groups' maxima.
-    let groups = logits.chunks(GROUP);
-    if k < groups.len() {
-        let max =
-            |group: &[f64]| group.iter().fold(f64::NEG_INFINITY, |max, x| if *x > max { *x } else { max });
-        let mut largest: Vec<f64> = groups.map(max).collect();
+    // The k largest are at least the k-th of the maxima of groups, each of every n-th logit.
+    let groups = logits.len().div_ceil(OF);
+    if k < groups {
+        let mut largest = vec![f64::NEG_INFINITY; groups];
+        for some in logits.chunks(groups) {
+            largest.iter_mut().zip(some).for_each(|(max, x)| *max = if *x > *max { *x } else { *max });
+        }
         let (_, last, _) = largest.select_nth_unstable_by(k.saturating_sub(1), |a, b| b.total_cmp(a));
         least = *last;
     }
-    for id in 0..logits.len() as u32 {
-        if logit(id) < least {
+    for (i, some) in logits.chunks(OF).enumerate() {
+        // All, without an early end: that takes whole vectors.
+        if !some.iter().fold(false, |any, x| any | (*x >= least)) {
             continue;
         }
-        best.push(id);
-        if best.len() == room && k < room {
-            let (_, last, _) = best.select_nth_unstable_by(k - 1, order);
-            least = logit(*last);
-            best.truncate(k);
+        for id in (i * OF) as u32..(i * OF + some.len()) as u32 {
+            if logit(id) < least {
+                continue;
+            }
+            best.push(id);
+            if best.len() == room && k < room {
+                let (_, last, _) = best.select_nth_unstable_by(k - 1, order);
+                least = logit(*last);
+                best.truncate(k);
+            }
         }
     }
     best.sort_unstable_by(order);

@@ -76,7 +76,8 @@ impl Sequence {
         if !self.unread().is_empty() {
             return Ok(());
         }
-        if logits.iter().any(|logit| logit.is_nan()) {
+        // Without an early end, so that it takes whole vectors.
+        if logits.iter().fold(false, |nan, logit| nan | logit.is_nan()) {
             return Err(nan("logits"));
         }
         self.logits.clear();

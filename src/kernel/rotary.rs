@@ -152,7 +152,7 @@ impl<'a> Heads<'a> {
 }
 
 /// Reads queries and keys, the first `(H + K)·D` columns of each row of x, and writes them normalized and
-/// rotated to the same columns of y. Row i stands at position `start + i % length`.
+/// rotated to the same columns of y. Row i stands at `position(i)`.
 ///
 /// # Panics
 /// When a slice is too short, or a position has no rotation.
@@ -160,8 +160,7 @@ impl<'a> Heads<'a> {
 pub fn forward(
     team: &Team,
     heads: Heads,
-    length: usize,
-    start: usize,
+    position: impl Fn(usize) -> usize + Sync,
     x: &[f32],
     x_stride: usize,
     y: &mut [f32],
@@ -175,7 +174,7 @@ pub fn forward(
             let x = &x[i * x_stride..][..heads.columns()];
             // SAFETY: each row has one task.
             let y = unsafe { y.take(i * y_stride..i * y_stride + heads.columns()) };
-            forward_row(team.isa, heads, start + i % length, x, y);
+            forward_row(team.isa, heads, position(i), x, y);
         }
     });
 }
@@ -391,7 +390,7 @@ mod tests {
         };
         let found = same_everywhere(|team| {
             let (x, mut y) = (strided(&x, columns + 3), vec![7.0; n * (columns + 5)]);
-            forward(team, heads, length, 0, &x, columns + 3, &mut y, columns + 5);
+            forward(team, heads, |i| i % length, &x, columns + 3, &mut y, columns + 5);
             let mut dx = strided(&dy, columns + 5);
             let (mut dq, mut dk) = (vec![1.0; d], vec![1.0; d]);
             let has = |weight: fn(&QkNorm) -> bool| heads.norm.as_ref().is_some_and(weight);
@@ -447,7 +446,7 @@ mod tests {
         // Frequencies 1 and 1/10, at positions 7 and 8.
         let mut y = vec![0.0; 8];
         let heads = Heads { q: 1, k: 0, width: 4, norm: None, rope: Some(&rope) };
-        forward(&Team::new(1), heads, 2, 7, &[1.0, 0.0, 0.0, 2.0, 1.0, 0.0, 0.0, 2.0], 4, &mut y, 4);
+        forward(&Team::new(1), heads, |i| 7 + i % 2, &[1.0, 0.0, 0.0, 2.0, 1.0, 0.0, 0.0, 2.0], 4, &mut y, 4);
         let expected: Vec<f64> = [7.0, 8.0]
             .iter()
             .flat_map(|t: &f64| [t.cos(), -2.0 * (t / 10.0).sin(), t.sin(), 2.0 * (t / 10.0).cos()])

@@ -167,13 +167,15 @@ pub struct Decoder<M> {
     /// Made when several texts are first read on by single ids, of a small model in f32.
     packed: Option<PackedWeights>,
     workspace: Workspace,
+    /// `[B, V]`, of the texts that were read last.
+    logits: Vec<f32>,
 }
 
 impl<M: Deref<Target = Transformer>> Decoder<M> {
     /// Products are those of [`Transformer::products`].
     pub fn new(model: M, team: Team) -> Self {
         let (team, workspace) = (team.in_dtype(model.products()), Workspace::empty(&model.config));
-        Decoder { model, team, head: None, packed: None, workspace }
+        Decoder { model, team, head: None, packed: None, workspace, logits: Vec::new() }
     }
 
     /// What it was made of.
@@ -193,8 +195,8 @@ impl<M: Deref<Target = Transformer>> Decoder<M> {
     ///
     /// # Panics
     /// When a text has nothing new.
-    pub fn read(&mut self, texts: &mut [Reading]) -> Result<Vec<f32>> {
-        let Decoder { model, team, head, packed, workspace } = self;
+    pub fn read(&mut self, texts: &mut [Reading]) -> Result<&[f32]> {
+        let Decoder { model, team, head, packed, workspace, logits } = self;
         let model: &Transformer = model;
         // Prompts need few logits for many ids.
         let single = texts.iter().all(|text| text.ids.len() == 1);
@@ -220,23 +222,16 @@ impl<M: Deref<Target = Transformer>> Decoder<M> {
         }
         let (x, stats) = (&mut scratch.a[..count * c], &mut scratch.stats[..2 * count]);
         norm::forward(&pass_of(team, model, count), &model.layout.norm, &scratch.x[..count * c], x, stats);
-        let mut logits = vec![0.0; count * config.vocab_size];
+        logits.resize(count * config.vocab_size, 0.0);
         match packed {
             _ if single && count <= THIN => {
-                head.get_or_insert_with(|| Head::new(model, team)).logits(team, model, x, &mut logits);
+                head.get_or_insert_with(|| Head::new(model, team)).logits(team, model, x, logits);
             }
             Some(packed) if count > THIN => {
-                packed.head.product(
-                    team,
-                    count,
-                    View::new(x, c),
-                    Start::Zero,
-                    &mut logits,
-                    config.vocab_size,
-                );
-                model.output().finish(team, &mut logits);
+                packed.head.product(team, count, View::new(x, c), Start::Zero, logits, config.vocab_size);
+                model.output().finish(team, logits);
             }
-            _ => loss::logits(team, model.output(), x, &mut logits),
+            _ => loss::logits(team, model.output(), x, logits),
         }
         Ok(logits)
     }
@@ -296,4 +291,34 @@ fn validate(config: &Config, texts: &[Reading]) -> Result<()> {
         config.validate_ids(text.ids)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::gpt2;
+
+    #[test]
+    fn the_memory_that_is_told_is_that_which_is_taken() {
+        let config = gpt2(50, 16, 2, 2, 8);
+        for dtype in Dtype::ALL {
+            let model = Transformer::fresh(&config, 1).in_dtype(dtype);
+            let mut decoder = Decoder::new(&model, Team::new(1));
+            for count in [1, THIN + 1] {
+                let mut caches = vec![Cache::default(); count];
+                let mut texts: Vec<_> = caches.iter_mut().map(|cache| Reading { cache, ids: &[3] }).collect();
+                decoder.read(&mut texts).unwrap();
+            }
+            let head = match decoder.head.as_ref().unwrap() {
+                Head::F32(panels) => panels.memory(),
+                Head::Bf16(panels) => panels.memory(),
+                Head::Quantized => unreachable!("it is not quantized"),
+            };
+            let packed = decoder.packed.as_ref().map_or(0, |packed| {
+                packed.linears.values().chain([&packed.head]).map(PackedMatrix::memory).sum()
+            });
+            assert_eq!(packed > 0, dtype == Dtype::F32);
+            assert_eq!(decoder_memory(&config, dtype), head + packed, "{dtype:?}");
+        }
+    }
 }

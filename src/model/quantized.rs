@@ -234,7 +234,7 @@ mod tests {
                 let (mut at, mut last) = (0, Vec::new());
                 for len in pieces {
                     let ids = &ids[at..at + len];
-                    last = decoder.read(&mut [Reading { cache: &mut cache, ids }]).unwrap();
+                    last = decoder.read(&mut [Reading { cache: &mut cache, ids }]).unwrap().to_vec();
                     at += len;
                 }
                 last

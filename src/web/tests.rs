@@ -16,7 +16,7 @@ use super::*;
 use crate::eval;
 use crate::generate;
 use crate::kernel::Dtype;
-use crate::model::{Config, Model, Transformer, gpt2};
+use crate::model::{Config, Model, Transformer, decoder_memory, gpt2};
 use crate::tokenizer::Tokenizer;
 
 const SEQ_LEN: usize = 64;
@@ -526,8 +526,9 @@ fn a_page_is_sent_once_and_lets_nothing_else_in() {
 fn models_take_turns_in_memory_and_are_loaded_anew_when_they_changed() {
     block_on(async {
         // Room for two of the three.
-        let weights = model(1).transformer.weights.len() as u64 * 4;
-        let mut limits = Limits { memory: weights * 5 / 2, ..limits() };
+        let config = model(1).transformer.config;
+        let each = Transformer::memory(&config, Dtype::F32) + decoder_memory(&config, Dtype::F32);
+        let mut limits = Limits { memory: each * 5 / 2, ..limits() };
         limits.scheduler.prefix_bytes = 0;
         let served = Served::new(&["a", "b", "c"], limits, Access::default());
         let ask = async |model: &str| {
@@ -561,7 +562,7 @@ fn models_take_turns_in_memory_and_are_loaded_anew_when_they_changed() {
         let info = served.get("/v1/models/b").await.1;
         assert_eq!(info["tinylm"]["parameters"], model(1).transformer.config.parameters());
         assert_eq!((&info["tinylm"]["seq_len"], &info["tinylm"]["chat"]), (&json!(SEQ_LEN), &json!(true)));
-        assert_eq!(info["tinylm"]["bytes"], weights);
+        assert_eq!(info["tinylm"]["bytes"], each);
 
         // Another model in its place is the one that answers; one that does not read leaves the earlier.
         let path = served.folder.path().join("a");

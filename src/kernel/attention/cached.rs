@@ -6,7 +6,6 @@
 //! number is the same chain of multiply-adds as in [`super::forward`], so it has the same bits.
 
 use std::ops::Range;
-use std::sync::{PoisonError, RwLock};
 
 use super::{
     Dropout, Keys, Place, Queries, Rows, Shape, View, blocks, mix, weights, with_numbers, with_scratch,
@@ -112,13 +111,15 @@ pub fn forward(team: &Team, texts: &mut [Text], out: &mut [f32]) {
             texts[*text].push();
         }
     }
-    let texts: Vec<RwLock<&mut Text>> = texts.iter_mut().map(RwLock::new).collect();
+    let texts = Parts::new(texts);
     let run = |task: usize| {
         let (text, heads) = &tasks[task];
         if heads.len() == all {
-            texts[*text].write().unwrap_or_else(PoisonError::into_inner).push();
+            // SAFETY: no other task has a head of this text.
+            unsafe { texts.take(*text..text + 1)[0].push() };
         }
-        let own = texts[*text].read().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: it is only read, and there are as many texts.
+        let own = unsafe { &*texts.pointer().add(*text) };
         let out = out.from(starts[*text] * c);
         if own.shape.queries == 1 {
             own.single(team.isa, heads.clone(), out);

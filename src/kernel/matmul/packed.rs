@@ -38,6 +38,12 @@ impl PackedMatrix {
         4 * (n.next_multiple_of(LANES) * k) as u64
     }
 
+    /// Bytes of memory that it takes.
+    #[cfg(test)]
+    pub fn memory(&self) -> u64 {
+        4 * self.data.len() as u64
+    }
+
     /// `c: [m, n] = start + a · b`, of `a: [m, k]`: the bits of [`super::matmul`] in f32.
     ///
     /// # Panics

@@ -39,6 +39,12 @@ impl<N: Number> Panels<N> {
         Panels { data, k, n }
     }
 
+    /// Bytes of memory that it takes.
+    #[cfg(test)]
+    pub fn memory(&self) -> u64 {
+        std::mem::size_of_val(&self.data[..]) as u64
+    }
+
     /// Calls `f` with the product of the `m` rows of `x` with each panel, and with its rows and columns.
     fn each(
         &self,

@@ -88,7 +88,7 @@ pub fn forward(
     site: usize,
     kept: &mut Activations,
     x: &mut [f32],
-    mut qk: &mut [f32],
+    qk: &mut [f32],
     adapters: &mut adapter::Scratch,
     spans: &mut [Span],
 ) {
@@ -96,13 +96,11 @@ pub fn forward(
     let (c, q_width, qkv_width) = (config.d_model, config.q_width(), config.qkv_width());
     let qkv = &mut kept.qkv[..n * qkv_width];
     pass.linear_forward(&block.qkv, View::new(x, c), &mut kept.qkv_adapters, adapters, qkv, qkv_width);
+    encode(pass, block, |i| position(spans, i), qkv, qk);
     let mut texts = Vec::new();
     for span in spans {
         let shape = shape(pass, span);
-        let qkv = &qkv[span.rows.start * qkv_width..span.rows.end * qkv_width];
-        let own;
-        (own, qk) = split_encoded(config, span.rows.len(), qk);
-        let [q, k, v] = queries_keys_values(pass, block, span.length, span.start, qkv, own);
+        let [q, k, v] = queries_keys_values(config, &span.rows, span.length, qkv, qk);
         if let Some(cache) = &mut span.cache {
             texts.push(Text { shape, q, kv: [k, v], cache });
             continue;
@@ -118,31 +116,49 @@ pub fn forward(
     pass.linear_forward(&block.attn_proj, attended, &mut kept.proj_adapters, adapters, x, c);
 }
 
-/// The first `rows` of encoded queries and keys, and the others.
-fn split_encoded<'a>(config: &Config, rows: usize, qk: &'a mut [f32]) -> (&'a mut [f32], &'a mut [f32]) {
-    let width = if is_encoded(config) { config.q_width() + config.kv_width() } else { 0 };
-    qk.split_at_mut(rows * width)
+/// Of row `i` of the pass.
+fn position(spans: &[Span], i: usize) -> usize {
+    let span = &spans[spans.partition_point(|span| span.rows.end <= i)];
+    span.start + (i - span.rows.start) % span.length
 }
 
-/// Where queries, keys and values of sequences of this `length` lie: in `qkv`, or encoded in `qk`.
-fn queries_keys_values<'a>(
+/// Writes queries and keys, encoded, to `qk: [N, (H + K)·D]`, if the architecture encodes them.
+fn encode(
     pass: &Pass,
     block: &BlockLayout,
-    length: usize,
-    start: usize,
-    qkv: &'a [f32],
-    qk: &'a mut [f32],
-) -> [Rows<'a>; 3] {
+    position: impl Fn(usize) -> usize + Sync,
+    qkv: &[f32],
+    qk: &mut [f32],
+) {
     let config = pass.config();
-    let (q, kv, all) = (config.q_width(), config.kv_width(), config.qkv_width());
-    let of = |data: &'a [f32], row: usize| Rows { data, sequence: length * row, row };
-    let v = of(&qkv[q + kv..], all);
-    if !is_encoded(config) {
-        return [of(qkv, all), of(&qkv[q..], all), v];
+    if is_encoded(config) {
+        let (width, all) = (config.q_width() + config.kv_width(), config.qkv_width());
+        let qk = &mut qk[..qkv.len() / all * width];
+        rotary::forward(pass.team, heads(pass, block), position, qkv, all, qk, width);
     }
-    let qk = &mut qk[..qkv.len() / all * (q + kv)];
-    rotary::forward(pass.team, heads(pass, block), length, start, qkv, all, qk, q + kv);
-    [of(qk, q + kv), of(&qk[q..], q + kv), v]
+}
+
+/// Where queries, keys and values of some rows lie, which are sequences of this `length`: in `qkv`, or encoded in
+/// `qk`.
+fn queries_keys_values<'a>(
+    config: &Config,
+    rows: &Range<usize>,
+    length: usize,
+    qkv: &'a [f32],
+    qk: &'a [f32],
+) -> [Rows<'a>; 3] {
+    let (q, kv, all) = (config.q_width(), config.kv_width(), config.qkv_width());
+    let of = |data: &'a [f32], column: usize, row: usize| Rows {
+        data: &data[rows.start * row + column..rows.end * row],
+        sequence: length * row,
+        row,
+    };
+    let v = of(qkv, q + kv, all);
+    if is_encoded(config) {
+        [of(qk, 0, q + kv), of(qk, q, q + kv), v]
+    } else {
+        [of(qkv, 0, all), of(qkv, q, all), v]
+    }
 }
 
 /// The weights of a pass that is kept, `[B·H, T, T]`: a row for each query, 0 for keys that are ahead of it. `length`
@@ -156,7 +172,8 @@ pub fn weights(
     out: &mut [f32],
 ) {
     let qkv = &kept.qkv[..pass.rows * pass.config().qkv_width()];
-    let [q, k, _] = queries_keys_values(pass, block, length, 0, qkv, qk);
+    encode(pass, block, |i| i % length, qkv, qk);
+    let [q, k, _] = queries_keys_values(pass.config(), &(0..pass.rows), length, qkv, qk);
     let span = Span { rows: 0..pass.rows, length, start: 0, cache: None };
     attention::probabilities(pass.team, shape(pass, &span), q, k, out);
 }
@@ -198,7 +215,8 @@ pub fn backward(
         return;
     }
     pass.linear_input(proj, dy, dout, q_width, adapters);
-    let [q, k, v] = queries_keys_values(pass, block, length, 0, qkv, qk);
+    encode(pass, block, |i| i % length, qkv, qk);
+    let [q, k, v] = queries_keys_values(config, &(0..n), length, qkv, qk);
     let span = Span { rows: 0..n, length, start: 0, cache: None };
     let back = Back { out: attended, stats: &kept.stats[..2 * n * config.n_head], dout };
     attention::backward(pass.team, shape(pass, &span), q, k, v, back, pass.dropout.at(site), dqkv);
