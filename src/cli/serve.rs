@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 
 use super::{DtypeArg, Format, out, print_json};
-use crate::base::{Error, Result, units};
+use crate::base::{Error, Result, machine, units};
 use crate::target;
 use crate::web::{self, Access, App, Limits, Metrics, Project, Registry, Token};
 
@@ -124,9 +124,11 @@ impl Serve {
 
     fn serve(&self, format: Format) -> Result<ExitCode> {
         let app = Arc::new(self.app(Project::here())?);
-        // Few threads: models have their own, and reading files is bounded.
+        // Few threads, each of which takes its time from those that compute: models have their own, and reading files is
+        // bounded.
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
-        let runtime = runtime.worker_threads(2).max_blocking_threads(16).enable_all().build();
+        let workers = machine::threads().div_ceil(4);
+        let runtime = runtime.worker_threads(workers).max_blocking_threads(16).enable_all().build();
         let runtime = runtime.map_err(|e| Error::input(format!("cannot start threads: {e}")))?;
         let served = runtime.block_on(async {
             let listener = self.listen().await?;

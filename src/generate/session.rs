@@ -1,6 +1,7 @@
 //! A sequence that a model reads and continues.
 
 use std::ops::{ControlFlow, Deref};
+use std::sync::{Mutex, PoisonError};
 
 use super::sampler::Sampler;
 use super::search::{Chooser, Search};
@@ -125,9 +126,16 @@ impl<M: Deref<Target = Model>> Reader<M> {
         let vocab_size = self.model().transformer.config.vocab_size;
         let mut readings: Vec<Reading> =
             parts.iter_mut().map(|(sequence, most)| sequence.reading(*most)).collect();
-        let logits = self.0.read(&mut readings)?;
-        let rows = logits.chunks_exact(vocab_size);
-        Ok(parts.iter_mut().zip(rows).map(|((sequence, _), row)| sequence.set_logits(row)).collect())
+        self.0.read(&mut readings)?;
+        let rows = parts.iter_mut().zip(self.0.logits().chunks_exact(vocab_size));
+        let rows: Vec<_> = rows.map(|((sequence, _), row)| Mutex::new((sequence, row, Ok(())))).collect();
+        self.team().each(rows.len(), |i| {
+            let (sequence, row, result) = &mut *rows[i].lock().unwrap_or_else(PoisonError::into_inner);
+            *result = sequence.set_logits(row);
+        });
+        let result =
+            |row: Mutex<(_, _, Result<()>)>| row.into_inner().unwrap_or_else(PoisonError::into_inner).2;
+        Ok(rows.into_iter().map(result).collect())
     }
 
     /// Reads what the sequences have to be read, as one batch.

@@ -488,7 +488,7 @@ mod tests {
             let has_min = ty.codes()[0] == 0;
             for _ in 0..50 {
                 let mut within = |low: i8, high: i8| {
-                    low + rng.index((i32::from(high) - i32::from(low) + 1) as usize) as i8
+                    low.wrapping_add(rng.index((i32::from(high) - i32::from(low) + 1) as usize) as i8)
                 };
                 let [low, high] = ty.codes();
                 let mut block =

@@ -183,6 +183,11 @@ impl<M: Deref<Target = Transformer>> Decoder<M> {
         &self.model
     }
 
+    /// `[B, V]`, what follows each of the texts that were read last.
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
     /// The threads that it reads with.
     pub fn team(&self) -> &Team {
         &self.team

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
 
 use super::{ApiError, Metrics};
 use crate::base::{Error, Result, machine};
@@ -45,7 +46,30 @@ pub enum What {
 }
 
 /// The news of requests. Once it is dropped, their slots are free.
-pub type Answer = UnboundedReceiver<News>;
+pub struct Answer {
+    pub news: UnboundedReceiver<News>,
+    /// Ready, with an error, once there will be no more of them.
+    pub over: oneshot::Receiver<()>,
+}
+
+/// What an [`Answer`] hears from.
+#[derive(Clone)]
+pub struct Teller {
+    news: UnboundedSender<News>,
+    _over: Arc<oneshot::Sender<()>>,
+}
+
+impl Teller {
+    /// Nobody listens where sending fails; the next step sees it.
+    pub fn tell(&self, of: usize, what: What) {
+        let _ = self.news.send(News { of, what });
+    }
+}
+
+pub fn answer() -> (Teller, Answer) {
+    let ((news, receiver), (sender, over)) = (unbounded_channel(), oneshot::channel());
+    (Teller { news, _over: Arc::new(sender) }, Answer { news: receiver, over })
+}
 
 /// Limits of an engine.
 #[derive(Debug, Clone)]
@@ -81,7 +105,7 @@ struct Job {
 
 struct Client {
     of: usize,
-    news: UnboundedSender<News>,
+    teller: Teller,
     deadline: Instant,
     /// Whether it is no longer among the waiting.
     begun: bool,
@@ -97,9 +121,13 @@ impl Client {
         }
     }
 
-    /// Nobody listens where sending fails; the next step sees it.
     fn tell(&self, what: What) {
-        let _ = self.news.send(News { of: self.of, what });
+        self.teller.tell(self.of, what);
+    }
+
+    /// Whether nobody listens.
+    fn is_gone(&self) -> bool {
+        self.teller.news.is_closed()
     }
 }
 
@@ -129,12 +157,12 @@ impl Engine {
     /// # Errors
     /// 429 when too many wait already.
     pub fn submit(&self, requests: Vec<Request>) -> Result<Answer, ApiError> {
-        let (news, answer) = unbounded_channel();
+        let (teller, answer) = answer();
         self.reserve(requests.len())?;
         let deadline = Instant::now() + self.settings.time;
         for (of, request) in requests.into_iter().enumerate() {
             let left = request.samples;
-            let client = Client { of, news: news.clone(), deadline, begun: false, left };
+            let client = Client { of, teller: teller.clone(), deadline, begun: false, left };
             if self.jobs.send(Job { request, client }).is_err() {
                 return Err(Error::bug("the thread of the model has ended").into());
             }
@@ -216,10 +244,10 @@ impl Worker {
             return self.fail_all(&ApiError::new(StatusCode::SERVICE_UNAVAILABLE, what).code("stopping"));
         }
         let now = Instant::now();
-        let ended = self.clients.extract_if(.., |_, client| client.news.is_closed() || now > client.deadline);
+        let ended = self.clients.extract_if(.., |_, client| client.is_gone() || now > client.deadline);
         for (id, mut client) in ended.collect::<Vec<_>>() {
             self.scheduler.cancel(id);
-            if client.news.is_closed() {
+            if client.is_gone() {
                 client.begin(&self.gauges);
                 self.metrics.cancelled();
             } else {

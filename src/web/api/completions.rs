@@ -4,7 +4,6 @@
 use axum::extract::State;
 use axum::response::Response;
 use serde_json::{Map, Value, json};
-use tokio::sync::mpsc::unbounded_channel;
 
 use super::loaded;
 use super::options::{Asked, max_tokens};
@@ -14,7 +13,7 @@ use crate::base::{Error, machine};
 use crate::eval::{self, TokenScore};
 use crate::generate::{self, Finish, MOST_TOP_LOGPROBS, Request, Token};
 use crate::model::Model;
-use crate::web::engine::{Answer, News, What};
+use crate::web::engine::{self, Answer, What};
 use crate::web::fields::{Fields, whole, wrong};
 use crate::web::{ApiError, Body, Limits, Shared, blocking, computing};
 
@@ -102,12 +101,11 @@ fn requests(prompts: &[Prompt], asked: &Asked) -> Vec<Request> {
 
 /// The news of texts that are to have no tokens.
 fn nothing(prompts: &[Prompt], samples: usize) -> Answer {
-    let (send, answer) = unbounded_channel();
-    let tell = |of: usize, what: What| drop(send.send(News { of, what }));
+    let (teller, answer) = engine::answer();
     for (of, prompt) in prompts.iter().enumerate() {
-        tell(of, What::Started { prompt_tokens: prompt.ids.len(), cached_tokens: 0, cut: 0 });
+        teller.tell(of, What::Started { prompt_tokens: prompt.ids.len(), cached_tokens: 0, cut: 0 });
         for sample in 0..samples {
-            tell(of, What::Finished { sample, finish: Finish::Length, end: None });
+            teller.tell(of, What::Finished { sample, finish: Finish::Length, end: None });
         }
     }
     answer

@@ -1,16 +1,19 @@
 //! Responses of chat and completions, whole or as server-sent events, from the news of a model's thread.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::{Body, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio::time::{Instant, Sleep, sleep};
 use tokio_stream::Stream;
 
 use super::options::Asked;
@@ -136,19 +139,18 @@ impl Reply {
         if !stream {
             return self.whole().await;
         }
-        let first = self.answer.recv().await.ok_or_else(ended)?;
+        let first = self.answer.news.recv().await.ok_or_else(ended)?;
         if let What::Failed(error) = first.what {
             return Err(error);
         }
-        let first = Some(first);
-        let events = Body::from_stream(Events { reply: self, first, over: false });
+        let events = Body::from_stream(Events::new(self, first));
         Ok(([(header::CONTENT_TYPE, "text/event-stream")], events).into_response())
     }
 
     async fn whole(mut self) -> Result<Response, ApiError> {
         let mut all: Vec<Part> = self.choices.iter().map(|_| Part::default()).collect();
         while !self.is_over() {
-            let news = self.answer.recv().await.ok_or_else(ended)?;
+            let news = self.answer.news.recv().await.ok_or_else(ended)?;
             for part in self.parts(news)? {
                 let whole = &mut all[part.index];
                 whole.index = part.index;
@@ -261,31 +263,78 @@ impl Choice {
     }
 }
 
-/// A body of server-sent events.
+/// A body of server-sent events. The first are written at once, further ones at most every [`GATHER`]: writing takes
+/// longer than a token of a small model.
 struct Events {
     reply: Reply,
     first: Option<News>,
+    /// Until when further ones are gathered, once a text has begun.
+    gather: Option<Pin<Box<Sleep>>>,
     over: bool,
+}
+
+/// What no reader notices.
+const GATHER: Duration = Duration::from_millis(20);
+
+impl Events {
+    fn new(reply: Reply, first: News) -> Self {
+        Events { reply, first: Some(first), gather: None, over: false }
+    }
+
+    /// Whether events are to be gathered still, and none but the last is to wake the task.
+    fn gathers(&mut self, context: &mut Context<'_>) -> bool {
+        let Some(gather) = self.gather.as_mut().filter(|gather| !gather.is_elapsed()) else { return false };
+        let over = &mut self.reply.answer.over;
+        gather.as_mut().poll(context).is_pending()
+            && !over.is_terminated()
+            && Pin::new(over).poll(context).is_pending()
+    }
+
+    /// The next news. If there are none, they wake the task where it has nothing to write.
+    fn next(&mut self, has_nothing: bool, context: &mut Context<'_>) -> Poll<Option<News>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(first));
+        }
+        let news = &mut self.reply.answer.news;
+        if has_nothing {
+            return news.poll_recv(context);
+        }
+        match news.try_recv() {
+            Ok(new) => Poll::Ready(Some(new)),
+            Err(TryRecvError::Empty) => Poll::Pending,
+            Err(TryRecvError::Disconnected) => Poll::Ready(None),
+        }
+    }
+
+    /// Begins to gather, if what was written has the beginning of a text.
+    fn wrote(&mut self, has_text: bool) {
+        match &mut self.gather {
+            Some(gather) => gather.as_mut().reset(Instant::now() + GATHER),
+            None if has_text => self.gather = Some(Box::pin(sleep(GATHER))),
+            None => {}
+        }
+    }
 }
 
 impl Stream for Events {
     type Item = Result<Bytes, Infallible>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let mut text = String::new();
+        if !self.over && self.gathers(context) {
+            return Poll::Pending;
+        }
+        let (mut text, mut has_text) = (String::new(), false);
         while !self.over {
-            let news = match self.first.take() {
-                Some(first) => Some(first),
-                None => match self.reply.answer.poll_recv(context) {
-                    Poll::Ready(news) => news,
-                    // What there is goes out at once.
-                    Poll::Pending if text.is_empty() => return Poll::Pending,
-                    Poll::Pending => break,
-                },
+            let news = match self.next(text.is_empty(), context) {
+                Poll::Ready(news) => news,
+                Poll::Pending if text.is_empty() => return Poll::Pending,
+                Poll::Pending => break,
             };
+            has_text |= news.as_ref().is_some_and(|news| matches!(news.what, What::Piece { .. }));
             text += &self.reply.events(news);
             self.over = self.reply.is_over();
         }
+        self.wrote(has_text);
         Poll::Ready((!text.is_empty()).then(|| Ok(Bytes::from(text))))
     }
 }

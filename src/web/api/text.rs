@@ -100,7 +100,7 @@ pub async fn generate(State(app): State<Shared>, Body(body): Object) -> Result<R
     let options = Options { top_k: 50, max_new_tokens: GENERATE_TOKENS, ..Options::default() };
     let mut answer = loaded.submit(vec![Request { prompt: ids, options, samples: 1 }])?;
     let mut response = prompt;
-    while let Some(news) = answer.recv().await {
+    while let Some(news) = answer.news.recv().await {
         match news.what {
             What::Started { .. } => {}
             What::Piece { text, .. } => response += &text,
