@@ -225,14 +225,14 @@ fn minus_max(logits: &[f64]) -> Vec<f64> {
 /// temperatures the probabilities no longer differ.
 fn likeliest(logits: &[f64], k: usize) -> Vec<u32> {
     /// Logits that are compared at once.
-    const OF: usize = 16;
+    const BLOCK: usize = 16;
     let logit = |id: u32| logits[id as usize];
     let order = |a: &u32, b: &u32| logit(*b).total_cmp(&logit(*a)).then(a.cmp(b));
     // Most logits are below the k-th of those before them, and so looked at but once.
     let room = k.saturating_mul(2).min(logits.len());
     let (mut best, mut least) = (Vec::with_capacity(room), f64::NEG_INFINITY);
     // The k largest are at least the k-th of the maxima of groups, each of every n-th logit.
-    let groups = logits.len().div_ceil(OF);
+    let groups = logits.len().div_ceil(BLOCK);
     if k < groups {
         let mut largest = vec![f64::NEG_INFINITY; groups];
         for some in logits.chunks(groups) {
@@ -241,12 +241,12 @@ fn likeliest(logits: &[f64], k: usize) -> Vec<u32> {
         let (_, last, _) = largest.select_nth_unstable_by(k.saturating_sub(1), |a, b| b.total_cmp(a));
         least = *last;
     }
-    for (i, some) in logits.chunks(OF).enumerate() {
+    for (i, some) in logits.chunks(BLOCK).enumerate() {
         // All, without an early end: that takes whole vectors.
         if !some.iter().fold(false, |any, x| any | (*x >= least)) {
             continue;
         }
-        for id in (i * OF) as u32..(i * OF + some.len()) as u32 {
+        for id in (i * BLOCK) as u32..(i * BLOCK + some.len()) as u32 {
             if logit(id) < least {
                 continue;
             }

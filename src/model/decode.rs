@@ -193,7 +193,7 @@ impl<M: Deref<Target = Transformer>> Decoder<M> {
         &self.team
     }
 
-    /// Reads on in each text; gives the logits `[B, V]` of what follows each.
+    /// Reads on in each text; gives [`Decoder::logits`], the logits `[B, V]` of what follows each.
     ///
     /// # Errors
     /// When a cache has no room for its ids, or an id is beyond the vocabulary.
@@ -203,7 +203,6 @@ impl<M: Deref<Target = Transformer>> Decoder<M> {
     pub fn read(&mut self, texts: &mut [Reading]) -> Result<&[f32]> {
         let Decoder { model, team, head, packed, workspace, logits } = self;
         let model: &Transformer = model;
-        // Prompts need few logits for many ids.
         let single = texts.iter().all(|text| text.ids.len() == 1);
         if packed.is_none() && single && texts.len() > THIN && packs(model.weights.len(), model.dtype()) {
             *packed = (!model.is_quantized()).then(|| PackedWeights::new(model, team));
@@ -229,6 +228,7 @@ impl<M: Deref<Target = Transformer>> Decoder<M> {
         norm::forward(&pass_of(team, model, count), &model.layout.norm, &scratch.x[..count * c], x, stats);
         logits.resize(count * config.vocab_size, 0.0);
         match packed {
+            // Its layout pays where it is used for every token, not for the few logits of prompts.
             _ if single && count <= THIN => {
                 head.get_or_insert_with(|| Head::new(model, team)).logits(team, model, x, logits);
             }

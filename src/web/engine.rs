@@ -52,7 +52,7 @@ pub struct Answer {
     pub over: oneshot::Receiver<()>,
 }
 
-/// What an [`Answer`] hears from.
+/// Sends news to an [`Answer`], which is over once all clones are dropped.
 #[derive(Clone)]
 pub struct Teller {
     news: UnboundedSender<News>,
@@ -66,6 +66,7 @@ impl Teller {
     }
 }
 
+/// What tells, and what hears it.
 pub fn answer() -> (Teller, Answer) {
     let ((news, receiver), (sender, over)) = (unbounded_channel(), oneshot::channel());
     (Teller { news, _over: Arc::new(sender) }, Answer { news: receiver, over })

@@ -53,9 +53,12 @@ impl KeysValues {
         }
     }
 
-    /// Appends the first `positions` of others.
+    /// Copies the first `positions` of another.
+    ///
+    /// # Panics
+    /// When there is something already.
     pub fn copy_from(&mut self, other: &KeysValues, positions: usize, width: usize) {
-        debug_assert!(self.values.is_empty());
+        assert!(self.values.is_empty(), "a copy begins empty");
         let [keys, values] = sizes(positions, width);
         self.keys.extend_from_slice(&other.keys[..keys]);
         self.values.extend_from_slice(&other.values[..values]);

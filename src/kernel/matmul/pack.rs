@@ -304,9 +304,6 @@ unsafe fn put<S: Simd>(x: F<S>, to: *mut f32, n: usize) {
     }
 }
 
-/// How many rows of B are prefetched before one is packed.
-const AHEAD: usize = 24;
-
 /// `packed[i][j] = b[steps.start + i, columns.start + j]`, padded with zeros to whole vectors.
 #[inline(always)]
 unsafe fn panel_of<S: Simd>(out: *mut f32, b: View, steps: Range<usize>, columns: Range<usize>) {
@@ -319,10 +316,6 @@ unsafe fn panel_of<S: Simd>(out: *mut f32, b: View, steps: Range<usize>, columns
         if b.column == 1 && width == across {
             for i in 0..depth {
                 let row = b.pointer(top + i, left);
-                // The hardware doesn't foresee parts of rows.
-                for j in (0..across).step_by(LANES) {
-                    S::prefetch(row.wrapping_add(AHEAD * b.row + j));
-                }
                 for j in (0..across).step_by(LANES) {
                     S::store(out.add(i * across + j), S::load(row.add(j)));
                 }
