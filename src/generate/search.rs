@@ -27,9 +27,7 @@ pub struct Chooser<'a> {
 impl Chooser<'_> {
     /// `id` as the token behind `sequence`, with its log-probability by the model's own distribution.
     pub fn token(&self, sequence: &Sequence, id: u32) -> Token {
-        let mut logits = sequence.logits.clone();
-        let vocab_size = logits.len();
-        let logprob = -loss::predictions(self.team, &mut logits, vocab_size, &[id])[0].nats;
+        let logprob = loss::logprob(self.team.isa, &sequence.logits, id);
         Token { id, logprob, top: self.sampler.top(sequence, self.options.top_logprobs, (id, logprob)) }
     }
 }

@@ -1,6 +1,8 @@
 //! Decoding strategies against each other and against their definitions.
 
-use super::sampler::{argmax, candidates, log_softmax};
+use std::collections::BTreeMap;
+
+use super::sampler::{candidates, log_softmax};
 use super::*;
 use crate::model::{Config, Transformer, gpt2};
 use crate::tokenizer::Tokenizer;
@@ -77,44 +79,83 @@ fn a_penalty_pushes_down_what_was_said() {
     session.feed(&[9, 10]).unwrap();
     session.sequence.logits = vec![0.0; model.transformer.config.vocab_size];
     (session.sequence.logits[9], session.sequence.logits[10], session.sequence.logits[11]) = (2.0, -2.0, 1.5);
-    let scores = Sampler::new(&model, &Options { repetition_penalty: 2.0, ..Options::default() })
-        .logits(&session.sequence);
-    assert_eq!((scores[9], scores[10], scores[11]), (1.0, -4.0, 1.5));
+    let sampler = Sampler::new(&model, &Options { repetition_penalty: 2.0, ..Options::default() });
+    let best = sampler.best(&session.sequence, usize::MAX);
+    assert_eq!(best[..2], [(11, 1.5), (9, 1.0)]);
+    assert_eq!(best.last(), Some(&(10, -4.0)));
 }
 
 #[test]
 fn top_k_top_p_and_temperature_leave_what_they_should() {
-    // Probabilities 0.5, 0.25, 0.125, 0.125.
     let scores: Vec<f64> = [0.5f64, 0.25, 0.125, 0.125].iter().map(|p| p.ln()).collect();
-    let left = |top_k, top_p| -> Vec<u32> {
-        let options = Options { top_k, top_p, temperature: 1.0, ..Options::default() };
-        candidates(&scores, &options).into_iter().map(|(id, _)| id).collect()
+    let best = |k: usize| (0..).zip(scores[..k].iter().copied()).collect::<Vec<(u32, f64)>>();
+    let left = |k, top_p| -> Vec<u32> {
+        let options = Options { top_p, temperature: 1.0, ..Options::default() };
+        candidates(best(k), &options).into_iter().map(|(id, _)| id).collect()
     };
-    assert_eq!(left(0, 1.0), [0, 1, 2, 3]);
+    assert_eq!(left(4, 1.0), [0, 1, 2, 3]);
     assert_eq!(left(2, 1.0), [0, 1]);
-    assert_eq!(left(0, 0.5), [0]);
-    assert_eq!(left(0, 0.7), [0, 1]);
+    assert_eq!(left(4, 0.5), [0]);
+    assert_eq!(left(4, 0.7), [0, 1]);
     // Of the two that top-k leaves, the first has two thirds.
     assert_eq!(left(2, 0.6), [0]);
     let min_p = |min_p| {
-        let options = Options { min_p, top_k: 0, top_p: 1.0, temperature: 1.0, ..Options::default() };
-        candidates(&scores, &options).len()
+        let options = Options { min_p, top_p: 1.0, temperature: 1.0, ..Options::default() };
+        candidates(best(4), &options).len()
     };
     assert_eq!([0.0, 0.2, 0.3, 0.6, 1.0].map(min_p), [4, 4, 2, 1, 1]);
-    // Many scores, some of which are equal, in an order of all.
-    let scores: Vec<f64> = (0..1000).map(|i| f64::from(i * 7919 % 311)).collect();
-    for k in [1, 2, 7, 40, 499, 500, 999, 1000, 5000] {
-        let options = Options { top_k: k, top_p: 1.0, temperature: 1e6, ..Options::default() };
-        let found: Vec<u32> = candidates(&scores, &options).into_iter().map(|(id, _)| id).collect();
-        let mut all: Vec<u32> = (0..1000).collect();
-        all.sort_by_key(|id| (-scores[*id as usize] as i64, *id));
-        assert!(found == all[..k.min(1000)], "{k}");
-    }
-    let scores: Vec<f64> = [0.5f64, 0.25, 0.125, 0.125].iter().map(|p| p.ln()).collect();
-    let cold = candidates(&scores, &Options { temperature: 0.5, top_k: 0, top_p: 1.0, ..Options::default() });
+    let cold = candidates(best(4), &Options { temperature: 0.5, top_p: 1.0, ..Options::default() });
     assert!((cold[0].1 / cold[1].1 - 4.0).abs() < 1e-5);
-    assert_eq!(argmax(&[1.0, 3.0, 3.0]), 1);
     assert!((log_softmax(&scores)[0] - 0.5f64.ln()).abs() < 1e-6);
+}
+
+/// Against sorting all logits after biases, penalties and bans; many are equal.
+#[test]
+fn the_best_are_the_first_of_all_sorted() {
+    let model = model();
+    let mut session = Session::new(&model, 1);
+    session.feed(&[9, 10, 11, 10, 12, 10, 40]).unwrap();
+    session.sequence.prompt = 2;
+    let size = model.transformer.config.vocab_size;
+    session.sequence.logits = (0..size).map(|i| (i * 7919 % 31) as f32 - 15.0).collect();
+    let known = model.tokenizer.vocab_size();
+    let bias = [(9, -100.0), (20, 2.0), (21, -3.0), (22, -100.0)];
+    for (logit_bias, penalty, presence_penalty) in [
+        (&bias[..0], 1.0, 0.0),
+        (&bias[..1], 1.0, 0.0),
+        (&bias, 1.0, 0.0),
+        (&bias, 1.5, 0.5),
+        (&bias[..0], 1.5, -0.5),
+    ] {
+        let logit_bias: BTreeMap<u32, f64> = logit_bias.iter().copied().collect();
+        let options = Options {
+            logit_bias: logit_bias.clone(),
+            repetition_penalty: penalty,
+            presence_penalty,
+            ..Options::default()
+        };
+        let sampler = Sampler::new(&model, &options);
+        let logit = |id: u32| -> Option<f64> {
+            let special = [Special::Pad, Special::Unk, Special::Bos];
+            let banned = special.iter().any(|s| model.tokenizer.special(*s) == Some(id));
+            let bias = logit_bias.get(&id).copied().unwrap_or(0.0);
+            let mut logit = f64::from(session.sequence.logits[id as usize]) + bias;
+            if session.sequence.tokens.contains(&id) {
+                logit = if logit > 0.0 { logit / penalty } else { logit * penalty };
+            }
+            if session.sequence.tokens[2..].contains(&id) {
+                logit -= presence_penalty;
+            }
+            Some(logit).filter(|_| !banned && bias != -100.0)
+        };
+        let mut all: Vec<(u32, f64)> = (0..known as u32).filter_map(|id| Some((id, logit(id)?))).collect();
+        all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        for k in [1, 2, 7, 40, known - 1, known, usize::MAX] {
+            let found = sampler.best(&session.sequence, k);
+            assert_eq!(found, all[..k.min(all.len())], "{k} by {options:?}");
+            assert_eq!(sampler.greedy(&session.sequence), all[0].0);
+        }
+    }
 }
 
 #[test]
@@ -154,10 +195,10 @@ fn the_smallest_and_the_largest_numbers_behave_like_their_limits() {
         let cold = Options { temperature, top_k: 0, top_p: 1.0, ..with(Strategy::Sample) };
         assert_eq!(ids(&model, &cold), greedy, "{temperature:e}");
     }
-    let scores: Vec<f64> = (0..50).map(|i| f64::from(i % 13) - 5.0).collect();
     for temperature in [1e12, 1e39, 1e300, f64::MAX] {
-        let hot = candidates(&scores, &Options { temperature, top_k: 4, top_p: 1.0, ..Options::default() });
-        assert_eq!(hot.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [12, 25, 38, 11], "the likeliest");
+        let best = vec![(12, 7.0), (25, 7.0), (38, 7.0), (11, 6.0)];
+        let hot = candidates(best, &Options { temperature, top_p: 1.0, ..Options::default() });
+        assert_eq!(hot.len(), 4);
         assert!(hot.iter().all(|(_, p)| (p / hot[0].1 - 1.0).abs() < 1e-9), "{temperature:e}: {hot:?}");
     }
     for strategy in [Strategy::Greedy, Strategy::Sample, Strategy::Beam] {
@@ -183,9 +224,9 @@ fn a_penalty_without_end_decides_alone() {
     let chosen = |repetition_penalty: f64| {
         let options = Options { repetition_penalty, ..Options::default() };
         let sampler = Sampler::new(&model, &options);
-        let scores = sampler.logits(&session.sequence);
-        assert!(scores.iter().all(|score| !score.is_nan()), "{repetition_penalty:e}");
-        (sampler.greedy(&session.sequence), candidates(&scores, &options).len())
+        let best = sampler.best(&session.sequence, options.top_k);
+        assert!(best.iter().all(|(_, logit)| !logit.is_nan()), "{repetition_penalty:e}");
+        (sampler.greedy(&session.sequence), candidates(best, &options).len())
     };
     for penalty in [1e39, 1e300, f64::MAX] {
         assert_eq!(chosen(penalty).0, 12, "{penalty:e}");

@@ -315,11 +315,15 @@ fn biases_and_penalties_change_logits_as_openai_defines_them() {
     session.sequence.prompt = 2;
     let size = model.transformer.config.vocab_size;
     session.sequence.logits = (0..size).map(|id| id as f32 / 64.0).collect();
-    let plain = Sampler::new(&model, &Options::default()).logits(&session.sequence);
+    let logits = |options: &Options| -> BTreeMap<u32, f64> {
+        Sampler::new(&model, options).best(&session.sequence, size).into_iter().collect()
+    };
+    let plain = logits(&Options::default());
     let changed = |options: Options| -> BTreeMap<u32, f64> {
-        let logits = Sampler::new(&model, &options).logits(&session.sequence);
-        let pairs = (0..).zip(logits.iter().zip(&plain));
-        pairs.filter(|(_, (a, b))| a != b).map(|(id, (a, b))| (id, a - b)).collect()
+        let found = logits(&options);
+        let difference =
+            |(id, logit): (&u32, &f64)| (*id, found.get(id).map_or(f64::NEG_INFINITY, |found| found - logit));
+        plain.iter().map(difference).filter(|(_, difference)| *difference != 0.0).collect()
     };
     let close = |found: BTreeMap<u32, f64>, expected: &[(u32, f64)]| {
         let near = found.iter().zip(expected).all(|(f, e)| *f.0 == e.0 && (f.1 - e.1).abs() < 1e-12);

@@ -138,6 +138,12 @@ pub trait Simd: Tiles {
     /// `a >= b ? x : 0`, comparing as signed integers.
     unsafe fn keep_ge(a: Self::U, b: Self::U, x: Self::F) -> Self::F;
     unsafe fn to_array(a: Self::F) -> [f32; LANES];
+    /// A bit for each lane, that of lane 0 the lowest: whether `a` is not less than `b`, as where either is NaN.
+    #[inline(always)]
+    unsafe fn not_less(a: Self::F, b: Self::F) -> u32 {
+        let (a, b) = unsafe { (Self::to_array(a), Self::to_array(b)) };
+        (0..LANES).fold(0, |bits, i| bits | u32::from((a[i] >= b[i]) | a[i].is_nan() | b[i].is_nan()) << i)
+    }
     unsafe fn from_array_u(a: [u32; LANES]) -> Self::U;
     /// 16 bf16, converted to f32.
     unsafe fn load_bf16(p: *const u16) -> Self::F;
@@ -345,6 +351,12 @@ impl<S: Simd> F<S> {
     #[inline(always)]
     pub fn keep_ge(self, a: U<S>, b: U<S>) -> Self {
         F(unsafe { S::keep_ge(a.0, b.0, self.0) })
+    }
+
+    /// A bit for each lane, see [`Simd::not_less`].
+    #[inline(always)]
+    pub fn not_less(self, than: Self) -> u32 {
+        unsafe { S::not_less(self.0, than.0) }
     }
 
     #[inline(always)]

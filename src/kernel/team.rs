@@ -2,7 +2,8 @@
 //!
 //! Where threads can't work on separate sequences (see `model::executor`), they share each loop of a kernel:
 //! generating one token takes some hundred loops. Handing a loop to a general thread pool costs 5 to 20 µs;
-//! the threads of a [`Team`] spin for a short while between loops, so it costs less than 1. Which thread runs
+//! the threads of a [`Team`] spin for a short while between loops, so it costs less than 1; then they offer their core
+//! to others that wait for one, as those that write what a server says, and at last they sleep. Which thread runs
 //! which task is decided at run time, so a task must write only its own part of the output: then the bytes
 //! don't depend on the threads.
 
@@ -15,8 +16,17 @@ use std::thread::{JoinHandle, Thread};
 use super::dtype::Dtype;
 use super::simd::Isa;
 
-/// Iterations of the loop that waits for work, before a thread sleeps: some 50 µs.
-const SPINS: usize = 4_000;
+/// Iterations of a loop that waits for work or for others, before it offers its core to threads that are no kernel's:
+/// some 3 µs.
+const SPINS: usize = 250;
+
+/// How often a thread that waits for work offers its core before it sleeps: some 50 µs.
+const OFFERS: usize = 100;
+
+/// Waits a little, the `i`th time.
+fn wait(i: usize) {
+    if i < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
+}
 
 /// Threads that share loops, and the instructions and dtype of the kernels that they run.
 pub struct Team {
@@ -83,9 +93,9 @@ impl Shared {
         while !self.stop.load(Ordering::Relaxed) {
             if self.help() {
                 spins = 0;
-            } else if spins < SPINS {
+            } else if spins < SPINS + OFFERS {
+                wait(spins);
                 spins += 1;
-                std::hint::spin_loop();
             } else {
                 self.sleeping.fetch_add(1, Ordering::SeqCst);
                 // A loop that began before `sleeping` was raised does not wake this thread: check again.
@@ -154,7 +164,7 @@ impl Team {
         let mut spins = 0usize;
         while !done() {
             spins = if self.shared.help() { 0 } else { spins + 1 };
-            if spins > SPINS { std::thread::yield_now() } else { std::hint::spin_loop() }
+            wait(spins);
         }
         self.shared.visitors.fetch_sub(1, Ordering::Relaxed);
     }
@@ -201,9 +211,9 @@ impl Team {
         shared.help();
         let mut spins = 0usize;
         while shared.done.load(Ordering::Acquire) < tasks {
+            // The system may have preempted a thread of this loop: give it this core.
+            wait(spins);
             spins += 1;
-            // The system has preempted a thread of this loop: give it this core.
-            if spins > SPINS { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
         let failed = shared.failed.swap(false, Ordering::Relaxed);
         shared.busy.store(false, Ordering::Release);

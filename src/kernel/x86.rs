@@ -136,6 +136,10 @@ impl Simd for Avx512 {
         unsafe { _mm512_maskz_mov_ps(_mm512_cmpge_epi32_mask(a, b), x) }
     }
     #[inline(always)]
+    unsafe fn not_less(a: __m512, b: __m512) -> u32 {
+        unsafe { u32::from(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(a, b)) }
+    }
+    #[inline(always)]
     unsafe fn to_array(a: __m512) -> [f32; LANES] {
         unsafe { std::mem::transmute::<__m512, [f32; LANES]>(a) }
     }
@@ -517,6 +521,13 @@ impl Simd for Avx2 {
                 _mm256_andnot_ps(below, x[i])
             };
             [one(0), one(1)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn not_less(a: Self::F, b: Self::F) -> u32 {
+        unsafe {
+            let bits = |i: usize| _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(a[i], b[i])) as u32;
+            bits(0) | bits(1) << 8
         }
     }
     #[inline(always)]

@@ -11,7 +11,7 @@
 //!
 //! ```text
 //!  soft   targets that are a teacher's distributions
-//!  top_k  a teacher's distributions, to be soft targets
+//!  top_k  the likeliest ids of a row; a teacher's distributions, to be soft targets
 //! ```
 
 mod soft;
@@ -20,7 +20,7 @@ mod top_k;
 use std::ops::Range;
 
 pub use soft::Soft;
-pub use top_k::{add as add_distributions, soften, top_k};
+pub use top_k::{add as add_distributions, largest, soften, top_k};
 
 use super::Buffer;
 use super::linear::add_rows;
@@ -372,24 +372,36 @@ pub struct Prediction {
     pub rank: usize,
 }
 
-/// How well `logits: [N, V]`, which are overwritten, predicted the targets.
+/// How well `logits: [N, V]` predicted the targets.
 ///
 /// # Panics
 /// When a target is no id.
-pub fn predictions(team: &Team, logits: &mut [f32], v: usize, targets: &[u32]) -> Vec<Prediction> {
+pub fn predictions(team: &Team, logits: &[f32], v: usize, targets: &[u32]) -> Vec<Prediction> {
     let mut all = vec![Prediction::default(); targets.len()];
-    let (logits, predictions) = (Parts::new(logits), Parts::new(&mut all));
+    let predictions = Parts::new(&mut all);
     team.ranges(targets.len(), 1, |some| {
         for i in some {
+            let logits = &logits[i * v..(i + 1) * v];
+            let prediction = Prediction {
+                nats: -logprob(team.isa, logits, targets[i]),
+                rank: rank(team.isa, logits, targets[i]),
+            };
             // SAFETY: each row has one task.
-            let (logits, own) = unsafe { (logits.take(i * v..(i + 1) * v), predictions.take(i..i + 1)) };
-            let rank = rank(team.isa, logits, targets[i]);
-            let mut row = Row { own: logits[targets[i] as usize], ..Row::NEW };
-            add(team.isa, logits, &mut row);
-            own[0] = Prediction { nats: row.nats(0.0, v), rank };
+            let own = unsafe { predictions.take(i..i + 1) };
+            own[0] = prediction;
         }
     });
     all
+}
+
+/// The log-probability, in nats, of an id by the softmax of a row of logits, `[V]`.
+///
+/// # Panics
+/// When there is no such id.
+pub fn logprob(isa: Isa, logits: &[f32], id: u32) -> f64 {
+    let mut row = Row { own: logits[id as usize], ..Row::NEW };
+    add_kept(isa, logits, &mut row);
+    -row.nats(0.0, logits.len())
 }
 
 /// What the gradient of the cross-entropy of a row is made of.
@@ -724,8 +736,8 @@ mod tests {
     fn equal_logits_rank_by_id() {
         for isa in crate::kernel::Isa::available() {
             let team = Team::with(2, isa);
-            let mut logits: Vec<f32> = [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [-2.0, 5.0, 3.0]].concat();
-            let found = predictions(&team, &mut logits, 3, &[0, 1, 0]);
+            let logits: Vec<f32> = [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [-2.0, 5.0, 3.0]].concat();
+            let found = predictions(&team, &logits, 3, &[0, 1, 0]);
             assert_eq!(found.iter().map(|v| v.rank).collect::<Vec<_>>(), [0, 1, 2]);
             let nats = |x: f64, all: [f64; 3]| all.iter().map(|x| x.exp()).sum::<f64>().ln() - x;
             for (found, expected) in found.iter().zip([

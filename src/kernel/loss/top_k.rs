@@ -1,7 +1,8 @@
-//! The likeliest ids of each row, as a teacher gives them to a student.
+//! The likeliest ids of a row: those that a text goes on with, and those of each row that a teacher gives to a
+//! student.
 
 use super::super::math::exp;
-use super::super::simd::{F, LANES, simd};
+use super::super::simd::{F, Isa, LANES, simd};
 use super::super::team::{Parts, Team};
 use super::{BLOCK, max_with};
 
@@ -40,43 +41,75 @@ pub fn top_k(
     let (n, parts) = (sums.len() / v, parts as f32);
     let (ids, probabilities) = (Parts::new(ids), Parts::new(probabilities));
     team.ranges(n, 1, |rows| {
-        let mut keys = Vec::with_capacity(2 * k);
+        let mut keys = Vec::new();
         for i in rows {
             // SAFETY: each row has one task.
             let (ids, probabilities) =
                 unsafe { (ids.take(i * k..(i + 1) * k), probabilities.take(i * k..(i + 1) * k)) };
-            largest(&sums[i * v..(i + 1) * v], k, &mut keys);
+            largest_keys(team.isa, &sums[i * v..(i + 1) * v], k, &mut keys);
             for ((key, id), p) in keys.iter().zip(ids).zip(probabilities) {
-                (*id, *p) = (!(*key as u32), f32::from_bits((*key >> 32) as u32) / parts);
+                (*id, *p) = (id_of(*key), value_of(*key) / parts);
             }
         }
     });
 }
 
-/// The `k` largest of `values`, none negative, in descending order: a number's bits above the inverse of its
-/// index, so that of equals the one with the lower index is larger. `keys` is scratch and result.
-fn largest(values: &[f32], k: usize, keys: &mut Vec<u64>) {
-    keys.clear();
-    // What is no larger is not among them.
-    let mut least = 0;
-    for (i, value) in values.iter().enumerate() {
-        // Bits of numbers that are not negative are ordered as the numbers are.
-        let key = u64::from(value.to_bits()) << 32 | u64::from(!(i as u32));
-        if key <= least {
-            continue;
+/// The ids of the `k` largest of `values`: the largest first, and of equals the lower id. NaN is larger than others.
+pub fn largest(isa: Isa, values: &[f32], k: usize) -> Vec<u32> {
+    let mut keys = Vec::new();
+    largest_keys(isa, values, k, &mut keys);
+    keys.into_iter().map(id_of).collect()
+}
+
+/// A value and its id as a number: ordered as the values are (by [`f32::total_cmp`]), and of equals the lower id is
+/// the larger.
+fn key(value: f32, id: usize) -> i64 {
+    let bits = value.to_bits() as i32;
+    let ordered = bits ^ ((bits >> 31) as u32 >> 1) as i32;
+    i64::from(ordered) << 32 | i64::from(!(id as u32))
+}
+
+fn id_of(key: i64) -> u32 {
+    !(key as u32)
+}
+
+fn value_of(key: i64) -> f32 {
+    let ordered = (key >> 32) as i32;
+    f32::from_bits((ordered ^ ((ordered >> 31) as u32 >> 1) as i32) as u32)
+}
+
+simd! {
+    /// The keys of the `k` largest of `values`, in descending order. `keys` is scratch and result.
+    fn largest_keys<S>(values: &[f32], k: usize, keys: &mut Vec<i64>) {
+        keys.clear();
+        // The k largest are at least the k-th of the maxima of groups, each of every n-th value.
+        let groups = values.len().div_ceil(LANES);
+        let mut least = f32::NEG_INFINITY;
+        if (1..groups).contains(&k) {
+            for i in (0..groups).step_by(LANES) {
+                let mut max = F::<S>::splat(f32::NEG_INFINITY);
+                for some in values.chunks(groups).filter(|some| some.len() > i) {
+                    max = max.max(F::load_some(&some[i..some.len().min(i + LANES)], f32::NEG_INFINITY));
+                }
+                let max = max.to_array();
+                keys.extend(max.iter().take(groups - i).map(|max| key(*max, i)));
+            }
+            let (_, last, _) = keys.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
+            least = value_of(*last);
+            keys.clear();
         }
-        if keys.len() == 2 * k {
-            keys.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
-            keys.truncate(k);
-            least = keys[k - 1];
-            if key <= least {
-                continue;
+        let least = F::<S>::splat(least);
+        for (i, some) in values.chunks(LANES).enumerate() {
+            let mut found = F::load_some(some, 0.0).not_less(least) & (!0 >> (32 - some.len()));
+            while found != 0 {
+                let lane = found.trailing_zeros() as usize;
+                keys.push(key(some[lane], i * LANES + lane));
+                found &= found - 1;
             }
         }
-        keys.push(key);
+        keys.sort_unstable_by(|a, b| b.cmp(a));
+        keys.truncate(k);
     }
-    keys.sort_unstable_by(|a, b| b.cmp(a));
-    keys.truncate(k);
 }
 
 simd! {
@@ -108,6 +141,7 @@ simd! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::Rng;
     use crate::kernel::testing::{near, numbers, same_everywhere, wide};
 
     #[test]
@@ -134,24 +168,41 @@ mod tests {
         near("sum", &found[1], &sums, 1e-6);
     }
 
-    /// Against sorting all of them; many are equal.
+    /// Beside sorting all: many equal values, zeros of both signs, infinities; few and many of them.
     #[test]
     fn the_largest_come_first_and_of_equals_the_lower_id() {
-        let (team, v) = (Team::new(2), 500);
-        let values: Vec<f32> = numbers("p", 4 * v, 9.0).iter().map(|x| x.round().abs()).collect();
-        for k in [1, 2, 17, v] {
-            let (mut ids, mut probabilities) = (vec![0; 4 * k], vec![0.0; 4 * k]);
-            top_k(&team, &values, v, 2, k, &mut ids, &mut probabilities);
-            for (i, row) in values.chunks(v).enumerate() {
-                let mut all: Vec<usize> = (0..v).collect();
-                all.sort_by(|a, b| row[*b].total_cmp(&row[*a]).then(a.cmp(b)));
-                let expected: Vec<(u32, f32)> =
-                    all[..k].iter().map(|id| (*id as u32, row[*id] / 2.0)).collect();
-                let some = i * k..(i + 1) * k;
-                let found: Vec<(u32, f32)> =
-                    ids[some.clone()].iter().copied().zip(probabilities[some].iter().copied()).collect();
-                assert_eq!(found, expected, "row {i}, k = {k}");
+        let mut rng = Rng::new(1, "values");
+        for (n, kinds) in [(1, 3), (15, 2), (16, 9), (17, 1), (100, 5), (700, 9), (2048, 100_000)] {
+            let value = |rng: &mut Rng| match rng.index(8) {
+                0 => f32::NEG_INFINITY,
+                1 => [0.0, -0.0][rng.index(2)],
+                _ => rng.index(kinds) as f32 - kinds as f32 / 2.0,
+            };
+            let values: Vec<f32> = (0..n).map(|_| value(&mut rng)).collect();
+            let mut all: Vec<u32> = (0..n as u32).collect();
+            all.sort_by(|a, b| values[*b as usize].total_cmp(&values[*a as usize]).then(a.cmp(b)));
+            for (k, isa) in [0, 1, 2, 5, 40, 43, 44, n / 2, n, n + 1, usize::MAX]
+                .into_iter()
+                .zip(Isa::available().into_iter().cycle())
+            {
+                assert_eq!(largest(isa, &values, k), all[..k.min(n)], "{k} of {n} by {}", isa.name());
             }
+        }
+        let mut values = vec![1.0; 300];
+        values[77] = f32::NAN;
+        assert_eq!(largest(Isa::best(), &values, 3), [77, 0, 1]);
+    }
+
+    #[test]
+    fn top_k_gives_each_row_its_own() {
+        let (team, v, k) = (Team::new(2), 500, 17);
+        let values: Vec<f32> = numbers("p", 4 * v, 9.0).iter().map(|x| x.round().abs()).collect();
+        let (mut ids, mut probabilities) = (vec![0; 4 * k], vec![0.0; 4 * k]);
+        top_k(&team, &values, v, 2, k, &mut ids, &mut probabilities);
+        for (i, row) in values.chunks(v).enumerate() {
+            assert_eq!(ids[i * k..(i + 1) * k], largest(team.isa, row, k));
+            let own = ids[i * k..(i + 1) * k].iter().zip(&probabilities[i * k..]);
+            own.for_each(|(id, p)| assert_eq!(*p, row[*id as usize] / 2.0, "row {i}"));
         }
     }
 }

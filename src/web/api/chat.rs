@@ -7,7 +7,7 @@ use axum::response::Response;
 use serde_json::{Map, Value, json};
 
 use super::options::{Asked, max_tokens};
-use super::reply::{Part, Prompt, Reply, Shape};
+use super::reply::{Content, Part, Prompt, Reply, Shape, Written};
 use super::{loaded, tokens};
 use crate::corpus::conversation::{Message, Role};
 use crate::generate::{MOST_TOP_LOGPROBS, Request};
@@ -24,23 +24,18 @@ const SHAPE: Shape = Shape {
     trims: true,
 };
 
-fn choice(part: &Part) -> Value {
-    let message = json!({"role": "assistant", "content": part.text, "refusal": null});
+fn choice(part: &Part) -> Written<'_> {
+    let content = Content::Message { role: "assistant", content: &part.text, refusal: None };
     let logprobs = part.tokens.as_ref().map(|all| tokens::of_chat(all));
-    json!({"index": part.index, "message": message, "logprobs": logprobs, "finish_reason": part.finish})
+    Written { index: part.index, content, logprobs, finish_reason: part.finish }
 }
 
-fn delta(part: &Part) -> Value {
-    let mut delta = Map::new();
-    if part.first {
-        delta.insert("role".to_string(), json!("assistant"));
-    }
-    if part.first || !part.text.is_empty() {
-        delta.insert("content".to_string(), json!(part.text));
-    }
+fn delta(part: &Part) -> Written<'_> {
+    let content = (part.first || !part.text.is_empty()).then_some(&*part.text);
+    let content = Content::Delta { role: part.first.then_some("assistant"), content };
     let scored = part.tokens.as_ref().filter(|all| !all.is_empty());
     let logprobs = scored.map(|all| tokens::of_chat(all));
-    json!({"index": part.index, "delta": delta, "logprobs": logprobs, "finish_reason": part.finish})
+    Written { index: part.index, content, logprobs, finish_reason: part.finish }
 }
 
 /// What a request asks for.

@@ -3,11 +3,11 @@
 
 use axum::extract::State;
 use axum::response::Response;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::loaded;
 use super::options::{Asked, max_tokens};
-use super::reply::{Part, Prompt, Reply, Shape};
+use super::reply::{Content, Part, Prompt, Reply, Shape, Written};
 use super::tokens::{self, Scored, TokenTexts};
 use crate::base::{Error, machine};
 use crate::eval::{self, TokenScore};
@@ -32,9 +32,9 @@ const SHAPE: Shape = Shape {
     trims: false,
 };
 
-fn choice(part: &Part) -> Value {
+fn choice(part: &Part) -> Written<'_> {
     let logprobs = part.tokens.as_ref().map(|all| tokens::of_completion(all));
-    json!({"index": part.index, "text": part.text, "logprobs": logprobs, "finish_reason": part.finish})
+    Written { index: part.index, content: Content::Text(&part.text), logprobs, finish_reason: part.finish }
 }
 
 /// What a text is to follow.

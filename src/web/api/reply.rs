@@ -3,17 +3,18 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::{Body, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::error::TryRecvError;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_stream::Stream;
 
 use super::options::Asked;
@@ -31,8 +32,8 @@ pub struct Shape {
     pub object: &'static str,
     pub chunk: &'static str,
     /// A choice of a response, and of an event.
-    pub choice: fn(&Part) -> Value,
-    pub delta: fn(&Part) -> Value,
+    pub choice: fn(&Part) -> Written<'_>,
+    pub delta: fn(&Part) -> Written<'_>,
     /// Whether blanks before a text are left out: some tokenizers begin every text with one.
     pub trims: bool,
 }
@@ -47,6 +48,55 @@ pub struct Part {
     pub finish: Option<&'static str>,
     /// Whether it is the first of its choice.
     pub first: bool,
+}
+
+/// A choice as JSON.
+#[derive(Serialize)]
+pub struct Written<'a> {
+    pub index: usize,
+    #[serde(flatten)]
+    pub content: Content<'a>,
+    pub logprobs: Option<Value>,
+    pub finish_reason: Option<&'static str>,
+}
+
+/// Its text.
+#[derive(Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Content<'a> {
+    Text(&'a str),
+    Message {
+        role: &'static str,
+        content: &'a str,
+        /// Always null.
+        refusal: Option<&'static str>,
+    },
+    Delta {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        role: Option<&'static str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        content: Option<&'a str>,
+    },
+}
+
+/// A response, or an event of a stream, as JSON.
+#[derive(Serialize)]
+struct Object<'a> {
+    #[serde(flatten)]
+    head: &'a Head,
+    object: &'static str,
+    choices: Vec<Written<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Value>,
+}
+
+/// What all objects of a response begin with.
+#[derive(Serialize)]
+struct Head {
+    id: String,
+    created: u64,
+    model: String,
+    system_fingerprint: String,
 }
 
 /// A text behind a prompt, as it grows.
@@ -71,8 +121,7 @@ pub struct Prompt {
 /// A response under way.
 pub struct Reply {
     shape: &'static Shape,
-    /// What all objects of the response begin with.
-    head: Value,
+    head: Head,
     choices: Vec<Choice>,
     samples: usize,
     logprobs: bool,
@@ -123,10 +172,8 @@ impl Reply {
         let samples = asked.samples;
         let choices = prompts.iter().flat_map(|prompt| (0..samples).map(move |_| choice(prompt))).collect();
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs());
-        let head = json!({
-            "id": format!("{}{}", shape.prefix, unique()), "created": created, "model": loaded.id,
-            "system_fingerprint": loaded.fingerprint(),
-        });
+        let (model, system_fingerprint) = (loaded.id.to_string(), loaded.fingerprint().to_string());
+        let head = Head { id: format!("{}{}", shape.prefix, unique()), created, model, system_fingerprint };
         let (include_usage, usage) = (asked.include_usage, Usage::default());
         Reply { shape, head, choices, samples, logprobs, include_usage, usage, answer, _loaded: loaded }
     }
@@ -161,20 +208,21 @@ impl Reply {
                 }
             }
         }
-        let mut value = self.object(self.shape.object, all.iter().map(self.shape.choice).collect());
-        value["usage"] = self.usage.to_json();
-        Ok(crate::web::json(&value))
+        let choices = all.iter().map(self.shape.choice).collect();
+        Ok(crate::web::json(&self.object(self.shape.object, choices, Some(self.usage.to_json()))))
     }
 
     fn is_over(&self) -> bool {
         self.choices.iter().all(|choice| choice.ended)
     }
 
-    fn object(&self, object: &str, choices: Vec<Value>) -> Value {
-        let mut value = self.head.clone();
-        value["object"] = json!(object);
-        value["choices"] = Value::Array(choices);
-        value
+    fn object<'a>(
+        &'a self,
+        object: &'static str,
+        choices: Vec<Written<'a>>,
+        usage: Option<Value>,
+    ) -> Object<'a> {
+        Object { head: &self.head, object, choices, usage }
     }
 
     /// What is new in the choices.
@@ -216,38 +264,32 @@ impl Reply {
         Part { index, text, tokens: self.logprobs.then_some(tokens), finish: None, first }
     }
 
-    /// News as events.
-    fn events(&mut self, news: Option<News>) -> String {
+    /// Appends news as events.
+    fn write(&mut self, news: Option<News>, events: &mut Vec<u8>) {
         let parts = news.ok_or_else(ended).and_then(|news| self.parts(news));
         let parts = match parts {
             Ok(parts) => parts,
             Err(error) => {
                 self.choices.iter_mut().for_each(|choice| choice.ended = true);
-                return event(&error.to_json()) + DONE;
+                write_event(&error.to_json(), events);
+                return events.extend(DONE);
             }
         };
         let is_new = |part: &&Part| {
             let tokens = part.tokens.as_ref().is_some_and(|tokens| !tokens.is_empty());
             part.first || part.finish.is_some() || tokens || !part.text.is_empty()
         };
-        let mut text: String = parts.iter().filter(is_new).map(|part| event(&self.chunk(part))).collect();
+        let chunk = |choices, usage| self.object(self.shape.chunk, choices, usage);
+        for part in parts.iter().filter(is_new) {
+            let usage = self.include_usage.then_some(Value::Null);
+            write_event(&chunk(vec![(self.shape.delta)(part)], usage), events);
+        }
         if self.is_over() {
             if self.include_usage {
-                let mut value = self.object(self.shape.chunk, Vec::new());
-                value["usage"] = self.usage.to_json();
-                text += &event(&value);
+                write_event(&chunk(Vec::new(), Some(self.usage.to_json())), events);
             }
-            text += DONE;
+            events.extend(DONE);
         }
-        text
-    }
-
-    fn chunk(&self, part: &Part) -> Value {
-        let mut value = self.object(self.shape.chunk, vec![(self.shape.delta)(part)]);
-        if self.include_usage {
-            value["usage"] = Value::Null;
-        }
-        value
     }
 }
 
@@ -264,7 +306,8 @@ impl Choice {
 }
 
 /// A body of server-sent events. The first are written at once, further ones at most every [`GATHER`]: writing takes
-/// longer than a token of a small model.
+/// longer than a token of a small model. All streams write at the same moments, one behind the other, and leave the
+/// threads of the models alone between them.
 struct Events {
     reply: Reply,
     first: Option<News>,
@@ -309,8 +352,8 @@ impl Events {
     /// Begins to gather, if what was written has the beginning of a text.
     fn wrote(&mut self, has_text: bool) {
         match &mut self.gather {
-            Some(gather) => gather.as_mut().reset(Instant::now() + GATHER),
-            None if has_text => self.gather = Some(Box::pin(sleep(GATHER))),
+            Some(gather) => gather.as_mut().reset(next_moment()),
+            None if has_text => self.gather = Some(Box::pin(sleep_until(next_moment()))),
             None => {}
         }
     }
@@ -323,26 +366,36 @@ impl Stream for Events {
         if !self.over && self.gathers(context) {
             return Poll::Pending;
         }
-        let (mut text, mut has_text) = (String::new(), false);
+        let (mut events, mut has_text) = (Vec::new(), false);
         while !self.over {
-            let news = match self.next(text.is_empty(), context) {
+            let news = match self.next(events.is_empty(), context) {
                 Poll::Ready(news) => news,
-                Poll::Pending if text.is_empty() => return Poll::Pending,
+                Poll::Pending if events.is_empty() => return Poll::Pending,
                 Poll::Pending => break,
             };
             has_text |= news.as_ref().is_some_and(|news| matches!(news.what, What::Piece { .. }));
-            text += &self.reply.events(news);
+            self.reply.write(news, &mut events);
             self.over = self.reply.is_over();
         }
         self.wrote(has_text);
-        Poll::Ready((!text.is_empty()).then(|| Ok(Bytes::from(text))))
+        Poll::Ready((!events.is_empty()).then(|| Ok(Bytes::from(events))))
     }
 }
 
-const DONE: &str = "data: [DONE]\n\n";
+/// When streams write next: at multiples of [`GATHER`] since the first asked.
+fn next_moment() -> Instant {
+    static FIRST: OnceLock<Instant> = OnceLock::new();
+    let (first, now) = (*FIRST.get_or_init(Instant::now), Instant::now());
+    let passed = now.duration_since(first).as_nanos() % GATHER.as_nanos();
+    now + GATHER - Duration::from_nanos(passed as u64)
+}
 
-fn event(value: &Value) -> String {
-    format!("data: {value}\n\n")
+const DONE: &[u8] = b"data: [DONE]\n\n";
+
+fn write_event(value: &impl Serialize, events: &mut Vec<u8>) {
+    events.extend(b"data: ");
+    serde_json::to_writer(&mut *events, value).expect("memory takes what keys of text and numbers are");
+    events.extend(b"\n\n");
 }
 
 fn ended() -> ApiError {
