@@ -37,6 +37,9 @@ pub struct Team {
     workers: Vec<JoinHandle<()>>,
     handles: Vec<Thread>,
     scratch: std::sync::Mutex<super::Buffer>,
+    /// Matrix tiles are simulated, so that tests run the code for them on a CPU that has none.
+    #[cfg(test)]
+    simulates_tiles: bool,
 }
 
 /// The body of a loop; its argument is the task.
@@ -144,6 +147,8 @@ impl Team {
             workers,
             handles,
             scratch: std::sync::Mutex::new(super::Buffer::new(0)),
+            #[cfg(test)]
+            simulates_tiles: false,
         }
     }
 
@@ -151,6 +156,25 @@ impl Team {
     pub fn in_dtype(mut self, dtype: Dtype) -> Self {
         self.dtype = dtype;
         self
+    }
+
+    /// The same team, in `bf16_tile`, with matrix tiles, which are simulated where the CPU has none.
+    ///
+    /// # Panics
+    /// Where the CPU can't pack their numbers.
+    #[cfg(test)]
+    pub fn simulating_tiles(mut self) -> Self {
+        assert!(self.isa.has_pairs(), "no AVX512-BF16 here");
+        self.simulates_tiles = true;
+        self.in_dtype(Dtype::Bf16Tile)
+    }
+
+    /// Whether products take matrix tiles even if the CPU has none: only in tests.
+    pub(super) fn simulates_tiles(&self) -> bool {
+        #[cfg(test)]
+        return self.simulates_tiles;
+        #[cfg(not(test))]
+        false
     }
 
     /// How many there are now, with those of other teams that [`Team::visit`].

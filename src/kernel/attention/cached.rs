@@ -3,14 +3,19 @@
 //! Most texts have one new token, a row of queries that reads all keys and all values once. Keys are kept
 //! transposed, 64 positions side by side, so that one load has a number of 16 keys; values of all heads lie
 //! side by side, so that several heads, whose sums don't wait for each other, read them in one pass. Each
-//! number is the same chain of multiply-adds as in [`super::forward`], so it has the same bits.
+//! number is the same chain of multiply-adds as in [`super::forward`], or in `bf16_tile` the same two for each block of
+//! 32, so it has the same bits. In `bf16_tile`, keys and values are rounded when the cache takes them, as each product
+//! would round them.
 
 use std::ops::Range;
 
 use super::{
-    Dropout, Keys, Place, Queries, Rows, Shape, View, blocks, mix, weights, with_numbers, with_scratch,
+    Dropout, Factor, Keys, Place, Queries, Rows, Shape, View, blocks, mix, packed_len, weights, with_numbers,
+    with_scratch,
 };
-use crate::kernel::simd::{F, Isa, LANES, Simd, simd};
+use crate::kernel::dtype::Dtype;
+use crate::kernel::matmul::{BLOCK, InTiles, round_row, to_bf16_tile};
+use crate::kernel::simd::{F, LANES, Number, Simd, simd};
 use crate::kernel::team::{Parts, Team};
 
 /// Positions whose keys lie side by side.
@@ -40,16 +45,20 @@ impl KeysValues {
         self.values.reserve_exact(values.saturating_sub(self.values.len()));
     }
 
-    /// Appends keys, encoded, and values of so many `rows`.
-    fn push(&mut self, rows: usize, width: usize, [k, v]: [Rows; 2]) {
+    /// Appends keys, encoded, and values of so many `rows`, as products in `dtype` read them.
+    fn push(&mut self, dtype: Dtype, rows: usize, width: usize, [k, v]: [Rows; 2]) {
+        let number = |x: &f32| match dtype {
+            Dtype::Bf16Tile => to_bf16_tile(*x).widened(),
+            _ => *x,
+        };
         let len = self.values.len() / width;
         self.keys.resize(sizes(len + rows, width)[0], 0.0);
         for i in 0..rows {
             let (panel, column) = ((len + i) / PANEL, (len + i) % PANEL);
             let columns = self.keys[panel * PANEL * width..].chunks_exact_mut(PANEL);
             let key = &k.data[i * k.row..][..width];
-            columns.zip(key).for_each(|(to, x)| to[column] = *x);
-            self.values.extend_from_slice(&v.data[i * v.row..][..width]);
+            columns.zip(key).for_each(|(to, x)| to[column] = number(x));
+            self.values.extend(v.data[i * v.row..][..width].iter().map(number));
         }
     }
 
@@ -111,7 +120,7 @@ pub fn forward(team: &Team, texts: &mut [Text], out: &mut [f32]) {
     // What several tasks read is there before them.
     for (text, heads) in &tasks {
         if heads.start == 0 && heads.end < all {
-            texts[*text].push();
+            texts[*text].push(team.dtype);
         }
     }
     let texts = Parts::new(texts);
@@ -119,15 +128,15 @@ pub fn forward(team: &Team, texts: &mut [Text], out: &mut [f32]) {
         let (text, heads) = &tasks[task];
         if heads.len() == all {
             // SAFETY: no other task has a head of this text.
-            unsafe { texts.take(*text..text + 1)[0].push() };
+            unsafe { texts.take(*text..text + 1)[0].push(team.dtype) };
         }
         // SAFETY: it is only read, and there are as many texts.
         let own = unsafe { &*texts.pointer().add(*text) };
         let out = out.from(starts[*text] * c);
         if own.shape.queries == 1 {
-            own.single(team.isa, heads.clone(), out);
+            own.single(team, heads.clone(), out);
         } else {
-            heads.clone().for_each(|h| own.head(team.isa, h, out));
+            heads.clone().for_each(|h| own.head(team, h, out));
         }
     };
     // A new token behind a short text takes less time than waiting for other threads.
@@ -157,9 +166,9 @@ fn tasks_of(team: &Team, texts: &[Text]) -> Vec<(usize, Range<usize>)> {
 }
 
 impl Text<'_> {
-    fn push(&mut self) {
+    fn push(&mut self, dtype: Dtype) {
         let Text { shape, kv, cache, .. } = self;
-        cache.push(shape.queries, shape.kv_heads * shape.width, *kv);
+        cache.push(dtype, shape.queries, shape.kv_heads * shape.width, *kv);
     }
 
     /// Keys of the head of queries `h`.
@@ -177,44 +186,47 @@ impl Text<'_> {
     }
 
     /// All queries of a head, as [`super::forward`] computes them.
-    fn head(&self, isa: Isa, h: usize, out: Parts) {
-        let shape = &self.shape;
+    fn head(&self, team: &Team, h: usize, out: Parts) {
+        let (shape, isa, way) = (&self.shape, team.isa, InTiles::of(team));
         let (q, k, v) = (self.q.head(shape, 0, h), self.keys(h), self.values(h));
-        with_scratch(shape, |scores, stats, width| {
+        with_scratch(shape, packed_len(way, shape), |scores, stats, width, packed| {
+            let mut packed = &mut *packed;
+            let k = k.packed(way, shape, &mut packed);
+            let v = Factor::new(way, v, shape.keys(), shape.width, &mut packed);
             for block in blocks(shape.queries) {
                 let queries = Queries { shape, q, k, number: h, block: &block };
                 queries.weights(isa, Dropout::NONE, scores, width, &mut stats[..2 * block.len()]);
-                mix(
-                    isa,
-                    shape,
-                    scores,
-                    width,
-                    &block,
-                    v,
-                    out.from(h * shape.width),
-                    shape.heads * shape.width,
-                );
+                let (out, stride) = (out.from(h * shape.width), shape.heads * shape.width);
+                mix(isa, shape, scores, width, &block, &v, out, stride);
             }
         });
     }
 
     /// Some heads of the only row of queries.
-    fn single(&self, isa: Isa, heads: Range<usize>, out: Parts) {
-        let shape = &self.shape;
+    fn single(&self, team: &Team, heads: Range<usize>, out: Parts) {
+        let (shape, isa, in_tiles) = (&self.shape, team.isa, team.dtype == Dtype::Bf16Tile);
         let (d, seen) = (shape.width, shape.keys());
         // SAFETY: each task has heads of its own.
         let out = unsafe { out.take(heads.start * d..heads.end * d) };
         let width = seen.next_multiple_of(PANEL);
         let q = &self.q.data[heads.start * d..heads.end * d];
-        with_numbers(heads.len() * width, |rows| {
-            for ((h, q), row) in heads.clone().zip(q.chunks_exact(d)).zip(rows.chunks_exact_mut(width)) {
+        with_numbers(heads.len() * (width + d), |scratch| {
+            let (rows, own_q) = scratch.split_at_mut(heads.len() * width);
+            own_q.copy_from_slice(q);
+            if in_tiles {
+                round_row(isa, own_q);
+            }
+            for ((h, q), row) in heads.clone().zip(own_q.chunks_exact(d)).zip(rows.chunks_exact_mut(width)) {
                 let Keys::Panels { data, stride } = self.keys(h) else { unreachable!("keys of a cache") };
-                scores(isa, q, data, stride, row);
+                scores(isa, in_tiles, q, data, stride, row);
                 weights(isa, &mut row[..seen], shape.scale(), &mut [0.0; 2], Place::NONE);
+                if in_tiles {
+                    round_row(isa, &mut row[..seen]);
+                }
             }
             let first = heads.start / shape.group();
             let values = &self.cache.values[first * d..];
-            let mix = Mix { weights: rows, width, seen, values, shape };
+            let mix = Mix { weights: rows, width, seen, values, shape, in_tiles };
             mix_heads(isa, &mix, out);
         });
     }
@@ -229,20 +241,29 @@ struct Mix<'a> {
     /// From the first head's on.
     values: &'a [f32],
     shape: &'a Shape,
+    /// In `bf16_tile`, to which weights and values are rounded.
+    in_tiles: bool,
 }
 
 simd! {
     /// `row = q · kᵀ` for all positions of the panels, which begin every `stride`: more than there are keys.
-    fn scores<S>(q: &[f32], keys: &[f32], stride: usize, row: &mut [f32]) {
+    /// `in_tiles`: in `bf16_tile`, to which all are rounded.
+    fn scores<S>(in_tiles: bool, q: &[f32], keys: &[f32], stride: usize, row: &mut [f32]) {
         for (panel, row) in row.chunks_exact_mut(PANEL).enumerate() {
             let keys = &keys[panel * stride..][..q.len() * PANEL];
-            let mut sums = [F::<S>::splat(0.0); PANEL / LANES];
-            for (x, keys) in q.iter().zip(keys.chunks_exact(PANEL)) {
-                let x = F::splat(*x);
-                for (sum, keys) in sums.iter_mut().zip(keys.chunks_exact(LANES)) {
-                    *sum = x.mul_add(F::load(keys), *sum);
+            let all = q.iter().zip(keys.chunks_exact(PANEL));
+            let sums = if in_tiles {
+                let mut sums = [F::<S>::splat(0.0); PANEL / LANES];
+                for top in (0..q.len()).step_by(BLOCK) {
+                    let block = all.clone().skip(top).take(BLOCK);
+                    let even = chain(block.clone().step_by(2));
+                    let odd = chain(block.skip(1).step_by(2));
+                    add_both(&mut sums, &even, &odd);
                 }
-            }
+                sums
+            } else {
+                chain(all)
+            };
             sums.iter().zip(row.chunks_exact_mut(LANES)).for_each(|(sum, row)| sum.store(row));
         }
     }
@@ -257,6 +278,27 @@ simd! {
             (8, 0) => mix.all::<S, 1, 8>(out),
             _ => mix.some::<S>(out),
         }
+    }
+}
+
+/// A chain of multiply-adds of numbers of q and the keys of a panel.
+#[inline(always)]
+fn chain<'a, S: Simd>(all: impl Iterator<Item = (&'a f32, &'a [f32])>) -> [F<S>; PANEL / LANES] {
+    let mut sums = [F::splat(0.0); PANEL / LANES];
+    for (x, keys) in all {
+        let x = F::splat(*x);
+        for (sum, keys) in sums.iter_mut().zip(keys.chunks_exact(LANES)) {
+            *sum = x.mul_add(F::load(keys), *sum);
+        }
+    }
+    sums
+}
+
+/// `sums += even + odd`: the end of a block. Sums of products of rounded numbers are never subnormal.
+#[inline(always)]
+fn add_both<S: Simd, const N: usize>(sums: &mut [F<S>; N], even: &[F<S>; N], odd: &[F<S>; N]) {
+    for ((sum, even), odd) in sums.iter_mut().zip(even).zip(odd) {
+        *sum = *sum + (*even + *odd);
     }
 }
 
@@ -277,13 +319,39 @@ impl Mix<'_> {
 
     #[inline(always)]
     fn heads<S: Simd, const H: usize, const W: usize>(&self, first: usize, out: &mut [f32]) {
+        let stride = self.shape.kv_heads * self.shape.width;
+        let all = self.values.chunks(stride).enumerate().take(self.seen);
+        let mut sums = [[F::<S>::splat(0.0); W]; H];
+        if self.in_tiles {
+            for top in (0..self.seen).step_by(BLOCK) {
+                let block = all.clone().skip(top).take(BLOCK);
+                let even = self.chain::<S, H, W>(first, block.clone().step_by(2));
+                let odd = self.chain::<S, H, W>(first, block.skip(1).step_by(2));
+                for h in 0..H {
+                    add_both(&mut sums[h], &even[h], &odd[h]);
+                }
+            }
+        } else {
+            sums = self.chain(first, all);
+        }
+        for (sum, out) in sums.iter().flatten().zip(out.chunks_exact_mut(LANES)) {
+            sum.store(out);
+        }
+    }
+
+    /// Chains of multiply-adds of `H` heads, from `first` on, over some positions and their values.
+    #[inline(always)]
+    fn chain<'a, S: Simd, const H: usize, const W: usize>(
+        &self,
+        first: usize,
+        positions: impl Iterator<Item = (usize, &'a [f32])>,
+    ) -> [[F<S>; W]; H] {
         let shape = self.shape;
-        let stride = shape.kv_heads * shape.width;
         let weights: [&[f32]; H] =
             std::array::from_fn(|h| &self.weights[(first + h) * self.width..][..self.seen]);
         let at: [usize; H] = std::array::from_fn(|h| (first + h) / shape.group() * shape.width);
         let mut sums = [[F::<S>::splat(0.0); W]; H];
-        for (t, values) in self.values.chunks(stride).take(self.seen).enumerate() {
+        for (t, values) in positions {
             for h in 0..H {
                 let (x, values) = (F::splat(weights[h][t]), &values[at[h]..][..W * LANES]);
                 for (sum, values) in sums[h].iter_mut().zip(values.chunks_exact(LANES)) {
@@ -291,9 +359,7 @@ impl Mix<'_> {
                 }
             }
         }
-        for (sum, out) in sums.iter().flatten().zip(out.chunks_exact_mut(LANES)) {
-            sum.store(out);
-        }
+        sums
     }
 
     /// Heads of any width.
@@ -302,22 +368,53 @@ impl Mix<'_> {
         let (shape, d) = (self.shape, self.shape.width);
         for (h, out) in out.chunks_exact_mut(d).enumerate() {
             let values = &self.values[h / shape.group() * d..];
+            let weights = &self.weights[h * self.width..][..self.seen];
             for (left, out) in (0..d).step_by(LANES).zip(out.chunks_mut(LANES)) {
-                let mut sum = F::<S>::splat(0.0);
-                for (t, x) in self.weights[h * self.width..][..self.seen].iter().enumerate() {
-                    let values = &values[t * shape.kv_heads * d + left..][..out.len()];
-                    sum = F::splat(*x).mul_add(F::load_some(values, 0.0), sum);
+                let column = Column { weights, values, stride: shape.kv_heads * d, left, len: out.len() };
+                let mut sum = [F::<S>::splat(0.0)];
+                if self.in_tiles {
+                    for top in (0..self.seen).step_by(BLOCK) {
+                        let block = top..(top + BLOCK).min(self.seen);
+                        let even = column.chain(block.clone().step_by(2));
+                        let odd = column.chain(block.skip(1).step_by(2));
+                        add_both(&mut sum, &[even], &[odd]);
+                    }
+                } else {
+                    sum = [column.chain(0..self.seen)];
                 }
-                sum.store_some(out);
+                sum[0].store_some(out);
             }
         }
+    }
+}
+
+/// Up to 16 numbers of each value of a head, from `left` on.
+struct Column<'a> {
+    weights: &'a [f32],
+    /// They begin every `stride`.
+    values: &'a [f32],
+    stride: usize,
+    left: usize,
+    len: usize,
+}
+
+impl Column<'_> {
+    /// A chain of multiply-adds over some positions.
+    #[inline(always)]
+    fn chain<S: Simd>(&self, positions: impl Iterator<Item = usize>) -> F<S> {
+        let mut sum = F::splat(0.0);
+        for t in positions {
+            let values = &self.values[t * self.stride + self.left..][..self.len];
+            sum = F::splat(self.weights[t]).mul_add(F::load_some(values, 0.0), sum);
+        }
+        sum
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::testing::{numbers, same_everywhere};
+    use crate::kernel::testing::{numbers, same_everywhere, same_in_tiles};
 
     /// Texts at once that are read by single tokens and by several, heads of all the widths that have kernels of
     /// their own and of others: the bits that the whole texts give.
@@ -345,12 +442,12 @@ mod tests {
             })
             .collect();
         let rows = |data, row| Rows { data, sequence: 0, row };
-        let found = same_everywhere(|team| {
+        let read = |team: &Team| {
             let mut out: Vec<Vec<f32>> = vec![Vec::new(); texts.len()];
             let mut caches = vec![KeysValues::default(); texts.len()];
             // Something that is forgotten.
             for (cache, [_, k, v]) in caches.iter_mut().zip(&all) {
-                cache.push(1, kv_width, [rows(&v[..], kv_width), rows(&k[..], kv_width)]);
+                cache.push(team.dtype, 1, kv_width, [rows(&v[..], kv_width), rows(&k[..], kv_width)]);
                 cache.truncate(0, kv_width);
             }
             for part in 0.. {
@@ -379,17 +476,23 @@ mod tests {
                 }
             }
             out
-        });
-        let team = Team::new(1);
-        for ((found, (length, _)), [q, k, v]) in found.iter().zip(texts).zip(&all) {
+        };
+        let (found, in_tiles) = (same_everywhere(read), same_in_tiles(read));
+        assert!(found != in_tiles, "bf16_tile has its own bits");
+        let teams = [Team::new(1), Team::new(1).in_dtype(Dtype::Bf16Tile)];
+        let of_teams = [found, in_tiles].into_iter().zip(&teams);
+        let of_texts = of_teams
+            .flat_map(|(found, team)| found.into_iter().zip(texts).zip(&all).map(move |all| (team, all)));
+        for (team, ((found, (length, _)), [q, k, v])) in of_texts {
             let shape = Shape { queries: *length, ..shape };
             let mut expected = vec![f32::NAN; q.len()];
             let [q, k, v] = [rows(&q[..], q_width), rows(&k[..], kv_width), rows(&v[..], kv_width)];
             let mut stats = vec![0.0; 2 * length * shape.heads];
-            super::super::forward(&team, shape, q, k, v, Dropout::NONE, &mut expected, &mut stats);
+            super::super::forward(team, shape, q, k, v, Dropout::NONE, &mut expected, &mut stats);
             assert!(
                 found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()),
-                "{length} of {shape:?}"
+                "{length} of {shape:?} in {}",
+                team.dtype.name()
             );
         }
     }
@@ -399,7 +502,7 @@ mod tests {
         let (k, v) = (numbers("k", 70 * 6, 1.0), numbers("v", 70 * 6, 1.0));
         let mut all = KeysValues::with_room(100, 6);
         let of = |data| Rows { data, sequence: 0, row: 6 };
-        all.push(70, 6, [of(&k[..]), of(&v[..])]);
+        all.push(Dtype::F32, 70, 6, [of(&k[..]), of(&v[..])]);
         assert_eq!(all.bytes(), 4 * (128 * 6 + 100 * 6));
         let mut copy = KeysValues::default();
         copy.copy_from(&all, 65, 6);

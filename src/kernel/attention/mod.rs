@@ -7,6 +7,11 @@
 //! which the backward pass recomputes the weights (Dao et al., "FlashAttention", 2022).
 //!
 //! Products leave out keys that are ahead of a query, in steps of 32; weights up to such a step are 0.
+//!
+//! Where products are in `bf16_tile`, these are, too: blocks of 32 numbers of a sum begin at the first number of a
+//! head, at the first key, and at the first query that is no step behind a key, so their bits depend neither on the
+//! blocks of queries nor on how much of a text is cached. Softmax is f32. A matrix that several products read from
+//! the right is packed once for them, see [`Right`]. In bf16, which has no such order, products are f32.
 
 pub mod cached;
 
@@ -14,9 +19,10 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use self::cached::PANEL;
+use super::buffer::Buffer;
 use super::dropout::{Dropout, factors};
 use super::math::exp;
-use super::matmul::{Product, Start, View};
+use super::matmul::{COLUMNS, InTiles, Product, Right, Start, View};
 use super::simd::{F, Isa, LANES, simd};
 use super::team::{Parts, Team};
 
@@ -24,7 +30,7 @@ use super::team::{Parts, Team};
 const BLOCK: usize = 128;
 
 /// Keys by which products leave out what is ahead.
-const STEP: usize = 32;
+const STEP: usize = COLUMNS;
 
 /// Scores of fewer multiplications are computed by one thread.
 const SERIAL: usize = 1 << 14;
@@ -84,16 +90,18 @@ impl<'a> Rows<'a> {
 }
 
 thread_local! {
-    /// Scores of a block, and room for as many more, which the backward pass needs.
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// Scores of a block, room for as many more, which the backward pass needs, and packed matrices.
+    static SCRATCH: RefCell<Buffer> = RefCell::new(Buffer::new(0));
 }
 
-fn with_scratch(shape: &Shape, f: impl FnOnce(&mut [f32], &mut [f32], usize)) {
+/// Calls `f` with two times room for the scores of a block, the length of their rows, and `packed` numbers.
+fn with_scratch(shape: &Shape, packed: usize, f: impl FnOnce(&mut [f32], &mut [f32], usize, &mut [f32])) {
     let width = shape.keys().next_multiple_of(STEP);
     let size = BLOCK * width;
-    with_numbers(2 * size, |scratch| {
-        let (a, b) = scratch.split_at_mut(size);
-        f(a, b, width);
+    with_numbers(2 * size + packed, |scratch| {
+        let (a, rest) = scratch.split_at_mut(size);
+        let (b, packed) = rest.split_at_mut(size);
+        f(a, b, width, packed);
     });
 }
 
@@ -101,7 +109,7 @@ fn with_scratch(shape: &Shape, f: impl FnOnce(&mut [f32], &mut [f32], usize)) {
 fn with_numbers(len: usize, f: impl FnOnce(&mut [f32])) {
     SCRATCH.with_borrow_mut(|scratch| {
         if scratch.len() < len {
-            scratch.resize(len, 0.0);
+            *scratch = Buffer::new(len);
         }
         f(&mut scratch[..len]);
     });
@@ -120,20 +128,22 @@ pub fn forward(
     stats: &mut [f32],
 ) {
     let (t, c) = (shape.queries, shape.heads * shape.width);
-    let (out, stats) = (Parts::new(out), Parts::new(stats));
+    let (out, stats, way) = (Parts::new(out), Parts::new(stats), InTiles::of(team));
     let head = |task: usize| {
         let (s, h) = (task / shape.heads, task % shape.heads);
         let g = h / shape.group();
         let [q, k, v] = [q.head(&shape, s, h), k.head(&shape, s, g), v.head(&shape, s, g)];
-        let k = Keys::Rows(k);
         // SAFETY: each task has a head of its own.
         let stats = unsafe { stats.take(task * t * 2..(task + 1) * t * 2) };
-        with_scratch(&shape, |scores, _, width| {
+        with_scratch(&shape, packed_len(way, &shape), |scores, _, width, packed| {
+            let mut packed = &mut *packed;
+            let k = Keys::Rows(k).packed(way, &shape, &mut packed);
+            let v = Factor::new(way, v, shape.keys(), shape.width, &mut packed);
             for block in blocks(t) {
                 let stats = &mut stats[2 * block.start..2 * block.end];
                 let queries = Queries { shape: &shape, q, k, number: task, block: &block };
                 queries.weights(team.isa, dropout, scores, width, stats);
-                mix(team.isa, &shape, scores, width, &block, v, out.from(s * t * c + h * shape.width), c);
+                mix(team.isa, &shape, scores, width, &block, &v, out.from(s * t * c + h * shape.width), c);
             }
         });
     };
@@ -150,14 +160,16 @@ pub fn forward(
 /// keys that are ahead of it.
 pub fn probabilities(team: &Team, shape: Shape, q: Rows, k: Rows, out: &mut [f32]) {
     let (t, keys) = (shape.queries, shape.keys());
-    let out = Parts::new(out);
+    let (out, way) = (Parts::new(out), InTiles::of(team));
     team.each(shape.batch * shape.heads, |task| {
         let (s, h) = (task / shape.heads, task % shape.heads);
-        let (q, k) = (q.head(&shape, s, h), Keys::Rows(k.head(&shape, s, h / shape.group())));
+        let (q, k) = (q.head(&shape, s, h), k.head(&shape, s, h / shape.group()));
         // SAFETY: each task has a head of its own.
         let out = unsafe { out.take(task * t * keys..(task + 1) * t * keys) };
         let mut stats = [0.0; 2 * BLOCK];
-        with_scratch(&shape, |scores, _, width| {
+        with_scratch(&shape, packed_len(way, &shape), |scores, _, width, packed| {
+            let mut packed = &mut *packed;
+            let k = Keys::Rows(k).packed(way, &shape, &mut packed);
             for block in blocks(t) {
                 let queries = Queries { shape: &shape, q, k, number: task, block: &block };
                 queries.weights(team.isa, Dropout::NONE, scores, width, &mut stats[..2 * block.len()]);
@@ -178,6 +190,72 @@ enum Keys<'a> {
     Rows(View<'a>),
     /// Those of a cache: panels `[D, 64]` that begin every `stride`.
     Panels { data: &'a [f32], stride: usize },
+    /// `[D, T]`
+    Packed(Right<'a>),
+}
+
+impl<'a> Keys<'a> {
+    /// As products in `bf16_tile` read them, in the first numbers of `memory`; otherwise as they are.
+    fn packed<'m>(self, way: Option<InTiles>, shape: &Shape, memory: &mut &'m mut [f32]) -> Keys<'m>
+    where
+        'a: 'm,
+    {
+        let Some(way) = way else { return self };
+        let mut right = way.right(shape.width, shape.keys(), memory);
+        match self {
+            Keys::Rows(keys) => right.pack(keys.t()),
+            Keys::Panels { data, stride } => {
+                for (left, panel) in (0..shape.keys()).step_by(PANEL).zip(data.chunks(stride)) {
+                    right.pack_columns(left..(left + PANEL).min(shape.keys()), View::new(panel, PANEL));
+                }
+            }
+            Keys::Packed(_) => unreachable!("packed once"),
+        }
+        Keys::Packed(right)
+    }
+}
+
+/// The right matrix of products, `[k, n]`.
+#[derive(Clone, Copy)]
+enum Factor<'a> {
+    Rows { view: View<'a>, n: usize },
+    Packed { right: Right<'a>, n: usize },
+}
+
+impl<'m> Factor<'m> {
+    /// As products in `bf16_tile` read it, in the first numbers of `memory`; otherwise as it is.
+    fn new(way: Option<InTiles>, view: View<'m>, k: usize, n: usize, memory: &mut &'m mut [f32]) -> Self {
+        let Some(way) = way else { return Factor::Rows { view, n } };
+        let mut right = way.right(k, n, memory);
+        right.pack(view);
+        Factor::Packed { right, n }
+    }
+
+    /// `c[rows] = start + a · self`, summed over the k in `depths`.
+    #[allow(clippy::too_many_arguments)]
+    fn product(
+        &self,
+        isa: Isa,
+        a: View,
+        rows: Range<usize>,
+        depths: Range<usize>,
+        start: Start,
+        c: Parts,
+        stride: usize,
+    ) {
+        match self {
+            Factor::Rows { view, n } => {
+                let (a, b, k) = (a.from_column(depths.start), view.below(depths.start), depths.len());
+                Product { a, b, k, start, c, stride }.part(isa, rows, 0..*n);
+            }
+            Factor::Packed { right, n } => right.product(a, rows, *n, depths, start, c, stride),
+        }
+    }
+}
+
+/// Numbers of memory that a head's keys and values take, packed.
+fn packed_len(way: Option<InTiles>, shape: &Shape) -> usize {
+    way.map_or(0, |way| way.len(shape.width, shape.keys()) + way.len(shape.keys(), shape.width))
 }
 
 /// A block of queries of a head, and the keys that they see.
@@ -212,11 +290,21 @@ fn blocks(t: usize) -> impl Iterator<Item = Range<usize>> {
     (0..t).step_by(BLOCK).map(move |i| i..(i + BLOCK).min(t))
 }
 
-/// `a · bᵀ` of a block's rows and the keys that they see, a step at a time, into the scratch.
+/// `a · bᵀ` of a block's rows and the keys that they see, and some that are ahead, into the scratch: a step of keys
+/// at a time, or a step of rows where keys are packed.
 fn scores_of(isa: Isa, shape: &Shape, a: View, b: Keys, block: &Range<usize>, out: &mut [f32], width: usize) {
     let seen = shape.start + block.end;
     let out = Parts::new(out);
     let a = a.below(block.start);
+    if let Keys::Packed(keys) = b {
+        for top in (0..block.len()).step_by(STEP) {
+            let rows = top..(top + STEP).min(block.len());
+            let seen = shape.start + block.start + rows.end;
+            let columns = seen.next_multiple_of(STEP).min(shape.keys());
+            keys.product(a, rows, columns, 0..shape.width, Start::Zero, out, width);
+        }
+        return;
+    }
     let step = match b {
         // A single query sees all of the keys.
         Keys::Rows(_) if block.len() == 1 => seen,
@@ -231,6 +319,7 @@ fn scores_of(isa: Isa, shape: &Shape, a: View, b: Keys, block: &Range<usize>, ou
             Keys::Panels { data, stride } => {
                 (View::new(&data[left / PANEL * stride..], PANEL), left / PANEL * PANEL)
             }
+            Keys::Packed(_) => unreachable!("returned above"),
         };
         let (c, columns) = (out.from(first), columns.start - first..columns.end - first);
         Product { a, b, k: shape.width, start: Start::Zero, c, stride: width }.part(isa, rows, columns);
@@ -263,15 +352,14 @@ fn mix(
     weights: &[f32],
     width: usize,
     block: &Range<usize>,
-    v: View,
+    v: &Factor,
     out: Parts,
     stride: usize,
 ) {
     for top in block.clone().step_by(STEP) {
         let rows = top - block.start..(top + STEP).min(block.end) - block.start;
         let (a, c) = (View::new(weights, width), out.from(block.start * stride));
-        let product = Product { a, b: v, k: end_of(shape, top), start: Start::Zero, c, stride };
-        product.part(isa, rows, 0..shape.width);
+        v.product(isa, a, rows, 0..end_of(shape, top), Start::Zero, c, stride);
     }
 }
 
@@ -352,20 +440,20 @@ pub fn backward(
     dqkv: &mut [f32],
 ) {
     assert_eq!(shape.start, 0, "no backward pass through a cache");
-    let dqkv = Parts::new(dqkv);
+    let (dqkv, way) = (Parts::new(dqkv), InTiles::of(team));
+    let of_block = |way: InTiles| way.len(BLOCK.min(shape.queries), shape.width);
+    let len = way.map_or(0, |way| 2 * packed_len(Some(way), &shape) + 2 * of_block(way));
     team.each(shape.batch * shape.kv_heads, |task| {
         let (s, g) = (task / shape.kv_heads, task % shape.kv_heads);
-        with_scratch(&shape, |p, ds, width| {
+        let (k, v) = (k.head(&shape, s, g), v.head(&shape, s, g));
+        with_scratch(&shape, len, |p, ds, width, packed| {
+            let mut packed = &mut *packed;
+            let factor = Factor::new(way, k, shape.queries, shape.width, &mut packed);
+            let [k, v] = [k, v].map(|rows| Keys::Rows(rows).packed(way, &shape, &mut packed));
             for h in g * shape.group()..(g + 1) * shape.group() {
-                let head = Head {
-                    shape: &shape,
-                    number: s * shape.heads + h,
-                    q: q.head(&shape, s, h),
-                    k: k.head(&shape, s, g),
-                    v: v.head(&shape, s, g),
-                    dropout,
-                };
-                head.backward(team.isa, &back, dqkv, p, ds, width);
+                let (number, q) = (s * shape.heads + h, q.head(&shape, s, h));
+                let head = Head { shape: &shape, number, way, q, k, v, factor, dropout };
+                head.backward(team.isa, &back, dqkv, (&mut *p, &mut *ds, width), &mut *packed);
             }
         });
     });
@@ -376,28 +464,41 @@ struct Head<'a> {
     shape: &'a Shape,
     /// Among the heads of all sequences.
     number: usize,
+    way: Option<InTiles>,
     q: View<'a>,
-    k: View<'a>,
-    v: View<'a>,
+    k: Keys<'a>,
+    v: Keys<'a>,
+    /// The keys, `[T, D]`.
+    factor: Factor<'a>,
     dropout: Dropout,
 }
 
 impl Head<'_> {
-    fn backward(&self, isa: Isa, back: &Back, dqkv: Parts, p: &mut [f32], ds: &mut [f32], width: usize) {
+    fn backward(
+        &self,
+        isa: Isa,
+        back: &Back,
+        dqkv: Parts,
+        (p, ds, width): (&mut [f32], &mut [f32], usize),
+        packed: &mut [f32],
+    ) {
         let shape = self.shape;
         let (d, c, stride) = (shape.width, shape.heads * shape.width, shape.columns());
         let (s, h) = (self.number / shape.heads, self.number % shape.heads);
         let dout = View::new(&back.dout[s * shape.queries * c + h * d..], c);
         let dq = dqkv.from(s * shape.queries * stride + h * d);
         for block in blocks(shape.queries) {
-            scores_of(isa, shape, self.q, Keys::Rows(self.k), &block, p, width);
-            scores_of(isa, shape, dout, Keys::Rows(self.v), &block, ds, width);
+            scores_of(isa, shape, self.q, self.k, &block, p, width);
+            scores_of(isa, shape, dout, self.v, &block, ds, width);
             for i in block.clone() {
                 let at = (i - block.start) * width;
                 self.row(isa, back, i, &mut p[at..at + width], &mut ds[at..at + width]);
             }
-            mix(isa, shape, ds, width, &block, self.k, dq, stride);
-            self.keys(isa, &block, (p, ds, width), dout, dqkv);
+            mix(isa, shape, ds, width, &block, &self.factor, dq, stride);
+            let mut packed = &mut *packed;
+            let [dout, q] = [dout, self.q]
+                .map(|rows| Factor::new(self.way, rows.below(block.start), block.len(), d, &mut packed));
+            self.keys(isa, &block, (p, ds, width), [&dout, &q], dqkv);
         }
     }
 
@@ -418,13 +519,13 @@ impl Head<'_> {
     }
 
     /// Each key and value gets its gradients from the queries of a block, beginning with those of its own
-    /// step.
+    /// step. `dout` and `q` are those of the block.
     fn keys(
         &self,
         isa: Isa,
         block: &Range<usize>,
         (p, ds, width): (&[f32], &[f32], usize),
-        dout: View,
+        [dout, q]: [&Factor; 2],
         dqkv: Parts,
     ) {
         let shape = self.shape;
@@ -433,16 +534,14 @@ impl Head<'_> {
         let g = h / shape.group();
         let to = |head: usize| dqkv.from(s * shape.queries * stride + head * d);
         let (dk, dv) = (to(shape.heads + g), to(shape.heads + shape.kv_heads + g));
+        let [p, ds] = [p, ds].map(|rows| View::new(rows, width).t());
         for left in (0..block.end).step_by(STEP) {
-            let top = left.max(block.start);
-            let (keys, n) = (left..(left + STEP).min(block.end), block.end - top);
+            let keys = left..(left + STEP).min(block.end);
+            let queries = left.max(block.start) - block.start..block.len();
             let first = left >= block.start && h.is_multiple_of(shape.group());
             let start = if first { Start::Zero } else { Start::Add };
-            let skip = (top - block.start) * width;
-            let (p, ds) = (View::new(&p[skip..], width).t(), View::new(&ds[skip..], width).t());
-            let of = |a, b, c| Product { a, b, k: n, start, c, stride };
-            of(p, dout.below(top), dv).part(isa, keys.clone(), 0..d);
-            of(ds, self.q.below(top), dk).part(isa, keys, 0..d);
+            dout.product(isa, p, keys.clone(), queries.clone(), start, dv, stride);
+            q.product(isa, ds, keys, queries, start, dk, stride);
         }
     }
 }
@@ -450,7 +549,9 @@ impl Head<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::testing::{near, near_differences, numbers, same_everywhere, wide};
+    use crate::kernel::testing::{
+        in_tiles, near, near_differences, numbers, same_everywhere, same_in_tiles, wide,
+    };
 
     const SHAPE: Shape =
         Shape { batch: 2, queries: 133, start: 0, heads: 6, kv_heads: 2, width: 5, first: 3 };
@@ -556,5 +657,117 @@ mod tests {
             vec![out]
         });
         near("out", &found[0], &plain(shape, &wide(&q), &wide(&k), &wide(&v), Dropout::NONE), 1e-5);
+    }
+
+    /// Attention whose products are in `bf16_tile`, from their definition, a number at a time; softmax by its kernel.
+    struct Plain {
+        /// `[B*H, T, T]`, without dropout, and 0 ahead.
+        weights: Vec<f32>,
+        out: Vec<f32>,
+        dqkv: Vec<f32>,
+    }
+
+    fn plain_in_tiles(
+        shape: Shape,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        dout: &[f32],
+        dropout: Dropout,
+    ) -> Plain {
+        let (isa, t, d, group) = (Isa::best(), shape.queries, shape.width, shape.group());
+        let (row, columns) = (shape.heads * d, shape.columns());
+        let mut all = Plain {
+            weights: vec![0.0; shape.batch * shape.heads * t * t],
+            out: vec![f32::NAN; dout.len()],
+            dqkv: vec![0.0; shape.batch * t * columns],
+        };
+        for number in 0..shape.batch * shape.heads {
+            let (s, h) = (number / shape.heads, number % shape.heads);
+            let at = |i: usize| (s * t + i) * row + h * d;
+            let at_key = |j: usize| (s * t + j) * shape.kv_heads * d + h / group * d;
+            let dot = |a: &[f32], b: &[f32]| in_tiles(d, 0.0, |c| (a[c], b[c]));
+            let (mut p, mut ds) = (vec![0.0; t * t], vec![0.0; t * t]);
+            let mut stats = vec![0.0; 2 * t];
+            for i in 0..t {
+                let (q, seen) = (&q[at(i)..], i * t..i * t + i + 1);
+                let scores: Vec<f32> = (0..=i).map(|j| dot(q, &k[at_key(j)..])).collect();
+                let own = &mut all.weights[number * t * t..][seen.clone()];
+                own.copy_from_slice(&scores);
+                super::weights(isa, own, shape.scale(), &mut [0.0; 2], Place::NONE);
+                p[seen.clone()].copy_from_slice(&scores);
+                let place =
+                    Place { dropout, row: shape.first * shape.heads * t + number * t + i, columns: t };
+                super::weights(isa, &mut p[seen.clone()], shape.scale(), &mut stats[2 * i..2 * i + 2], place);
+                for c in 0..d {
+                    all.out[at(i) + c] = in_tiles(t, 0.0, |j| (p[i * t + j], v[at_key(j) + c]));
+                }
+                let dout = &dout[at(i)..at(i) + d];
+                for j in 0..=i {
+                    ds[i * t + j] = dot(dout, &v[at_key(j)..]);
+                }
+                p[seen.clone()].copy_from_slice(&scores);
+                let total = super::dot(isa, dout, &all.out[at(i)..at(i) + d]);
+                let (p, ds) = (&mut p[seen.clone()], &mut ds[seen]);
+                weights_back(isa, p, ds, total, shape.scale(), &stats[2 * i..2 * i + 2], place);
+            }
+            for (i, c) in (0..t).flat_map(|i| (0..d).map(move |c| (i, c))) {
+                let own = &mut all.dqkv[(s * t + i) * columns..][..columns];
+                own[h * d + c] = in_tiles(t, 0.0, |j| (ds[i * t + j], k[at_key(j) + c]));
+                let (dk, dv) = (row + h / group * d + c, row + (shape.kv_heads + h / group) * d + c);
+                own[dk] = in_tiles(t, own[dk], |query| (ds[query * t + i], q[at(query) + c]));
+                own[dv] = in_tiles(t, own[dv], |query| (p[query * t + i], dout[at(query) + c]));
+            }
+        }
+        all
+    }
+
+    fn same_bits(what: &str, found: &[f32], expected: &[f32]) {
+        assert_eq!(found.len(), expected.len(), "{what}");
+        for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+            assert!(found.to_bits() == expected.to_bits(), "{what}, {i}: {found}, not {expected}");
+        }
+    }
+
+    /// To the bit: grouped heads of widths that fill no block and no vector, lengths around those of steps and blocks,
+    /// and numbers so small that bf16 and what tiles compute have them as 0.
+    #[test]
+    fn products_in_tiles_are_their_definition_forward_and_backward() {
+        let shapes = [
+            (5, 133, 6, 2, 1.0),
+            (24, 129, 2, 1, 1.0),
+            (48, 70, 3, 3, 3.0),
+            (80, 33, 2, 2, 1.0),
+            (32, 32, 1, 1, 1e-17),
+            (16, 7, 2, 1, 1.0),
+            (8, 1, 2, 1, 1.0),
+            // A width and a length of more steps than a block of packed numbers has.
+            (270, 34, 1, 1, 1.0),
+            (8, 290, 1, 1, 1.0),
+        ];
+        for (width, queries, heads, kv_heads, std) in shapes {
+            let shape = Shape { batch: 2, queries, start: 0, heads, kv_heads, width, first: 3 };
+            let n = shape.batch * queries;
+            let (q, k) = (numbers("q", n * heads * width, 1.5), numbers("k", n * kv_heads * width, 1.5));
+            let (v, dout) = (numbers("v", k.len(), std), numbers("dout", q.len(), std));
+            let dropout = Dropout::new(0.2, 77);
+            let of = |data, heads| Rows { data, sequence: queries * heads * width, row: heads * width };
+            let found = same_in_tiles(|team| {
+                let mut out = vec![f32::NAN; q.len()];
+                let (mut stats, mut dqkv) =
+                    (vec![f32::NAN; 2 * n * heads], vec![f32::NAN; n * shape.columns()]);
+                let mut weights = vec![f32::NAN; shape.batch * heads * queries * queries];
+                let [q, k, v] = [of(&q[..], heads), of(&k[..], kv_heads), of(&v[..], kv_heads)];
+                forward(team, shape, q, k, v, dropout, &mut out, &mut stats);
+                let back = Back { out: &out, stats: &stats, dout: &dout };
+                backward(team, shape, q, k, v, back, dropout, &mut dqkv);
+                probabilities(team, shape, q, k, &mut weights);
+                vec![out, dqkv, weights]
+            });
+            let expected = plain_in_tiles(shape, &q, &k, &v, &dout, dropout);
+            same_bits("out", &found[0], &expected.out);
+            same_bits("dqkv", &found[1], &expected.dqkv);
+            same_bits("weights", &found[2], &expected.weights);
+        }
     }
 }

@@ -34,6 +34,7 @@
 mod amx;
 mod pack;
 mod packed;
+mod right;
 mod thin;
 mod tile;
 
@@ -43,9 +44,10 @@ use std::ops::Range;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-pub use self::pack::to_bf16_tile;
+pub use self::pack::{BLOCK, round_row, to_bf16_tile};
 use self::pack::{Numbers, RUN, STRIP, pack_left, pack_right, panel_in, panels, pieces};
 pub use self::packed::PackedMatrix;
+pub use self::right::{COLUMNS, InTiles, Right};
 pub use self::thin::Panels;
 use self::thin::{thin, thin_blocks};
 use self::tile::{Begin, Block, Blocks, Chains, Kernel, Packed, Panel, Prefetch, Source};
@@ -152,9 +154,17 @@ fn rounded(team: &Team) -> Option<Numbers> {
         Dtype::F32 => return None,
         Dtype::Bf16 if has_native(Numbers::Pairs, team.isa) => Numbers::Pairs,
         Dtype::Bf16 => Numbers::Rounded,
-        Dtype::Bf16Tile if has_native(Numbers::Tiles, team.isa) => Numbers::Tiles,
-        Dtype::Bf16Tile => Numbers::Blocks,
+        Dtype::Bf16Tile => blocks_of_k(team),
     })
+}
+
+/// What the team's products in `bf16_tile` are packed as.
+fn blocks_of_k(team: &Team) -> Numbers {
+    if team.simulates_tiles() || has_native(Numbers::Tiles, team.isa) {
+        Numbers::Tiles
+    } else {
+        Numbers::Blocks
+    }
 }
 
 /// [`matmul`] of up to [`THIN`] rows with a `b` of bf16: the same bits as with `b` converted to f32, if the
@@ -234,8 +244,9 @@ impl<'a> Product<'a> {
             return thin(isa, &self, rows, columns);
         }
         let Product { a, b, k, start, c, stride } = self;
-        let (a, b) = (Source::Unpacked(a), Source::Unpacked(b));
-        Part { rows, columns, steps: 0..k, k, a, b, start, c, stride }.compute(isa, Numbers::F32);
+        let (a, b, numbers) = (Source::Unpacked(a), Source::Unpacked(b), Numbers::F32);
+        let vectors = numbers.vectors();
+        Part { rows, columns, vectors, steps: 0..k, k, a, b, start, c, stride }.compute(isa, numbers);
     }
 
     /// The whole product, in tasks. What several tasks read is packed once for all: panels of B where tasks
@@ -247,7 +258,8 @@ impl<'a> Product<'a> {
         let (rows, group) = tasks(team.threads(), m, n.div_ceil(numbers.panel()), numbers.grain());
         let blocks = m.div_ceil(rows);
         let run = |a: Source, b: Source, columns: Range<usize>, steps: Range<usize>, start: Start| {
-            let part = Part { rows: 0..m, columns, steps, k, a, b, start, c, stride };
+            let vectors = numbers.vectors();
+            let part = Part { rows: 0..m, columns, vectors, steps, k, a, b, start, c, stride };
             part.by_tasks(team, numbers, (rows, group));
         };
         let (own_a, own_b, all) = (Source::Unpacked(a), Source::Unpacked(b), numbers.steps(k));
@@ -273,9 +285,15 @@ impl<'a> Product<'a> {
                                 block,
                                 k,
                                 columns.clone(),
+                                numbers.vectors(),
                             );
                         });
-                        let b = Packed { data, first: columns.start, count: width, step: steps.start };
+                        let b = Packed {
+                            data,
+                            first: columns.start,
+                            count: width,
+                            steps: (steps.start, steps.end),
+                        };
                         run(own_a, Source::Packed(b), columns.clone(), steps, start);
                     }
                 }
@@ -291,7 +309,7 @@ impl<'a> Product<'a> {
                         let out = data.from(top * count + first * block.len());
                         pack_left(isa, numbers, out, a, first..(first + RUN).min(m), block, k);
                     });
-                    let a = Packed { data, first: 0, count, step: steps.start };
+                    let a = Packed { data, first: 0, count, steps: (steps.start, steps.end) };
                     run(Source::Packed(a), own_b, 0..n, steps, start);
                 }
             });
@@ -356,6 +374,8 @@ fn blocks_of(all: Range<usize>, most: usize, start: Start) -> impl Iterator<Item
 struct Part<'a> {
     rows: Range<usize>,
     columns: Range<usize>,
+    /// The most vectors of a panel of B.
+    vectors: usize,
     steps: Range<usize>,
     k: usize,
     a: Source<'a>,
@@ -369,11 +389,11 @@ impl Part<'_> {
     /// Computes it in tasks of so many rows and panels.
     fn by_tasks(&self, team: &Team, numbers: Numbers, (rows, group): (usize, usize)) {
         let blocks = self.rows.len().div_ceil(rows);
-        let groups = self.columns.len().div_ceil(numbers.panel()).div_ceil(group);
+        let groups = self.columns.len().div_ceil(self.vectors * LANES).div_ceil(group);
         team.each(blocks * groups, |task| {
             // Tasks differ in their rows or columns.
             let (group_of, top) = (task / blocks, self.rows.start + task % blocks * rows);
-            let all = panels(self.columns.clone(), numbers.vectors());
+            let all = panels(self.columns.clone(), self.vectors);
             let mut own = all.skip(group_of * group).take(group);
             let first = own.next().expect("no more tasks than groups");
             let columns = first.start..own.last().map_or(first.end, |last| last.end);
@@ -399,7 +419,8 @@ impl Part<'_> {
             for rows in pieces(self.rows.clone(), most) {
                 for (start, steps) in blocks_of(self.steps.clone(), DEPTH, self.start) {
                     pack_left(isa, numbers, data, a, rows.clone(), steps.clone(), self.k);
-                    let a = Packed { data, first: rows.start, count: rows.len(), step: steps.start };
+                    let (first, count) = (rows.start, rows.len());
+                    let a = Packed { data, first, count, steps: (steps.start, steps.end) };
                     let (rows, a) = (rows.clone(), Source::Packed(a));
                     Part { rows, steps, a, start, ..self.clone() }.panels(isa, numbers);
                 }
@@ -423,10 +444,10 @@ impl Part<'_> {
     /// Packs with `S` and multiplies with `K`.
     #[inline(always)]
     unsafe fn panels_of<S: Simd, K: Kernel>(&self, numbers: Numbers) {
-        let Part { rows, columns, steps, k, a, b, start, c, stride } = self;
-        let all = panels(columns.clone(), numbers.vectors());
+        let Part { rows, columns, vectors, steps, k, a, b, start, c, stride } = self;
+        let all = panels(columns.clone(), *vectors);
         let blocks = steps.len().div_ceil(DEPTH).max(1);
-        let count = columns.len().div_ceil(numbers.panel());
+        let count = columns.len().div_ceil(vectors * LANES);
         // If L2 holds all steps of these rows of A: all blocks of a panel, then the next panel, which reads
         // and writes C once while it is cached. Else all panels of a block, then the next block.
         let fits = rows.len() * steps.len() <= L2;
@@ -444,9 +465,10 @@ impl Part<'_> {
                 let start = if top == self.steps.start { *start } else { Start::Add };
                 let (packed, prefetch) = match b {
                     Source::Packed(b) => {
-                        let row = b.at(next.start, then.start, then.len());
                         let width = next.len().next_multiple_of(LANES);
-                        (b.at(left, top, depth), Prefetch { row, column: 0, width, stride: width })
+                        let row = b.panel(next.start, width, then.start);
+                        let across = panel.len().next_multiple_of(LANES);
+                        (b.panel(left, across, top), Prefetch { row, column: 0, width, stride: width })
                     }
                     Source::Unpacked(b) => {
                         let packed = (&raw mut (*scratch.as_mut_ptr()).0).cast::<f32>();
@@ -454,7 +476,7 @@ impl Part<'_> {
                         let then = numbers.depths(then, *k);
                         let row = b.pointer(then.start, next.start);
                         let (width, stride) =
-                            if b.column == 1 { (numbers.panel(), b.row) } else { (then.len(), b.column) };
+                            if b.column == 1 { (vectors * LANES, b.row) } else { (then.len(), b.column) };
                         (packed, Prefetch { row, column: 0, width, stride })
                     }
                 };
@@ -517,7 +539,7 @@ pub fn instructions(team: &Team) -> String {
         Dtype::F32 => team.isa.name().into(),
         Dtype::Bf16 if has_native(Numbers::Pairs, team.isa) => "AVX-512 BF16".into(),
         Dtype::Bf16 => format!("{}, rounded to bf16", team.isa.name()),
-        Dtype::Bf16Tile if has_native(Numbers::Tiles, team.isa) => "AMX".into(),
+        Dtype::Bf16Tile if blocks_of_k(team) == Numbers::Tiles => "AMX".into(),
         Dtype::Bf16Tile => format!("{}, in the order of AMX", team.isa.name()),
     }
 }
@@ -599,6 +621,7 @@ pub fn peak(team: &Team) -> f64 {
 mod tests {
     use super::*;
     use crate::base::Rng;
+    use crate::kernel::testing::{in_tiles, rounded, strange};
     use crate::kernel::{Isa, to_bf16};
 
     fn numbers(n: usize, label: &str) -> Vec<f32> {
@@ -609,7 +632,7 @@ mod tests {
     /// The definition: one chain of fused multiply-adds an element; in bf16, of pairs of k the second first; in
     /// `bf16_tile`, see [`in_tiles`].
     fn plain(dtype: Dtype, (m, n, k): (usize, usize, usize), a: View, b: View, start: Start, c: &mut [f32]) {
-        let number = if dtype == Dtype::F32 { |x| x } else { rounded };
+        let number = if dtype == Dtype::Bf16 { rounded } else { |x| x };
         for i in 0..m {
             for j in 0..n {
                 let begin = match start {
@@ -635,34 +658,6 @@ mod tests {
                 };
             }
         }
-    }
-
-    /// Blocks of 32 of k, in each a sum over the even ones and one over the odd, whose sum is added to what was
-    /// there; subnormal numbers are 0 wherever they occur.
-    fn in_tiles(k: usize, begin: f32, factors: impl Fn(usize) -> (f32, f32)) -> f32 {
-        let normal = |x: f32| if x.is_subnormal() { 0f32.copysign(x) } else { x };
-        (0..k.div_ceil(32)).fold(begin, |c, block| {
-            let mut sums = [0.0; 2];
-            for k in 32 * block..(32 * block + 32).min(k) {
-                let (x, y) = factors(k);
-                sums[k % 2] = normal(normal(x).mul_add(normal(y), sums[k % 2]));
-            }
-            normal(normal(c) + normal(sums[0] + sums[1]))
-        })
-    }
-
-    /// Rounded to bf16, ties to even, with integers.
-    fn rounded(x: f32) -> f32 {
-        let bits = x.to_bits();
-        if x.abs() < 2f32.powi(-55) {
-            return 0.0;
-        }
-        if !x.is_finite() {
-            return f32::from_bits(bits & 0xffff_0000);
-        }
-        let (kept, rest) = (bits >> 16, bits & 0xffff);
-        let up = rest > 0x8000 || (rest == 0x8000 && kept % 2 == 1);
-        f32::from_bits((kept + u32::from(up)) << 16)
     }
 
     /// To the bit: transposed or not, every initial value, sizes around those of tiles, panels and blocks, A
@@ -770,26 +765,6 @@ mod tests {
         if has_tiles {
             assert!(has_native(Numbers::Tiles, Isa::best()), "AMX is used");
         }
-    }
-
-    /// Numbers of magnitudes that differ from kind to kind.
-    fn strange(kind: usize, i: usize, label: u32) -> f32 {
-        let bits = (i as u32).wrapping_mul(0x9e37_79b1).wrapping_add(label.wrapping_mul(0x85eb_ca6b));
-        let bits = (bits ^ bits >> 15).wrapping_mul(0x2c1b_3c6d);
-        let sizes = match kind {
-            0 => 110..144,
-            // Around 2^-55, where products are 2^-110: C begins with numbers around 2^-126.
-            1 if label == 3 => 0..30,
-            1 => 60..90,
-            // Products of all sizes, up to infinity.
-            2 => 0..255,
-            _ if i % 211 == 7 => 255..256,
-            _ => 120..130,
-        };
-        let exponent = sizes.start + (bits >> 23) % (sizes.end - sizes.start);
-        // Infinity and NaN that bf16 has, too.
-        let mantissa = if exponent == 255 { bits & 0x0040_0000 } else { bits & 0x007f_ffff };
-        f32::from_bits((bits << 8 & 0x8000_0000) | exponent << 23 | mantissa)
     }
 
     #[test]

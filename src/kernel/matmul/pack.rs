@@ -26,7 +26,7 @@ pub(super) enum Numbers {
 }
 
 /// Values of k that a matrix tile multiplies: in `bf16_tile`, k is padded with zeros to a multiple of it.
-pub(super) const BLOCK: usize = 32;
+pub const BLOCK: usize = 32;
 
 impl Numbers {
     /// The steps of `k`, padded with 0 to whole pairs or blocks.
@@ -122,7 +122,7 @@ simd! {
         }
     }
 
-    /// Some steps, a `strip` of `steps`, of the panels of some columns of `b: [k, ..]`.
+    /// Some steps, a `strip` of `steps`, of the panels, at most `vectors` wide, of some columns of `b: [k, ..]`.
     pub(super) fn pack_right<S>(
         numbers: Numbers,
         out: Parts,
@@ -131,8 +131,9 @@ simd! {
         steps: Range<usize>,
         k: usize,
         columns: Range<usize>,
+        vectors: usize,
     ) {
-        for panel in panels(columns.clone(), numbers.vectors()) {
+        for panel in panels(columns.clone(), vectors) {
             let across = panel.len().next_multiple_of(LANES);
             let out = out.from((panel.start - columns.start) * steps.len() + strip.start * across);
             assert!(out.len() >= strip.len() * across);
@@ -210,8 +211,8 @@ pub fn to_bf16_tile(x: f32) -> u16 {
 }
 
 simd! {
-    /// Rounds a row to bf16, as products do.
-    pub(super) fn round_row<S>(row: &mut [f32]) {
+    /// Rounds numbers to bf16, as products in bf16 and `bf16_tile` do.
+    pub fn round_row<S>(row: &mut [f32]) {
         for x in row.chunks_mut(LANES) {
             round(F::<S>::load_some(x, 0.0)).float().store_some(x);
         }

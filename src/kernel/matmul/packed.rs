@@ -23,12 +23,12 @@ impl PackedMatrix {
         assert!(b.holds(k, n), "b is no [{k}, {n}]");
         let width = n.next_multiple_of(LANES);
         let mut data = Buffer::new(width * k);
-        let parts = Parts::new(&mut data);
+        let (parts, vectors) = (Parts::new(&mut data), Numbers::F32.vectors());
         team.each(k.div_ceil(STRIP), |task| {
             let (first, top) = (task * STRIP % DEPTH, task * STRIP / DEPTH * DEPTH);
             let block = top..(top + DEPTH).min(k);
             let strip = first..(first + STRIP).min(block.len());
-            pack_right(team.isa, Numbers::F32, parts.from(top * width), b, strip, block, k, 0..n);
+            pack_right(team.isa, Numbers::F32, parts.from(top * width), b, strip, block, k, 0..n, vectors);
         });
         PackedMatrix { data, k, n }
     }
@@ -57,9 +57,9 @@ impl PackedMatrix {
         check(m, *n, *k, a, start, c, stride);
         // SAFETY: products only read it.
         let data = unsafe { Parts::reading(data) };
-        let b = Source::Packed(Packed { data, first: 0, count: n.next_multiple_of(LANES), step: 0 });
-        let a = Source::Unpacked(a);
-        let part = Part { rows: 0..m, columns: 0..*n, steps: 0..*k, k: *k, a, b, start, c, stride };
+        let b = Packed { data, first: 0, count: n.next_multiple_of(LANES), steps: (0, *k) };
+        let (a, b, vectors) = (Source::Unpacked(a), Source::Packed(b), Numbers::F32.vectors());
+        let part = Part { rows: 0..m, columns: 0..*n, vectors, steps: 0..*k, k: *k, a, b, start, c, stride };
         part.by_tasks(team, Numbers::F32, division(team, m, *n));
     }
 }

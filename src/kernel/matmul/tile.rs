@@ -6,26 +6,36 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::pack::BLOCK;
-use super::{PANEL, View};
+use super::{DEPTH, PANEL, View};
 use crate::kernel::simd::{F, LANES, Simd, Tiles, U};
 use crate::kernel::team::Parts;
 
-/// Packed tiles of A or panels of B: those of `count` rows or columns from `first` on, and of the steps from
-/// `step` on.
+/// Packed tiles of A or panels of B: those of `count` rows or columns from `first` on, and of some steps in
+/// blocks of [`DEPTH`].
 #[derive(Clone, Copy)]
 pub(super) struct Packed<'a> {
     pub data: Parts<'a>,
     pub first: usize,
     pub count: usize,
-    pub step: usize,
+    /// The first, and the first that is not packed.
+    pub steps: (usize, usize),
 }
 
 impl Packed<'_> {
-    /// Where the block of `depth` steps from `top` on is, of the tile or panel that begins at row or column
-    /// `i`.
+    /// Where a whole block of `depth` steps from `top` on is, of the tile that begins at row `i`.
     #[inline(always)]
-    pub fn at(&self, i: usize, top: usize, depth: usize) -> *mut f32 {
-        self.data.from((top - self.step) * self.count + (i - self.first) * depth).pointer()
+    pub fn tile(&self, i: usize, top: usize, depth: usize) -> *mut f32 {
+        self.data.from((top - self.steps.0) * self.count + (i - self.first) * depth).pointer()
+    }
+
+    /// Where the steps from `top` on are, of the panel, `across` wide, that begins at column `left`.
+    #[inline(always)]
+    pub fn panel(&self, left: usize, across: usize, top: usize) -> *mut f32 {
+        let (first, end) = self.steps;
+        let block = first + (top - first) / DEPTH * DEPTH;
+        let depth = (end - block).min(DEPTH);
+        let at = (block - first) * self.count + (left - self.first) * depth + (top - block) * across;
+        self.data.from(at).pointer()
     }
 }
 
@@ -49,7 +59,7 @@ impl Block<'_> {
     #[inline(always)]
     pub fn tile(&self, i: usize, height: usize) -> (*const f32, usize, usize) {
         match self.a {
-            Source::Packed(packed) => (packed.at(i, self.top, self.depth), 1, height),
+            Source::Packed(packed) => (packed.tile(i, self.top, self.depth), 1, height),
             Source::Unpacked(a) => (a.pointer(i, self.top), a.row, a.column),
         }
     }
