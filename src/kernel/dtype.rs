@@ -9,8 +9,8 @@ pub enum Dtype {
     /// 32 bits.
     #[default]
     F32,
-    /// Rounded to 16 bits, 8 of them of precision. Meant for CPUs with AVX512-BF16; others compute the same
-    /// bits with f32 instructions.
+    /// Rounded to 16 bits, 8 of them of precision; products inside attention are f32. Meant for CPUs with
+    /// AVX512-BF16; others compute the same bits with f32 instructions.
     Bf16,
     /// Rounded to the same 16 bits, with sums in the order of Intel's matrix tiles (AMX), for which it is meant;
     /// other CPUs compute the same bits with f32 instructions.

@@ -37,8 +37,8 @@ pub struct Transformer {
 
 impl Transformer {
     /// The same model with matrices of `dtype`: rounded to bf16, few rows are computed with half of the
-    /// traffic; in `bf16_tile`, what a [`super::Decoder`] multiplies with them is rounded, too, as in training
-    /// in that dtype. A quantized model stays as it is.
+    /// traffic; in `bf16_tile`, what a [`super::Decoder`] multiplies with them is rounded, too, and so is what
+    /// attention multiplies, as in training in that dtype. A quantized model stays as it is.
     pub fn in_dtype(mut self, dtype: Dtype) -> Self {
         if dtype == Dtype::F32 || self.is_quantized() {
             return self;

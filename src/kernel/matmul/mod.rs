@@ -28,7 +28,8 @@
 //! the even and over the odd k in rising order, each a chain of fused multiply-adds; their sum, rounded, is
 //! added to what C holds. Subnormal values of C count as 0, before and after. Where a NaN arises, its sign and
 //! payload are not defined. [`amx`] computes it with the instruction, [`tile::Blocks`] with those of f32, and
-//! [`thin`] for few rows of a matrix that is kept in bf16.
+//! [`thin`] for few rows of a matrix that is kept in bf16. For attention, [`right`] packs a matrix once for several
+//! products; single rows behind a cache have kernels there.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
