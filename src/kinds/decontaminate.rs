@@ -42,6 +42,7 @@ impl Kind for Decontaminate {
             parallel: true,
             not_in_key: &[],
             not_in_state: &[],
+            value_versions: &[],
         }
     }
 

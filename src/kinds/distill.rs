@@ -8,7 +8,7 @@ use super::architecture::{Architecture, architecture_params};
 use super::streams::{self, Streams};
 use super::teachers::{self, LOGITS_FILE, LogitsReport, Scores, TeacherScores};
 use super::training;
-use super::training_params::{NOT_IN_KEY, NOT_IN_STATE};
+use super::training_params::{BF16_TILE, NOT_IN_KEY, NOT_IN_STATE};
 use super::{facts, tokenizers};
 use crate::base::{Error, Monitor, Result, fs, units};
 use crate::kernel::Dtype;
@@ -263,6 +263,7 @@ impl Kind for Distill {
             parallel: true,
             not_in_key: NOT_IN_KEY,
             not_in_state: NOT_IN_STATE,
+            value_versions: BF16_TILE,
         }
     }
 

@@ -144,6 +144,7 @@ impl Kind for Eval {
             parallel: true,
             not_in_key: &["gates"],
             not_in_state: &[],
+            value_versions: &[],
         }
     }
 

@@ -60,6 +60,7 @@ impl Kind for Export {
             parallel: true,
             not_in_key: &[],
             not_in_state: &[],
+            value_versions: &[],
         }
     }
 

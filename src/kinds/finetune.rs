@@ -6,7 +6,7 @@ use std::path::Path;
 use super::adapters::{ADAPTER, Adapters};
 use super::texts::held_out_by;
 use super::training;
-use super::training_params::{NOT_IN_KEY, NOT_IN_STATE, training_params};
+use super::training_params::{BF16_TILE, NOT_IN_KEY, NOT_IN_STATE, training_params};
 use super::{facts, tokenizers};
 use crate::base::{Error, Result, units};
 use crate::corpus::conversation::{self, ConversationReader};
@@ -101,6 +101,7 @@ impl Kind for Finetune {
             parallel: true,
             not_in_key: NOT_IN_KEY,
             not_in_state: NOT_IN_STATE,
+            value_versions: BF16_TILE,
         }
     }
 

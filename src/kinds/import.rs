@@ -111,6 +111,7 @@ impl Kind for Import {
             parallel: true,
             not_in_key: &[],
             not_in_state: &[],
+            value_versions: &[],
         }
     }
 

@@ -34,6 +34,7 @@ impl Kind for Ingest {
             parallel: true,
             not_in_key: &[],
             not_in_state: &[],
+            value_versions: &[],
         }
     }
 

@@ -32,6 +32,7 @@ impl Kind for IngestChat {
             parallel: true,
             not_in_key: &[],
             not_in_state: &[],
+            value_versions: &[],
         }
     }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::finetune::check_length;
 use super::texts::held_out_by;
 use super::training;
-use super::training_params::{NOT_IN_KEY, NOT_IN_STATE, training_params};
+use super::training_params::{BF16_TILE, NOT_IN_KEY, NOT_IN_STATE, training_params};
 use super::{facts, tokenizers};
 use crate::base::{Error, Result, fs, units};
 use crate::corpus::held_out::{self, Rule};
@@ -83,6 +83,7 @@ impl Kind for Prefer {
             parallel: true,
             not_in_key: NOT_IN_KEY,
             not_in_state: NOT_IN_STATE,
+            value_versions: BF16_TILE,
         }
     }
 

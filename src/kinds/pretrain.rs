@@ -6,7 +6,7 @@ use super::architecture::architecture_params;
 use super::streams::{self, Streams};
 use super::tokenizers;
 use super::training;
-use super::training_params::{NOT_IN_KEY, NOT_IN_STATE};
+use super::training_params::{BF16_TILE, NOT_IN_KEY, NOT_IN_STATE};
 use crate::base::Result;
 use crate::model::{Model, Transformer};
 use crate::stage::{Connected, Context, Facts, Info, Issue, Kind, Port, Resume};
@@ -48,6 +48,7 @@ impl Kind for Pretrain {
             parallel: true,
             not_in_key: NOT_IN_KEY,
             not_in_state: NOT_IN_STATE,
+            value_versions: BF16_TILE,
         }
     }
 

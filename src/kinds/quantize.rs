@@ -157,6 +157,7 @@ impl Kind for Quantize {
             parallel: true,
             not_in_key: &["gates"],
             not_in_state: &[],
+            value_versions: &[],
         }
     }
 

@@ -66,6 +66,7 @@ impl Kind for Shard {
             parallel: true,
             not_in_key: &[],
             not_in_state: &[],
+            value_versions: &[],
         }
     }
 

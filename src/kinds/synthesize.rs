@@ -91,6 +91,7 @@ impl Kind for Synthesize {
             parallel: true,
             not_in_key: &[],
             not_in_state: &[],
+            value_versions: &[],
         }
     }
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::streams::{self, Streams};
 use super::teachers::{self, LOGITS_FILE, LogitsReport, Scores};
+use super::training_params::BF16_TILE;
 use crate::base::{Error, Result, fs, machine};
 use crate::corpus::held_out::HeldOut;
 use crate::kernel::Dtype;
@@ -66,6 +67,7 @@ impl Kind for Teach {
             parallel: true,
             not_in_key: &[],
             not_in_state: &[],
+            value_versions: BF16_TILE,
         }
     }
 

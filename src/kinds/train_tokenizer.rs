@@ -28,6 +28,7 @@ impl Kind for TrainTokenizer {
             parallel: true,
             not_in_key: &[],
             not_in_state: &[],
+            value_versions: &[],
         }
     }
 

@@ -1,7 +1,7 @@
 //! The params that training kinds share, written once: a macro, since serde can't flatten a struct and refuse
 //! unknown keys at one time.
 
-use crate::stage::Issue;
+use crate::stage::{Issue, ValueVersion};
 use crate::train::{Algorithm, Length, Options, Schedule, ScheduleKind, optimizer};
 
 /// Defines a params struct with the shared fields, the given own fields, and defaults for all.
@@ -189,6 +189,10 @@ pub(super) use training_params;
 
 /// The shared params that change no byte.
 pub(super) const NOT_IN_KEY: &[&str] = &["save_every", "save_minutes"];
+
+/// The arithmetic of `bf16_tile`: 2, since the products of attention are in it.
+pub(super) const BF16_TILE: &[ValueVersion] =
+    &[ValueVersion { param: "dtype", value: "bf16_tile", version: 2 }];
 
 /// The shared params that change nothing of what happens up to a step, but for the learning rates, which states
 /// have by themselves. Not `learning_rate`: the rates of parameter groups are relative to it.

@@ -280,6 +280,7 @@ mod tests {
             Config { d_model: 64, d_head: 16, n_head: 4, n_kv_head: 2, d_ff: 96, ..all[0].1.config.clone() };
         all.push(("Q8_0", model(&config, 4).rounded_to(BlockType::Q8_0).unwrap()));
         all.push(("bf16", model(&config, 4).in_dtype(Dtype::Bf16)));
+        all.push(("bf16_tile", model(&config, 4).in_dtype(Dtype::Bf16Tile)));
         all
     }
 

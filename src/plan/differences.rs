@@ -17,6 +17,17 @@ pub fn differences(old: &Fingerprint, new: &Fingerprint, records: &dyn Records) 
         out.push(Difference::KindVersion { old: old.kind_version, new: new.kind_version });
     }
     params("", &old.params, &new.params, &mut out);
+    let values: BTreeSet<_> = old.value_versions.keys().chain(new.value_versions.keys()).collect();
+    for name in values {
+        let of =
+            |f: &Fingerprint| (f.params.get(name).cloned(), f.value_versions.get(name).copied().unwrap_or(1));
+        let ((value, old), (new_value, new)) = (of(old), of(new));
+        // Of another value the param says it.
+        if value == new_value && old != new {
+            let (name, value) = (name.clone(), value.unwrap_or_default());
+            out.push(Difference::ValueVersion { name, value, old, new });
+        }
+    }
     let ports: BTreeSet<_> = old.inputs.keys().chain(new.inputs.keys()).collect();
     for port in ports {
         let of = |f: &Fingerprint| f.inputs.get(port).cloned().unwrap_or_default();

@@ -48,7 +48,7 @@ pub struct Lock {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LockedStage {
-    /// `pretrain 1`: the kind and its version.
+    /// [`Fingerprint::versions`]
     pub kind: String,
     /// The digest of the params, so that a difference can be told from one of inputs.
     pub params: Digest,
@@ -61,7 +61,7 @@ impl LockedStage {
     /// For an action whose outputs are not known yet.
     pub fn new(fingerprint: &Fingerprint, key: Digest) -> Self {
         LockedStage {
-            kind: format!("{} {}", fingerprint.kind, fingerprint.kind_version),
+            kind: fingerprint.versions(),
             params: canonical::digest(&fingerprint.params),
             key,
             outputs: BTreeMap::new(),
@@ -249,7 +249,7 @@ fn stage_difference(
     if key == locked.key {
         return None;
     }
-    let kind = format!("{} {}", fingerprint.kind, fingerprint.kind_version);
+    let kind = fingerprint.versions();
     let what = if kind != locked.kind {
         format!("its kind and version are `{kind}`, locked is `{}`", locked.kind)
     } else if canonical::digest(&fingerprint.params) != locked.params {

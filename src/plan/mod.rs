@@ -17,7 +17,7 @@ pub use differences::differences;
 
 use crate::base::Digest;
 use crate::spec::{Input, Pipeline, StageSpec};
-use crate::stage::{Info, Kinds, Resume, Stage};
+use crate::stage::{Info, Kinds, Resume, Stage, ValueVersion};
 use crate::store::source::Sources;
 use crate::store::{Action, Damage, Difference, Fingerprint, Manifest, Reason, Store, VERSION};
 
@@ -262,9 +262,12 @@ fn fingerprint(stage: &StageSpec, info: &Info, inputs: BTreeMap<String, Vec<Dige
     if let Value::Object(map) = &mut params {
         map.retain(|name, _| !info.not_in_key.contains(&name.as_str()));
     }
+    let has = |v: &&ValueVersion| params.get(v.param).and_then(Value::as_str) == Some(v.value);
+    let value_versions = info.value_versions.iter().filter(has);
     Fingerprint {
         kind: info.name.to_string(),
         kind_version: info.version,
+        value_versions: value_versions.map(|v| (v.param.to_string(), v.version)).collect(),
         params,
         // An optional port with nothing connected is left out.
         inputs: inputs.into_iter().filter(|(_, d)| !d.is_empty()).collect(),

@@ -84,6 +84,40 @@ fn a_new_version_of_a_kind_is_a_reason() {
     );
 }
 
+/// The other stages keep their keys, records and states: their fingerprints are written as they were.
+#[test]
+fn a_new_version_of_a_value_concerns_stages_with_that_value_alone() {
+    let kinds = crate::kinds::kinds();
+    let with_dtype = kinds.iter().filter(|kind| kind.schema()["properties"].get("dtype").is_some());
+    let with_dtype: Vec<&Info> = with_dtype.map(|kind| kind.info()).collect();
+    assert_eq!(with_dtype.len(), 5);
+    let mut stage = pipeline(PIPELINE).stages.remove(0);
+    for info in with_dtype {
+        let mut of = |dtype: &str| {
+            stage.params = json!({ "dtype": dtype });
+            fingerprint(&stage, info, BTreeMap::new())
+        };
+        let (plain, tiles) = (of("f32"), of("bf16_tile"));
+        for same in [&plain, &of("bf16")] {
+            assert!(same.value_versions.is_empty() && json!(same).get("value_versions").is_none());
+            assert_eq!(same.versions(), format!("{} {}", info.name, info.version));
+        }
+        assert_eq!(tiles.versions(), format!("{} {}, dtype 2", info.name, info.version));
+        let before = Fingerprint { value_versions: BTreeMap::new(), ..tiles.clone() };
+        assert!(before.key() != tiles.key() && before.trajectory(&["steps"]) != tiles.trajectory(&["steps"]));
+        let details = |old: &Fingerprint, new: &Fingerprint| -> Vec<String> {
+            differences(old, new, &Memory::default()).iter().map(Difference::detail).collect()
+        };
+        assert_eq!(
+            details(&before, &tiles),
+            ["param dtype: \"bf16_tile\" (version 1) -> \"bf16_tile\" (version 2)"]
+        );
+        assert_eq!(details(&plain, &tiles), ["param dtype: \"f32\" -> \"bf16_tile\""]);
+        let read: Fingerprint = serde_json::from_value(json!(tiles)).unwrap();
+        assert_eq!(read, tiles);
+    }
+}
+
 #[test]
 fn the_nearest_earlier_action_is_the_one_that_differs_least() {
     let mut past = ran(PIPELINE);

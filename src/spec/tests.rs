@@ -31,6 +31,7 @@ fn info(name: &'static str, inputs: Vec<Port>, outputs: Vec<Port>) -> Info {
         parallel: false,
         not_in_key: &[],
         not_in_state: &[],
+        value_versions: &[],
     }
 }
 

@@ -102,6 +102,17 @@ pub struct Info {
     /// nothing of what happens up to a step: states saved under other values of them may be used. Empty:
     /// the kind saves no state.
     pub not_in_state: &'static [&'static str],
+    /// Values of params that give other bytes than before.
+    pub value_versions: &'static [ValueVersion],
+}
+
+/// The version of what a value of a param stands for, where it is not the first. Part of the keys of stages with that
+/// value: the others keep theirs, which a new [`Info::version`] would change.
+#[derive(Debug, Clone, Copy)]
+pub struct ValueVersion {
+    pub param: &'static str,
+    pub value: &'static str,
+    pub version: u32,
 }
 
 impl Info {

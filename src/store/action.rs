@@ -9,11 +9,15 @@ use super::Reason;
 use crate::base::{Digest, canonical};
 
 /// The readable record of everything that may change a stage's bytes. Never in here: mtimes, absolute
-/// paths, host, thread count, log level, the stage's name. Adding a field changes every key.
+/// paths, host, thread count, log level, the stage's name. Adding a field that is not left out while it is empty
+/// changes every key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fingerprint {
     pub kind: String,
     pub kind_version: u32,
+    /// Param -> version of what its value stands for, where it is not the first.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub value_versions: BTreeMap<String, u32>,
     /// Canonical, with defaults, without the params of gates.
     pub params: Value,
     /// Port -> digests of the artifacts connected, in their order.
@@ -25,6 +29,12 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
+    /// `pretrain 7`, `pretrain 7, dtype 2`: the kind, and the versions of it and of values of its params.
+    pub fn versions(&self) -> String {
+        let values = self.value_versions.iter().map(|(param, version)| format!(", {param} {version}"));
+        format!("{} {}{}", self.kind, self.kind_version, values.collect::<String>())
+    }
+
     /// The action key.
     pub fn key(&self) -> Digest {
         canonical::digest(&serde_json::json!({ "format": super::VERSION, "action": self }))

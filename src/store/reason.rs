@@ -42,12 +42,40 @@ pub enum Reason {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "field", rename_all = "snake_case")]
 pub enum Difference {
-    Kind { old: String, new: String },
-    KindVersion { old: u32, new: u32 },
-    Param { name: String, old: Value, new: Value },
-    Input { port: String, old: Vec<Digest>, new: Vec<Digest>, files: Vec<FileChange> },
-    Outputs { old: BTreeMap<String, String>, new: BTreeMap<String, String> },
-    Seed { old: Option<u64>, new: Option<u64> },
+    Kind {
+        old: String,
+        new: String,
+    },
+    KindVersion {
+        old: u32,
+        new: u32,
+    },
+    Param {
+        name: String,
+        old: Value,
+        new: Value,
+    },
+    /// What a value of a param stands for.
+    ValueVersion {
+        name: String,
+        value: Value,
+        old: u32,
+        new: u32,
+    },
+    Input {
+        port: String,
+        old: Vec<Digest>,
+        new: Vec<Digest>,
+        files: Vec<FileChange>,
+    },
+    Outputs {
+        old: BTreeMap<String, String>,
+        new: BTreeMap<String, String>,
+    },
+    Seed {
+        old: Option<u64>,
+        new: Option<u64>,
+    },
 }
 
 /// What happened to a file of an input.
@@ -115,6 +143,7 @@ impl Difference {
             Difference::Kind { .. } => "kind",
             Difference::KindVersion { .. } => "kind_version",
             Difference::Param { .. } => "param",
+            Difference::ValueVersion { .. } => "value_version",
             Difference::Input { .. } => "input",
             Difference::Outputs { .. } => "outputs",
             Difference::Seed { .. } => "seed",
@@ -124,7 +153,9 @@ impl Difference {
     /// `params.steps`, `inputs.docs`.
     pub fn field(&self) -> String {
         match self {
-            Difference::Param { name, .. } => format!("params.{name}"),
+            Difference::Param { name, .. } | Difference::ValueVersion { name, .. } => {
+                format!("params.{name}")
+            }
             Difference::Input { port, .. } => format!("inputs.{port}"),
             other => other.code().to_string(),
         }
@@ -136,6 +167,10 @@ impl Difference {
             Difference::Kind { old, new } => (old.clone(), new.clone()),
             Difference::KindVersion { old, new } => (old.to_string(), new.to_string()),
             Difference::Param { old, new, .. } => (shown(old), shown(new)),
+            Difference::ValueVersion { value, old, new, .. } => {
+                let version = |version| format!("{} (version {version})", shown(value));
+                (version(old), version(new))
+            }
             Difference::Input { old, new, .. } => (digests(old), digests(new)),
             Difference::Outputs { old, new } => (json!(old).to_string(), json!(new).to_string()),
             Difference::Seed { old, new } => (shown(&json!(old)), shown(&json!(new))),
@@ -145,7 +180,9 @@ impl Difference {
     pub fn detail(&self) -> String {
         let (old, new) = self.values();
         match self {
-            Difference::Param { name, .. } => format!("param {name}: {old} -> {new}"),
+            Difference::Param { name, .. } | Difference::ValueVersion { name, .. } => {
+                format!("param {name}: {old} -> {new}")
+            }
             Difference::Input { port, files, .. } if !files.is_empty() => {
                 format!("input {port}: {}", file_changes(files))
             }

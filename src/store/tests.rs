@@ -4,6 +4,7 @@ fn fingerprint(n: u64) -> Fingerprint {
     Fingerprint {
         kind: "k".into(),
         kind_version: 1,
+        value_versions: BTreeMap::new(),
         params: serde_json::json!({ "n": n }),
         inputs: BTreeMap::new(),
         outputs: BTreeMap::new(),

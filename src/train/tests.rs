@@ -132,12 +132,13 @@ fn trained(threads: usize) -> Vec<f32> {
 }
 
 /// bf16 and `bf16_tile` are numerics of their own: other bits than f32 and each other, the same bits on any CPU
-/// and threads, and a loss as good (within 2 % of f32's, which is what the last digits of 40 steps are worth).
+/// and threads, with matrix tiles (simulated where there are none) and without, and a loss as good (within 2 % of f32's,
+/// which is what the last digits of 40 steps are worth).
 #[test]
 fn bf16_learns_what_f32_learns() {
-    let learn = |threads: usize, isa: Isa, dtype: Dtype| {
+    let learn_by = |team: Team| {
         let mut transformer = Transformer::fresh(&config(0.1), 3);
-        let mut executor = Executor::training(&transformer.config, Team::with(threads, isa).in_dtype(dtype));
+        let mut executor = Executor::training(&transformer.config, team);
         let mut optimizer = Optimizer::new(&transformer, &adamw());
         let batch = batch(8);
         let mut loss = 0.0;
@@ -150,6 +151,7 @@ fn bf16_learns_what_f32_learns() {
         }
         (transformer.weights.to_vec(), loss)
     };
+    let learn = |threads, isa, dtype| learn_by(Team::with(threads, isa).in_dtype(dtype));
     let (weights, plain) = learn(1, Isa::best(), Dtype::F32);
     assert!(plain < 2.3, "it learned: {plain}");
     let [pairs, tiles] = [Dtype::Bf16, Dtype::Bf16Tile].map(|dtype| {
@@ -162,6 +164,9 @@ fn bf16_learns_what_f32_learns() {
         first
     });
     assert!(pairs != tiles, "sums in another order");
+    if Isa::best().has_pairs() {
+        assert!(learn_by(Team::new(1).simulating_tiles()).0 == tiles, "matrix tiles");
+    }
 }
 
 #[test]

@@ -85,6 +85,7 @@ impl Kind for Count {
             parallel: false,
             not_in_key: &["log", "step_ms", "die_at", "fail"],
             not_in_state: &["steps", "kept"],
+            value_versions: &[],
         }
     }
 

@@ -60,6 +60,7 @@ impl Kind for Command {
             parallel: false,
             not_in_key: &[],
             not_in_state: &[],
+            value_versions: &[],
         }
     }
 

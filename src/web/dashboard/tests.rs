@@ -76,6 +76,7 @@ fn commit(root: &Path, run: &str, params: Value, input: &[Digest]) -> (Digest, D
     let fingerprint = Fingerprint {
         kind: "pretrain".into(),
         kind_version: 1,
+        value_versions: BTreeMap::new(),
         params,
         inputs: inputs.into_iter().filter(|(_, all)| !all.is_empty()).collect(),
         outputs: BTreeMap::new(),
