@@ -251,19 +251,23 @@ simd! {
     fn scores<S>(in_tiles: bool, q: &[f32], keys: &[f32], stride: usize, row: &mut [f32]) {
         for (panel, row) in row.chunks_exact_mut(PANEL).enumerate() {
             let keys = &keys[panel * stride..][..q.len() * PANEL];
-            let all = q.iter().zip(keys.chunks_exact(PANEL));
-            let sums = if in_tiles {
-                let mut sums = [F::<S>::splat(0.0); PANEL / LANES];
-                for top in (0..q.len()).step_by(BLOCK) {
-                    let block = all.clone().skip(top).take(BLOCK);
-                    let even = chain(block.clone().step_by(2));
-                    let odd = chain(block.skip(1).step_by(2));
+            let mut sums = [F::<S>::splat(0.0); PANEL / LANES];
+            if in_tiles {
+                for (q, keys) in q.chunks(BLOCK).zip(keys.chunks(BLOCK * PANEL)) {
+                    let (mut even, mut odd) = ([F::splat(0.0); PANEL / LANES], [F::splat(0.0); PANEL / LANES]);
+                    for (pair, keys) in q.chunks(2).zip(keys.chunks(2 * PANEL)) {
+                        add(pair[0], &keys[..PANEL], &mut even);
+                        if let [_, x] = pair {
+                            add(*x, &keys[PANEL..], &mut odd);
+                        }
+                    }
                     add_both(&mut sums, &even, &odd);
                 }
-                sums
             } else {
-                chain(all)
-            };
+                for (x, keys) in q.iter().zip(keys.chunks_exact(PANEL)) {
+                    add(*x, keys, &mut sums);
+                }
+            }
             sums.iter().zip(row.chunks_exact_mut(LANES)).for_each(|(sum, row)| sum.store(row));
         }
     }
@@ -281,17 +285,13 @@ simd! {
     }
 }
 
-/// A chain of multiply-adds of numbers of q and the keys of a panel.
+/// `sums += x · row`
 #[inline(always)]
-fn chain<'a, S: Simd>(all: impl Iterator<Item = (&'a f32, &'a [f32])>) -> [F<S>; PANEL / LANES] {
-    let mut sums = [F::splat(0.0); PANEL / LANES];
-    for (x, keys) in all {
-        let x = F::splat(*x);
-        for (sum, keys) in sums.iter_mut().zip(keys.chunks_exact(LANES)) {
-            *sum = x.mul_add(F::load(keys), *sum);
-        }
+fn add<S: Simd, const N: usize>(x: f32, row: &[f32], sums: &mut [F<S>; N]) {
+    let x = F::splat(x);
+    for (sum, row) in sums.iter_mut().zip(row.chunks_exact(LANES)) {
+        *sum = x.mul_add(F::load(row), *sum);
     }
-    sums
 }
 
 /// `sums += even + odd`: the end of a block. Sums of products of rounded numbers are never subnormal.
@@ -319,47 +319,36 @@ impl Mix<'_> {
 
     #[inline(always)]
     fn heads<S: Simd, const H: usize, const W: usize>(&self, first: usize, out: &mut [f32]) {
-        let stride = self.shape.kv_heads * self.shape.width;
-        let all = self.values.chunks(stride).enumerate().take(self.seen);
+        let (shape, seen) = (self.shape, self.seen);
+        let stride = shape.kv_heads * shape.width;
+        let weights: [&[f32]; H] = std::array::from_fn(|h| &self.weights[(first + h) * self.width..][..seen]);
+        let at: [usize; H] = std::array::from_fn(|h| (first + h) / shape.group() * shape.width);
         let mut sums = [[F::<S>::splat(0.0); W]; H];
         if self.in_tiles {
-            for top in (0..self.seen).step_by(BLOCK) {
-                let block = all.clone().skip(top).take(BLOCK);
-                let even = self.chain::<S, H, W>(first, block.clone().step_by(2));
-                let odd = self.chain::<S, H, W>(first, block.skip(1).step_by(2));
+            for (top, block) in (0..seen).step_by(BLOCK).zip(self.values.chunks(BLOCK * stride)) {
+                let (mut even, mut odd) = ([[F::splat(0.0); W]; H], [[F::splat(0.0); W]; H]);
+                for (t, pair) in (top..seen.min(top + BLOCK)).step_by(2).zip(block.chunks(2 * stride)) {
+                    for h in 0..H {
+                        add(weights[h][t], &pair[at[h]..][..W * LANES], &mut even[h]);
+                        if t + 1 < seen {
+                            add(weights[h][t + 1], &pair[stride + at[h]..][..W * LANES], &mut odd[h]);
+                        }
+                    }
+                }
                 for h in 0..H {
                     add_both(&mut sums[h], &even[h], &odd[h]);
                 }
             }
         } else {
-            sums = self.chain(first, all);
+            for (t, values) in self.values.chunks(stride).take(seen).enumerate() {
+                for h in 0..H {
+                    add(weights[h][t], &values[at[h]..][..W * LANES], &mut sums[h]);
+                }
+            }
         }
         for (sum, out) in sums.iter().flatten().zip(out.chunks_exact_mut(LANES)) {
             sum.store(out);
         }
-    }
-
-    /// Chains of multiply-adds of `H` heads, from `first` on, over some positions and their values.
-    #[inline(always)]
-    fn chain<'a, S: Simd, const H: usize, const W: usize>(
-        &self,
-        first: usize,
-        positions: impl Iterator<Item = (usize, &'a [f32])>,
-    ) -> [[F<S>; W]; H] {
-        let shape = self.shape;
-        let weights: [&[f32]; H] =
-            std::array::from_fn(|h| &self.weights[(first + h) * self.width..][..self.seen]);
-        let at: [usize; H] = std::array::from_fn(|h| (first + h) / shape.group() * shape.width);
-        let mut sums = [[F::<S>::splat(0.0); W]; H];
-        for (t, values) in positions {
-            for h in 0..H {
-                let (x, values) = (F::splat(weights[h][t]), &values[at[h]..][..W * LANES]);
-                for (sum, values) in sums[h].iter_mut().zip(values.chunks_exact(LANES)) {
-                    *sum = x.mul_add(F::load(values), *sum);
-                }
-            }
-        }
-        sums
     }
 
     /// Heads of any width.
