@@ -8,10 +8,10 @@
 //!
 //! Products leave out keys that are ahead of a query, in steps of 32; weights up to such a step are 0.
 //!
-//! Where products are in `bf16_tile`, these are, too: blocks of 32 numbers of a sum begin at the first number of a
-//! head, at the first key, and at the first query that is no step behind a key, so their bits depend neither on the
-//! blocks of queries nor on how much of a text is cached. Softmax is f32. A matrix that several products read from
-//! the right is packed once for them, see [`Right`]. In bf16, which has no such order, products are f32.
+//! In `bf16_tile`, these products are in it, too. The blocks of 32 that it sums are counted from a head's first number,
+//! from a text's first key and from its first query, so the bits depend neither on the blocks of queries nor on how
+//! much of a text is cached. A matrix that several products read from the right is packed once for them, see
+//! [`Right`]. Softmax is f32, and in bf16 all is.
 
 pub mod cached;
 
@@ -441,8 +441,11 @@ pub fn backward(
 ) {
     assert_eq!(shape.start, 0, "no backward pass through a cache");
     let (dqkv, way) = (Parts::new(dqkv), InTiles::of(team));
-    let of_block = |way: InTiles| way.len(BLOCK.min(shape.queries), shape.width);
-    let len = way.map_or(0, |way| 2 * packed_len(Some(way), &shape) + 2 * of_block(way));
+    // Keys as such and transposed, values, and of a block queries and gradients of the output.
+    let len = way.map_or(0, |way| {
+        let keys = way.len(shape.queries, shape.width);
+        keys + 2 * way.len(shape.width, shape.queries) + 2 * way.len(BLOCK.min(shape.queries), shape.width)
+    });
     team.each(shape.batch * shape.kv_heads, |task| {
         let (s, g) = (task / shape.kv_heads, task % shape.kv_heads);
         let (k, v) = (k.head(&shape, s, g), v.head(&shape, s, g));
