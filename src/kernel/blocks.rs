@@ -203,9 +203,7 @@ impl BlockType {
                 let mut block = Block::default();
                 for (from, to) in bytes.chunks_exact(size).zip(numbers.chunks_exact_mut(len)) {
                     self.unpack(from, &mut block);
-                    for (i, (x, code)) in to.iter_mut().zip(block.codes).enumerate() {
-                        *x = block.scales[i / group] * f32::from(code) + block.mins[i / group];
-                    }
+                    block.decode(to, group);
                 }
             }
         }
@@ -218,14 +216,14 @@ impl BlockType {
     pub fn unpack(self, bytes: &[u8], block: &mut Block) {
         assert_eq!(bytes.len(), self.traits().bytes, "a block of {}", self.name());
         let half = |at: usize| half::f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32();
-        block.mins.fill(0.0);
+        (block.scales, block.min, block.mins) = ([1; 16], 0.0, [1; 16]);
         match self {
             BlockType::Q4_0 => block.small(half(0), 0.0, None, &bytes[2..], 8),
             BlockType::Q4_1 => block.small(half(0), half(2), None, &bytes[4..], 0),
             BlockType::Q5_0 => block.small(half(0), 0.0, Some(&bytes[2..6]), &bytes[6..], 16),
             BlockType::Q5_1 => block.small(half(0), half(2), Some(&bytes[4..8]), &bytes[8..], 0),
             BlockType::Q8_0 => {
-                block.scales[0] = half(0);
+                block.scale = half(0);
                 block.codes.iter_mut().zip(&bytes[2..]).for_each(|(code, b)| *code = *b as i8);
             }
             BlockType::Q4K => block.k4([half(0), half(2)], &bytes[4..16], None, &bytes[16..]),
@@ -265,7 +263,7 @@ impl BlockType {
     ///
     /// # Panics
     /// When the type is not quantized.
-    pub fn pack(self, block: &Integers, to: &mut Vec<u8>) {
+    pub fn pack(self, block: &Block, to: &mut Vec<u8>) {
         let half = |x: f32| half::f16::from_f32(x).to_le_bytes();
         if self != BlockType::Q6K {
             to.extend(half(block.scale));
@@ -308,7 +306,7 @@ fn copy<const N: usize>(bytes: &[u8], numbers: &mut [f32], number: impl Fn([u8; 
 /// A block as integers: a number of a group is `scale · scales[group] · code + min · mins[group]`. Of blocks
 /// of 32 numbers only the first 32 codes count, and `scales[0]` and `mins[0]` are 1.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Integers {
+pub struct Block {
     /// IEEE 754's binary16, as is
     pub scale: f32,
     /// this one.
@@ -321,16 +319,25 @@ pub struct Integers {
     pub codes: [i8; 256],
 }
 
-impl Default for Integers {
+impl Default for Block {
     fn default() -> Self {
-        Integers { scale: 0.0, min: 0.0, scales: [1; 16], mins: [1; 16], codes: [0; 256] }
+        Block { scale: 0.0, min: 0.0, scales: [1; 16], mins: [1; 16], codes: [0; 256] }
     }
 }
 
-impl Integers {
+impl Block {
     /// The scale and the min of a group.
     pub fn group(&self, group: usize) -> (f32, f32) {
         (self.scale * f32::from(self.scales[group]), self.min * f32::from(self.mins[group]))
+    }
+
+    /// The numbers that it stands for, `group` of them with a scale.
+    pub fn decode(&self, numbers: &mut [f32], group: usize) {
+        let groups = numbers.chunks_mut(group).zip(self.codes.chunks(group));
+        for (i, (numbers, codes)) in groups.enumerate() {
+            let (scale, min) = self.group(i);
+            numbers.iter_mut().zip(codes).for_each(|(x, code)| *x = scale * f32::from(*code) + min);
+        }
     }
 
     /// 32 codes, counted from 0: the lower four bits, those of the first 16 in the lower halves of the bytes.
@@ -378,27 +385,10 @@ impl Integers {
             to.extend((0..32).map(high));
         }
     }
-}
 
-/// A block's parts. Of those of 32 numbers only the first 32 codes and the first scale and min count.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Block {
-    pub codes: [i8; 256],
-    /// One for each [`BlockType::group_len`] codes.
-    pub scales: [f32; 16],
-    pub mins: [f32; 16],
-}
-
-impl Default for Block {
-    fn default() -> Self {
-        Block { codes: [0; 256], scales: [0.0; 16], mins: [0.0; 16] }
-    }
-}
-
-impl Block {
     /// 32 codes of 4 bits, the first 16 in the lower halves of the bytes; a fifth bit of each in `high`.
     fn small(&mut self, scale: f32, min: f32, high: Option<&[u8]>, low: &[u8], zero: i8) {
-        (self.scales[0], self.mins[0]) = (scale, min);
+        (self.scale, self.min) = (scale, min);
         let fifth = |i: usize| high.map_or(0, |high| (high[i / 8] >> (i % 8) & 1) << 4);
         for (i, byte) in low.iter().enumerate() {
             self.codes[i] = (byte & 15 | fifth(i)) as i8 - zero;
@@ -408,9 +398,10 @@ impl Block {
 
     /// 8 groups of 32 with 6 bits of scale and of min each.
     fn k4(&mut self, [d, dmin]: [f32; 2], packed: &[u8], high: Option<&[u8]>, low: &[u8]) {
+        (self.scale, self.min) = (d, -dmin);
         for group in 0..8 {
             let (scale, min) = scale_and_min(group, packed);
-            (self.scales[group], self.mins[group]) = (d * f32::from(scale), -(dmin * f32::from(min)));
+            (self.scales[group], self.mins[group]) = (scale as i8, min);
             for i in 0..32 {
                 let byte = low[group / 2 * 32 + i];
                 let four = if group % 2 == 0 { byte & 15 } else { byte >> 4 };
@@ -423,9 +414,8 @@ impl Block {
     /// 16 groups of 16 with 8 bits of scale each.
     fn k6(&mut self, d: f32, bytes: &[u8]) {
         let (low, high, scales) = (&bytes[..128], &bytes[128..192], &bytes[192..208]);
-        for (scale, byte) in self.scales.iter_mut().zip(scales) {
-            *scale = d * f32::from(*byte as i8);
-        }
+        self.scale = d;
+        self.scales.iter_mut().zip(scales).for_each(|(scale, byte)| *scale = *byte as i8);
         for half in 0..2 {
             let (low, high) = (&low[64 * half..], &high[32 * half..]);
             for i in 0..128 {
@@ -492,7 +482,7 @@ mod tests {
                 };
                 let [low, high] = ty.codes();
                 let mut block =
-                    Integers { scale: 0.25, min: if has_min { -0.5 } else { 0.0 }, ..Default::default() };
+                    Block { scale: 0.25, min: if has_min { -0.5 } else { 0.0 }, ..Default::default() };
                 block.codes[..ty.block_len()].fill_with(|| within(low, high));
                 if ty.scales() > 1 {
                     block.scales.fill_with(|| within(if has_min { 0 } else { -127 }, ty.scales()));
@@ -503,11 +493,7 @@ mod tests {
                 ty.unpack(&bytes, &mut found);
                 assert_eq!(found.codes[..ty.block_len()], block.codes[..ty.block_len()], "{ty:?}");
                 for group in 0..ty.block_len() / ty.group_len() {
-                    assert_eq!(
-                        (found.scales[group], found.mins[group]),
-                        block.group(group),
-                        "{ty:?} {group}"
-                    );
+                    assert_eq!(found.group(group), block.group(group), "{ty:?} {group}");
                 }
             }
         }

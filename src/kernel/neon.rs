@@ -211,7 +211,7 @@ impl Dots for Neon {
         each!(high, bytes)
     }
     #[inline(always)]
-    unsafe fn dot_nibbles(sums: Self::I, codes: Self::I, x: Self::I) -> Self::I {
+    unsafe fn dot_small(sums: Self::I, codes: Self::I, x: Self::I) -> Self::I {
         unsafe { each!(vaddq_s32, sums, each!(dot, codes, x)) }
     }
     #[inline(always)]
@@ -219,7 +219,7 @@ impl Dots for Neon {
         unsafe {
             // 0x80 in each byte.
             let codes = each!(veorq_s32, codes, [vdupq_n_s32(-0x7f7f_7f80); 4]);
-            Self::dot_nibbles(sums, codes, x)
+            Self::dot_small(sums, codes, x)
         }
     }
     #[inline(always)]
@@ -227,8 +227,38 @@ impl Dots for Neon {
         unsafe { each!(vcvtq_f32_s32, sums) }
     }
     #[inline(always)]
-    unsafe fn scaled(a: Self::F, by: Self::F) -> Self::F {
-        unsafe { each!(vmulq_f32, a, by) }
+    unsafe fn load_bytes(p: *const u8) -> Self::I {
+        unsafe {
+            let all = vld1q_s8(p.cast());
+            let (low, high) = (vmovl_s8(vget_low_s8(all)), vmovl_high_s8(all));
+            let lower = |x: int16x8_t| vmovl_s16(vget_low_s16(x));
+            [lower(low), vmovl_high_s16(low), lower(high), vmovl_high_s16(high)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(p: *const u8) -> Self::I {
+        let four = |p: *const u8| unsafe { vreinterpretq_s32_u16(vmovl_u8(vld1_u8(p))) };
+        unsafe { [four(p), four(p.add(8)), four(p.add(16)), four(p.add(24))] }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(sums: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        let dot = |a: int32x4_t, b: int32x4_t| unsafe {
+            let (a, b) = (vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b));
+            vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b))
+        };
+        unsafe { each!(vaddq_s32, sums, each!(dot, a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn add_product(sums: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        unsafe { each!(vaddq_s32, sums, each!(vmulq_s32, a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn plus(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { each!(vaddq_f32, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn times(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { each!(vmulq_f32, a, b) }
     }
 }
 

@@ -148,7 +148,7 @@ impl Dots for Portable {
         bytes.map(|four| four >> 4 & 0x0f0f_0f0f)
     }
     #[inline(always)]
-    unsafe fn dot_nibbles(sums: Self::I, codes: Self::I, x: Self::I) -> Self::I {
+    unsafe fn dot_small(sums: Self::I, codes: Self::I, x: Self::I) -> Self::I {
         std::array::from_fn(|i| sums[i].wrapping_add_signed(dot(codes[i], x[i])))
     }
     #[inline(always)]
@@ -160,8 +160,31 @@ impl Dots for Portable {
         sums.map(|sum| sum as i32 as f32)
     }
     #[inline(always)]
-    unsafe fn scaled(a: Self::F, by: Self::F) -> Self::F {
-        each(a, by, |a, b| a * b)
+    unsafe fn load_bytes(p: *const u8) -> Self::I {
+        unsafe { p.cast::<[i8; LANES]>().read_unaligned() }.map(|byte| i32::from(byte) as u32)
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(p: *const u8) -> Self::I {
+        let pairs = unsafe { p.cast::<[[u8; 2]; LANES]>().read_unaligned() };
+        pairs.map(|[low, high]| u32::from(low) | u32::from(high) << 16)
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(sums: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        let half = |x: u32, i: u32| i32::from((x >> (16 * i)) as i16);
+        let dot = |a: u32, b: u32| half(a, 0) * half(b, 0) + half(a, 1) * half(b, 1);
+        std::array::from_fn(|i| sums[i].wrapping_add_signed(dot(a[i], b[i])))
+    }
+    #[inline(always)]
+    unsafe fn add_product(sums: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| sums[i].wrapping_add(a[i].wrapping_mul(b[i])))
+    }
+    #[inline(always)]
+    unsafe fn plus(a: Self::F, b: Self::F) -> Self::F {
+        each(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    unsafe fn times(a: Self::F, b: Self::F) -> Self::F {
+        each(a, b, |a, b| a * b)
     }
 }
 

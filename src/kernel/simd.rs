@@ -222,12 +222,21 @@ pub trait Dots: Tiles {
     unsafe fn low(bytes: Self::I) -> Self::I;
     /// The upper 4 bits of each byte.
     unsafe fn high(bytes: Self::I) -> Self::I;
-    /// `sums + Σ code · x` of codes from 0 to 15 and x from -127 to 127.
-    unsafe fn dot_nibbles(sums: Self::I, codes: Self::I, x: Self::I) -> Self::I;
+    /// `sums + Σ code · x` of codes from 0 to 127 and x from -127 to 127.
+    unsafe fn dot_small(sums: Self::I, codes: Self::I, x: Self::I) -> Self::I;
     /// `sums + Σ (code - 128 + BIAS) · x` of codes from 0 to 255 and x from -127 to 127.
     unsafe fn dot_bytes(sums: Self::I, codes: Self::I, x: Self::I) -> Self::I;
+    /// 16 bytes with signs, each a lane.
+    unsafe fn load_bytes(p: *const u8) -> Self::I;
+    /// 32 bytes without signs, two a lane, which become 16 bits.
+    unsafe fn load_pairs(p: *const u8) -> Self::I;
+    /// `sums + Σ a · b` of the two numbers of 16 bits in each lane.
+    unsafe fn dot_pairs(sums: Self::I, a: Self::I, b: Self::I) -> Self::I;
+    /// `sums + a · b`
+    unsafe fn add_product(sums: Self::I, a: Self::I, b: Self::I) -> Self::I;
     unsafe fn float(sums: Self::I) -> Self::F;
-    unsafe fn scaled(a: Self::F, by: Self::F) -> Self::F;
+    unsafe fn plus(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn times(a: Self::F, b: Self::F) -> Self::F;
 }
 
 /// The number formats of weights, which kernels convert to f32.

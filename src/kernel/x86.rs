@@ -321,8 +321,24 @@ macro_rules! bytes_of_512 {
             unsafe { _mm512_cvtepi32_ps(sums) }
         }
         #[inline(always)]
-        unsafe fn scaled(a: __m512, by: __m512) -> __m512 {
-            unsafe { _mm512_mul_ps(a, by) }
+        unsafe fn load_bytes(p: *const u8) -> __m512i {
+            unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn load_pairs(p: *const u8) -> __m512i {
+            unsafe { _mm512_cvtepu8_epi16(_mm256_loadu_si256(p.cast())) }
+        }
+        #[inline(always)]
+        unsafe fn add_product(sums: __m512i, a: __m512i, b: __m512i) -> __m512i {
+            unsafe { _mm512_add_epi32(sums, _mm512_mullo_epi32(a, b)) }
+        }
+        #[inline(always)]
+        unsafe fn plus(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_add_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn times(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_mul_ps(a, b) }
         }
     };
 }
@@ -333,12 +349,16 @@ impl Dots for Vnni {
     const BIAS: i32 = 128;
 
     #[inline(always)]
-    unsafe fn dot_nibbles(sums: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+    unsafe fn dot_small(sums: __m512i, codes: __m512i, x: __m512i) -> __m512i {
         unsafe { _mm512_dpbusd_epi32(sums, codes, x) }
     }
     #[inline(always)]
     unsafe fn dot_bytes(sums: __m512i, codes: __m512i, x: __m512i) -> __m512i {
         unsafe { _mm512_dpbusd_epi32(sums, codes, x) }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(sums: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_dpwssd_epi32(sums, a, b) }
     }
 }
 
@@ -347,7 +367,7 @@ impl Dots for Avx512 {
     const BIAS: i32 = 0;
 
     #[inline(always)]
-    unsafe fn dot_nibbles(sums: __m512i, codes: __m512i, x: __m512i) -> __m512i {
+    unsafe fn dot_small(sums: __m512i, codes: __m512i, x: __m512i) -> __m512i {
         unsafe {
             let pairs = _mm512_maddubs_epi16(codes, x);
             _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))
@@ -359,8 +379,12 @@ impl Dots for Avx512 {
         unsafe {
             let codes = _mm512_xor_si512(codes, _mm512_set1_epi8(-128));
             let x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(codes), _mm512_setzero_si512(), x);
-            Self::dot_nibbles(sums, _mm512_abs_epi8(codes), x)
+            Self::dot_small(sums, _mm512_abs_epi8(codes), x)
         }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(sums: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(sums, _mm512_madd_epi16(a, b)) }
     }
 }
 
@@ -387,7 +411,7 @@ impl Dots for Avx2 {
         unsafe { Self::low([_mm256_srli_epi16::<4>(bytes[0]), _mm256_srli_epi16::<4>(bytes[1])]) }
     }
     #[inline(always)]
-    unsafe fn dot_nibbles(sums: Self::I, codes: Self::I, x: Self::I) -> Self::I {
+    unsafe fn dot_small(sums: Self::I, codes: Self::I, x: Self::I) -> Self::I {
         unsafe {
             let pairs = both!(_mm256_maddubs_epi16, codes, x);
             let fours = both!(_mm256_madd_epi16, pairs, [_mm256_set1_epi16(1); 2]);
@@ -400,7 +424,7 @@ impl Dots for Avx2 {
         unsafe {
             let codes = both!(_mm256_xor_si256, codes, [_mm256_set1_epi8(-128); 2]);
             let x = both!(_mm256_sign_epi8, x, codes);
-            Self::dot_nibbles(sums, both!(_mm256_abs_epi8, codes), x)
+            Self::dot_small(sums, both!(_mm256_abs_epi8, codes), x)
         }
     }
     #[inline(always)]
@@ -408,8 +432,30 @@ impl Dots for Avx2 {
         unsafe { both!(_mm256_cvtepi32_ps, sums) }
     }
     #[inline(always)]
-    unsafe fn scaled(a: Self::F, by: Self::F) -> Self::F {
-        unsafe { both!(_mm256_mul_ps, a, by) }
+    unsafe fn load_bytes(p: *const u8) -> Self::I {
+        let eight = |p: *const u8| unsafe { _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())) };
+        unsafe { [eight(p), eight(p.add(8))] }
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(p: *const u8) -> Self::I {
+        let eight = |p: *const u8| unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128(p.cast())) };
+        unsafe { [eight(p), eight(p.add(16))] }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(sums: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        unsafe { both!(_mm256_add_epi32, sums, both!(_mm256_madd_epi16, a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn add_product(sums: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        unsafe { both!(_mm256_add_epi32, sums, both!(_mm256_mullo_epi32, a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn plus(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { both!(_mm256_add_ps, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn times(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { both!(_mm256_mul_ps, a, b) }
     }
 }
 

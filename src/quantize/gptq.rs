@@ -10,7 +10,7 @@ use super::inputs::Gram;
 use super::scales::{self, Grid};
 use crate::base::{Error, Result};
 use crate::kernel::BlockType;
-use crate::kernel::blocks::Integers;
+use crate::kernel::blocks::Block;
 
 /// How often coordinate descent goes over a row at most.
 const SWEEPS: usize = 8;
@@ -149,7 +149,7 @@ pub fn round(ty: BlockType, rows: &[f32], hessian: &Hessian) -> Vec<u8> {
 /// A row on its way to blocks.
 struct Row {
     ty: BlockType,
-    blocks: Vec<Integers>,
+    blocks: Vec<Block>,
     /// What the codes stand for.
     values: Vec<f64>,
 }

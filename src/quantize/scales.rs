@@ -2,7 +2,7 @@
 //! weighted squared error; as ggml's `make_qx_quants` and `make_qkx3_quants` do it (`ggml-quants.c`).
 
 use crate::kernel::BlockType;
-use crate::kernel::blocks::Integers;
+use crate::kernel::blocks::Block;
 
 /// How numbers become codes: the nearest `scale · code + min`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,7 +43,7 @@ impl Mins {
 
 impl Grid {
     /// The grid of a block's group.
-    pub fn of(ty: BlockType, block: &Integers, group: usize) -> Self {
+    pub fn of(ty: BlockType, block: &Block, group: usize) -> Self {
         let (scale, min) = block.group(group);
         Grid { scale: f64::from(scale), min: f64::from(min), codes: ty.codes().map(f64::from) }
     }
@@ -134,8 +134,8 @@ fn half(x: f64) -> f64 {
 }
 
 /// A block for these numbers with the best scales and mins, without codes.
-pub fn block(ty: BlockType, x: &[f64], weights: &[f64]) -> Integers {
-    let (codes, mins, mut block) = (ty.codes().map(f64::from), Mins::of(ty), Integers::default());
+pub fn block(ty: BlockType, x: &[f64], weights: &[f64]) -> Block {
+    let (codes, mins, mut block) = (ty.codes().map(f64::from), Mins::of(ty), Block::default());
     if ty.scales() == 1 {
         let stored = |grid: Grid| Grid { scale: half(grid.scale), min: half(grid.min), ..grid };
         let grid = search(x, weights, codes, mins, stored);
@@ -159,7 +159,7 @@ const GREATEST_MIN: u8 = 63;
 
 /// Sets the integers of a group's scale and min, those of the block being known: of the integers around `near`, the
 /// ones with the least error.
-fn fit_integers(ty: BlockType, block: &mut Integers, group: usize, x: &[f64], weights: &[f64], near: Grid) {
+fn fit_integers(ty: BlockType, block: &mut Block, group: usize, x: &[f64], weights: &[f64], near: Grid) {
     let (scale, min) = (f64::from(block.scale), f64::from(block.min));
     let nearest = |x: f64, unit: f64| if unit == 0.0 { 0.0 } else { (x / unit).round_ties_even() };
     let greatest = f64::from(ty.scales());
@@ -180,7 +180,7 @@ fn fit_integers(ty: BlockType, block: &mut Integers, group: usize, x: &[f64], we
 }
 
 /// Sets the scale and min of a group whose block is known for numbers that have changed.
-pub fn refit_group(ty: BlockType, block: &mut Integers, group: usize, x: &[f64], weights: &[f64]) {
+pub fn refit_group(ty: BlockType, block: &mut Block, group: usize, x: &[f64], weights: &[f64]) {
     if ty.scales() > 1 {
         let near = search(x, weights, ty.codes().map(f64::from), Mins::of(ty), |grid| grid);
         fit_integers(ty, block, group, x, weights, near);

@@ -1,19 +1,27 @@
 //! Weight matrices of integers with scales, and products with them.
 //!
 //! A matrix `[k, n]` whose columns were stored as blocks (see [`super::blocks`]) is kept as panels of 16
-//! columns. A panel's groups follow each other, as a product reads them: the codes of 16 columns, four
-//! consecutive k of one column side by side, then 16 scales and, where the type has them, 16 mins. Codes of 4
-//! bits are two a byte, others bytes.
+//! columns, in the order in which a product reads them: the codes of 16 columns, four consecutive k of one column
+//! side by side, then their scales and, where the type has them, mins (see [`form`]). Codes of 4 bits are two a
+//! byte, others bytes.
 //!
 //! Each row of x is rounded to integers from -127 to 127 as ggml does for its products with blocks: 32 numbers
-//! with one scale, `max / 127` in f16, or 256 numbers with one in f32 where the blocks are of a K type. A group's sum of products is an exact integer, and what it adds to y is
+//! with one scale, `max / 127` in f16, or 256 numbers with one in f32 where the blocks are of a K type.
+//!
+//! Products are summed in the order in which ggml's kernels for x86-64 with AVX2 do it
+//! (`ggml-cpu/arch/x86/quants.c`, `repack.cpp`, <https://github.com/ggml-org/ggml>, August 2026), so that a quantized
+//! model says the same here and in llama.cpp. With `d` the f32 scales of x and of a column, `m` a column's min:
 //!
 //! ```text
-//! y += (scale of the column · scale of x) · Σ code·x  +  min of the column · (scale of x · Σ x)
+//!  Q4_0, Q4_1, Q5_1   y += d·d · Σ code·x  +  m · (d · Σ x)                        after each 32
+//!  Q5_0, Q8_0         y_i += d·d · Σ code·x of steps 4i to 4i + 3, eight sums      after each 32
+//!  Q4_K, Q5_K, Q6_K   y += d·d · Σ scale·code·x,  y' += m·d · Σ min·x              after each 256
 //! ```
 //!
-//! each term by one fused multiply-add, group after group in the order of k. So the bits of a result depend
-//! neither on the instructions and threads that compute it nor on what is computed along with it.
+//! Each `Σ` is an exact integer and each `+=` one fused multiply-add, in the order of k. At the end eight sums are
+//! added as a tree, `y'` is added, and a bias or what y was before is added. So the bits of a result depend
+//! neither on the instructions and threads that compute it nor on what is computed along with it. Q4_0, Q8_0 and
+//! Q4_K have llama.cpp's bits; the others may differ from them by roundings.
 //!
 //! ```text
 //!  form   how the codes of a type are laid out
@@ -85,12 +93,13 @@ impl Matrix {
         self.clear(columns.clone());
         let mut data = Buffer::new(form.panel_words(k) * columns.len().div_ceil(LANES));
         let mut block = Block::default();
+        assert_eq!(form.steps(), ty.block_len(), "a unit is a block");
         for (i, column) in bytes.chunks_exact(ty.bytes(k)).enumerate() {
             let to = column_of(i);
             assert!(columns.contains(&to), "column {to} of {columns:?}");
-            for (b, bytes) in column.chunks_exact(ty.bytes(ty.block_len())).enumerate() {
+            for (unit, bytes) in column.chunks_exact(ty.bytes(ty.block_len())).enumerate() {
                 ty.unpack(bytes, &mut block);
-                form.pack(&mut data, k, to - columns.start, b * ty.block_len(), ty.block_len(), &block);
+                form.pack(&mut data, k, to - columns.start, unit, &block);
             }
         }
         let at = self.parts.partition_point(|part| part.columns.start < columns.start);
@@ -137,7 +146,11 @@ impl Matrix {
     pub fn column(&self, column: usize, numbers: &mut [f32]) {
         let part = self.parts.iter().find(|part| part.columns.contains(&column));
         let part = part.expect("a quantized column");
-        part.form.unpack(&part.data, self.k, column - part.columns.start, &mut numbers[..self.k]);
+        for (unit, numbers) in numbers[..self.k].chunks_exact_mut(part.form.steps()).enumerate() {
+            part.form
+                .unpack(&part.data, self.k, column - part.columns.start, unit)
+                .decode(numbers, part.form.group);
+        }
     }
 
     /// Where f32 columns lie, between the quantized ones.
@@ -200,7 +213,8 @@ impl<'a> Columns<'a> {
         self.matrix.column(self.first + column, numbers);
     }
 
-    /// `y: [m, len] = start + x · columns` of `x: [m, k]`; rows of y begin every `stride`.
+    /// `y: [m, len] = start + x · columns` of `x: [m, k]`; rows of y begin every `stride`. The start is added to
+    /// the sum.
     ///
     /// # Panics
     /// When a slice is too short.

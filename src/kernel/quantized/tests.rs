@@ -21,37 +21,45 @@ fn matrix(ty: BlockType, n: usize, k: usize, bytes: &[u8]) -> Matrix {
     matrix
 }
 
-/// `start + Σ x·w` with x rounded as the module says, in scalars: element (i, j) of `[m, n]`.
+/// `start + Σ x·w` with x rounded and summed as the module says, in scalars: element (i, j) of `[m, n]`.
 fn plain(ty: BlockType, bytes: &[u8], k: usize, x: &[f32], start: f32, j: usize) -> f32 {
     let mut block = Block::default();
-    let mut y = start;
-    let (len, group) = (ty.block_len(), ty.group_len());
+    let (len, group, form) = (ty.block_len(), ty.group_len(), Form::of(ty));
     let column = &bytes[ty.bytes(k) * j..ty.bytes(k) * (j + 1)];
-    for (b, bytes) in column.chunks_exact(ty.bytes(len)).enumerate() {
+    let (mut sums, mut mins) = ([0.0_f32; 8], 0.0_f32);
+    for (x, bytes) in x.chunks_exact(len).zip(column.chunks_exact(ty.bytes(len))) {
         ty.unpack(bytes, &mut block);
-        for g in 0..len / group {
-            let at = b * len + g * group;
-            let shared = if len == 256 { 256 } else { 32 };
-            let of = &x[at / shared * shared..][..shared];
-            let max = of.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
-            let inverse = if max > 1e-30 { 127.0 / max } else { 0.0 };
-            let rounded = x[at..at + group].iter().map(|x| (x * inverse).round_ties_even() as i32);
-            let rounded: Vec<i32> = rounded.collect();
-            let codes = &block.codes[g * group..(g + 1) * group];
-            let dot: i32 = rounded.iter().zip(codes).map(|(x, code)| x * i32::from(*code)).sum();
-            let scale = match len {
-                256 if inverse > 0.0 => 1.0 / inverse,
-                256 => 0.0,
-                _ => half::f16::from_f32(max / 127.0).to_f32(),
-            };
-            y = (dot as f32).mul_add(block.scales[g] * scale, y);
-            if !Form::of(ty).mins {
-                continue;
+        let max = x.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
+        let inverse = if max > 1e-30 { 127.0 / max } else { 0.0 };
+        let x: Vec<i32> = x.iter().map(|x| (x * inverse).round_ties_even() as i32).collect();
+        let scale = match len {
+            256 if inverse > 0.0 => 1.0 / inverse,
+            256 => 0.0,
+            _ => half::f16::from_f32(max / 127.0).to_f32(),
+        };
+        let product = |i: usize| i32::from(block.scales[i / group]) * i32::from(block.codes[i]) * x[i];
+        match form.sums {
+            form::Sums::Quads => {
+                for (q, sum) in sums.iter_mut().enumerate() {
+                    let dot: i32 = (4 * q..4 * q + 4).map(product).sum();
+                    *sum = (dot as f32).mul_add(block.scale * scale, *sum);
+                }
             }
-            y = block.mins[g].mul_add(scale * rounded.iter().sum::<i32>() as f32, y);
+            form::Sums::Groups | form::Sums::Blocks => {
+                let dot: i32 = (0..len).map(product).sum();
+                sums[0] = (dot as f32).mul_add(block.scale * scale, sums[0]);
+            }
+        }
+        let dot: i32 = (0..len).map(|i| i32::from(block.mins[i / group]) * x[i]).sum();
+        match form.sums {
+            form::Sums::Groups if form.mins => sums[0] = block.min.mul_add(scale * dot as f32, sums[0]),
+            form::Sums::Blocks if form.mins => mins = (dot as f32).mul_add(block.min * scale, mins),
+            _ => {}
         }
     }
-    y
+    let [a, b, c, d, e, f, g, h] = sums;
+    let tree = ((a + e) + (c + g)) + ((b + f) + (d + h));
+    tree + mins + start
 }
 
 /// Numbers of very different sizes, a group of zeros and one whose max is tiny.
@@ -123,22 +131,53 @@ fn all_instructions_give_the_same_bits() {
     }
 }
 
-/// The extremes of bytes, which 16 bits could not add up: codes of -128 and x of ±127.
+/// The largest codes, scales and mins that blocks can hold, and x of ±127: what 16 bits could not add up, nor f32
+/// exactly.
 #[test]
 fn the_largest_codes_do_not_overflow() {
-    let (n, k) = (16, 64);
-    let block: Vec<u8> = half::f16::from_f32(0.5).to_le_bytes().into_iter().chain([0x80; 32]).collect();
-    let bytes = block.repeat(n * k / 32);
-    let matrix = matrix(BlockType::Q8_0, n, k, &bytes);
-    for sign in [1.0, -1.0] {
-        // The scale of 127 / 64 / 127 is exact.
-        let x = vec![127.0 / 64.0 * sign; k];
-        let found = same_everywhere(|team| {
-            let mut y = vec![0.0; n];
-            Columns::all(&matrix, &[]).product(team, 1, View::new(&x, k), Start::Zero, &mut y, n);
-            vec![y]
-        });
-        near("y", &found[0], &[-128.0 * 0.5 * 127.0 / 64.0 * f64::from(sign) * k as f64; 16], 1e-6);
+    let (n, k) = (17, 512);
+    for ty in types() {
+        let [low, high] = if ty == BlockType::Q8_0 { [-128, 127] } else { ty.codes() };
+        let scales = if ty == BlockType::Q6K { [-128, 127] } else { [ty.scales(); 2] };
+        let mins = if ty.block_len() == 256 { 63 } else { 1 };
+        for (code, scale) in [low, high].into_iter().flat_map(|code| scales.map(|scale| (code, scale))) {
+            let block =
+                Block { scale: 0.5, min: 0.25, scales: [scale; 16], mins: [mins; 16], codes: [code; 256] };
+            let mut column = Vec::new();
+            (0..k / ty.block_len()).for_each(|_| ty.pack(&block, &mut column));
+            let bytes = column.repeat(n);
+            let matrix = matrix(ty, n, k, &bytes);
+            for sign in [1.0, -1.0] {
+                let x = vec![127.0 / 64.0 * sign; k];
+                let found = same_everywhere(|team| {
+                    let mut y = vec![0.0; n];
+                    Columns::all(&matrix, &[]).product(team, 1, View::new(&x, k), Start::Zero, &mut y, n);
+                    vec![y]
+                });
+                let expected = plain(ty, &bytes, k, &x, 0.0, 0);
+                assert_eq!(found[0], [expected; 17], "{ty:?} {code} {scale} {sign}");
+                let mut numbers = vec![0.0; k];
+                matrix.column(n - 1, &mut numbers);
+                // The scale of 127 / 64 / 127 is exact.
+                let exact = f64::from(numbers[0]) * 127.0 / 64.0 * f64::from(sign) * k as f64;
+                near("y", &found[0], &[exact; 17], 1e-6);
+            }
+        }
+    }
+}
+
+/// Each type's panels give back the numbers that blocks stand for.
+#[test]
+fn panels_hold_the_numbers_of_blocks() {
+    let (n, k) = (19, 512);
+    for ty in types() {
+        let (bytes, all) = columns(ty, "w", n, k);
+        let matrix = matrix(ty, n, k, &bytes);
+        let mut numbers = vec![0.0; k];
+        for (j, expected) in all.chunks(k).enumerate() {
+            matrix.column(j, &mut numbers);
+            assert_eq!(numbers, expected, "{ty:?} {j}");
+        }
     }
 }
 

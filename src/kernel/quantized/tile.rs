@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::form::Form;
-use super::rows::{GROUP, Rows};
+use super::form::{self, BLOCK, Codes, FLOATS, Form, Layout, Sums};
+use super::rows::{GROUP, Rows, Sharing};
 use crate::kernel::matmul::Start;
 use crate::kernel::portable::Portable;
 use crate::kernel::simd::{Dots, Isa, Kind, LANES};
@@ -47,7 +47,8 @@ impl Instructions {
 /// `y = start + rows · panels` for some of the rows.
 ///
 /// # Panics
-/// When the panels are shorter than their columns, or the rows are not there.
+/// When the panels are shorter than their columns, or the rows are not there or have other scales than the panels'
+/// form needs.
 pub fn multiply(
     with: Instructions,
     panels: Panels,
@@ -58,6 +59,7 @@ pub fn multiply(
 ) {
     let count = panels.columns.div_ceil(LANES);
     assert!(panels.data.len() >= count * panels.form.panel_words(rows.k()), "{count} panels");
+    assert_eq!(panels.form.steps(), rows.sharing().len(), "numbers with one scale");
     assert!(some.end <= rows.count(), "rows {some:?} of {}", rows.count());
     assert!(some.is_empty() || to.y.len() >= (some.end - 1) * to.stride + panels.columns, "y");
     if let Start::Bias(bias) = start {
@@ -115,68 +117,70 @@ struct Task<'a> {
 /// For each form a loop of its own.
 #[inline(always)]
 unsafe fn all<S: Dots>(task: &Task) {
-    let Form { nibbles, group, mins, .. } = task.panels.form;
     unsafe {
-        match (nibbles, group, mins) {
-            (true, _, true) => each::<S, true, 8, true>(task),
-            (true, _, false) => each::<S, true, 8, false>(task),
-            (false, 16, _) => each::<S, false, 4, false>(task),
-            (false, _, true) => each::<S, false, 8, true>(task),
-            (false, _, false) => each::<S, false, 8, false>(task),
+        match task.panels.form {
+            form::Q4_0::FORM => each::<S, form::Q4_0>(task),
+            form::Q4_1::FORM => each::<S, form::Q4_1>(task),
+            form::Q5_1::FORM => each::<S, form::Q5_1>(task),
+            form::Q8_0::FORM => each::<S, form::Q8_0>(task),
+            form::Q4K::FORM => each::<S, form::Q4K>(task),
+            form::Q5K::FORM => each::<S, form::Q5K>(task),
+            form::Q6K::FORM => each::<S, form::Q6K>(task),
+            other => unreachable!("{other:?}"),
         }
     }
 }
 
 /// Tiles of 4 rows × 1 or 2 panels, and of 1 row × 4 panels where there are few rows: several chains of
-/// additions, whose sums stay in registers.
+/// additions, whose sums stay in registers. Of forms with eight sums a column, 2 rows × 1 panel.
 #[inline(always)]
-unsafe fn each<S: Dots, const NIBBLES: bool, const QUADS: usize, const MINS: bool>(task: &Task) {
+unsafe fn each<S: Dots, L: Layout>(task: &Task) {
+    const { assert!(matches!(L::FORM.codes, Codes::Bytes) == matches!(L::FORM.sums, Sums::Quads)) };
+    // What rows hold for it.
+    const { assert!(S::BIAS == 0 || S::BIAS == 128) };
     let whole = task.panels.columns / LANES;
     let mut panel = 0;
     unsafe {
+        if matches!(L::FORM.sums, Sums::Quads) {
+            while panel * LANES < task.panels.columns {
+                let left = tiles::<S, L, 2, 1>(task, panel, task.some.clone());
+                tiles::<S, L, 1, 1>(task, panel, left);
+                panel += 1;
+            }
+            return;
+        }
         if task.some.len() < 4 {
             while panel + 4 <= whole {
-                rows::<S, 4, NIBBLES, QUADS, MINS>(task, panel, task.some.clone());
+                tiles::<S, L, 1, 4>(task, panel, task.some.clone());
                 panel += 4;
             }
         }
         while S::PANELS == 2 && panel + 2 <= whole {
-            let left = fours::<S, 2, NIBBLES, QUADS, MINS>(task, panel);
-            rows::<S, 2, NIBBLES, QUADS, MINS>(task, panel, left);
+            let left = tiles::<S, L, 4, 2>(task, panel, task.some.clone());
+            tiles::<S, L, 1, 2>(task, panel, left);
             panel += 2;
         }
         while panel * LANES < task.panels.columns {
-            let left = fours::<S, 1, NIBBLES, QUADS, MINS>(task, panel);
-            rows::<S, 1, NIBBLES, QUADS, MINS>(task, panel, left);
+            let left = tiles::<S, L, 4, 1>(task, panel, task.some.clone());
+            tiles::<S, L, 1, 1>(task, panel, left);
             panel += 1;
         }
     }
 }
 
-/// Four rows at a time; gives the rows that are left.
+/// `R` rows at a time; gives the rows that are left.
 #[inline(always)]
-unsafe fn fours<S: Dots, const W: usize, const NIBBLES: bool, const QUADS: usize, const MINS: bool>(
-    task: &Task,
-    panel: usize,
-) -> Range<usize> {
-    let mut row = task.some.start;
-    while row + 4 <= task.some.end {
-        unsafe { tile::<S, 4, W, NIBBLES, QUADS, MINS>(task, row, panel) };
-        row += 4;
-    }
-    row..task.some.end
-}
-
-/// Row after row.
-#[inline(always)]
-unsafe fn rows<S: Dots, const W: usize, const NIBBLES: bool, const QUADS: usize, const MINS: bool>(
+unsafe fn tiles<S: Dots, L: Layout, const R: usize, const W: usize>(
     task: &Task,
     panel: usize,
     some: Range<usize>,
-) {
-    for row in some {
-        unsafe { tile::<S, 1, W, NIBBLES, QUADS, MINS>(task, row, panel) };
+) -> Range<usize> {
+    let mut row = some.start;
+    while row + R <= some.end {
+        unsafe { tile::<S, L, R, W>(task, row, panel) };
+        row += R;
     }
+    row..some.end
 }
 
 /// Where a tile's numbers lie.
@@ -189,26 +193,57 @@ struct Place {
     row: *const u8,
     row_bytes: usize,
     k: usize,
-    /// What codes are too large by, for these instructions.
-    zero: i32,
+}
+
+/// A vector of each of `W` panels, of which the first panel's is at byte `at`. Not a function that is given
+/// another: that would not be inlined into code for AVX-512.
+macro_rules! of_panels {
+    ($place:expr, $at:expr, $load:expr) => {{
+        let first = $place.panel.add($at);
+        let mut all = [$load(first.cast()); W];
+        for (i, one) in all.iter_mut().enumerate() {
+            *one = $load(first.add(i * $place.panel_bytes).cast());
+        }
+        all
+    }};
+}
+impl Place {
+    /// A number of each row, of which the first row's is the `i`-th from byte `at` on.
+    #[inline(always)]
+    unsafe fn of_rows<T: Copy + Default, const R: usize>(self, at: usize, i: usize) -> [T; R] {
+        let first = self.row.wrapping_add(at).cast::<T>().wrapping_add(i);
+        let mut all = [T::default(); R];
+        for (r, one) in all.iter_mut().enumerate() {
+            *one = unsafe { first.byte_add(r * self.row_bytes).read_unaligned() };
+        }
+        all
+    }
+
+    /// `scale of the column · scale of the row`, of the scales at byte `at` of panels.
+    #[inline(always)]
+    unsafe fn scales<S: Dots, const R: usize, const W: usize>(
+        self,
+        at: usize,
+        of_rows: [f32; R],
+    ) -> [[S::F; W]; R] {
+        unsafe {
+            let of_panels = of_panels!(self, at, S::load);
+            let mut all = [of_panels; R];
+            for r in 0..R {
+                for i in 0..W {
+                    all[r][i] = S::times(of_panels[i], S::splat(of_rows[r]));
+                }
+            }
+            all
+        }
+    }
 }
 
 /// `R` rows times `W` panels; the last panel may be incomplete.
 #[inline(always)]
-unsafe fn tile<
-    S: Dots,
-    const R: usize,
-    const W: usize,
-    const NIBBLES: bool,
-    const QUADS: usize,
-    const MINS: bool,
->(
-    task: &Task,
-    row: usize,
-    panel: usize,
-) {
-    let (k, form) = (task.rows.k(), task.panels.form);
-    let panel_bytes = size_of::<f32>() * form.panel_words(k);
+unsafe fn tile<S: Dots, L: Layout, const R: usize, const W: usize>(task: &Task, row: usize, panel: usize) {
+    let k = task.rows.k();
+    let panel_bytes = size_of::<f32>() * task.panels.form.panel_words(k);
     // SAFETY: `multiply` checked the bounds.
     unsafe {
         let place = Place {
@@ -217,66 +252,46 @@ unsafe fn tile<
             row: task.rows.pointer(row),
             row_bytes: task.rows.stride(),
             k,
-            zero: if NIBBLES { form.zero } else { S::BIAS },
         };
-        let mut sums = begin::<S, R, W>(task, row, panel);
-        for g in 0..k / (4 * QUADS) {
-            let totals = totals::<R, QUADS>(place, g);
-            let dots = dots::<S, R, W, NIBBLES, QUADS, MINS>(place, g, totals);
-            add::<S, R, W, NIBBLES, QUADS, MINS>(place, g, dots, totals, &mut sums);
-        }
+        let sums = match L::FORM.sums {
+            Sums::Groups => groups::<S, L, R, W>(place),
+            Sums::Quads => quads::<S, L, R, W>(place),
+            Sums::Blocks => blocks::<S, L, R, W>(place),
+        };
         end::<S, R, W>(task, row, panel, sums);
     }
 }
 
-/// Bytes of the codes of a group of a panel, and of the whole group.
-const fn group_bytes(nibbles: bool, quads: usize, mins: bool) -> (usize, usize) {
-    let codes = if nibbles { 32 * quads } else { 64 * quads };
-    (codes, codes + if mins { 128 } else { 64 })
-}
-
-/// The exact sums of products of group `g`.
+/// The exact sums of products of a group, of codes from byte `at` of panels on and x from step `from` of rows on,
+/// each more by what `first` has for its row.
 #[inline(always)]
-unsafe fn dots<
-    S: Dots,
-    const R: usize,
-    const W: usize,
-    const NIBBLES: bool,
-    const QUADS: usize,
-    const MINS: bool,
->(
+unsafe fn dots<S: Dots, L: Layout, const R: usize, const W: usize>(
     place: Place,
-    g: usize,
-    totals: [i32; R],
+    at: usize,
+    from: usize,
+    first: [i32; R],
 ) -> [[S::I; W]; R] {
-    let Place { panel, panel_bytes, row, row_bytes, zero, .. } = place;
+    let (quads, nibbles) = (L::FORM.group / 4, matches!(L::FORM.codes, Codes::Nibbles));
     unsafe {
-        let codes = panel.add(g * group_bytes(NIBBLES, QUADS, MINS).1);
-        let x = row.add(g * 4 * QUADS).cast::<i32>();
         let mut dots = [[S::splat_i(0); W]; R];
         for r in 0..R {
-            dots[r] = [S::splat_i(-zero * totals[r]); W];
+            dots[r] = [S::splat_i(first[r]); W];
         }
-        for q in 0..if NIBBLES { QUADS / 2 } else { QUADS } {
-            let mut w = [S::splat_i(0); W];
-            for (i, w) in w.iter_mut().enumerate() {
-                *w = S::load_i(codes.add(i * panel_bytes + 64 * q));
+        for q in 0..if nibbles { quads / 2 } else { quads } {
+            let w = of_panels!(place, at + 64 * q, S::load_i);
+            let x = place.of_rows::<i32, R>(from, q);
+            for r in 0..R {
+                for i in 0..W {
+                    let codes = if nibbles { S::low(w[i]) } else { w[i] };
+                    dots[r][i] = S::dot_small(dots[r][i], codes, S::splat_i(x[r]));
+                }
             }
-            for (r, dots) in dots.iter_mut().enumerate() {
-                let x = x.byte_add(r * row_bytes).add(q);
-                let four = S::splat_i(x.read_unaligned());
-                if !NIBBLES {
+            if nibbles {
+                let x = place.of_rows::<i32, R>(from, q + quads / 2);
+                for r in 0..R {
                     for i in 0..W {
-                        dots[i] = S::dot_bytes(dots[i], w[i], four);
+                        dots[r][i] = S::dot_small(dots[r][i], S::high(w[i]), S::splat_i(x[r]));
                     }
-                    continue;
-                }
-                for i in 0..W {
-                    dots[i] = S::dot_nibbles(dots[i], S::low(w[i]), four);
-                }
-                let four = S::splat_i(x.add(QUADS / 2).read_unaligned());
-                for i in 0..W {
-                    dots[i] = S::dot_nibbles(dots[i], S::high(w[i]), four);
                 }
             }
         }
@@ -284,92 +299,151 @@ unsafe fn dots<
     }
 }
 
-/// Adds what group `g` gives, with its scales and mins.
+/// Each times a factor.
 #[inline(always)]
-unsafe fn add<
-    S: Dots,
-    const R: usize,
-    const W: usize,
-    const NIBBLES: bool,
-    const QUADS: usize,
-    const MINS: bool,
->(
-    place: Place,
-    g: usize,
-    dots: [[S::I; W]; R],
-    totals: [i32; R],
-    sums: &mut [[S::F; W]; R],
-) {
-    let (code_bytes, bytes) = group_bytes(NIBBLES, QUADS, MINS);
+fn times<T: Copy + Into<i32>, const R: usize>(numbers: [T; R], by: i32) -> [i32; R] {
+    let mut all = [0; R];
+    for (one, number) in all.iter_mut().zip(&numbers) {
+        *one = by * (*number).into();
+    }
+    all
+}
+
+/// [`Sums::Groups`]
+#[inline(always)]
+unsafe fn groups<S: Dots, L: Layout, const R: usize, const W: usize>(place: Place) -> [[S::F; W]; R] {
+    let Form { zero, mins, .. } = L::FORM;
+    let sums_at = Sharing::By32.sums_at(place.k);
     unsafe {
-        let scales = place.panel.add(g * bytes + code_bytes).cast::<f32>();
-        let of_rows = place.row.add(Rows::scales_at(place.k)).cast::<f32>().add(g * 4 * QUADS / GROUP);
-        for r in 0..R {
-            let scale = of_rows.byte_add(r * place.row_bytes).read_unaligned();
-            for i in 0..W {
-                let scales = scales.byte_add(i * place.panel_bytes);
-                let both = S::scaled(S::load(scales), S::splat(scale));
-                sums[r][i] = S::fma(S::float(dots[r][i]), both, sums[r][i]);
-                if MINS {
-                    let all = S::splat(scale * totals[r] as f32);
-                    sums[r][i] = S::fma(S::load(scales.add(LANES)), all, sums[r][i]);
+        let mut sums = [[S::splat(0.0); W]; R];
+        for g in 0..place.k / GROUP {
+            let at = g * L::FORM.unit_bytes();
+            let totals = place.of_rows::<i32, R>(sums_at, g);
+            let dots = dots::<S, L, R, W>(place, at, g * GROUP, times(totals, -zero));
+            let of_rows = place.of_rows::<f32, R>(place.k, g);
+            let scales = place.scales::<S, R, W>(at + L::FORM.floats_at(), of_rows);
+            for r in 0..R {
+                for i in 0..W {
+                    sums[r][i] = S::fma(S::float(dots[r][i]), scales[r][i], sums[r][i]);
+                }
+            }
+            if mins {
+                let mins = of_panels!(place, at + L::FORM.floats_at() + FLOATS, S::load);
+                for r in 0..R {
+                    let all = S::splat(of_rows[r] * totals[r] as f32);
+                    for i in 0..W {
+                        sums[r][i] = S::fma(mins[i], all, sums[r][i]);
+                    }
                 }
             }
         }
+        sums
     }
 }
 
-/// The sums of group `g` of the rows.
+/// [`Sums::Quads`]
 #[inline(always)]
-unsafe fn totals<const R: usize, const QUADS: usize>(place: Place, g: usize) -> [i32; R] {
-    let mut totals = [0; R];
-    for (r, total) in totals.iter_mut().enumerate() {
-        unsafe {
-            let sums = place.row.add(r * place.row_bytes + Rows::sums_at(place.k)).cast::<i32>();
-            *total = if 4 * QUADS == LANES {
-                sums.add(g).read_unaligned()
-            } else {
-                sums.add(2 * g).read_unaligned() + sums.add(2 * g + 1).read_unaligned()
-            };
-        }
-    }
-    totals
-}
-
-/// The first values of the sums.
-#[inline(always)]
-unsafe fn begin<S: Dots, const R: usize, const W: usize>(
-    task: &Task,
-    row: usize,
-    panel: usize,
-) -> [[S::F; W]; R] {
-    let mut sums = [[unsafe { S::splat(0.0) }; W]; R];
-    for (r, sums) in sums.iter_mut().enumerate() {
-        for (i, sum) in sums.iter_mut().enumerate() {
-            let column = (panel + i) * LANES;
-            let from = match task.start {
-                Start::Zero => continue,
-                Start::Add => unsafe {
-                    task.to.y.pointer().add((row + r) * task.to.stride + column).cast_const()
-                },
-                Start::Bias(bias) => bias[column..].as_ptr(),
-            };
-            let width = (task.panels.columns - column).min(LANES);
-            *sum = unsafe {
-                if width == LANES {
-                    S::load(from)
-                } else {
-                    let mut all = [0.0; LANES];
-                    std::ptr::copy_nonoverlapping(from, all.as_mut_ptr(), width);
-                    S::load(all.as_ptr())
+unsafe fn quads<S: Dots, L: Layout, const R: usize, const W: usize>(place: Place) -> [[S::F; W]; R] {
+    const QUADS: usize = GROUP / 4;
+    let parts_at = Sharing::By32.parts_at(place.k);
+    unsafe {
+        let mut sums = [[[S::splat(0.0); W]; R]; QUADS];
+        for g in 0..place.k / GROUP {
+            let at = g * L::FORM.unit_bytes();
+            let of_rows = place.of_rows::<f32, R>(place.k, g);
+            let scales = place.scales::<S, R, W>(at + L::FORM.floats_at(), of_rows);
+            for q in 0..QUADS {
+                let w = of_panels!(place, at + 64 * q, S::load_i);
+                let x = place.of_rows::<i32, R>(0, g * QUADS + q);
+                let first =
+                    if S::BIAS == 0 { [0; R] } else { place.of_rows::<i32, R>(parts_at, g * QUADS + q) };
+                for r in 0..R {
+                    for i in 0..W {
+                        let dot = S::dot_bytes(S::splat_i(first[r]), w[i], S::splat_i(x[r]));
+                        sums[q][r][i] = S::fma(S::float(dot), scales[r][i], sums[q][r][i]);
+                    }
                 }
-            };
+            }
         }
+        for r in 0..R {
+            for i in 0..W {
+                for q in 0..4 {
+                    sums[q][r][i] = S::plus(sums[q][r][i], sums[q + 4][r][i]);
+                }
+                let (even, odd) =
+                    (S::plus(sums[0][r][i], sums[2][r][i]), S::plus(sums[1][r][i], sums[3][r][i]));
+                sums[0][r][i] = S::plus(even, odd);
+            }
+        }
+        sums[0]
     }
-    sums
 }
 
-/// Stores the sums.
+/// [`Sums::Blocks`]. The integers are at most 128 · 32 · 127 · 256 < 2³¹ (Q6_K).
+#[inline(always)]
+unsafe fn blocks<S: Dots, L: Layout, const R: usize, const W: usize>(place: Place) -> [[S::F; W]; R] {
+    let Form { zero, group, mins, .. } = L::FORM;
+    let (sums_at, parts_at) = (Sharing::By256.sums_at(place.k), Sharing::By256.parts_at(place.k));
+    unsafe {
+        let mut sums = [[S::splat(0.0); W]; R];
+        let mut sums_of_mins = sums;
+        for b in 0..place.k / BLOCK {
+            let at = b * L::FORM.unit_bytes();
+            let mut scaled = [[S::splat_i(0); W]; R];
+            for g in 0..BLOCK / group {
+                let from = b * BLOCK + g * group;
+                let first = match group {
+                    _ if zero == 0 => [0; R],
+                    _ => times(place.of_rows::<i16, R>(parts_at, from / LANES), -zero),
+                };
+                let dots = dots::<S, L, R, W>(place, at + g * L::FORM.code_bytes(), from, first);
+                let scales = at + L::FORM.scales_at() + LANES * g;
+                let scales = of_panels!(place, scales, S::load_bytes);
+                for r in 0..R {
+                    for i in 0..W {
+                        scaled[r][i] = S::add_product(scaled[r][i], dots[r][i], scales[i]);
+                    }
+                }
+            }
+            let of_rows = place.of_rows::<f32, R>(place.k, b);
+            let scales = place.scales::<S, R, W>(at + L::FORM.floats_at(), of_rows);
+            for r in 0..R {
+                for i in 0..W {
+                    sums[r][i] = S::fma(S::float(scaled[r][i]), scales[r][i], sums[r][i]);
+                }
+            }
+            if mins {
+                let mut scaled = [[S::splat_i(0); W]; R];
+                for pair in 0..BLOCK / group / 2 {
+                    let mins = at + L::FORM.mins_at() + 2 * LANES * pair;
+                    let mins = of_panels!(place, mins, S::load_pairs);
+                    let totals = place.of_rows::<i32, R>(sums_at, b * (BLOCK / GROUP / 2) + pair);
+                    for r in 0..R {
+                        for i in 0..W {
+                            scaled[r][i] = S::dot_pairs(scaled[r][i], mins[i], S::splat_i(totals[r]));
+                        }
+                    }
+                }
+                let scales = place.scales::<S, R, W>(at + L::FORM.floats_at() + FLOATS, of_rows);
+                for r in 0..R {
+                    for i in 0..W {
+                        sums_of_mins[r][i] = S::fma(S::float(scaled[r][i]), scales[r][i], sums_of_mins[r][i]);
+                    }
+                }
+            }
+        }
+        if mins {
+            for r in 0..R {
+                for i in 0..W {
+                    sums[r][i] = S::plus(sums[r][i], sums_of_mins[r][i]);
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// Stores the sums, each more by what it starts from.
 #[inline(always)]
 unsafe fn end<S: Dots, const R: usize, const W: usize>(
     task: &Task,
@@ -383,14 +457,32 @@ unsafe fn end<S: Dots, const R: usize, const W: usize>(
             let width = (task.panels.columns - column).min(LANES);
             unsafe {
                 let to = task.to.y.pointer().add((row + r) * task.to.stride + column);
+                let sum = match task.start {
+                    Start::Zero => *sum,
+                    Start::Add => S::plus(*sum, load_first::<S>(to, width)),
+                    Start::Bias(bias) => S::plus(*sum, load_first::<S>(bias[column..].as_ptr(), width)),
+                };
                 if width == LANES {
-                    S::store(to, *sum);
+                    S::store(to, sum);
                 } else {
                     let mut all = [0.0; LANES];
-                    S::store(all.as_mut_ptr(), *sum);
+                    S::store(all.as_mut_ptr(), sum);
                     std::ptr::copy_nonoverlapping(all.as_ptr(), to, width);
                 }
             }
         }
+    }
+}
+
+/// The first `width` of 16 numbers; the others are 0.
+#[inline(always)]
+unsafe fn load_first<S: Dots>(from: *const f32, width: usize) -> S::F {
+    unsafe {
+        if width == LANES {
+            return S::load(from);
+        }
+        let mut all = [0.0; LANES];
+        std::ptr::copy_nonoverlapping(from, all.as_mut_ptr(), width);
+        S::load(all.as_ptr())
     }
 }

@@ -162,10 +162,10 @@ pub(super) fn not_finite(ty: BlockType, bytes: &[u8]) -> Option<(usize, f32)> {
             continue;
         }
         ty.unpack(bytes, &mut block);
-        let scales = block.scales.iter().zip(&block.mins).take(len / group);
+        let scales = (0..len / group).map(|j| block.group(j));
         let odd = scales.enumerate().find(|(_, (scale, min))| !(scale.is_finite() && min.is_finite()));
         if let Some((j, (scale, min))) = odd {
-            return Some((i * len + j * group, if scale.is_finite() { *min } else { *scale }));
+            return Some((i * len + j * group, if scale.is_finite() { min } else { scale }));
         }
     }
     None
