@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::math::{normal, sigmoid};
+use super::math::{exp_as_ggml, normal, sigmoid};
 use super::simd::{F, LANES, Simd, U, simd};
 use super::team::{Parts, Team};
 
@@ -32,9 +32,9 @@ pub struct Mlp {
     pub gated: bool,
     /// F, columns of the output.
     pub width: usize,
-    /// Whether [`Activation::GeluTanh`] reads and writes numbers rounded to f16, as llama.cpp's does
-    /// (`ggml_vec_gelu_f32`); only [`forward`].
-    pub half: bool,
+    /// Whether to round as ggml does: [`Activation::GeluTanh`] reads and writes numbers rounded to f16
+    /// (`ggml_vec_gelu_f32`), [`Activation::Silu`] divides by the sum (`ggml_v_silu`); only [`forward`].
+    pub as_ggml: bool,
 }
 
 impl Mlp {
@@ -68,11 +68,14 @@ pub fn forward(
 ) {
     let n = out.len() / out_stride;
     let out = Parts::new(out);
-    team.ranges(n, GRAIN.div_ceil(mlp.width), |rows| {
-        if mlp.half && mlp.activation == Activation::GeluTanh {
-            return forward_rows::<HalfGelu>(team.isa, mlp, rows, hidden, hidden_stride, out, out_stride);
+    team.ranges(n, GRAIN.div_ceil(mlp.width), |rows| match mlp.activation {
+        Activation::GeluTanh if mlp.as_ggml => {
+            forward_rows::<HalfGelu>(team.isa, mlp, rows, hidden, hidden_stride, out, out_stride)
         }
-        of_type!(mlp.activation, forward_rows(team.isa, mlp, rows, hidden, hidden_stride, out, out_stride));
+        Activation::Silu if mlp.as_ggml => {
+            forward_rows::<GgmlSilu>(team.isa, mlp, rows, hidden, hidden_stride, out, out_stride)
+        }
+        other => of_type!(other, forward_rows(team.isa, mlp, rows, hidden, hidden_stride, out, out_stride)),
     });
 }
 
@@ -82,7 +85,7 @@ pub fn forward(
 /// `dout` hold the gradient of the output, and `dout` becomes that of the hidden layer. Rows of both begin
 /// every `stride`.
 pub fn backward(team: &Team, mlp: Mlp, hidden: &mut [f32], dout: &mut [f32], stride: usize) {
-    assert!(!mlp.half, "rounded to f16, it has no gradient");
+    assert!(!mlp.as_ggml, "only forward");
     let n = hidden.len() / stride;
     let (hidden, dout) = (Parts::new(hidden), Parts::new(dout));
     team.ranges(n, GRAIN.div_ceil(mlp.width), |rows| {
@@ -215,6 +218,16 @@ impl Function for Silu {
     }
 }
 
+/// [`Silu`] with the bits of llama.cpp's CPU kernels: `x / (1 + e^-x)`.
+struct GgmlSilu;
+
+impl Function for GgmlSilu {
+    #[inline(always)]
+    fn value<S: Simd>(x: F<S>) -> F<S> {
+        x / (F::splat(1.0) + exp_as_ggml(F::splat(0.0) - x))
+    }
+}
+
 impl Differentiable for Silu {
     /// `s + x s (1 - s)` with `s = sigmoid(x)`.
     #[inline(always)]
@@ -333,8 +346,8 @@ mod tests {
     fn it_is_its_definition_forward_and_backward() {
         for (n, width) in [(1, 5), (3, 16), (7, 37), (300, 50)] {
             for activation in ALL {
-                check(n, Mlp { activation, gated: false, width, half: false });
-                check(n, Mlp { activation, gated: true, width, half: false });
+                check(n, Mlp { activation, gated: false, width, as_ggml: false });
+                check(n, Mlp { activation, gated: true, width, as_ggml: false });
             }
         }
     }
@@ -380,10 +393,10 @@ mod tests {
         }
         x.extend(x.clone().iter().map(|x| -x));
         let found = same_everywhere(|team| {
-            let forward = |half| {
-                let mlp = Mlp { activation: Activation::GeluTanh, gated: false, width: x.len(), half };
+            let forward = |as_ggml| {
+                let mlp = Mlp { activation: Activation::GeluTanh, gated: false, width: x.len(), as_ggml };
                 let mut out = vec![0.0; x.len()];
-                let x: Vec<f32> = if half { x.clone() } else { x.iter().map(|x| to_half(*x)).collect() };
+                let x: Vec<f32> = if as_ggml { x.clone() } else { x.iter().map(|x| to_half(*x)).collect() };
                 forward(team, mlp, &x, x.len(), &mut out, x.len());
                 out
             };
@@ -393,6 +406,39 @@ mod tests {
             let expected = if x.abs() >= 10.0 { x.max(0.0) } else { to_half(*exact) };
             assert!(*found == expected, "{x}: {found}, not {expected}");
         }
+    }
+
+    /// Beside what `ggml_vec_silu_f32` of llama.cpp (xllamacpp 2026.10.11549, AVX2) gives.
+    #[test]
+    fn silu_as_ggml_has_its_bits() {
+        let x = [
+            -20.5, -9.75, -3.3, -1.7, -0.9, -0.31, -0.0123, 0.007, 0.4, 1.1, 2.6, 4.4, 7.3, 15.2, 31.0, 60.0,
+        ];
+        let expected = [
+            0xb2dc_24dc,
+            0xba14_fca4,
+            0xbdf0_6783,
+            0xbe86_7252,
+            0xbe85_31c9,
+            0xbe06_5044,
+            0xbbc8_48ab,
+            0x3b66_2dc7,
+            0x3e75_38f4,
+            0x3f53_45f4,
+            0x401a_e536,
+            0x408b_17a2,
+            0x40e9_713b,
+            0x4173_332f,
+            0x41f8_0000,
+            0x4270_0000,
+        ];
+        let found = same_everywhere(|team| {
+            let mlp = Mlp { activation: Activation::Silu, gated: false, width: x.len(), as_ggml: true };
+            let mut out = vec![0.0; x.len()];
+            forward(team, mlp, &x, x.len(), &mut out, x.len());
+            vec![out]
+        });
+        assert_eq!(found[0].iter().map(|y| y.to_bits()).collect::<Vec<_>>(), expected);
     }
 
     fn to_half(x: f32) -> f32 {
@@ -405,7 +451,7 @@ mod tests {
         for activation in ALL {
             let found = same_everywhere(|team| {
                 let mut out = vec![0.0; x.len()];
-                let mlp = Mlp { activation, gated: false, width: x.len(), half: false };
+                let mlp = Mlp { activation, gated: false, width: x.len(), as_ggml: false };
                 forward(team, mlp, &x, x.len(), &mut out, x.len());
                 let (mut again, mut gradient) = (x.to_vec(), vec![1.0; x.len()]);
                 backward(team, mlp, &mut again, &mut gradient, x.len());

@@ -30,6 +30,10 @@ pub struct Norm<'a> {
     pub weight: Option<&'a [f32]>,
     /// `[C]`; none is 0.
     pub bias: Option<&'a [f32]>,
+    /// Whether to round as ggml does on x86-64 with AVX2 (`ggml_compute_forward_norm_f32` and
+    /// `ggml_compute_forward_rms_norm_f32` of its `ggml-cpu/ops.cpp`): statistics are sums in f64, and the bias is
+    /// added to a rounded product.
+    pub as_ggml: bool,
 }
 
 /// The gradients of a norm's parameters, `[C]` each; those that are `None` are not computed.
@@ -145,6 +149,9 @@ simd! {
 /// Mean and rstd of a row.
 #[inline(always)]
 fn stats_of<S: Simd>(norm: Norm, x: &[f32]) -> (f32, f32) {
+    if norm.as_ggml {
+        return stats_as_ggml(norm, x);
+    }
     let c = x.len() as f32;
     let mean = match norm.kind {
         Kind::Layer => {
@@ -164,6 +171,39 @@ fn stats_of<S: Simd>(norm: Norm, x: &[f32]) -> (f32, f32) {
     }
     let variance = F::<S>::splat(squares.sum()) / F::splat(c) + F::splat(norm.eps);
     (mean, (F::splat(1.0) / variance.sqrt()).to_array()[0])
+}
+
+/// The same as ggml has it. Squares of differences are added as a tree of eight in f32 (`ggml_vec_cvar_f32`), all
+/// else in f64.
+#[inline(always)]
+fn stats_as_ggml(norm: Norm, x: &[f32]) -> (f32, f32) {
+    let (mean, sum) = match norm.kind {
+        Kind::Layer => {
+            let mean = sum_in_f64(x, |x| x) as f32 / x.len() as f32;
+            let square = |x: f32| (x - mean) * (x - mean);
+            let (eights, rest) = x.as_chunks::<8>();
+            let of_eights = eights.iter().map(|x| {
+                let [a, b, c, d, e, f, g, h] = x.map(square);
+                f64::from(((a + e) + (c + g)) + ((b + f) + (d + h)))
+            });
+            (mean, of_eights.chain(rest.iter().map(|x| f64::from(square(*x)))).sum::<f64>())
+        }
+        Kind::Rms => (0.0, sum_in_f64(x, |x| x * x)),
+    };
+    let variance = (sum / x.len() as f64) as f32;
+    (mean, 1.0 / (variance + norm.eps).sqrt())
+}
+
+/// `Σ f(x)`, in eight sums, so that it takes vectors. ggml has one, but the bits that are lost are far behind
+/// those of an f32.
+#[inline(always)]
+fn sum_in_f64(x: &[f32], f: impl Fn(f32) -> f32) -> f64 {
+    let (eights, rest) = x.as_chunks::<8>();
+    let mut sums = [0.0; 8];
+    for x in eights {
+        sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += f64::from(f(*x)));
+    }
+    sums.iter().sum::<f64>() + rest.iter().map(|x| f64::from(f(*x))).sum::<f64>()
 }
 
 #[inline(always)]
@@ -207,6 +247,7 @@ fn normalize<S: Simd, const WEIGHT: bool, const BIAS: bool>(
     for (((x, w), b), y) in vectors.zip(y.chunks_mut(LANES)) {
         let n = (F::<S>::load_some(x, 0.0) - mean) * rstd;
         let all = match (WEIGHT, BIAS) {
+            (true, true) if norm.as_ggml => n * F::load_some(w, 0.0) + F::load_some(b, 0.0),
             (true, true) => n.mul_add(F::load_some(w, 0.0), F::load_some(b, 0.0)),
             (true, false) => n * F::load_some(w, 0.0),
             (false, true) => n + F::load_some(b, 0.0),
@@ -323,20 +364,52 @@ mod tests {
         for (n, c) in [(1, 3), (3, 16), (17, 37), (131, 70)] {
             for (kind, eps) in [(Kind::Layer, 1e-5), (Kind::Rms, 1e-6)] {
                 for (weight, bias) in [(true, true), (true, false), (false, true), (false, false)] {
-                    check(n, c, kind, eps, weight, bias);
+                    for as_ggml in [false, true] {
+                        check(n, c, kind, eps, weight, bias, as_ggml);
+                    }
                 }
             }
         }
     }
 
-    fn check(n: usize, c: usize, kind: Kind, eps: f32, has_weight: bool, has_bias: bool) {
-        let what = |part: &str| format!("{part} of {kind:?} {n} {c} {has_weight} {has_bias}");
+    /// What ggml computes, in scalars and in its order.
+    #[test]
+    fn its_bits_are_those_of_ggml() {
+        for (kind, c) in [(Kind::Layer, 256), (Kind::Layer, 83), (Kind::Rms, 256), (Kind::Rms, 83)] {
+            let x: Vec<f32> = numbers("x", c, 2.0).iter().map(|x| x + 0.5).collect();
+            let (weight, bias) = (numbers("weight", c, 1.0), numbers("bias", c, 1.0));
+            let norm = Norm { kind, eps: 1e-5, weight: Some(&weight), bias: Some(&bias), as_ggml: true };
+            let found = same_everywhere(|team| {
+                let (mut y, mut stats) = (vec![0.0; c], vec![0.0; 2]);
+                forward(team, norm, c, &x, &mut y, &mut stats);
+                vec![y]
+            });
+            let mean = match kind {
+                Kind::Layer => x.iter().map(|x| f64::from(*x)).sum::<f64>() as f32 / c as f32,
+                Kind::Rms => 0.0,
+            };
+            let squares: Vec<f32> = x.iter().map(|x| (x - mean) * (x - mean)).collect();
+            let mut sum = 0.0;
+            let trees = if kind == Kind::Layer { c / 8 } else { 0 };
+            for s in squares.chunks_exact(8).take(trees) {
+                let halves: Vec<f32> = (0..4).map(|i| s[i] + s[i + 4]).collect();
+                sum += f64::from((halves[0] + halves[2]) + (halves[1] + halves[3]));
+            }
+            squares[8 * trees..].iter().for_each(|s| sum += f64::from(*s));
+            let rstd = 1.0 / ((sum / c as f64) as f32 + norm.eps).sqrt();
+            let expected: Vec<f32> = (0..c).map(|i| (x[i] - mean) * rstd * weight[i] + bias[i]).collect();
+            assert_eq!(found[0], expected, "{kind:?} {c}");
+        }
+    }
+
+    fn check(n: usize, c: usize, kind: Kind, eps: f32, has_weight: bool, has_bias: bool, as_ggml: bool) {
+        let what = |part: &str| format!("{part} of {kind:?} {n} {c} {has_weight} {has_bias} {as_ggml}");
         // A mean apart from 0.
         let x: Vec<f32> = numbers("x", n * c, 2.0).iter().map(|x| x + 0.5).collect();
         let (weight, bias) = (numbers("weight", c, 1.0), numbers("bias", c, 1.0));
         let (dy, before) = (numbers("dy", n * c, 1.0), numbers("before", n * c + 2 * c, 1.0));
         let (weight, bias) = (has_weight.then_some(&weight[..]), has_bias.then_some(&bias[..]));
-        let norm = Norm { kind, eps, weight, bias };
+        let norm = Norm { kind, eps, weight, bias, as_ggml };
         let found = same_everywhere(|team| {
             let (mut y, mut again, mut stats) = (vec![0.0; n * c], vec![0.0; n * c], vec![0.0; 2 * n]);
             forward(team, norm, c, &x, &mut y, &mut stats);

@@ -35,10 +35,9 @@ impl Activations {
 
 fn mlp(pass: &Pass) -> Mlp {
     let config = pass.config();
-    // Of a quantized model GELU is rounded as the rows that blocks are multiplied with are: as llama.cpp does
-    // it, so that both write the same text.
-    let half = pass.model.is_quantized();
-    Mlp { activation: config.activation, gated: config.gated, width: config.d_ff, half }
+    // As the rows that blocks are multiplied with are rounded: so that llama.cpp writes the same text.
+    let as_ggml = pass.model.is_quantized();
+    Mlp { activation: config.activation, gated: config.gated, width: config.d_ff, as_ggml }
 }
 
 /// `x: [N, C]` becomes the layer's output. `wide` is a scratch of rows [`stride`] apart.

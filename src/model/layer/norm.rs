@@ -15,7 +15,9 @@ impl Pass<'_> {
             Norm::RmsNorm => Kind::Rms,
         };
         let eps = self.config().norm_eps as f32;
-        norm::Norm { kind, eps, weight: of(&layout.weight), bias: of(&layout.bias) }
+        // As the rows that blocks are multiplied with are rounded: so that llama.cpp writes the same text.
+        let as_ggml = self.model.is_quantized();
+        norm::Norm { kind, eps, weight: of(&layout.weight), bias: of(&layout.bias), as_ggml }
     }
 }
 
