@@ -134,8 +134,9 @@ impl Kind for Eval {
         Info {
             name: "eval",
             // 4: what the model says was held out; 5: x beside blocks is rounded as llama.cpp rounds it; 6: items,
-            // intervals, context and stride; 7: GELU of quantized models is rounded as llama.cpp rounds it
-            version: 7,
+            // intervals, context and stride; 7: GELU of quantized models is rounded as llama.cpp rounds it; 8: so are
+            // their norms, SiLU and products
+            version: 8,
             summary: "Measures a model: held-out text, cloze, minimal pairs, multiple choice, an exam; with gates.",
             inputs,
             outputs: vec![Port::new("report", "report", REPORT)],

@@ -143,7 +143,9 @@ impl Kind for Quantize {
         }));
         Info {
             name: "quantize",
-            version: 3, // 2: x is rounded as llama.cpp rounds it, which the figures show; 3: so is GELU
+            // 2: x is rounded as llama.cpp rounds it, which the figures show; 3: so is GELU; 4: so are norms, SiLU and
+            // products
+            version: 4,
             summary: "Stores a model's matrices in 8, 6, 5 or 4 bits, and reports what that costs.",
             inputs,
             outputs: vec![Port::new(
