@@ -352,7 +352,7 @@ unsafe fn quads<S: Dots, L: Layout, const R: usize, const W: usize>(place: Place
             let at = g * L::FORM.unit_bytes();
             let of_rows = place.of_rows::<f32, R>(place.k, g);
             let scales = place.scales::<S, R, W>(at + L::FORM.floats_at(), of_rows);
-            for q in 0..QUADS {
+            for (q, sums) in sums.iter_mut().enumerate() {
                 let w = of_panels!(place, at + 64 * q, S::load_i);
                 let x = place.of_rows::<i32, R>(0, g * QUADS + q);
                 let first =
@@ -360,22 +360,21 @@ unsafe fn quads<S: Dots, L: Layout, const R: usize, const W: usize>(place: Place
                 for r in 0..R {
                     for i in 0..W {
                         let dot = S::dot_bytes(S::splat_i(first[r]), w[i], S::splat_i(x[r]));
-                        sums[q][r][i] = S::fma(S::float(dot), scales[r][i], sums[q][r][i]);
+                        sums[r][i] = S::fma(S::float(dot), scales[r][i], sums[r][i]);
                     }
                 }
             }
         }
+        let [a, b, c, d, e, f, g, h] = sums;
+        let mut all = a;
         for r in 0..R {
             for i in 0..W {
-                for q in 0..4 {
-                    sums[q][r][i] = S::plus(sums[q][r][i], sums[q + 4][r][i]);
-                }
-                let (even, odd) =
-                    (S::plus(sums[0][r][i], sums[2][r][i]), S::plus(sums[1][r][i], sums[3][r][i]));
-                sums[0][r][i] = S::plus(even, odd);
+                let even = S::plus(S::plus(a[r][i], e[r][i]), S::plus(c[r][i], g[r][i]));
+                let odd = S::plus(S::plus(b[r][i], f[r][i]), S::plus(d[r][i], h[r][i]));
+                all[r][i] = S::plus(even, odd);
             }
         }
-        sums[0]
+        all
     }
 }
 
