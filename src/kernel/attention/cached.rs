@@ -187,12 +187,12 @@ impl Text<'_> {
 
     /// All queries of a head, as [`super::forward`] computes them.
     fn head(&self, team: &Team, h: usize, out: Parts) {
-        let (shape, isa, way) = (&self.shape, team.isa, InTiles::of(team));
+        let (shape, isa, tiles) = (&self.shape, team.isa, InTiles::of(team));
         let (q, k, v) = (self.q.head(shape, 0, h), self.keys(h), self.values(h));
-        with_scratch(shape, packed_len(way, shape), |scores, stats, width, packed| {
+        with_scratch(shape, packed_len(tiles, shape), |scores, stats, width, packed| {
             let mut packed = &mut *packed;
-            let k = k.packed(way, shape, &mut packed);
-            let v = Factor::new(way, v, shape.keys(), shape.width, &mut packed);
+            let k = k.packed(tiles, shape, &mut packed);
+            let v = Factor::new(tiles, v, shape.keys(), shape.width, &mut packed);
             for block in blocks(shape.queries) {
                 let queries = Queries { shape, q, k, number: h, block: &block };
                 queries.weights(isa, Dropout::NONE, scores, width, &mut stats[..2 * block.len()]);

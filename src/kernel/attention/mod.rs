@@ -128,17 +128,17 @@ pub fn forward(
     stats: &mut [f32],
 ) {
     let (t, c) = (shape.queries, shape.heads * shape.width);
-    let (out, stats, way) = (Parts::new(out), Parts::new(stats), InTiles::of(team));
+    let (out, stats, tiles) = (Parts::new(out), Parts::new(stats), InTiles::of(team));
     let head = |task: usize| {
         let (s, h) = (task / shape.heads, task % shape.heads);
         let g = h / shape.group();
         let [q, k, v] = [q.head(&shape, s, h), k.head(&shape, s, g), v.head(&shape, s, g)];
         // SAFETY: each task has a head of its own.
         let stats = unsafe { stats.take(task * t * 2..(task + 1) * t * 2) };
-        with_scratch(&shape, packed_len(way, &shape), |scores, _, width, packed| {
+        with_scratch(&shape, packed_len(tiles, &shape), |scores, _, width, packed| {
             let mut packed = &mut *packed;
-            let k = Keys::Rows(k).packed(way, &shape, &mut packed);
-            let v = Factor::new(way, v, shape.keys(), shape.width, &mut packed);
+            let k = Keys::Rows(k).packed(tiles, &shape, &mut packed);
+            let v = Factor::new(tiles, v, shape.keys(), shape.width, &mut packed);
             for block in blocks(t) {
                 let stats = &mut stats[2 * block.start..2 * block.end];
                 let queries = Queries { shape: &shape, q, k, number: task, block: &block };
@@ -160,16 +160,16 @@ pub fn forward(
 /// keys that are ahead of it.
 pub fn probabilities(team: &Team, shape: Shape, q: Rows, k: Rows, out: &mut [f32]) {
     let (t, keys) = (shape.queries, shape.keys());
-    let (out, way) = (Parts::new(out), InTiles::of(team));
+    let (out, tiles) = (Parts::new(out), InTiles::of(team));
     team.each(shape.batch * shape.heads, |task| {
         let (s, h) = (task / shape.heads, task % shape.heads);
         let (q, k) = (q.head(&shape, s, h), k.head(&shape, s, h / shape.group()));
         // SAFETY: each task has a head of its own.
         let out = unsafe { out.take(task * t * keys..(task + 1) * t * keys) };
         let mut stats = [0.0; 2 * BLOCK];
-        with_scratch(&shape, packed_len(way, &shape), |scores, _, width, packed| {
+        with_scratch(&shape, packed_len(tiles, &shape), |scores, _, width, packed| {
             let mut packed = &mut *packed;
-            let k = Keys::Rows(k).packed(way, &shape, &mut packed);
+            let k = Keys::Rows(k).packed(tiles, &shape, &mut packed);
             for block in blocks(t) {
                 let queries = Queries { shape: &shape, q, k, number: task, block: &block };
                 queries.weights(team.isa, Dropout::NONE, scores, width, &mut stats[..2 * block.len()]);
@@ -196,12 +196,12 @@ enum Keys<'a> {
 
 impl<'a> Keys<'a> {
     /// As products in `bf16_tile` read them, in the first numbers of `memory`; otherwise as they are.
-    fn packed<'m>(self, way: Option<InTiles>, shape: &Shape, memory: &mut &'m mut [f32]) -> Keys<'m>
+    fn packed<'m>(self, tiles: Option<InTiles>, shape: &Shape, memory: &mut &'m mut [f32]) -> Keys<'m>
     where
         'a: 'm,
     {
-        let Some(way) = way else { return self };
-        let mut right = way.right(shape.width, shape.keys(), memory);
+        let Some(tiles) = tiles else { return self };
+        let mut right = tiles.right(shape.width, shape.keys(), memory);
         match self {
             Keys::Rows(keys) => right.pack(keys.t()),
             Keys::Panels { data, stride } => {
@@ -224,9 +224,9 @@ enum Factor<'a> {
 
 impl<'m> Factor<'m> {
     /// As products in `bf16_tile` read it, in the first numbers of `memory`; otherwise as it is.
-    fn new(way: Option<InTiles>, view: View<'m>, k: usize, n: usize, memory: &mut &'m mut [f32]) -> Self {
-        let Some(way) = way else { return Factor::Rows { view, n } };
-        let mut right = way.right(k, n, memory);
+    fn new(tiles: Option<InTiles>, view: View<'m>, k: usize, n: usize, memory: &mut &'m mut [f32]) -> Self {
+        let Some(tiles) = tiles else { return Factor::Rows { view, n } };
+        let mut right = tiles.right(k, n, memory);
         right.pack(view);
         Factor::Packed { right, n }
     }
@@ -254,8 +254,8 @@ impl<'m> Factor<'m> {
 }
 
 /// Numbers of memory that a head's keys and values take, packed.
-fn packed_len(way: Option<InTiles>, shape: &Shape) -> usize {
-    way.map_or(0, |way| way.len(shape.width, shape.keys()) + way.len(shape.keys(), shape.width))
+fn packed_len(tiles: Option<InTiles>, shape: &Shape) -> usize {
+    tiles.map_or(0, |tiles| tiles.len(shape.width, shape.keys()) + tiles.len(shape.keys(), shape.width))
 }
 
 /// A block of queries of a head, and the keys that they see.
@@ -440,22 +440,23 @@ pub fn backward(
     dqkv: &mut [f32],
 ) {
     assert_eq!(shape.start, 0, "no backward pass through a cache");
-    let (dqkv, way) = (Parts::new(dqkv), InTiles::of(team));
+    let (dqkv, tiles) = (Parts::new(dqkv), InTiles::of(team));
     // Keys as such and transposed, values, and of a block queries and gradients of the output.
-    let len = way.map_or(0, |way| {
-        let keys = way.len(shape.queries, shape.width);
-        keys + 2 * way.len(shape.width, shape.queries) + 2 * way.len(BLOCK.min(shape.queries), shape.width)
+    let len = tiles.map_or(0, |tiles| {
+        let keys = tiles.len(shape.queries, shape.width);
+        keys + 2 * tiles.len(shape.width, shape.queries)
+            + 2 * tiles.len(BLOCK.min(shape.queries), shape.width)
     });
     team.each(shape.batch * shape.kv_heads, |task| {
         let (s, g) = (task / shape.kv_heads, task % shape.kv_heads);
         let (k, v) = (k.head(&shape, s, g), v.head(&shape, s, g));
         with_scratch(&shape, len, |p, ds, width, packed| {
             let mut packed = &mut *packed;
-            let factor = Factor::new(way, k, shape.queries, shape.width, &mut packed);
-            let [k, v] = [k, v].map(|rows| Keys::Rows(rows).packed(way, &shape, &mut packed));
+            let factor = Factor::new(tiles, k, shape.queries, shape.width, &mut packed);
+            let [k, v] = [k, v].map(|rows| Keys::Rows(rows).packed(tiles, &shape, &mut packed));
             for h in g * shape.group()..(g + 1) * shape.group() {
                 let (number, q) = (s * shape.heads + h, q.head(&shape, s, h));
-                let head = Head { shape: &shape, number, way, q, k, v, factor, dropout };
+                let head = Head { shape: &shape, number, tiles, q, k, v, factor, dropout };
                 head.backward(team.isa, &back, dqkv, (&mut *p, &mut *ds, width), &mut *packed);
             }
         });
@@ -467,7 +468,7 @@ struct Head<'a> {
     shape: &'a Shape,
     /// Among the heads of all sequences.
     number: usize,
-    way: Option<InTiles>,
+    tiles: Option<InTiles>,
     q: View<'a>,
     k: Keys<'a>,
     v: Keys<'a>,
@@ -500,7 +501,7 @@ impl Head<'_> {
             mix(isa, shape, ds, width, &block, &self.factor, dq, stride);
             let mut packed = &mut *packed;
             let [dout, q] = [dout, self.q]
-                .map(|rows| Factor::new(self.way, rows.below(block.start), block.len(), d, &mut packed));
+                .map(|rows| Factor::new(self.tiles, rows.below(block.start), block.len(), d, &mut packed));
             self.keys(isa, &block, (p, ds, width), [&dout, &q], dqkv);
         }
     }

@@ -34,7 +34,7 @@ impl InTiles {
     pub fn right<'a>(self, k: usize, n: usize, memory: &mut &'a mut [f32]) -> Right<'a> {
         let (own, rest) = std::mem::take(memory).split_at_mut(self.len(k, n));
         *memory = rest;
-        Right { way: self, data: Parts::new(own), k, n }
+        Right { tiles: self, data: Parts::new(own), k, n }
     }
 }
 
@@ -47,7 +47,7 @@ pub const COLUMNS: usize = VECTORS * LANES;
 /// A packed matrix `[k, n]`, in panels of [`COLUMNS`].
 #[derive(Clone, Copy)]
 pub struct Right<'a> {
-    way: InTiles,
+    tiles: InTiles,
     data: Parts<'a>,
     k: usize,
     n: usize,
@@ -67,7 +67,7 @@ impl Right<'_> {
     /// # Panics
     /// When the slice is too short, there are no such columns, or they are no whole panels.
     pub fn pack_columns(&mut self, columns: Range<usize>, b: View) {
-        let Right { way: InTiles { isa, numbers }, data, k, n } = *self;
+        let Right { tiles: InTiles { isa, numbers }, data, k, n } = *self;
         assert!(columns.start <= columns.end && b.holds(k, columns.len()), "b is no [{k}, {columns:?}]");
         assert!(columns.start.is_multiple_of(COLUMNS) && self.ends_at(columns.end), "{columns:?} of {n}");
         for (_, steps) in blocks_of(0..numbers.steps(k), DEPTH, Start::Zero) {
@@ -100,7 +100,7 @@ impl Right<'_> {
         if rows.is_empty() || columns == 0 {
             return;
         }
-        let Right { way: InTiles { isa, numbers }, data, n, k } = *self;
+        let Right { tiles: InTiles { isa, numbers }, data, n, k } = *self;
         check(rows.end, columns, depths.end, a, start, c, stride);
         assert!(self.ends_at(columns) && depths.end <= k, "[{depths:?}, {columns}] of [{k}, {n}]");
         let steps = numbers.steps(depths.start)..numbers.steps(depths.end);
@@ -151,9 +151,9 @@ mod tests {
             for (transposed, start) in [(false, Start::Zero), (true, Start::Add)] {
                 let a = if transposed { View::new(&a, m).t() } else { View::new(&a, k) };
                 let found = same_in_tiles(|team| {
-                    let way = InTiles::of(team).expect("in bf16_tile");
-                    let mut memory = vec![f32::NAN; way.len(k, n)];
-                    let mut right = way.right(k, n, &mut &mut memory[..]);
+                    let tiles = InTiles::of(team).expect("in bf16_tile");
+                    let mut memory = vec![f32::NAN; tiles.len(k, n)];
+                    let mut right = tiles.right(k, n, &mut &mut memory[..]);
                     if transposed {
                         right.pack(View::new(&b, n));
                     } else {
@@ -196,9 +196,9 @@ mod tests {
     #[test]
     #[should_panic(expected = "40] of [32, 70]")]
     fn columns_that_end_within_a_panel_are_refused() {
-        let way = InTiles::of(&Team::new(1).in_dtype(Dtype::Bf16Tile)).expect("in bf16_tile");
-        let (mut memory, a, mut c) = (vec![0.0; way.len(32, 70)], [0.0; 32], [0.0; 70]);
-        let right = way.right(32, 70, &mut &mut memory[..]);
+        let tiles = InTiles::of(&Team::new(1).in_dtype(Dtype::Bf16Tile)).expect("in bf16_tile");
+        let (mut memory, a, mut c) = (vec![0.0; tiles.len(32, 70)], [0.0; 32], [0.0; 70]);
+        let right = tiles.right(32, 70, &mut &mut memory[..]);
         right.product(View::new(&a, 32), 0..1, 40, 0..32, Start::Zero, Parts::new(&mut c), 70);
     }
 }
