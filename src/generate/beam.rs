@@ -9,7 +9,8 @@
 //! the worst of them (`early_stopping=False`): with a length penalty above 0 a longer text might still have
 //! become better. With one beam it is greedy search.
 
-use super::search::{Branch, Chooser};
+use super::sampler::Sampler;
+use super::search::Branch;
 use super::writer::Writer;
 use super::{Continuation, Finish, Options};
 
@@ -49,10 +50,10 @@ type Step = (usize, u32, f64);
 
 /// Extends `beams` by the most probable tokens; texts that end with them become `finished`. Gives the beams to
 /// follow, the most probable first, and what each is to read.
-pub fn step(beams: &[Branch], finished: &mut Finished, chooser: &Chooser) -> (Vec<Branch>, Vec<u32>) {
-    let Chooser { sampler, options, .. } = chooser;
+pub fn step(beams: &[Branch], finished: &mut Finished, sampler: &Sampler) -> (Vec<Branch>, Vec<u32>) {
+    let options = sampler.options();
     let (mut grown, mut next) = (Vec::new(), Vec::new());
-    for (rank, (b, id, score)) in top_continuations(beams, chooser).into_iter().enumerate() {
+    for (rank, (b, id, score)) in top_continuations(beams, sampler).into_iter().enumerate() {
         let (counts, open) = (rank < options.num_beams, grown.len() < options.num_beams);
         if !counts && !open {
             break;
@@ -61,7 +62,7 @@ pub fn step(beams: &[Branch], finished: &mut Finished, chooser: &Chooser) -> (Ve
         let tokens = writer.tokens().len() + 1;
         let finish = match sampler.is_end(id) {
             true => Some(Finish::End),
-            false => writer.push(chooser.token(&beams[b].sequence, id), options.max_new_tokens),
+            false => writer.push(sampler.token(&beams[b].sequence, id), options.max_new_tokens),
         };
         match finish {
             Some(finish) if counts => {
@@ -83,8 +84,8 @@ pub fn step(beams: &[Branch], finished: &mut Finished, chooser: &Chooser) -> (Ve
 
 /// The top continuations of all beams by one token, best first: of each beam so many that `num_beams` are left
 /// when all end tokens are among them.
-fn top_continuations(beams: &[Branch], chooser: &Chooser) -> Vec<Step> {
-    let Chooser { sampler, options, .. } = chooser;
+fn top_continuations(beams: &[Branch], sampler: &Sampler) -> Vec<Step> {
+    let options = sampler.options();
     let mut all: Vec<Step> = Vec::new();
     for (b, beam) in beams.iter().enumerate() {
         let best = sampler.most_probable(&beam.sequence, options.num_beams + sampler.end_count());

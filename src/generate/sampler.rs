@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Options, Sequence};
+use super::{Options, Sequence, Token};
 use crate::base::Rng;
 use crate::kernel::{Isa, loss};
 use crate::model::Model;
@@ -120,18 +120,19 @@ impl Sampler {
         self.best(sequence, k).into_iter().map(|(id, _)| (id, logs[id as usize])).collect()
     }
 
-    /// The `k` most probable next tokens by the model's own distribution, whether or not they may be chosen, with
-    /// their log-probabilities; `chosen` is a token and its log-probability.
-    pub fn top(&self, sequence: &Sequence, k: usize, chosen: (u32, f64)) -> Vec<(u32, f64)> {
-        if k == 0 {
-            return Vec::new();
-        }
+    /// `id` as the token behind `sequence`, with its log-probability and those of the most probable tokens, as many as
+    /// the options ask for, by the model's own distribution: whether or not they may be chosen.
+    pub fn token(&self, sequence: &Sequence, id: u32) -> Token {
+        let logprob = loss::logprob(self.isa, &sequence.logits, id);
         let logit = |id: u32| f64::from(sequence.logits[id as usize]);
         // What all logits are less by, so that a token has the same figure here and where it is chosen.
-        let log_sum = logit(chosen.0) - chosen.1;
-        let logprob = |id: u32| if id == chosen.0 { chosen.1 } else { logit(id) - log_sum };
-        let best = loss::largest(self.isa, &sequence.logits[..self.vocab_size], k);
-        best.into_iter().map(|id| (id, logprob(id))).collect()
+        let log_sum = logit(id) - logprob;
+        let with_logprob = |other: u32| (other, if other == id { logprob } else { logit(other) - log_sum });
+        let best = match self.options.top_logprobs {
+            0 => Vec::new(),
+            k => loss::largest(self.isa, &sequence.logits[..self.vocab_size], k),
+        };
+        Token { id, logprob, top: best.into_iter().map(with_logprob).collect() }
     }
 
     /// The logits that biases and penalties change, after them.

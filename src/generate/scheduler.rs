@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::prefix::Prefixes;
 use super::sampler::Sampler;
-use super::search::{Chooser, Search};
+use super::search::Search;
 use super::session::Reader;
 use super::{Continuation, Options, Sequence, Strategy, Token, batch};
 use crate::base::{Error, Invalid, Result};
@@ -220,16 +220,15 @@ impl<M: Deref<Target = Model>> Scheduler<M> {
 
     /// Chooses a token for each sequence that is read.
     fn choose(&mut self) {
-        let team = self.reader.team();
         let ready = self.running.iter_mut().flat_map(|job| {
-            let chooser = Chooser { sampler: &job.sampler, options: job.sampler.options(), team };
+            let sampler = &job.sampler;
             let searches = job.searches.iter_mut().map(|running| &mut running.search);
-            searches.filter(|search| search.is_read()).map(move |search| Mutex::new((search, chooser)))
+            searches.filter(|search| search.is_read()).map(move |search| Mutex::new((search, sampler)))
         });
         let ready: Vec<_> = ready.collect();
-        team.each(ready.len(), |i| {
-            let (search, chooser) = &mut *ready[i].lock().unwrap_or_else(PoisonError::into_inner);
-            search.step(chooser);
+        self.reader.team().each(ready.len(), |i| {
+            let (search, sampler) = &mut *ready[i].lock().unwrap_or_else(PoisonError::into_inner);
+            search.step(sampler);
         });
     }
 

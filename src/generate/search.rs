@@ -3,9 +3,8 @@
 
 use super::sampler::Sampler;
 use super::writer::Writer;
-use super::{Continuation, Finish, Options, Sequence, Strategy, Token, beam};
+use super::{Continuation, Finish, Options, Sequence, Strategy, beam};
 use crate::base::Rng;
-use crate::kernel::{Team, loss};
 use crate::model::Model;
 
 /// One of the texts that a search follows.
@@ -14,22 +13,6 @@ pub struct Branch {
     pub writer: Writer,
     /// The sum of the new tokens' log-probabilities that beams are compared by.
     pub score: f64,
-}
-
-/// What a search chooses tokens with.
-#[derive(Clone, Copy)]
-pub struct Chooser<'a> {
-    pub sampler: &'a Sampler,
-    pub options: &'a Options,
-    pub team: &'a Team,
-}
-
-impl Chooser<'_> {
-    /// `id` as the token behind `sequence`, with its log-probability by the model's own distribution.
-    pub fn token(&self, sequence: &Sequence, id: u32) -> Token {
-        let logprob = loss::logprob(self.team.isa, &sequence.logits, id);
-        Token { id, logprob, top: self.sampler.top(sequence, self.options.top_logprobs, (id, logprob)) }
-    }
 }
 
 enum How {
@@ -66,27 +49,27 @@ impl Search {
     }
 
     /// Chooses the next token, which is then to be read, or ends. The sequences have been read.
-    pub fn step(&mut self, chooser: &Chooser) {
+    pub fn step(&mut self, sampler: &Sampler) {
         if self.result.is_some() {
             return;
         }
         let branch = &mut self.branches[0];
         let id = match &mut self.how {
-            How::Greedy => chooser.sampler.greedy(&branch.sequence),
-            How::Sample(rng) => chooser.sampler.sample(&branch.sequence, rng),
+            How::Greedy => sampler.greedy(&branch.sequence),
+            How::Sample(rng) => sampler.sample(&branch.sequence, rng),
             How::Beam(finished) => {
                 let next;
-                (self.branches, next) = beam::step(&self.branches, finished, chooser);
-                self.result = finished.result(&self.branches, chooser.options);
+                (self.branches, next) = beam::step(&self.branches, finished, sampler);
+                self.result = finished.result(&self.branches, sampler.options());
                 return self.append(&next);
             }
         };
-        let token = chooser.token(&branch.sequence, id);
-        if chooser.sampler.is_end(id) {
+        let token = sampler.token(&branch.sequence, id);
+        if sampler.is_end(id) {
             branch.writer.close(token);
             return self.end(Finish::End);
         }
-        match branch.writer.push(token, chooser.options.max_new_tokens) {
+        match branch.writer.push(token, sampler.options().max_new_tokens) {
             Some(finish) => self.end(finish),
             None => self.append(&[id]),
         }

@@ -4,7 +4,7 @@ use std::ops::{ControlFlow, Deref};
 use std::sync::{Mutex, PoisonError};
 
 use super::sampler::Sampler;
-use super::search::{Chooser, Search};
+use super::search::Search;
 use super::{Continuation, Options, Strategy, batch};
 use crate::base::{Error, Result};
 use crate::kernel::Team;
@@ -204,7 +204,7 @@ pub fn stream<M: Deref<Target = Model>>(
     let rng = batch::stream_of(options, 0, 0);
     let (mut search, mut said) = (Search::new(session.model(), sequence, prompt, options, rng), 0);
     while !search.is_over() {
-        search.step(&Chooser { sampler: &sampler, options, team: session.reader.team() });
+        search.step(&sampler);
         let new = &search.text()[said..];
         if !new.is_empty() && on_text(new).is_break() {
             break;

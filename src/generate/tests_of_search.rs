@@ -1,7 +1,7 @@
 //! Batches, streams and beams against what each is alone, and draws against their distribution.
 
 use super::sampler::log_softmax;
-use super::search::{Chooser, Search};
+use super::search::Search;
 use super::tests::{model, with};
 use super::*;
 use crate::base::{Quiet, Rng};
@@ -37,7 +37,7 @@ pub fn alone(model: &Model, ids: &[u32], options: &Options, prompt: usize, sampl
     let (sampler, rng) = (Sampler::new(model, options), batch::stream_of(options, prompt, sample));
     let mut search = Search::new(model, session.sequence.clone(), ids, options, rng);
     while !search.is_over() {
-        search.step(&Chooser { sampler: &sampler, options, team: session.reader.team() });
+        search.step(&sampler);
         session.reader.read_all(search.sequences()).unwrap();
     }
     search.finish().0

@@ -2,8 +2,8 @@
 //!
 //! Where threads can't work on separate sequences (see `model::executor`), they share each loop of a kernel:
 //! generating one token takes some hundred loops. Handing a loop to a general thread pool costs 5 to 20 µs;
-//! the threads of a [`Team`] spin for a short while between loops, so it costs less than 1; then they offer their core
-//! to others that wait for one, as those that write what a server says, and at last they sleep. Which thread runs
+//! the threads of a [`Team`] spin for a short while between loops, so it costs less than 1; then they yield their core
+//! to other threads of the process, such as a server's, and at last they sleep. Which thread runs
 //! which task is decided at run time, so a task must write only its own part of the output: then the bytes
 //! don't depend on the threads.
 
@@ -16,12 +16,11 @@ use std::thread::{JoinHandle, Thread};
 use super::dtype::Dtype;
 use super::simd::Isa;
 
-/// Iterations of a loop that waits for work or for others, before it offers its core to threads that are no kernel's:
-/// some 3 µs.
+/// Iterations of a loop that waits for work or for others, before it yields to other threads: some 3 µs.
 const SPINS: usize = 250;
 
-/// How often a thread that waits for work offers its core before it sleeps: some 50 µs.
-const OFFERS: usize = 100;
+/// How often a thread that waits for work yields before it sleeps: some 50 µs.
+const YIELDS: usize = 100;
 
 /// Waits a little, the `i`th time.
 fn wait(i: usize) {
@@ -96,7 +95,7 @@ impl Shared {
         while !self.stop.load(Ordering::Relaxed) {
             if self.help() {
                 spins = 0;
-            } else if spins < SPINS + OFFERS {
+            } else if spins < SPINS + YIELDS {
                 wait(spins);
                 spins += 1;
             } else {

@@ -155,12 +155,12 @@ fn rounded(team: &Team) -> Option<Numbers> {
         Dtype::F32 => return None,
         Dtype::Bf16 if has_native(Numbers::Pairs, team.isa) => Numbers::Pairs,
         Dtype::Bf16 => Numbers::Rounded,
-        Dtype::Bf16Tile => blocks_of_k(team),
+        Dtype::Bf16Tile => tile_numbers(team),
     })
 }
 
 /// What the team's products in `bf16_tile` are packed as.
-fn blocks_of_k(team: &Team) -> Numbers {
+fn tile_numbers(team: &Team) -> Numbers {
     if team.simulates_tiles() || has_native(Numbers::Tiles, team.isa) {
         Numbers::Tiles
     } else {
@@ -540,7 +540,7 @@ pub fn instructions(team: &Team) -> String {
         Dtype::F32 => team.isa.name().into(),
         Dtype::Bf16 if has_native(Numbers::Pairs, team.isa) => "AVX-512 BF16".into(),
         Dtype::Bf16 => format!("{}, rounded to bf16", team.isa.name()),
-        Dtype::Bf16Tile if blocks_of_k(team) == Numbers::Tiles => "AMX".into(),
+        Dtype::Bf16Tile if tile_numbers(team) == Numbers::Tiles => "AMX".into(),
         Dtype::Bf16Tile => format!("{}, in the order of AMX", team.isa.name()),
     }
 }

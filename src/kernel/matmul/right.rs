@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::pack::{Numbers, pack_right};
 use super::tile::{Packed, Source};
-use super::{DEPTH, Part, Parts, Start, Team, View, blocks_of, blocks_of_k, check};
+use super::{DEPTH, Part, Parts, Start, Team, View, blocks_of, check, tile_numbers};
 use crate::kernel::dtype::Dtype;
 use crate::kernel::simd::{Isa, LANES};
 
@@ -19,7 +19,7 @@ pub struct InTiles {
 impl InTiles {
     /// If the team's products are in `bf16_tile`.
     pub fn of(team: &Team) -> Option<Self> {
-        (team.dtype == Dtype::Bf16Tile).then(|| InTiles { isa: team.isa, numbers: blocks_of_k(team) })
+        (team.dtype == Dtype::Bf16Tile).then(|| InTiles { isa: team.isa, numbers: tile_numbers(team) })
     }
 
     /// Numbers of memory that a matrix `[k, n]` takes.
@@ -104,7 +104,7 @@ impl Right<'_> {
         check(rows.end, columns, depths.end, a, start, c, stride);
         assert!(self.ends_at(columns) && depths.end <= k, "[{depths:?}, {columns}] of [{k}, {n}]");
         let steps = numbers.steps(depths.start)..numbers.steps(depths.end);
-        // Blocks that begin elsewhere than those that are packed.
+        // From a later k on, the blocks of steps are other ones than those that are packed, unless there is but one.
         let is_one_block = numbers.steps(k) <= DEPTH;
         assert!(
             depths.start == 0 || depths.start.is_multiple_of(super::pack::BLOCK) && is_one_block,

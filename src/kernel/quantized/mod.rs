@@ -21,7 +21,7 @@
 //! Each `Σ` is an exact integer and each `+=` one fused multiply-add, in the order of k. At the end eight sums are
 //! added as a tree, `y'` is added, and a bias or what y was before is added. So the bits of a result depend
 //! neither on the instructions and threads that compute it nor on what is computed along with it. Q4_0, Q8_0 and
-//! Q4_K have llama.cpp's bits; the others may differ from them by roundings.
+//! Q4_K follow its kernels operation by operation; of the others, llama.cpp has kernels with other orders.
 //!
 //! ```text
 //!  form   how the codes of a type are laid out

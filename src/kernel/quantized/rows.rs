@@ -125,8 +125,8 @@ fn sum_of_four(word: u32) -> i32 {
 
 simd! {
     /// `x · 127 / max |x|` to the nearest integer, ties to even; the scale is `max |x| / 127`, or for 256
-    /// numbers the inverse of that factor. A scale is NaN where
-    /// a number is infinite or NaN; numbers below 1e-30 count as 0.
+    /// numbers the inverse of that factor. A scale is NaN where a number is infinite or NaN; numbers below 1e-30
+    /// count as 0.
     fn round<S>(x: &[f32], sharing: Sharing, row: &mut [u8]) {
         let (codes, rest) = row.split_at_mut(x.len());
         let (scales, rest) = rest.split_at_mut(sharing.sums_at(x.len()) - x.len());

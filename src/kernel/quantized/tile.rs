@@ -207,6 +207,7 @@ macro_rules! of_panels {
         all
     }};
 }
+
 impl Place {
     /// A number of each row, of which the first row's is the `i`-th from byte `at` on.
     #[inline(always)]
@@ -309,6 +310,20 @@ fn times<T: Copy + Into<i32>, const R: usize>(numbers: [T; R], by: i32) -> [i32;
     all
 }
 
+/// `sums += integers · scales`
+#[inline(always)]
+unsafe fn add<S: Dots, const R: usize, const W: usize>(
+    sums: &mut [[S::F; W]; R],
+    integers: [[S::I; W]; R],
+    scales: [[S::F; W]; R],
+) {
+    for r in 0..R {
+        for i in 0..W {
+            sums[r][i] = unsafe { S::fma(S::float(integers[r][i]), scales[r][i], sums[r][i]) };
+        }
+    }
+}
+
 /// [`Sums::Groups`]
 #[inline(always)]
 unsafe fn groups<S: Dots, L: Layout, const R: usize, const W: usize>(place: Place) -> [[S::F; W]; R] {
@@ -322,11 +337,7 @@ unsafe fn groups<S: Dots, L: Layout, const R: usize, const W: usize>(place: Plac
             let dots = dots::<S, L, R, W>(place, at, g * GROUP, times(totals, -zero));
             let of_rows = place.of_rows::<f32, R>(place.k, g);
             let scales = place.scales::<S, R, W>(at + L::FORM.floats_at(), of_rows);
-            for r in 0..R {
-                for i in 0..W {
-                    sums[r][i] = S::fma(S::float(dots[r][i]), scales[r][i], sums[r][i]);
-                }
-            }
+            add::<S, R, W>(&mut sums, dots, scales);
             if mins {
                 let mins = of_panels!(place, at + L::FORM.floats_at() + FLOATS, S::load);
                 for r in 0..R {
@@ -391,9 +402,10 @@ unsafe fn blocks<S: Dots, L: Layout, const R: usize, const W: usize>(place: Plac
             let mut scaled = [[S::splat_i(0); W]; R];
             for g in 0..BLOCK / group {
                 let from = b * BLOCK + g * group;
-                let first = match group {
-                    _ if zero == 0 => [0; R],
-                    _ => times(place.of_rows::<i16, R>(parts_at, from / LANES), -zero),
+                let first = if zero == 0 {
+                    [0; R]
+                } else {
+                    times(place.of_rows::<i16, R>(parts_at, from / LANES), -zero)
                 };
                 let dots = dots::<S, L, R, W>(place, at + g * L::FORM.code_bytes(), from, first);
                 let scales = at + L::FORM.scales_at() + LANES * g;
@@ -406,11 +418,7 @@ unsafe fn blocks<S: Dots, L: Layout, const R: usize, const W: usize>(place: Plac
             }
             let of_rows = place.of_rows::<f32, R>(place.k, b);
             let scales = place.scales::<S, R, W>(at + L::FORM.floats_at(), of_rows);
-            for r in 0..R {
-                for i in 0..W {
-                    sums[r][i] = S::fma(S::float(scaled[r][i]), scales[r][i], sums[r][i]);
-                }
-            }
+            add::<S, R, W>(&mut sums, scaled, scales);
             if mins {
                 let mut scaled = [[S::splat_i(0); W]; R];
                 for pair in 0..BLOCK / group / 2 {
@@ -424,11 +432,7 @@ unsafe fn blocks<S: Dots, L: Layout, const R: usize, const W: usize>(place: Plac
                     }
                 }
                 let scales = place.scales::<S, R, W>(at + L::FORM.floats_at() + FLOATS, of_rows);
-                for r in 0..R {
-                    for i in 0..W {
-                        sums_of_mins[r][i] = S::fma(S::float(scaled[r][i]), scales[r][i], sums_of_mins[r][i]);
-                    }
-                }
+                add::<S, R, W>(&mut sums_of_mins, scaled, scales);
             }
         }
         if mins {
